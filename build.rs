@@ -1,0 +1,17 @@
+//! Generates the public API (`ostler.v1`) and the internal messages (`ostler.wire.v1`) from `proto/`.
+
+use std::path::PathBuf;
+
+const PUBLIC: [&str; 2] = ["ostler/v1/vm.proto", "ostler/v1/plugin.proto"];
+const WIRE: [&str; 1] = ["wire/v1/vmm.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let public = protox::compile(PUBLIC, ["proto"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    // For the reflection service.
+    std::fs::write(out.join("ostler_v1.descriptors"), prost::Message::encode_to_vec(&public))?;
+    tonic_prost_build::configure().compile_fds(public)?;
+    prost_build::Config::new().compile_fds(protox::compile(WIRE, ["proto"])?)?;
+    Ok(())
+}

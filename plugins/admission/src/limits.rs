@@ -1,0 +1,178 @@
+//! The decision itself, on plain values: [`Limits`] and an [`Ask`] give an [`Answer`].
+
+/// What to do with a VM that is larger than one VM may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Mode {
+    /// Deny it.
+    #[default]
+    Deny,
+    /// Make it smaller.
+    Cap,
+}
+
+/// The limits; `None` does not limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Limits {
+    /// Registered VMs.
+    pub max_vms: Option<u64>,
+    /// vCPUs of one VM, at least 1.
+    pub max_vcpus: Option<u64>,
+    /// Memory of one VM in MiB, at least 1.
+    pub max_memory_mib: Option<u64>,
+    /// vCPUs of all VMs.
+    pub total_vcpus: Option<u64>,
+    /// Memory of all VMs in MiB.
+    pub total_memory_mib: Option<u64>,
+    /// For `max_vcpus` and `max_memory_mib`; totals always deny.
+    pub mode: Mode,
+}
+
+/// What is asked for, and what the tenant has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ask {
+    pub vcpus: u32,
+    pub memory_mib: u64,
+    pub vms_in_use: u32,
+    pub vcpus_in_use: u32,
+    pub memory_mib_in_use: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Allow { cap_vcpus: Option<u32>, cap_memory_mib: Option<u64> },
+    Deny { code: &'static str, message: String },
+}
+
+impl Limits {
+    /// Decides. The size of the VM is settled first, so that totals count what it would really get.
+    pub(crate) fn judge(&self, ask: Ask) -> Answer {
+        match self.settle(ask) {
+            Ok(answer) => answer,
+            Err((code, message)) => Answer::Deny { code, message },
+        }
+    }
+
+    fn settle(&self, ask: Ask) -> Result<Answer, (&'static str, String)> {
+        if let Some(limit) = self.max_vms.filter(|&limit| u64::from(ask.vms_in_use) >= limit) {
+            let message = format!("tenant has {} VMs registered, {limit} are allowed", ask.vms_in_use);
+            return Err(("limit.vms", message));
+        }
+        let vcpus = self.size(u64::from(ask.vcpus), self.max_vcpus).map_err(|limit| {
+            ("limit.vcpus", format!("VM asks for {} vCPUs, {limit} are allowed for one VM", ask.vcpus))
+        })?;
+        let memory_mib = self.size(ask.memory_mib, self.max_memory_mib).map_err(|limit| {
+            let message = format!("VM asks for {} MiB of memory, {limit} are allowed for one VM", ask.memory_mib);
+            ("limit.memory", message)
+        })?;
+        within_total(vcpus, u64::from(ask.vcpus_in_use), self.total_vcpus).map_err(|limit| {
+            let message = format!(
+                "VM asks for {vcpus} vCPUs and the tenant has {} in use, {limit} are allowed in total",
+                ask.vcpus_in_use
+            );
+            ("limit.total-vcpus", message)
+        })?;
+        within_total(memory_mib, ask.memory_mib_in_use, self.total_memory_mib).map_err(|limit| {
+            let message = format!(
+                "VM asks for {memory_mib} MiB of memory and the tenant has {} in use, {limit} are allowed in total",
+                ask.memory_mib_in_use
+            );
+            ("limit.total-memory", message)
+        })?;
+        Ok(Answer::Allow {
+            cap_vcpus: u32::try_from(vcpus).ok().filter(|&vcpus| vcpus < ask.vcpus),
+            cap_memory_mib: Some(memory_mib).filter(|&mib| mib < ask.memory_mib),
+        })
+    }
+
+    /// What a VM gets of what it asks for, or the limit it breaks.
+    fn size(&self, asked: u64, limit: Option<u64>) -> Result<u64, u64> {
+        match (limit, self.mode) {
+            (Some(limit), Mode::Deny) if asked > limit => Err(limit),
+            (Some(limit), Mode::Cap) => Ok(asked.min(limit)),
+            _ => Ok(asked),
+        }
+    }
+}
+
+fn within_total(asked: u64, in_use: u64, limit: Option<u64>) -> Result<(), u64> {
+    match limit {
+        Some(limit) if asked.saturating_add(in_use) > limit => Err(limit),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASK: Ask = Ask { vcpus: 4, memory_mib: 1024, vms_in_use: 2, vcpus_in_use: 6, memory_mib_in_use: 3000 };
+    const PLAIN: Answer = Answer::Allow { cap_vcpus: None, cap_memory_mib: None };
+
+    fn denial(limits: &Limits) -> (&'static str, String) {
+        match limits.judge(ASK) {
+            Answer::Deny { code, message } => (code, message),
+            allow => panic!("{allow:?}"),
+        }
+    }
+
+    #[test]
+    fn allows_everything_without_limits() {
+        assert_eq!(Limits::default().judge(ASK), PLAIN);
+    }
+
+    #[test]
+    fn allows_up_to_each_limit() {
+        let limits = Limits {
+            max_vms: Some(3),
+            max_vcpus: Some(4),
+            max_memory_mib: Some(1024),
+            total_vcpus: Some(10),
+            total_memory_mib: Some(4024),
+            mode: Mode::Deny,
+        };
+        assert_eq!(limits.judge(ASK), PLAIN);
+        assert_eq!(Limits { mode: Mode::Cap, ..limits }.judge(ASK), PLAIN);
+    }
+
+    #[test]
+    fn denies_one_above_each_limit_with_value_and_limit() {
+        let cases = [
+            (Limits { max_vms: Some(2), ..Limits::default() }, "limit.vms", "2 VMs"),
+            (Limits { max_vcpus: Some(3), ..Limits::default() }, "limit.vcpus", "4 vCPUs, 3 are"),
+            (Limits { max_memory_mib: Some(1023), ..Limits::default() }, "limit.memory", "1024 MiB of memory, 1023"),
+            (Limits { total_vcpus: Some(9), ..Limits::default() }, "limit.total-vcpus", "6 in use, 9"),
+            (Limits { total_memory_mib: Some(4023), ..Limits::default() }, "limit.total-memory", "3000 in use, 4023"),
+        ];
+        for (limits, code, part) in cases {
+            let (got, message) = denial(&limits);
+            assert_eq!(got, code);
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn caps_the_size_of_a_vm_and_counts_the_capped_size_in_totals() {
+        let limits = Limits {
+            max_vcpus: Some(2),
+            max_memory_mib: Some(512),
+            total_vcpus: Some(8),
+            total_memory_mib: Some(3512),
+            mode: Mode::Cap,
+            ..Limits::default()
+        };
+        assert_eq!(limits.judge(ASK), Answer::Allow { cap_vcpus: Some(2), cap_memory_mib: Some(512) });
+    }
+
+    #[test]
+    fn denies_totals_in_cap_mode_too() {
+        let limits = Limits { total_vcpus: Some(7), mode: Mode::Cap, ..Limits::default() };
+        assert_eq!(denial(&limits).0, "limit.total-vcpus");
+    }
+
+    #[test]
+    fn sums_near_the_top_of_the_range_do_not_wrap() {
+        let limits = Limits { total_memory_mib: Some(u64::MAX - 1), ..Limits::default() };
+        let ask = Ask { memory_mib: u64::MAX, memory_mib_in_use: u64::MAX, ..ASK };
+        assert!(matches!(limits.judge(ask), Answer::Deny { code: "limit.total-memory", .. }));
+    }
+}

@@ -1,0 +1,347 @@
+//! Requests to `model` types and back. The only place that knows both.
+//!
+//! `daemon/rpc` calls it at the door, `cli` where it needs a validated value. Everything that comes from a client is
+//! checked here or in the constructors of `model`; errors name the field as the client wrote it (`spec.disks[1].id`).
+
+use std::time::{Duration, SystemTime};
+
+use crate::api::{scope_name, v1};
+use crate::model::{
+    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, NicSpec, Opinion, Outcome, Patch, SpecError, Verdict,
+    VmSpec, VmState,
+};
+
+/// How long a guest may take to power off when the client does not say.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// The longest grace that a client may ask for.
+pub const MAX_GRACE: Duration = Duration::from_secs(600);
+
+/// A validated VM from a request's spec. Everything is checked that does not depend on the host.
+pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError> {
+    let boot = boot_from_proto(spec.boot.ok_or_else(|| SpecError::new("spec.boot", "is missing: name a kernel"))?)?;
+    let disks = spec.disks.into_iter().enumerate().map(|(index, disk)| disk_from_proto(index, disk));
+    let disks = disks.collect::<Result<_, _>>()?;
+    let nics = spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(index, &nic));
+    let nics = nics.collect::<Result<_, _>>()?;
+    VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)
+}
+
+/// A spec as the API shows it; [`spec_from_proto`] gives the same spec back.
+pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
+    let boot = spec.boot();
+    v1::VirtualMachineSpec {
+        vcpus: spec.vcpus(),
+        memory_mib: spec.memory_mib(),
+        boot: Some(v1::BootSpec {
+            kernel: boot.kernel.to_string(),
+            initrd: boot.initrd.as_ref().map(ImagePath::to_string).unwrap_or_default(),
+            cmdline: boot.cmdline.clone(),
+        }),
+        disks: spec
+            .disks()
+            .iter()
+            .map(|disk| v1::DiskSpec {
+                id: disk.id.to_string(),
+                volume: disk.volume.to_string(),
+                read_only: disk.is_read_only,
+            })
+            .collect(),
+        nics: spec.nics().iter().map(|nic| v1::NicSpec { id: nic.id.to_string() }).collect(),
+    }
+}
+
+/// A state as the API shows it. The cause of a failure travels beside it ([`failure_to_proto`]).
+pub fn state_to_proto(state: &VmState) -> v1::virtual_machine::State {
+    use v1::virtual_machine::State;
+    match state {
+        VmState::Registered => State::Registered,
+        VmState::Starting => State::Starting,
+        VmState::Running => State::Running,
+        VmState::Stopping => State::Stopping,
+        VmState::Stopped => State::Stopped,
+        VmState::Failed(_) => State::Failed,
+        VmState::Destroying => State::Destroying,
+    }
+}
+
+/// Why a VM is FAILED; empty for every other state.
+pub fn failure_to_proto(state: &VmState) -> String {
+    match state {
+        VmState::Failed(cause) => cause.to_string(),
+        VmState::Registered
+        | VmState::Starting
+        | VmState::Running
+        | VmState::Stopping
+        | VmState::Stopped
+        | VmState::Destroying => String::new(),
+    }
+}
+
+/// A decision with every plugin's part in it.
+pub fn decision_to_proto(decision: &Decision) -> v1::Decision {
+    let (allowed, code, message) = match &decision.outcome {
+        Outcome::Allow(patches) => (true, String::new(), patches_text(patches)),
+        Outcome::Deny { code, message, plugin: _ } => (false, code.clone(), message.clone()),
+    };
+    v1::Decision {
+        allowed,
+        code,
+        message,
+        opinions: decision.opinions.iter().map(opinion_to_proto).collect(),
+        took: Some(duration_to_proto(decision.took)),
+    }
+}
+
+fn opinion_to_proto(opinion: &Opinion) -> v1::Opinion {
+    let (verdict, detail) = match &opinion.verdict {
+        Ok(Verdict::Allow(patches)) => ("allow", patches_text(patches)),
+        Ok(Verdict::Deny { code, message }) => ("deny", format!("{code}: {message}")),
+        Ok(Verdict::Abstain) => ("abstain", String::new()),
+        Err(fault) => (fault.code(), fault.to_string()),
+    };
+    v1::Opinion {
+        plugin: opinion.plugin.clone(),
+        digest: opinion.digest.to_string(),
+        scope: scope_name(&opinion.scope),
+        verdict: verdict.to_owned(),
+        detail,
+        took: Some(duration_to_proto(opinion.took)),
+    }
+}
+
+fn patches_text(patches: &[Patch]) -> String {
+    patches.iter().map(Patch::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A duration for a response. One that protobuf cannot say (longer than 10,000 years) becomes the longest that it can.
+pub fn duration_to_proto(duration: Duration) -> prost_types::Duration {
+    // duration.proto: at most 315,576,000,000 s.
+    const MOST: u64 = 315_576_000_000;
+    let seconds = i64::try_from(duration.as_secs().min(MOST)).unwrap_or(i64::MAX);
+    let nanos = i32::try_from(duration.subsec_nanos()).unwrap_or(0);
+    prost_types::Duration { seconds, nanos }
+}
+
+/// A duration from a request; `field` names it in the error. Negative or denormal ones are refused.
+pub fn duration_from_proto(field: &str, duration: prost_types::Duration) -> Result<Duration, SpecError> {
+    let refuse = || {
+        let shown = format!("{} s and {} ns", duration.seconds, duration.nanos);
+        SpecError::new(field, format!("{shown} is not a duration of zero or more"))
+    };
+    let seconds = u64::try_from(duration.seconds).map_err(|_| refuse())?;
+    match u32::try_from(duration.nanos) {
+        Ok(nanos) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
+        _ => Err(refuse()),
+    }
+}
+
+/// The grace of a stop: [`DEFAULT_GRACE`] if unset, zero for "by force at once", at most [`MAX_GRACE`].
+pub fn grace_from_proto(grace: Option<prost_types::Duration>) -> Result<Duration, SpecError> {
+    let Some(grace) = grace else { return Ok(DEFAULT_GRACE) };
+    let grace = duration_from_proto("grace", grace)?;
+    if grace > MAX_GRACE {
+        let most = MAX_GRACE.as_secs();
+        return Err(SpecError::new("grace", format!("{} s, at most {most} s are allowed", grace.as_secs())));
+    }
+    Ok(grace)
+}
+
+/// A moment for a response.
+pub fn timestamp_to_proto(moment: SystemTime) -> prost_types::Timestamp {
+    prost_types::Timestamp::from(moment)
+}
+
+fn boot_from_proto(boot: v1::BootSpec) -> Result<BootSpec, SpecError> {
+    let initrd = match boot.initrd.as_str() {
+        "" => None,
+        path => Some(ImagePath::new("spec.boot.initrd", path)?),
+    };
+    Ok(BootSpec { kernel: ImagePath::new("spec.boot.kernel", &boot.kernel)?, initrd, cmdline: boot.cmdline })
+}
+
+fn disk_from_proto(index: usize, disk: v1::DiskSpec) -> Result<DiskSpec, SpecError> {
+    Ok(DiskSpec {
+        id: device_id(format!("spec.disks[{index}].id"), &disk.id)?,
+        volume: ImagePath::new(&format!("spec.disks[{index}].volume"), &disk.volume)?,
+        is_read_only: disk.read_only,
+    })
+}
+
+fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> {
+    Ok(NicSpec { id: device_id(format!("spec.nics[{index}].id"), &nic.id)? })
+}
+
+fn device_id(field: String, text: &str) -> Result<DeviceId, SpecError> {
+    text.parse().map_err(|error: IdError| SpecError::new(field, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{FailureCause, PluginDigest, PolicyFault, PolicyScope, VmExit};
+    use proptest::prelude::*;
+    use v1::virtual_machine::State;
+
+    fn small() -> v1::VirtualMachineSpec {
+        v1::VirtualMachineSpec {
+            vcpus: 1,
+            memory_mib: 128,
+            boot: Some(v1::BootSpec {
+                kernel: "linux-6.12/vmlinux".into(),
+                initrd: "linux-6.12/initrd".into(),
+                cmdline: "quiet".into(),
+            }),
+            disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
+            nics: vec![v1::NicSpec { id: "eth0".into() }],
+        }
+    }
+
+    fn refused_field(change: impl FnOnce(&mut v1::VirtualMachineSpec)) -> String {
+        let mut spec = small();
+        change(&mut spec);
+        spec_from_proto(spec).unwrap_err().field
+    }
+
+    #[test]
+    fn names_the_field_that_is_wrong() {
+        assert_eq!(refused_field(|s| s.boot = None), "spec.boot");
+        assert_eq!(refused_field(|s| s.boot.as_mut().unwrap().kernel.clear()), "spec.boot.kernel");
+        assert_eq!(refused_field(|s| s.boot.as_mut().unwrap().initrd = "/boot/x".into()), "spec.boot.initrd");
+        assert_eq!(refused_field(|s| s.vcpus = 0), "spec.vcpus");
+        assert_eq!(refused_field(|s| s.disks[0].id = "a/b".into()), "spec.disks[0].id");
+        assert_eq!(refused_field(|s| s.disks[0].volume = "../other/disk".into()), "spec.disks[0].volume");
+        assert_eq!(refused_field(|s| s.nics.push(v1::NicSpec { id: "x".repeat(300) })), "spec.nics[1].id");
+    }
+
+    #[test]
+    fn shows_the_cause_of_a_failure_only() {
+        let failed = VmState::Failed(FailureCause(VmExit::TripleFault));
+        assert_eq!(state_to_proto(&failed), State::Failed);
+        assert_eq!(failure_to_proto(&failed), "guest triple-faulted");
+        assert_eq!(failure_to_proto(&VmState::Running), "");
+    }
+
+    #[test]
+    fn api_names_states_as_the_model_does() {
+        let states = [VmState::Registered, VmState::Starting, VmState::Running, VmState::Stopping, VmState::Stopped];
+        for state in states.into_iter().chain([VmState::Failed(FailureCause(VmExit::Killed)), VmState::Destroying]) {
+            assert_eq!(state_to_proto(&state).as_str_name(), state.name());
+        }
+    }
+
+    #[test]
+    fn explains_a_decision_plugin_by_plugin() {
+        let opinion = |verdict| Opinion {
+            plugin: "admission".into(),
+            digest: PluginDigest([7; 32]),
+            scope: PolicyScope::Tenant("acme".parse().unwrap()),
+            verdict,
+            took: Duration::from_micros(40),
+        };
+        let shown = decision_to_proto(&Decision {
+            outcome: Outcome::Deny { code: "policy.deadline".into(), message: "late".into(), plugin: None },
+            opinions: vec![
+                opinion(Ok(Verdict::Allow(vec![Patch::CapVcpus(2), Patch::CapMemoryMib(256)]))),
+                opinion(Ok(Verdict::Deny { code: "limit.vms".into(), message: "3 of 3".into() })),
+                opinion(Ok(Verdict::Abstain)),
+                opinion(Err(PolicyFault::Deadline(Duration::from_millis(50)))),
+            ],
+            took: Duration::from_micros(90),
+        });
+        assert!(!shown.allowed);
+        assert_eq!((shown.code.as_str(), shown.message.as_str()), ("policy.deadline", "late"));
+        let said: Vec<_> = shown.opinions.iter().map(|o| (o.verdict.as_str(), o.detail.as_str())).collect();
+        assert_eq!(
+            said,
+            [
+                ("allow", "cap vCPUs at 2, cap memory at 256 MiB"),
+                ("deny", "limit.vms: 3 of 3"),
+                ("abstain", ""),
+                ("policy.deadline", "plugin ran longer than 50ms"),
+            ]
+        );
+        assert_eq!(shown.opinions[0].scope, "tenants/acme");
+        assert!(shown.opinions[0].digest.starts_with("sha256:0707"));
+    }
+
+    #[test]
+    fn bounds_the_grace_of_a_stop() {
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        assert_eq!(grace_from_proto(None), Ok(DEFAULT_GRACE));
+        assert_eq!(grace_from_proto(seconds(0)), Ok(Duration::ZERO));
+        assert_eq!(grace_from_proto(seconds(600)), Ok(MAX_GRACE));
+        for grace in [seconds(601), seconds(-1), Some(prost_types::Duration { seconds: 0, nanos: -1 })] {
+            assert_eq!(grace_from_proto(grace).unwrap_err().field, "grace");
+        }
+    }
+
+    prop_compose! {
+        fn any_spec()(
+            vcpus in prop_oneof![0u32..200, any::<u32>()],
+            memory_mib in prop_oneof![0u64..10_000, any::<u64>()],
+            kernel in "(\\PC{0,12}|[a-z]{1,9}(/[a-z.]{1,5}){0,2})",
+            initrd in "(\\PC{0,12}|[a-z]{1,9}(/[a-z.]{1,5}){0,2}|)",
+            cmdline in "([ -~]{0,30}|\\PC{0,12})",
+            has_boot in prop::bool::weighted(0.9),
+            disks in prop::collection::vec(("([a-z0-9-]{0,4}|\\PC{0,4})", "([a-z./]{0,8})", any::<bool>()), 0..4),
+            nics in prop::collection::vec("([a-z0-9-]{0,4}|\\PC{0,4})", 0..30),
+        ) -> v1::VirtualMachineSpec {
+            v1::VirtualMachineSpec {
+                vcpus,
+                memory_mib,
+                boot: has_boot.then_some(v1::BootSpec { kernel, initrd, cmdline }),
+                disks: disks.into_iter().map(|(id, volume, read_only)| v1::DiskSpec { id, volume, read_only }).collect(),
+                nics: nics.into_iter().map(|id| v1::NicSpec { id }).collect(),
+            }
+        }
+    }
+
+    prop_compose! {
+        fn valid_spec()(
+            vcpus in 1u32..=128,
+            memory_mib in 64u64..=4 << 20,
+            kernel in "[a-z0-9]{1,9}(/[a-z0-9]{1,5}){0,2}",
+            initrd in "([a-z]{1,9}(/[a-z]{1,5}){0,2}|)",
+            cmdline in "[ -~]{0,200}",
+            disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>()), 0..8),
+            nics in 0usize..8,
+        ) -> v1::VirtualMachineSpec {
+            v1::VirtualMachineSpec {
+                vcpus,
+                memory_mib,
+                boot: Some(v1::BootSpec { kernel, initrd, cmdline }),
+                disks: disks.into_iter().enumerate().map(|(index, (volume, read_only))| {
+                    v1::DiskSpec { id: format!("disk-{index}"), volume, read_only }
+                }).collect(),
+                nics: (0..nics).map(|index| v1::NicSpec { id: format!("eth{index}") }).collect(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_valid_spec_round_trips(spec in valid_spec()) {
+            prop_assert_eq!(spec_to_proto(&spec_from_proto(spec.clone()).unwrap()), spec);
+        }
+
+        #[test]
+        fn never_panics_and_names_a_field_when_it_refuses(spec in any_spec()) {
+            match spec_from_proto(spec.clone()) {
+                Ok(valid) => prop_assert_eq!(spec_to_proto(&valid), spec),
+                Err(error) => prop_assert!(error.field.starts_with("spec.")),
+            }
+        }
+
+        #[test]
+        fn durations_round_trip(seconds in 0u64..=315_576_000_000, nanos in 0u32..1_000_000_000) {
+            let duration = Duration::new(seconds, nanos);
+            prop_assert_eq!(duration_from_proto("f", duration_to_proto(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn durations_of_any_kind_are_read_or_refused(seconds in any::<i64>(), nanos in any::<i32>()) {
+            let _ = duration_from_proto("f", prost_types::Duration { seconds, nanos });
+            let _ = duration_to_proto(Duration::new(seconds.unsigned_abs(), nanos.unsigned_abs() % 1_000_000_000));
+        }
+    }
+}

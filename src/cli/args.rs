@@ -1,0 +1,340 @@
+//! What may stand on the command line, as clap types. Nothing is done here.
+//!
+//! Key types: [`Arguments`], [`Command`], [`ServeArgs`]. Sizes, durations and devices are parsed in `units`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::units::{self, DiskArg, MemoryMib};
+
+/// Where `certs init` writes and every other command looks.
+pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
+
+/// The trust domain of development certificates, and of a daemon that is not told another.
+pub(crate) const TRUST_DOMAIN: &str = "ostler.local";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused or failed
+  2  the command line or the request is invalid
+  3  the daemon is unreachable, or it refused the certificate
+  4  not found (or another tenant's)
+  5  denied by policy
+  6  the VM's state forbids it
+  7  what was waited for did not happen in time
+
+VMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.";
+
+/// A WASM-extensible hypervisor host.
+#[derive(Debug, Parser)]
+#[command(name = "ostler", version, after_help = EXIT_CODES, infer_subcommands = false, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every client command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GlobalArgs {
+    /// The daemon's address
+    #[arg(long, global = true, env = "OSTLER_ENDPOINT", default_value = "https://127.0.0.1:7800", value_name = "URL")]
+    pub(crate) endpoint: String,
+    /// Client certificate and key without their endings: PREFIX.pem and PREFIX.key
+    #[arg(long, global = true, env = "OSTLER_IDENTITY", default_value = "/var/lib/ostler/certs/operator-admin")]
+    #[arg(value_name = "PREFIX")]
+    pub(crate) identity: PathBuf,
+    /// CA that signed the daemon's certificate [default: ca.pem beside the identity]
+    #[arg(long, global = true, env = "OSTLER_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// How results are printed
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+/// For whom results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// Columns, for people
+    Table,
+    /// JSON, for programs; keys stay stable
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the node's daemon
+    Serve(ServeArgs),
+    /// Certificates for development
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Policy plugins
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Print a shell's completion script
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of the daemon. `main.rs` hands them over.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Address and port to listen on
+    #[arg(long, default_value = "127.0.0.1:7800", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// What the daemon remembers: store, consoles, logs
+    #[arg(long, default_value = "/var/lib/ostler", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Sockets of running VMs; keep the path short
+    #[arg(long, default_value = "/run/ostler", value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Kernels and initial RAM disks [default: <data-dir>/images]
+    #[arg(long, value_name = "DIR")]
+    pub images_dir: Option<PathBuf>,
+    /// Disk images, a directory per tenant [default: <data-dir>/volumes]
+    #[arg(long, value_name = "DIR")]
+    pub volumes_dir: Option<PathBuf>,
+    /// Holds server.pem, server.key and ca.pem [default: <data-dir>/certs]
+    #[arg(long, value_name = "DIR")]
+    pub certs_dir: Option<PathBuf>,
+    /// Trust domain of the SPIFFE ids in client certificates
+    #[arg(long, default_value = TRUST_DOMAIN, value_name = "DOMAIN")]
+    pub trust_domain: String,
+    /// Private IPv4 network that VM links are cut from, /30 each
+    #[arg(long, default_value = "172.30.0.0/16", value_name = "CIDR")]
+    pub network: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Make a development CA and certificates; what exists already is kept
+    Init(CertsInitArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsInitArgs {
+    /// Directory for ca.pem, server.pem, operator-NAME.pem, tenant-NAME.pem and their keys
+    #[arg(long, default_value = CERTS_DIR)]
+    pub(crate) dir: PathBuf,
+    /// A tenant to make a certificate for (may be repeated)
+    #[arg(long = "tenant", value_name = "TENANT")]
+    pub(crate) tenants: Vec<String>,
+    /// An operator to make a certificate for (may be repeated)
+    #[arg(long = "operator", value_name = "NAME", default_value = "admin")]
+    pub(crate) operators: Vec<String>,
+    /// Host name or address of the daemon, beside localhost (may be repeated)
+    #[arg(long = "server-name", value_name = "NAME")]
+    pub(crate) server_names: Vec<String>,
+    /// Days until new certificates expire
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Ask policy, and remember a VM; nothing runs yet
+    Register(RegisterArgs),
+    /// Start a VM and wait until its vCPUs run
+    Start(NameArg),
+    /// Press the power button and wait until the VM is STOPPED
+    Stop(StopArgs),
+    /// Forget a VM
+    Destroy(DestroyArgs),
+    /// Show one VM
+    Get(NameArg),
+    /// Show VMs
+    List(ListArgs),
+    /// Print every change of state, in order
+    Watch(WatchArgs),
+    /// Attach to a VM's serial console; Ctrl-] detaches
+    Console(ConsoleArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NameArg {
+    /// The VM: web, acme/web or tenants/acme/vms/web
+    #[arg(value_name = "VM")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegisterArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// Number of virtual CPUs
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    pub(crate) vcpus: u32,
+    /// Memory with its unit: 256M, 1G, 5GiB (powers of 1024)
+    #[arg(long, default_value = "256M", value_name = "SIZE", value_parser = units::parse_memory)]
+    pub(crate) memory: MemoryMib,
+    /// Kernel (ELF vmlinux or bzImage), below the node's images directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: String,
+    /// Initial RAM disk, below the node's images directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) initrd: Option<String>,
+    /// Words added to the kernel's command line
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    pub(crate) cmdline: String,
+    /// A disk: id=root,volume=hello.img[,ro] (may be repeated)
+    #[arg(long = "disk", value_name = "DISK", value_parser = units::parse_disk)]
+    pub(crate) disks: Vec<DiskArg>,
+    /// A network interface: id=eth0 (may be repeated)
+    #[arg(long = "nic", value_name = "NIC", value_parser = units::parse_nic)]
+    pub(crate) nics: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// How long the guest may take to power off before it is killed [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, conflicts_with = "force")]
+    pub(crate) grace: Option<Duration>,
+    /// Kill it at once
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DestroyArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// Kill it first if it runs
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Only this VM
+    #[arg(value_name = "VM")]
+    pub(crate) name: Option<String>,
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT", conflicts_with = "name")]
+    pub(crate) tenant: Option<String>,
+    /// End once the VM is in this state
+    #[arg(long, value_name = "STATE", requires = "name", ignore_case = true, value_parser = STATES)]
+    pub(crate) until: Option<String>,
+    /// Give up after this long: 90s, 2m
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// States that can be waited for, as the API names them.
+const STATES: [&str; 8] =
+    ["REGISTERED", "STARTING", "RUNNING", "STOPPING", "STOPPED", "FAILED", "DESTROYING", "DESTROYED"];
+
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// End once the console has printed this text, what it printed before included
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) until: Option<String>,
+    /// End after this long: 90s, 2m
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// When input is not a terminal and has ended: end once the console is quiet for this long
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "2s")]
+    pub(crate) linger: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Load a plugin, or replace one of the same name
+    Load(PluginLoadArgs),
+    /// Show the plugins that decide, in the order asked
+    List(PluginListArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginLoadArgs {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+    /// Into the operator's chain: asked for every tenant
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Into this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Its name [default: the file's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginListArgs {
+    /// Only the operator's
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(std::iter::once("ostler").chain(line.split(' ')))
+    }
+
+    #[test]
+    fn definition_is_sound_and_help_tells_the_exit_codes() {
+        Arguments::command().debug_assert();
+        let help = Arguments::command().render_help().to_string();
+        assert!(help.contains("3  the daemon is unreachable"), "{help}");
+        assert!(!help.contains("completions"), "{help}");
+    }
+
+    #[test]
+    fn reads_a_whole_registration() {
+        let line = "vm register web --vcpus 2 --memory 1G --kernel linux-6.12/vmlinux --initrd linux-6.12/initrd \
+                    --cmdline -- --disk id=root,volume=hello.img,ro --nic id=eth0 -o json";
+        let arguments = parse(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
+        assert_eq!(arguments.global.output, Output::Json);
+        let Command::Vm(VmCommand::Register(register)) = arguments.command else { panic!("not register") };
+        assert_eq!((register.vcpus, register.memory.0), (2, 1024));
+        assert_eq!(register.disks.len() + register.nics.len(), 2);
+    }
+
+    #[test]
+    fn refuses_what_contradicts_itself() {
+        for line in [
+            "vm stop web --force --grace 3s",
+            "vm watch --until RUNNING",
+            "vm watch web --until SLEEPING",
+            "plugin load x.wasm --operator --tenant acme",
+            "certs init --days 0",
+            "vm register web",
+            "vm register web --kernel k --memory 256",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(parse("vm watch web --until running").is_ok());
+    }
+}

@@ -1,0 +1,7 @@
+//! One file per group of commands: complete names, call, show.
+
+pub(crate) mod certs;
+pub(crate) mod console;
+pub(crate) mod plugin;
+pub(crate) mod vm;
+pub(crate) mod watch;

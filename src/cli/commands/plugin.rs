@@ -1,0 +1,181 @@
+//! `ostler plugin load|list`.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_stream::iter;
+
+use crate::api::{Parent, PluginName, v1};
+use crate::model::{PluginId, PolicyScope, TenantId};
+
+use super::super::args::{Output, PluginListArgs, PluginLoadArgs};
+use super::super::client::{Client, patiently, within};
+use super::super::failure::{Exit, Failure};
+use super::super::identity::Caller;
+use super::super::show;
+use super::super::view::{PluginView, json, plugin_table};
+
+/// Longest component, in bytes, as the API has it.
+const MAX_COMPONENT_LEN: u64 = 16 << 20;
+/// Bytes per request, as the API has it.
+const CHUNK_LEN: usize = 64 << 10;
+/// Compilation included.
+const LOAD: Duration = Duration::from_secs(300);
+const QUICK: Duration = Duration::from_secs(60);
+
+#[derive(Serialize)]
+struct ListView {
+    plugins: Vec<PluginView>,
+}
+
+/// A component that was read and named, before the daemon is asked.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    arguments: PluginLoadArgs,
+    plugin: PluginId,
+    bytes: Vec<u8>,
+}
+
+impl Upload {
+    /// Reads the file and finds the plugin's name.
+    pub(crate) fn prepare(arguments: PluginLoadArgs) -> Result<Self, Failure> {
+        let plugin = plugin_id(&arguments)?;
+        let bytes = read(&arguments.file)?;
+        Ok(Self { arguments, plugin, bytes })
+    }
+}
+
+pub(crate) async fn load(mut client: Client, upload: Upload) -> Result<(), Failure> {
+    let Upload { arguments, plugin, bytes } = upload;
+    let scope = scope(&client.caller, arguments.operator, arguments.tenant.as_deref())?;
+    let name = PluginName { scope, plugin }.to_string();
+    let parts = parts(&name, arguments.settings, &bytes)?;
+    let call = client.plugins.load_plugin(within(LOAD, iter(parts)));
+    let view = PluginView::from(patiently(format_args!("loading {name}"), call).await?);
+    match client.output {
+        Output::Table => show(&plugin_table(&[view])),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+pub(crate) async fn list(mut client: Client, arguments: PluginListArgs) -> Result<(), Failure> {
+    let parent =
+        if arguments.operator { Parent::Operator } else { client.caller.parent(arguments.tenant.as_deref())? };
+    let request = v1::ListPluginsRequest { parent: parent.to_string() };
+    let call = client.plugins.list_plugins(within(QUICK, request));
+    let plugins = patiently("asking", call).await?.plugins;
+    let view = ListView { plugins: plugins.into_iter().map(PluginView::from).collect() };
+    match client.output {
+        Output::Table => show(&plugin_table(&view.plugins)),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+/// The name that was asked for, else the file's without its ending.
+fn plugin_id(arguments: &PluginLoadArgs) -> Result<PluginId, Failure> {
+    let stem = arguments.file.file_stem().map(|stem| stem.to_string_lossy().to_ascii_lowercase().replace('_', "-"));
+    let name = arguments.name.clone().or(stem).unwrap_or_default();
+    name.parse().map_err(|error| {
+        Failure::new(Exit::Usage, format!("{name:?} cannot name a plugin: {error}")).hint("name it with --name")
+    })
+}
+
+/// The chain that was asked for, else the caller's own.
+fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) -> Result<PolicyScope, Failure> {
+    match (is_operator, tenant, caller) {
+        (true, _, _) | (false, None, Caller::Operator(_)) => Ok(PolicyScope::Operator),
+        (false, None, Caller::Tenant(tenant)) => Ok(PolicyScope::Tenant(tenant.clone())),
+        (false, Some(tenant), _) => tenant
+            .parse::<TenantId>()
+            .map(PolicyScope::Tenant)
+            .map_err(|error| Failure::new(Exit::Usage, format!("--tenant: {error}"))),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let unreadable = |error| {
+        let failure = Failure::local(format_args!("cannot read {}", path.display()), &error);
+        Failure { exit: Exit::Usage, ..failure }
+    };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    file.take(MAX_COMPONENT_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_COMPONENT_LEN {
+        let most = MAX_COMPONENT_LEN >> 20;
+        return Err(Failure::new(Exit::Usage, format!("{} is larger than {most} MiB", path.display()))
+            .hint("strip the component's debug sections, or build it for size"));
+    }
+    Ok(bytes)
+}
+
+/// Header first, then the component in pieces.
+fn parts(name: &str, settings: Vec<(String, String)>, bytes: &[u8]) -> Result<Vec<v1::LoadPluginRequest>, Failure> {
+    use v1::load_plugin_request::{Header, Part};
+    let mut header = Header { name: name.to_owned(), ..Default::default() };
+    for (key, value) in settings {
+        if header.settings.insert(key.clone(), value).is_some() {
+            return Err(Failure::new(Exit::Usage, format!("setting {key:?} is given twice")));
+        }
+    }
+    let chunks = bytes.chunks(CHUNK_LEN).map(|chunk| Part::Chunk(chunk.to_vec()));
+    let parts = std::iter::once(Part::Header(header)).chain(chunks);
+    Ok(parts.map(|part| v1::LoadPluginRequest { part: Some(part) }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use v1::load_plugin_request::Part;
+
+    fn arguments(file: &str, name: Option<&str>) -> PluginLoadArgs {
+        let name = name.map(str::to_owned);
+        PluginLoadArgs { file: file.into(), operator: false, tenant: None, name, settings: vec![] }
+    }
+
+    #[test]
+    fn names_a_plugin_after_its_file() {
+        assert_eq!(plugin_id(&arguments("target/plugins/My_plugin.wasm", None)).unwrap().as_str(), "my-plugin");
+        assert_eq!(plugin_id(&arguments("x.wasm", Some("limits"))).unwrap().as_str(), "limits");
+        assert!(plugin_id(&arguments("a b.wasm", None)).unwrap_err().hint.unwrap().contains("--name"));
+    }
+
+    #[test]
+    fn binds_to_the_callers_own_chain_unless_told_otherwise() {
+        let tenant = |name: &str| PolicyScope::Tenant(name.parse().unwrap());
+        let (acme, admin) = (Caller::Tenant("acme".parse().unwrap()), Caller::Operator("admin".into()));
+        assert_eq!(scope(&acme, false, None).unwrap(), tenant("acme"));
+        assert_eq!(scope(&admin, false, None).unwrap(), PolicyScope::Operator);
+        assert_eq!(scope(&admin, false, Some("globex")).unwrap(), tenant("globex"));
+        assert_eq!(scope(&acme, true, None).unwrap(), PolicyScope::Operator);
+        assert!(scope(&admin, false, Some("A/B")).is_err());
+    }
+
+    #[test]
+    fn sends_the_header_first_and_all_bytes_in_order() {
+        let bytes: Vec<u8> = (0..CHUNK_LEN * 2 + 7).map(|n| n as u8).collect();
+        let parts = parts("operator/plugins/x", vec![("a".into(), "1".into())], &bytes).unwrap();
+        let mut sent = Vec::new();
+        for (index, part) in parts.into_iter().enumerate() {
+            match part.part.unwrap() {
+                Part::Header(header) => {
+                    assert_eq!((index, header.name.as_str()), (0, "operator/plugins/x"));
+                    assert_eq!(header.settings["a"], "1");
+                }
+                Part::Chunk(chunk) => {
+                    assert!(index > 0 && chunk.len() <= CHUNK_LEN);
+                    sent.extend(chunk);
+                }
+            }
+        }
+        assert_eq!(sent, bytes);
+    }
+
+    #[test]
+    fn refuses_a_setting_that_is_given_twice() {
+        let twice = vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
+        assert_eq!(parts("n", twice, b"").unwrap_err().exit, Exit::Usage);
+    }
+}

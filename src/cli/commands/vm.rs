@@ -1,0 +1,135 @@
+//! `ostler vm register|start|stop|destroy|get|list`: one call each. See `watch` and `console` for the streams.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::api::v1;
+
+use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
+use super::super::client::{Client, patiently, within};
+use super::super::failure::{Exit, Failure};
+use super::super::view::{VmView, json, short, vm_table};
+use super::super::{print, show};
+
+/// For calls that only look at or write to the store.
+const QUICK: Duration = Duration::from_secs(60);
+/// For a start: the daemon gives up sooner, with a better reason.
+const START: Duration = Duration::from_secs(180);
+/// What a stop may take beyond the guest's grace.
+const STOP_MARGIN: Duration = Duration::from_secs(60);
+/// The grace that the daemon gives when none is asked for.
+const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+
+#[derive(Serialize)]
+struct ListView {
+    virtual_machines: Vec<VmView>,
+}
+
+pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Result<(), Failure> {
+    let name = client.caller.vm(&arguments.name.name)?.to_string();
+    let asked = (arguments.vcpus, arguments.memory.0);
+    let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments)), ..Default::default() };
+    let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) };
+    let call = client.vms.register_virtual_machine(within(QUICK, request));
+    let vm = patiently(format_args!("registering {}", short(&name)), call).await?;
+    if client.output == Output::Json {
+        return show(&json(&VmView::from(vm), false)?);
+    }
+    let got = vm.spec.as_ref().map(|spec| (spec.vcpus, spec.memory_mib));
+    let view = VmView::from(vm);
+    let mut facts = Vec::new();
+    if let Some(admission) = &view.admission {
+        facts.push(("admitted by", admission.text()));
+    }
+    if let Some((vcpus, memory_mib)) = got.filter(|got| *got != asked) {
+        facts.push(("policy made it", format!("{vcpus} vCPUs, {memory_mib} MiB")));
+    }
+    show(&format!("{} is {}\n{}", view.short_name(), view.state, print::facts(&facts)))
+}
+
+fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
+    let disks = arguments.disks.into_iter();
+    v1::VirtualMachineSpec {
+        vcpus: arguments.vcpus,
+        memory_mib: arguments.memory.0,
+        boot: Some(v1::BootSpec {
+            kernel: arguments.kernel,
+            initrd: arguments.initrd.unwrap_or_default(),
+            cmdline: arguments.cmdline,
+        }),
+        disks: disks.map(|d| v1::DiskSpec { id: d.id, volume: d.volume, read_only: d.is_read_only }).collect(),
+        nics: arguments.nics.into_iter().map(|id| v1::NicSpec { id }).collect(),
+    }
+}
+
+pub(crate) async fn start(mut client: Client, name: &str) -> Result<(), Failure> {
+    let name = client.caller.vm(name)?.to_string();
+    let shown = short(&name);
+    let call = client.vms.start_virtual_machine(within(START, v1::StartVirtualMachineRequest { name }));
+    let vm = patiently(format_args!("starting {shown}"), call).await.map_err(|failure| {
+        let failure = failure.about(&shown);
+        let failure = failure.hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"));
+        failure.hint_for(Exit::Refused, || format!("ostler vm console {shown} shows what it printed, if it ran at all"))
+    })?;
+    show_state(&client, vm)
+}
+
+pub(crate) async fn stop(mut client: Client, arguments: StopArgs) -> Result<(), Failure> {
+    let name = client.caller.vm(&arguments.name.name)?.to_string();
+    let shown = short(&name);
+    let grace = if arguments.force { Some(Duration::ZERO) } else { arguments.grace };
+    let limit = grace.unwrap_or(DEFAULT_GRACE) + STOP_MARGIN;
+    let request = v1::StopVirtualMachineRequest { name, grace: grace.map(crate::api::convert::duration_to_proto) };
+    let call = client.vms.stop_virtual_machine(within(limit, request));
+    let vm = patiently(format_args!("stopping {shown}"), call).await.map_err(|failure| {
+        failure.about(&shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
+    })?;
+    show_state(&client, vm)
+}
+
+pub(crate) async fn destroy(mut client: Client, arguments: DestroyArgs) -> Result<(), Failure> {
+    let name = client.caller.vm(&arguments.name.name)?.to_string();
+    let shown = short(&name);
+    let request = v1::DestroyVirtualMachineRequest { name, force: arguments.force };
+    let call = client.vms.destroy_virtual_machine(within(QUICK, request));
+    patiently(format_args!("destroying {shown}"), call).await.map_err(|failure| {
+        failure.about(&shown).hint_for(Exit::WrongState, || {
+            format!("stop it first with ostler vm stop {shown}, or add --force to kill it")
+        })
+    })?;
+    match client.output {
+        Output::Table => show(&format!("{shown} is DESTROYED\n")),
+        Output::Json => show("{}\n"),
+    }
+}
+
+pub(crate) async fn get(mut client: Client, name: &str) -> Result<(), Failure> {
+    let name = client.caller.vm(name)?.to_string();
+    let shown = short(&name);
+    let call = client.vms.get_virtual_machine(within(QUICK, v1::GetVirtualMachineRequest { name }));
+    let view = VmView::from(patiently("asking", call).await.map_err(|failure| failure.about(&shown))?);
+    match client.output {
+        Output::Table => show(&view.text()),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), Failure> {
+    let parent = client.caller.parent(arguments.tenant.as_deref())?.to_string();
+    let call = client.vms.list_virtual_machines(within(QUICK, v1::ListVirtualMachinesRequest { parent }));
+    let vms = patiently("asking", call).await?.virtual_machines;
+    let view = ListView { virtual_machines: vms.into_iter().map(VmView::from).collect() };
+    match client.output {
+        Output::Table => show(&vm_table(&view.virtual_machines)),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
+    let view = VmView::from(vm);
+    match client.output {
+        Output::Table => show(&format!("{} is {}\n", view.short_name(), view.state_text())),
+        Output::Json => show(&json(&view, false)?),
+    }
+}

@@ -1,0 +1,122 @@
+//! The command line: arguments, client calls, printing. Doors: [`parse`], [`run`], [`block_on`].
+//!
+//! `main.rs` calls [`parse`] unless the process is a vmm, and hands a `serve` over to the daemon. Everything else is a
+//! client of the public API, like any other program with a certificate: it imports `api` and `model` only.
+//!
+//! ```text
+//!   args (what may be written) ──▶ commands (one file per group) ──▶ client ──gRPC/mTLS──▶ daemon
+//!     └ units (sizes, times)          ├ view, print (what is shown)     └ identity (certificate, names)
+//!                                     └ failure (what went wrong, what to do, exit code)
+//! ```
+
+mod args;
+mod client;
+mod commands;
+mod failure;
+mod identity;
+mod print;
+mod terminal;
+mod units;
+mod view;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Arguments, CertsCommand, Command, PluginCommand, VmCommand};
+use client::Client;
+use failure::{Exit, Failure};
+
+pub use args::ServeArgs;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// To be the node's daemon.
+    Serve(ServeArgs),
+    /// To be a client.
+    Client(ClientCommand),
+}
+
+/// A client's command, ready to [`run`].
+#[derive(Debug)]
+pub struct ClientCommand(Arguments);
+
+/// Reads the process's arguments. Help, version and usage errors are printed and end the process (codes 0 and 2).
+pub fn parse() -> Invocation {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Command::Serve(serve) => Invocation::Serve(serve),
+        _ => Invocation::Client(ClientCommand(arguments)),
+    }
+}
+
+/// Runs a client's command to its end and gives the exit code; a failure is printed on stderr.
+pub fn run(command: ClientCommand) -> ExitCode {
+    let done = match single_threaded() {
+        Ok(runtime) => runtime.block_on(dispatch(command.0)),
+        Err(error) => Err(Failure::local("cannot start", &error)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody is left to tell when stderr is gone too.
+            let _ = writeln!(io::stderr(), "{failure}");
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// Runs the daemon's future on a runtime with a thread per CPU; the error is the runtime's own.
+pub fn block_on<T>(future: impl Future<Output = T>) -> io::Result<T> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future))
+}
+
+fn single_threaded() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
+    let global = arguments.global;
+    let client = || Client::connect(&global);
+    match arguments.command {
+        Command::Certs(CertsCommand::Init(init)) => commands::certs::init(&init, global.output),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "ostler", &mut script);
+            show(&String::from_utf8_lossy(&script))
+        }
+        Command::Vm(vm) => match vm {
+            VmCommand::Register(register) => commands::vm::register(client().await?, register).await,
+            VmCommand::Start(start) => commands::vm::start(client().await?, &start.name).await,
+            VmCommand::Stop(stop) => commands::vm::stop(client().await?, stop).await,
+            VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
+            VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
+            VmCommand::List(list) => commands::vm::list(client().await?, list).await,
+            VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
+            VmCommand::Console(console) => commands::console::console(client().await?, console).await,
+        },
+        Command::Plugin(PluginCommand::Load(load)) => {
+            let upload = commands::plugin::Upload::prepare(load)?;
+            commands::plugin::load(client().await?, upload).await
+        }
+        Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
+        Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),
+    }
+}
+
+/// Prints a result. A reader that went away (`| head`) is no failure.
+fn show(text: &str) -> Result<(), Failure> {
+    show_bytes(text.as_bytes()).map(drop)
+}
+
+/// Prints a part of a stream; false when the reader went away.
+fn show_bytes(bytes: &[u8]) -> Result<bool, Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::local("cannot write to stdout", &error)),
+    }
+}

@@ -1,0 +1,184 @@
+//! Values that people write: memory sizes, durations, disks, NICs, settings. Pure; each error says what to write.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Memory in MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemoryMib(pub(crate) u64);
+
+impl fmt::Display for MemoryMib {
+    /// In the largest unit that keeps it whole.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            mib if mib > 0 && mib % (1 << 20) == 0 => write!(f, "{}TiB", mib >> 20),
+            mib if mib > 0 && mib % (1 << 10) == 0 => write!(f, "{}GiB", mib >> 10),
+            mib => write!(f, "{mib}MiB"),
+        }
+    }
+}
+
+/// Reads `256M`, `1G`, `5GiB`, `2T`: whole numbers, powers of 1024. A number without a unit is refused, because half
+/// of all tools take it for bytes and the other half for MiB; so are MB and GB, which are powers of 1000.
+pub(crate) fn parse_memory(text: &str) -> Result<MemoryMib, String> {
+    let (number, unit) = split_unit(text);
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a size: write 256M, 1G or 5GiB"))?;
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "m" | "mib" => 0,
+        "g" | "gib" => 10,
+        "t" | "tib" => 20,
+        "" => return Err(format!("the unit is missing: write {number}M for MiB, or {number}G for GiB")),
+        "mb" | "gb" | "tb" => {
+            let letter = &unit[..1];
+            return Err(format!("{unit} is a power of 1000: write {number}{letter} or {number}{letter}iB"));
+        }
+        _ => return Err(format!("{unit:?} is not a unit of memory: write M, G or T (or MiB, GiB, TiB)")),
+    };
+    number.checked_mul(1 << shift).map(MemoryMib).ok_or_else(|| format!("{text} is more memory than exists"))
+}
+
+/// Reads `500ms`, `30s`, `2m`, `1h`, or `0`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split_unit(text);
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a duration: write 500ms, 30s or 2m"))?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        "" if number == 0 => 0,
+        "" => return Err(format!("the unit is missing: write {number}s for seconds")),
+        _ => return Err(format!("{unit:?} is not a unit of time: write ms, s, m or h")),
+    };
+    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(|| format!("{text} is too long"))
+}
+
+/// A disk as written: `id=root,volume=hello.img,ro`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DiskArg {
+    /// Name of the device.
+    pub(crate) id: String,
+    /// Image below the tenant's volumes directory.
+    pub(crate) volume: String,
+    /// The guest may only read.
+    pub(crate) is_read_only: bool,
+}
+
+/// Reads `id=root,volume=hello.img[,ro|rw]`.
+pub(crate) fn parse_disk(text: &str) -> Result<DiskArg, String> {
+    const FORM: &str = "write id=root,volume=hello.img and ,ro if the guest may only read";
+    let (mut id, mut volume, mut access) = (None, None, None);
+    for word in text.split(',') {
+        let (slot, value) = match word.split_once('=') {
+            Some(("id", value)) => (&mut id, value),
+            Some(("volume", value)) => (&mut volume, value),
+            None if matches!(word, "ro" | "rw") => (&mut access, word),
+            _ => return Err(format!("{word:?} is not a property of a disk: {FORM}")),
+        };
+        if value.is_empty() || slot.replace(value.to_owned()).is_some() {
+            return Err(format!("{word:?} is empty or repeated: {FORM}"));
+        }
+    }
+    match (id, volume) {
+        (Some(id), Some(volume)) => Ok(DiskArg { id, volume, is_read_only: access.as_deref() == Some("ro") }),
+        (None, _) => Err(format!("id is missing: {FORM}")),
+        (_, None) => Err(format!("volume is missing: {FORM}")),
+    }
+}
+
+/// Reads `id=eth0` and gives the id.
+pub(crate) fn parse_nic(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some(("id", id)) if !id.is_empty() && !id.contains([',', '=']) => Ok(id.to_owned()),
+        _ => Err(format!("{text:?} is not a network interface: write id=eth0")),
+    }
+}
+
+/// Reads `key=value`; the value may hold further `=`.
+pub(crate) fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not a setting: write KEY=VALUE")),
+    }
+}
+
+/// The digits in front, and the rest.
+fn split_unit(text: &str) -> (&str, &str) {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    text.split_at(digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn reads_sizes_as_powers_of_1024() {
+        for (text, mib) in [("256M", 256), ("1G", 1024), ("5GiB", 5120), ("512mib", 512), ("2T", 2 << 20), ("0M", 0)] {
+            assert_eq!(parse_memory(text), Ok(MemoryMib(mib)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_ambiguous_sizes_and_says_what_to_write() {
+        assert!(parse_memory("256").unwrap_err().contains("write 256M"));
+        assert!(parse_memory("1GB").unwrap_err().contains("write 1G or 1GiB"));
+        for text in ["", "M", "-1M", "1.5G", "1 G", "256K", "99999999999999999999M", "99999999999999999T", "1é"] {
+            assert!(parse_memory(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_durations_with_their_unit() {
+        for (text, ms) in [("500ms", 500), ("30s", 30_000), ("2m", 120_000), ("1h", 3_600_000), ("0", 0), ("0s", 0)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        assert!(parse_duration("30").unwrap_err().contains("write 30s"));
+        for text in ["", "s", "-3s", "3 s", "3d", "99999999999999999999s", "9999999999999999999h"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_disks_and_names_what_is_missing() {
+        let disk = |is_read_only| DiskArg { id: "root".into(), volume: "a/b.img".into(), is_read_only };
+        assert_eq!(parse_disk("id=root,volume=a/b.img,ro"), Ok(disk(true)));
+        assert_eq!(parse_disk("volume=a/b.img,id=root"), Ok(disk(false)));
+        assert!(parse_disk("volume=x").unwrap_err().starts_with("id is missing"));
+        assert!(parse_disk("id=x").unwrap_err().starts_with("volume is missing"));
+        for text in ["", "root", "id=a,id=b,volume=x", "id=,volume=x", "id=a,volume=x,size=3", "id=a,volume=x,ro,rw"] {
+            assert!(parse_disk(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_nics_and_settings() {
+        assert_eq!(parse_nic("id=eth0"), Ok("eth0".into()));
+        for text in ["eth0", "id=", "id=a,mac=x", "mac=1"] {
+            assert!(parse_nic(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_setting("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(parse_setting("a="), Ok(("a".into(), String::new())));
+        assert!(parse_setting("=b").is_err() && parse_setting("a").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_round_trip(mib in 0u64..1 << 43) {
+            prop_assert_eq!(parse_memory(&MemoryMib(mib).to_string()), Ok(MemoryMib(mib)));
+        }
+
+        #[test]
+        fn never_panics_on_what_people_write(text in "([0-9]{0,22}(\\PC{0,4}|[mgtMGT]i?[bB]?|m?s|h)|\\PC{0,20})") {
+            let _ = (parse_memory(&text), parse_duration(&text), parse_setting(&text), parse_nic(&text));
+        }
+
+        #[test]
+        fn never_panics_on_devices(text in "(id=[a-zé]{0,1}|volume=[a-z=]{0,2}|ro|rw|,|size)(,(id=[a-z]{0,1}|volume=[a-z]{0,2}|ro|=)){0,3}") {
+            if let Ok(disk) = parse_disk(&text) {
+                prop_assert!(!disk.id.is_empty() && !disk.volume.is_empty());
+            }
+        }
+    }
+}

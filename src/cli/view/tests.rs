@@ -1,0 +1,98 @@
+//! Tests of what people and programs read.
+
+use super::*;
+use prost::Message;
+
+fn admission() -> v1::Decision {
+    v1::Decision {
+        allowed: true,
+        opinions: vec![v1::Opinion {
+            plugin: "admission".into(),
+            digest: format!("sha256:{}", "ab".repeat(32)),
+            scope: "operator".into(),
+            verdict: "allow".into(),
+            detail: "cap vCPUs at 2".into(),
+            took: Some(prost_types::Duration { seconds: 0, nanos: 41_300 }),
+        }],
+        took: Some(prost_types::Duration { seconds: 0, nanos: 50_000 }),
+        ..Default::default()
+    }
+}
+
+fn vm() -> v1::VirtualMachine {
+    v1::VirtualMachine {
+        name: "tenants/acme/vms/web".into(),
+        uid: "01J".into(),
+        state: v1::virtual_machine::State::Failed.into(),
+        failure: "guest triple-faulted".into(),
+        spec: Some(v1::VirtualMachineSpec {
+            vcpus: 2,
+            memory_mib: 1024,
+            boot: Some(v1::BootSpec { kernel: "k".into(), ..Default::default() }),
+            disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
+            nics: vec![v1::NicSpec { id: "eth0".into() }],
+        }),
+        nics: vec![v1::NicStatus { id: "eth0".into(), guest_address: "172.30.0.2/30".into(), ..Default::default() }],
+        create_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+        admission: Some(admission()),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn json_keys_mirror_the_proto() {
+    let json: serde_json::Value = serde_json::from_str(&json(&VmView::from(vm()), true).unwrap()).unwrap();
+    assert_eq!(json["state"], "FAILED");
+    assert_eq!(json["spec"]["memory_mib"], 1024);
+    assert_eq!(json["spec"]["disks"][0]["read_only"], true);
+    assert_eq!(json["create_time"], "1970-01-01T00:00:00Z");
+    assert_eq!(json["update_time"], serde_json::Value::Null);
+    assert_eq!(json["admission"]["opinions"][0]["took_ns"], 41_300);
+    // Every field of the message has its key: one that is added to the proto must be added here.
+    let described = prost_types::FileDescriptorSet::decode(v1::DESCRIPTORS).unwrap();
+    let messages: Vec<_> = described.file.iter().flat_map(|file| &file.message_type).collect();
+    let keys = |json: &serde_json::Value, message: &str| {
+        let json = json.as_object().unwrap();
+        let message = messages.iter().find(|candidate| candidate.name() == message).unwrap();
+        for field in message.field.iter().map(|field| field.name().replace("took", "took_ns")) {
+            assert!(json.contains_key(&field), "{} lacks {field}", message.name());
+        }
+    };
+    keys(&json, "VirtualMachine");
+    keys(&json["spec"], "VirtualMachineSpec");
+    keys(&json["spec"]["boot"], "BootSpec");
+    keys(&json["spec"]["disks"][0], "DiskSpec");
+    keys(&json["nics"][0], "NicStatus");
+    keys(&json["admission"], "Decision");
+    keys(&json["admission"]["opinions"][0], "Opinion");
+    keys(&serde_json::to_value(PluginView::from(v1::Plugin::default())).unwrap(), "Plugin");
+}
+
+#[test]
+fn people_see_the_decision_with_plugin_digest_time_and_patch() {
+    let text = VmView::from(vm()).text();
+    assert!(text.contains("admitted by: admission sha256:abababababab in 41.3 µs, allow: cap vCPUs at 2\n"), "{text}");
+    assert!(text.contains("state:       FAILED (guest triple-faulted)\n"), "{text}");
+    assert!(text.contains("memory:      1GiB\n"), "{text}");
+}
+
+#[test]
+fn tables_show_short_names_and_the_first_address() {
+    let table = vm_table(&[VmView::from(vm())]);
+    let line = table.lines().nth(1).unwrap();
+    assert_eq!(line, "acme/web  FAILED  2      1GiB    172.30.0.2/30  guest triple-faulted");
+}
+
+#[test]
+fn a_moment_outside_the_calendar_is_left_out() {
+    assert_eq!(moment(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }), None);
+    assert_eq!(nanos(Some(prost_types::Duration { seconds: -1, nanos: 0 })), 0);
+}
+
+#[test]
+fn a_plugin_that_cannot_be_loaded_again_says_so_in_place_of_its_summary() {
+    let plugin = v1::Plugin { summary: "admits VMs".into(), ..Default::default() };
+    assert!(plugin_table(&[PluginView::from(plugin.clone())]).contains("admits VMs"));
+    let broken = v1::Plugin { failure: "component is damaged".into(), ..plugin };
+    assert!(plugin_table(&[PluginView::from(broken)]).contains("BROKEN: component is damaged"));
+}

@@ -1,0 +1,68 @@
+//! What the host can bear. Key type: [`HostFacts`].
+
+use std::io;
+
+use crate::model::{SpecError, VmSpec};
+
+/// Read once at start-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostFacts {
+    /// `MemTotal` of proc_meminfo(5), in MiB.
+    pub memory_mib: u64,
+    /// `KVM_CAP_MAX_VCPUS`; `None` when KVM cannot be opened, which each start then reports.
+    pub max_vcpus: Option<u32>,
+}
+
+impl HostFacts {
+    /// Reads them from `/proc/meminfo` and `/dev/kvm`.
+    pub fn read() -> io::Result<Self> {
+        let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+        let memory_mib = parse_mem_total_mib(&meminfo)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no MemTotal in /proc/meminfo"))?;
+        let max_vcpus = kvm_ioctls::Kvm::new().ok().and_then(|kvm| u32::try_from(kvm.get_max_vcpus()).ok());
+        Ok(Self { memory_mib, max_vcpus })
+    }
+
+    /// Refuses a VM that this host could never run.
+    pub fn check(&self, spec: &VmSpec) -> Result<(), SpecError> {
+        if spec.memory_mib() > self.memory_mib {
+            let (wanted, present) = (spec.memory_mib(), self.memory_mib);
+            return Err(SpecError::new("spec.memory_mib", format!("{wanted} MiB of memory, this host has {present}")));
+        }
+        match self.max_vcpus {
+            Some(most) if spec.vcpus() > most => {
+                let wanted = spec.vcpus();
+                Err(SpecError::new("spec.vcpus", format!("{wanted} vCPUs, this host's KVM allows {most}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn parse_mem_total_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BootSpec, ImagePath};
+
+    #[test]
+    fn reads_the_host() {
+        assert_eq!(parse_mem_total_mib("X: 1 kB\nMemTotal:       4096 kB\n"), Some(4));
+        assert!(HostFacts::read().unwrap().memory_mib > 0);
+    }
+
+    #[test]
+    fn refuses_what_the_host_lacks_and_names_the_field() {
+        let facts = HostFacts { memory_mib: 1024, max_vcpus: Some(4) };
+        let boot = BootSpec { kernel: ImagePath::new("k", "k").unwrap(), initrd: None, cmdline: String::new() };
+        let spec = |vcpus, mib| VmSpec::new(vcpus, mib, boot.clone(), vec![], vec![]).unwrap();
+        assert_eq!(facts.check(&spec(4, 1024)), Ok(()));
+        assert_eq!(facts.check(&spec(5, 1024)).unwrap_err().field, "spec.vcpus");
+        assert_eq!(facts.check(&spec(1, 1025)).unwrap_err().field, "spec.memory_mib");
+    }
+}

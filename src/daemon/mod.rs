@@ -1,0 +1,99 @@
+//! The control plane: decides, remembers, launches. Async; one task per VM.
+//!
+//! Key functions: [`serve`], the role's entry. Layers, each importing only what is below it:
+//!
+//! ```text
+//!   rpc       gRPC and TLS: decode, call, encode
+//!   service   use cases: the order of things, and who may
+//!   authn · policy · inventory · store · supervisor      know nothing of each other
+//!   record · files · config                              the daemon's own vocabulary
+//! ```
+
+pub mod authn;
+mod config;
+pub mod files;
+pub mod inventory;
+pub mod policy;
+pub mod record;
+mod rpc;
+mod service;
+mod store;
+mod supervisor;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+pub use config::{PlacesError, ServeConfig};
+pub use inventory::{Network, NetworkError};
+pub use rpc::{RpcError, TlsError};
+pub use service::BootError;
+
+/// Why a daemon does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Its directories.
+    #[error(transparent)]
+    Places(#[from] PlacesError),
+    /// Its certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// What it finds there.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Its address.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Signals.
+    #[error("cannot receive signals")]
+    Signals(#[source] io::Error),
+    /// The server.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+}
+
+/// Serves until SIGTERM or SIGINT; VMs keep running after it.
+pub async fn serve(config: ServeConfig) -> Result<(), ServeError> {
+    let (ending, is_ending) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending; VMs keep running");
+        ending.send_replace(true);
+    });
+    serve_until(config, is_ending, |address| tracing::info!(%address, "serving")).await
+}
+
+/// Serves until `ending` becomes true. `ready` gets the address once clients can connect.
+async fn serve_until(
+    config: ServeConfig,
+    ending: rpc::Ending,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    let tls = rpc::server_config(&config.tls_files())?;
+    let (places, _lock) = config.claim()?;
+    let listen_error = |source| ServeError::Listen { address: config.listen, source };
+    // Bound before VMs are taken over (a taken port is told at once), served after.
+    let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+    let node = Arc::new(service::Node::open(&places, config.network).await?);
+    ready(listener.local_addr().map_err(listen_error)?);
+    let served = rpc::serve(Arc::clone(&node), listener, tls, config.trust_domain, ending).await;
+    node.close().await;
+    Ok(served?)
+}
+
+#[cfg(test)]
+mod tests;

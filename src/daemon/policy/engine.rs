@@ -1,0 +1,177 @@
+//! The WebAssembly engine and its clock. Key types: [`Sandbox`], [`Clock`].
+//!
+//! Instances come from a pool of memory slots and start as copy-on-write images of the component. A plugin is stopped by
+//! fuel (deterministic, the usual way) or by the epoch (wall clock, the backstop). Everything that would make a decision
+//! depend on the machine or the moment is off: threads, relaxed SIMD, NaN bits.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use wasmtime::{
+    Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
+    WasmBacktraceDetails,
+};
+
+use super::PolicyStartError;
+use super::host::Call;
+use super::limits::Limits;
+
+/// How often the epoch moves while a plugin runs. A call is cut at most about two ticks after its deadline.
+const TICK: Duration = Duration::from_millis(1);
+/// Stack of a plugin, in bytes; overflow is a trap.
+const STACK_BYTES: usize = 256 << 10;
+/// Instances at the same time: one decision, a few loads, and room for slots being cleared.
+const INSTANCES: u32 = 8;
+/// Memory of a slot that is cleared by writing zeros instead of by unmapping (no system call for small plugins).
+const KEEP_RESIDENT_BYTES: usize = 1 << 20;
+/// Resource handles of one instance; no interface of ours has any.
+const MAX_HANDLES: usize = 64;
+
+/// An engine with its clock and its limits: makes the store for each call. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Sandbox {
+    engine: Engine,
+    clock: Arc<Clock>,
+    limits: Limits,
+}
+
+impl Sandbox {
+    pub(super) fn start(limits: Limits) -> Result<Self, PolicyStartError> {
+        let engine =
+            Engine::new(&config(&limits)).map_err(|e| PolicyStartError::Engine { reason: format!("{e:#}") })?;
+        let clock = Arc::new(Clock::start(engine.weak()).map_err(PolicyStartError::Thread)?);
+        Ok(Self { engine, clock, limits })
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// A store for one call, and the guard that keeps the clock running meanwhile.
+    pub(super) fn store(&self, call: Call) -> wasmtime::Result<(Store<Call>, Running)> {
+        let mut store = Store::new(&self.engine, call);
+        store.limiter(|call| call);
+        store.set_fuel(self.limits.fuel)?;
+        let ticks = self.limits.deadline.as_nanos().div_ceil(TICK.as_nanos());
+        // The first tick may come at once.
+        store.set_epoch_deadline(u64::try_from(ticks).unwrap_or(u64::MAX / 2).saturating_add(1));
+        store.epoch_deadline_trap();
+        store.set_hostcall_fuel(self.limits.host_call_bytes);
+        store.set_max_component_handles(MAX_HANDLES);
+        let running = Running::begin(Arc::clone(&self.clock));
+        Ok((store, running))
+    }
+}
+
+fn config(limits: &Limits) -> Config {
+    // Somewhat more than the cap, so that the limiter refuses and can say so.
+    let slot_bytes = limits.memory_bytes.saturating_mul(2);
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(INSTANCES)
+        .total_core_instances(INSTANCES * 8)
+        .total_memories(INSTANCES)
+        .total_tables(INSTANCES * 4)
+        .max_core_instances_per_component(8)
+        .max_memories_per_component(1)
+        .max_tables_per_component(4)
+        .max_component_instance_size(64 << 10)
+        .max_core_instance_size(64 << 10)
+        .table_elements(10_000)
+        .max_memory_size(slot_bytes)
+        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+        .table_keep_resident(64 << 10)
+        .max_unused_warm_slots(INSTANCES)
+        .decommit_batch_size(1)
+        .pagemap_scan(Enabled::Auto);
+    let mut config = Config::new();
+    config
+        .wasm_component_model(true)
+        .consume_fuel(true)
+        .epoch_interruption(true)
+        .cranelift_nan_canonicalization(true)
+        .wasm_relaxed_simd(false)
+        .wasm_multi_memory(false)
+        .wasm_memory64(false)
+        .wasm_tail_call(false)
+        .max_wasm_stack(STACK_BYTES)
+        .wasm_backtrace_details(WasmBacktraceDetails::Disable)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(8))
+        .native_unwind_info(false)
+        .memory_init_cow(true)
+        .guard_before_linear_memory(true)
+        // A reservation below 4 GiB: explicit bounds checks, which the compiler masks against speculation.
+        .memory_reservation(slot_bytes as u64)
+        .memory_guard_size(64 << 10)
+        .memory_may_move(false)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+/// The thread that moves the epoch, asleep while no plugin runs.
+struct Clock {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Calls under way. The increment in [`Running::begin`] pairs with the load in [`tick`], the unpark with its park.
+    running: AtomicUsize,
+    /// Set when the clock is dropped; the unpark behind it makes [`tick`] see it.
+    is_over: AtomicBool,
+}
+
+impl Clock {
+    fn start(engine: EngineWeak) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let seen = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("policy-clock".into()).spawn(move || tick(&seen, &engine))?;
+        Ok(Self { shared, thread })
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+    }
+}
+
+fn tick(shared: &Shared, engine: &EngineWeak) {
+    while !shared.is_over.load(Ordering::Acquire) {
+        if shared.running.load(Ordering::Acquire) == 0 {
+            thread::park();
+            continue;
+        }
+        thread::sleep(TICK);
+        match engine.upgrade() {
+            Some(engine) => engine.increment_epoch(),
+            None => return,
+        }
+    }
+}
+
+/// Keeps the clock running while a call is under way.
+pub(super) struct Running(Arc<Clock>);
+
+impl Running {
+    fn begin(clock: Arc<Clock>) -> Self {
+        if clock.shared.running.fetch_add(1, Ordering::AcqRel) == 0 {
+            clock.thread.thread().unpark();
+        }
+        Self(clock)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.shared.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,76 @@
+//! What a plugin sees of the host: one file per import of its world. Key type: [`Call`].
+
+mod log;
+mod settings;
+
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{Engine, ResourceLimiter};
+
+use super::limits::MAX_HOST_CALLS;
+use super::plugin::Settings;
+
+pub(super) use log::Notes;
+
+/// Bindings of the world `admit`, generated from `wit/`, which carries the documentation.
+#[allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated")]
+pub(super) mod bindings {
+    wasmtime::component::bindgen!({ path: "wit", world: "admit", imports: { default: trappable } });
+}
+
+/// Interfaces that a plugin may import, without their version.
+pub(super) const GRANTED: [&str; 3] = ["ostler:policy/log", "ostler:policy/settings", "ostler:policy/types"];
+
+/// A linker with every granted import, and nothing else.
+pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Call>> {
+    let mut linker = Linker::new(engine);
+    bindings::Admit::add_to_linker::<_, HasSelf<Call>>(&mut linker, |call| call)?;
+    Ok(linker)
+}
+
+/// State of one call: what the plugin may read, what it left behind, and its memory cap.
+pub(super) struct Call {
+    settings: Settings,
+    pub(super) notes: Notes,
+    memory_limit_bytes: usize,
+    host_calls: u32,
+    /// The plugin asked for more than the cap.
+    pub(super) is_memory_refused: bool,
+}
+
+impl Call {
+    pub(super) fn new(settings: Settings, memory_limit_bytes: usize) -> Self {
+        Self { settings, notes: Notes::default(), memory_limit_bytes, host_calls: 0, is_memory_refused: false }
+    }
+
+    /// Counts one call of an import; the error ends the plugin's call.
+    fn count(&mut self) -> wasmtime::Result<()> {
+        self.host_calls += 1;
+        if self.host_calls > MAX_HOST_CALLS { Err(TooManyHostCalls.into()) } else { Ok(()) }
+    }
+}
+
+/// The plugin called its imports more than [`MAX_HOST_CALLS`] times.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {MAX_HOST_CALLS} calls of the host")]
+pub(super) struct TooManyHostCalls;
+
+impl ResourceLimiter for Call {
+    fn memory_growing(
+        &mut self,
+        _current: usize,
+        desired_bytes: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if desired_bytes <= self.memory_limit_bytes {
+            return Ok(true);
+        }
+        // An error ends the call; `false` would let the plugin try again.
+        self.is_memory_refused = true;
+        Err(wasmtime::Error::msg("memory limit"))
+    }
+
+    fn table_growing(&mut self, _current: usize, _desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // Bounded by the pool's size of a table.
+        Ok(true)
+    }
+}

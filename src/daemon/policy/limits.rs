@@ -1,0 +1,62 @@
+//! Every limit of the policy host. Key type: [`Limits`], what an operator may tune; the constants are part of the
+//! contract in `wit/` and not tunable.
+
+use std::time::Duration;
+
+/// Longest message of a denial, line of a log, or text of an error, in bytes.
+pub(super) const MAX_MESSAGE_BYTES: usize = 512;
+/// Longest stable code of a denial, in bytes.
+pub(super) const MAX_CODE_BYTES: usize = 64;
+/// Log lines that one call may keep.
+pub(super) const MAX_LOG_LINES: usize = 16;
+/// Imports that one call may call: their work is the host's, which fuel does not count.
+pub(super) const MAX_HOST_CALLS: u32 = 1024;
+/// Patches in one answer.
+pub(super) const MAX_PATCHES: usize = 8;
+/// Longest version text in a manifest, in bytes.
+pub(super) const MAX_VERSION_BYTES: usize = 64;
+/// Longest summary in a manifest, in bytes.
+pub(super) const MAX_SUMMARY_BYTES: usize = 256;
+/// Settings of one plugin.
+pub(super) const MAX_SETTINGS: usize = 64;
+/// Longest key of a setting, in bytes.
+pub(super) const MAX_SETTING_KEY_BYTES: usize = 64;
+/// Longest value of a setting, in bytes.
+pub(super) const MAX_SETTING_VALUE_BYTES: usize = 4096;
+
+/// What plugins may use. The default suits plugins compiled from Rust or C; an interpreter in a component needs more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Linear memory of an instance, in bytes, a multiple of 64 KiB. Default 8 MiB.
+    pub memory_bytes: usize,
+    /// Longest call, by the clock. Default 50 ms.
+    pub deadline: Duration,
+    /// Most work in one call, in units of about one WebAssembly instruction. Unlike the deadline it does not depend on
+    /// the machine, so that the same plugin fails at the same place everywhere. Default 20,000,000 (a few milliseconds).
+    pub fuel: u64,
+    /// Bytes that a plugin may hand to the host in one answer or one call of an import. Default 256 KiB.
+    pub host_call_bytes: usize,
+    /// Size of a component, in bytes. Default 16 MiB.
+    pub component_bytes: usize,
+    /// Components compiled at the same time; further loads wait. Default 1.
+    pub compilers: usize,
+    /// Decisions that may wait for the executor; one more is denied at once. Default 256.
+    pub queue_depth: usize,
+    /// Longest that a decision may take, waiting included, and that a load waits for its turn. Default 2 s.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 8 << 20,
+            deadline: Duration::from_millis(50),
+            fuel: 20_000_000,
+            host_call_bytes: 256 << 10,
+            component_bytes: 16 << 20,
+            compilers: 1,
+            queue_depth: 256,
+            patience: Duration::from_secs(2),
+        }
+    }
+}

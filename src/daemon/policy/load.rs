@@ -1,0 +1,274 @@
+//! From a component's bytes to a plugin, refusing whatever the daemon should not run. Key type: [`LoadError`].
+//!
+//! Runs on the blocking pool: compiling takes tens of milliseconds, and never holds up a decision. In this order: size and
+//! kind of the file; compilation; imports; exports; types; memory; what it says about itself; its settings.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::{Component, Linker};
+
+use crate::model::{PluginDigest, PolicyFault, VmName};
+
+use super::call::{Compiled, Site};
+use super::engine::Sandbox;
+use super::host::bindings::AdmitPre;
+use super::host::bindings::exports::ostler::policy::lifecycle::Manifest;
+use super::host::{Call, GRANTED};
+use super::limits::{
+    MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SUMMARY_BYTES,
+    MAX_VERSION_BYTES,
+};
+use super::plugin::{About, Settings};
+use super::text::{is_line, to_line};
+
+/// First bytes of every WebAssembly file (core specification §5.5.16).
+const MAGIC: &[u8] = b"\0asm";
+/// Version and layer that follow the magic in a core module.
+const CORE_MODULE: &[u8] = &[1, 0, 0, 0];
+/// The same in a component: the layer is 1 (component model, binary format).
+const COMPONENT_LAYER: &[u8] = &[1, 0];
+/// Hooks and the interfaces that carry them.
+const ADMIT_HOOK: &str = "ostler:policy/admit-hook";
+const LIFECYCLE: &str = "ostler:policy/lifecycle";
+/// The package version that this host speaks; later patches of it too.
+const VERSION: (u64, u64) = (0, 1);
+/// WebAssembly page (core specification §4.2.8).
+const PAGE_BYTES: u64 = 64 << 10;
+/// Names of undeclared imports that an error shows, and their length in bytes.
+const SHOWN_IMPORTS: usize = 8;
+const SHOWN_IMPORT_BYTES: usize = 128;
+
+/// Why a plugin was not loaded. Each text is for the plugin's author.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// More bytes than the host takes.
+    #[error(
+        "component has {size_bytes} bytes, at most {limit_bytes} are allowed; strip debug information or build for size"
+    )]
+    TooLarge {
+        /// Size of the refused component.
+        size_bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// Does not begin as a WebAssembly file does.
+    #[error("this is not a WebAssembly file; load the .wasm component that the plugin's build made")]
+    NotWasm,
+    /// A core module.
+    #[error(
+        "this is a WebAssembly core module, not a component; wrap it with `wasm-tools component new` or wit-component"
+    )]
+    CoreModule,
+    /// The compiler refuses it.
+    #[error("component is damaged or uses what this host does not run; build and send it again: {reason}")]
+    NotCompiled {
+        /// The compiler's words, on one line.
+        reason: String,
+    },
+    /// It wants more than its world grants.
+    #[error("component imports what no policy plugin may use: {}; remove them, only {} are granted", .0.join(", "), GRANTED.join(", "))]
+    UndeclaredImports(Vec<String>),
+    /// It lacks an interface.
+    #[error("component does not export {0}; build it for the world ostler:policy/admit@0.1.0")]
+    MissingExport(String),
+    /// It has the right interfaces with other types.
+    #[error("component was built against another version of the interfaces; build it with this host's wit/: {reason}")]
+    WrongTypes {
+        /// The first difference, on one line.
+        reason: String,
+    },
+    /// It starts with more memory than it may have.
+    #[error(
+        "component starts with {wanted_bytes} bytes of memory, at most {limit_bytes} are allowed; make its static data or stack smaller"
+    )]
+    TooMuchMemory {
+        /// Initial size of its memory.
+        wanted_bytes: u64,
+        /// The cap.
+        limit_bytes: usize,
+    },
+    /// A call at load time failed.
+    #[error("{call} of the plugin failed; it must return at once for any settings: {fault}")]
+    Faulted {
+        /// The exported function.
+        call: &'static str,
+        /// What happened.
+        fault: PolicyFault,
+    },
+    /// Its description of itself cannot be shown.
+    #[error("the plugin's manifest is not valid: {0}")]
+    BadManifest(String),
+    /// It refuses its settings: key and reason of each.
+    #[error("settings are not valid: {}", .0.iter().map(|(key, why)| format!("{key}: {why}")).collect::<Vec<_>>().join("; "))]
+    BadSettings(Vec<(String, String)>),
+    /// The host cannot load anything now.
+    #[error("the policy host cannot load a plugin now: {0}; try again")]
+    Unavailable(String),
+}
+
+/// Content address of `bytes`.
+pub(super) fn digest(bytes: &[u8]) -> PluginDigest {
+    PluginDigest(Sha256::digest(bytes).into())
+}
+
+/// Compiles and checks a component, and asks it for its name.
+pub(super) fn compile(sandbox: &Sandbox, linker: &Linker<Call>, bytes: &[u8]) -> Result<Compiled, LoadError> {
+    check_kind(bytes)?;
+    let component = Component::from_binary(sandbox.engine(), bytes)
+        .map_err(|error| LoadError::NotCompiled { reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES) })?;
+    check_interfaces(sandbox, &component)?;
+    let limit_bytes = sandbox.limits().memory_bytes;
+    let wanted_pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
+    let wanted_bytes = wanted_pages.saturating_mul(PAGE_BYTES);
+    if wanted_bytes > limit_bytes as u64 {
+        return Err(LoadError::TooMuchMemory { wanted_bytes, limit_bytes });
+    }
+    let code = linker
+        .instantiate_pre(&component)
+        .and_then(AdmitPre::new)
+        .map_err(|error| LoadError::WrongTypes { reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES) })?;
+    // Spares the first decision the cost.
+    component
+        .initialize_copy_on_write_image()
+        .map_err(|error| LoadError::Unavailable(to_line(&error.to_string(), MAX_MESSAGE_BYTES)))?;
+    let site = Site { sandbox, code: &code, settings: &Arc::default(), name: "(loading)" };
+    let manifest = site.describe().map_err(|fault| LoadError::Faulted { call: "describe", fault })?;
+    check_manifest(&manifest).map_err(LoadError::BadManifest)?;
+    let about = About {
+        name: manifest.name,
+        version: manifest.version,
+        summary: manifest.summary,
+        hooks: &["admit"],
+        digest: digest(bytes),
+        size_bytes: bytes.len() as u64,
+    };
+    Ok(Compiled { about, code })
+}
+
+/// Whether `size_bytes` may be loaded.
+pub(super) fn check_size(size_bytes: usize, limit_bytes: usize) -> Result<(), LoadError> {
+    if size_bytes > limit_bytes { Err(LoadError::TooLarge { size_bytes, limit_bytes }) } else { Ok(()) }
+}
+
+fn check_kind(bytes: &[u8]) -> Result<(), LoadError> {
+    match bytes.strip_prefix(MAGIC) {
+        Some(rest) if rest.starts_with(CORE_MODULE) => Err(LoadError::CoreModule),
+        Some(rest) if rest.get(2..4) == Some(COMPONENT_LAYER) => Ok(()),
+        _ => Err(LoadError::NotWasm),
+    }
+}
+
+fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<(), LoadError> {
+    let ty = component.component_type();
+    let undeclared: Vec<String> = ty
+        .imports(sandbox.engine())
+        .map(|(name, _)| name)
+        .filter(|name| !GRANTED.iter().any(|granted| is_interface(name, granted)))
+        .take(SHOWN_IMPORTS)
+        .map(|name| to_line(name, SHOWN_IMPORT_BYTES))
+        .collect();
+    if !undeclared.is_empty() {
+        return Err(LoadError::UndeclaredImports(undeclared));
+    }
+    for wanted in [LIFECYCLE, ADMIT_HOOK] {
+        if !ty.exports(sandbox.engine()).any(|(name, _)| is_interface(name, wanted)) {
+            return Err(LoadError::MissingExport(format!("{wanted}@{}.{}.x", VERSION.0, VERSION.1)));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `name` is `interface` in a version that this host speaks.
+fn is_interface(name: &str, interface: &str) -> bool {
+    let Some((base, version)) = name.split_once('@') else { return false };
+    let mut numbers = version.split('.').map(str::parse);
+    let is_version = numbers.next() == Some(Ok(VERSION.0)) && numbers.next() == Some(Ok(VERSION.1));
+    base == interface && is_version
+}
+
+fn check_manifest(manifest: &Manifest) -> Result<(), String> {
+    // Plugins are named as VMs are: one DNS label.
+    if let Err(error) = manifest.name.parse::<VmName>() {
+        return Err(to_line(&error.to_string(), MAX_MESSAGE_BYTES));
+    }
+    if !is_line(&manifest.version, MAX_VERSION_BYTES) {
+        return Err(format!("version must have 1 to {MAX_VERSION_BYTES} bytes without control characters"));
+    }
+    if !manifest.summary.is_empty() && !is_line(&manifest.summary, MAX_SUMMARY_BYTES) {
+        return Err(format!("summary must have at most {MAX_SUMMARY_BYTES} bytes without control characters"));
+    }
+    Ok(())
+}
+
+/// Whether the settings are within bounds and the plugin takes them.
+pub(super) fn check_settings(sandbox: &Sandbox, compiled: &Compiled, settings: &Settings) -> Result<(), LoadError> {
+    check_setting_bounds(settings)?;
+    let site = Site { sandbox, code: &compiled.code, settings, name: &compiled.about.name };
+    let errors = site.validate_settings().map_err(|fault| LoadError::Faulted { call: "validate-settings", fault })?;
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let shown = errors.into_iter().take(MAX_SETTINGS);
+    Err(LoadError::BadSettings(
+        shown.map(|e| (to_line(&e.key, MAX_SETTING_KEY_BYTES), to_line(&e.message, MAX_MESSAGE_BYTES))).collect(),
+    ))
+}
+
+fn check_setting_bounds(settings: &BTreeMap<String, String>) -> Result<(), LoadError> {
+    if settings.len() > MAX_SETTINGS {
+        let why = format!("{} settings, at most {MAX_SETTINGS} are allowed", settings.len());
+        return Err(LoadError::BadSettings(vec![("settings".into(), why)]));
+    }
+    let wrong = settings.iter().filter_map(|(key, value)| {
+        let why = if !is_line(key, MAX_SETTING_KEY_BYTES) {
+            format!("key has {} bytes, 1 to {MAX_SETTING_KEY_BYTES} without control characters are allowed", key.len())
+        } else if value.len() > MAX_SETTING_VALUE_BYTES {
+            format!("value has {} bytes, at most {MAX_SETTING_VALUE_BYTES} are allowed", value.len())
+        } else {
+            return None;
+        };
+        Some((to_line(key, MAX_SETTING_KEY_BYTES), why))
+    });
+    let wrong: Vec<_> = wrong.collect();
+    if wrong.is_empty() { Ok(()) } else { Err(LoadError::BadSettings(wrong)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_an_interface_in_compatible_versions_only() {
+        assert!(is_interface("ostler:policy/log@0.1.0", "ostler:policy/log"));
+        assert!(is_interface("ostler:policy/log@0.1.7", "ostler:policy/log"));
+        for name in ["ostler:policy/log", "ostler:policy/log@0.2.0", "ostler:policy/log@1.1.0", "x:y/log@0.1.0"] {
+            assert!(!is_interface(name, "ostler:policy/log"), "{name}");
+        }
+    }
+
+    #[test]
+    fn bounds_settings_before_the_plugin_sees_them() {
+        let refused = |settings: BTreeMap<String, String>| match check_setting_bounds(&settings) {
+            Err(LoadError::BadSettings(wrong)) => wrong[0].0.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused((0..65).map(|i| (i.to_string(), String::new())).collect()), "settings");
+        assert_eq!(refused([("k".into(), "v".repeat(5000))].into()), "k");
+        assert_eq!(refused([(String::new(), "v".into())].into()), "");
+        assert!(check_setting_bounds(&[("k".into(), "v".repeat(4096))].into()).is_ok());
+    }
+
+    #[test]
+    fn refuses_manifests_that_cannot_be_shown() {
+        let manifest = |name: &str, version: &str, summary: &str| {
+            check_manifest(&Manifest { name: name.into(), version: version.into(), summary: summary.into() }).is_ok()
+        };
+        assert!(manifest("a", "1", ""));
+        assert!(!manifest("a/b", "1", ""));
+        assert!(!manifest("a", "", ""));
+        assert!(!manifest("a", "1", "\x1b[2J"));
+        assert!(!manifest("a", "1", &"s".repeat(300)));
+    }
+}

@@ -1,0 +1,125 @@
+//! A plugin that is loaded, or that should be and is not. Key types: [`LoadedPlugin`], [`Bound`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::{PluginDigest, PolicyScope};
+
+use super::call::Compiled;
+
+/// A plugin's settings: key to text, fixed while it is loaded.
+pub(super) type Settings = Arc<BTreeMap<String, String>>;
+
+/// A plugin with its settings, ready to be asked. Cheap to clone; the same component is compiled once.
+#[derive(Clone)]
+pub struct LoadedPlugin(Arc<Inner>);
+
+struct Inner {
+    about: About,
+    settings: Settings,
+    state: State,
+}
+
+/// What a plugin says about itself, checked, and what the host knows about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct About {
+    pub name: String,
+    pub version: String,
+    pub summary: String,
+    pub hooks: &'static [&'static str],
+    pub digest: PluginDigest,
+    pub size_bytes: u64,
+}
+
+enum State {
+    Ready(Arc<Compiled>),
+    Broken(String),
+}
+
+impl LoadedPlugin {
+    pub(super) fn ready(compiled: Arc<Compiled>, settings: Settings) -> Self {
+        Self(Arc::new(Inner { about: compiled.about.clone(), settings, state: State::Ready(compiled) }))
+    }
+
+    /// Stands in for a plugin that is bound but could not be loaded again, so that its chain fails closed: every
+    /// decision that passes through it is denied as `policy.unavailable` with `cause`.
+    pub fn broken(name: impl Into<String>, digest: PluginDigest, cause: impl Into<String>) -> Self {
+        let about = About {
+            name: name.into(),
+            version: String::new(),
+            summary: String::new(),
+            hooks: &[],
+            digest,
+            size_bytes: 0,
+        };
+        Self(Arc::new(Inner { about, settings: Arc::default(), state: State::Broken(cause.into()) }))
+    }
+
+    /// The plugin's own name for itself: 1 to 63 bytes of `a-z`, `0-9` and inner `-`.
+    pub fn name(&self) -> &str {
+        &self.0.about.name
+    }
+
+    /// Its version, as it says; one line.
+    pub fn version(&self) -> &str {
+        &self.0.about.version
+    }
+
+    /// What it does, as it says; one line, may be empty.
+    pub fn summary(&self) -> &str {
+        &self.0.about.summary
+    }
+
+    /// Hooks that it exports: `admit`.
+    pub fn hooks(&self) -> &[&'static str] {
+        self.0.about.hooks
+    }
+
+    /// SHA-256 of the component.
+    pub fn digest(&self) -> PluginDigest {
+        self.0.about.digest
+    }
+
+    /// Size of the component, in bytes; 0 when broken.
+    pub fn size_bytes(&self) -> u64 {
+        self.0.about.size_bytes
+    }
+
+    /// The settings that it was loaded with; none when broken.
+    pub fn settings(&self) -> &BTreeMap<String, String> {
+        &self.0.settings
+    }
+
+    /// Why it cannot be asked, if it is [`broken`](Self::broken).
+    pub fn broken_cause(&self) -> Option<&str> {
+        match &self.0.state {
+            State::Ready(_) => None,
+            State::Broken(cause) => Some(cause),
+        }
+    }
+
+    /// The code and its settings, or why there is none.
+    pub(super) fn code(&self) -> Result<(&Compiled, &Settings), &str> {
+        match &self.0.state {
+            State::Ready(compiled) => Ok((compiled, &self.0.settings)),
+            State::Broken(cause) => Err(cause),
+        }
+    }
+}
+
+impl std::fmt::Debug for LoadedPlugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedPlugin").field("about", &self.0.about).field("broken", &self.broken_cause()).finish()
+    }
+}
+
+/// A plugin at its place in a chain.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    /// Name of the binding, as people see it in decisions and listings.
+    pub name: String,
+    /// Whose chain it is in.
+    pub scope: PolicyScope,
+    /// The plugin.
+    pub plugin: LoadedPlugin,
+}

@@ -1,0 +1,200 @@
+//! What the daemon remembers of a VM. Key types: [`VmRecord`], [`Run`], [`NicLease`].
+//!
+//! The daemon's own vocabulary: `supervisor` changes records, `store` keeps them, `service` and `rpc` show them. A
+//! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
+
+use std::net::Ipv4Addr;
+use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
+
+use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmName, VmSpec, VmState};
+use crate::sys::process::Identity;
+
+/// A registered VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmRecord {
+    /// Given at registration, never reused.
+    pub uid: VmId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its name within the tenant.
+    pub name: VmName,
+    /// What was admitted, patches applied.
+    pub spec: VmSpec,
+    /// Where it is in its life.
+    pub state: VmState,
+    /// The current run; `None` when there is none.
+    pub run: Option<Run>,
+    /// Addresses that are its own until it is destroyed, in the order of `spec.nics()`.
+    pub nics: Vec<NicLease>,
+    /// When it was registered.
+    pub created: SystemTime,
+    /// Of the last change of state.
+    pub updated: SystemTime,
+    /// The decision that admitted it.
+    pub admission: Decision,
+}
+
+/// One run of a VM: recorded without a process before one is started, and with it right after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// This run.
+    pub instance: InstanceId,
+    /// Its vmm process.
+    pub process: Option<Identity>,
+    /// When a stop turns into a kill.
+    pub kill_at: Option<SystemTime>,
+}
+
+/// A NIC's addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicLease {
+    /// The NIC.
+    pub id: DeviceId,
+    /// Its network of four addresses: network, host, guest, broadcast.
+    pub subnet: Subnet,
+    /// The guest's Ethernet address.
+    pub mac: MacAddr,
+}
+
+/// A /30: the link between the host and one NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Subnet(Ipv4Addr);
+
+impl Subnet {
+    /// Bits of the network part.
+    pub const PREFIX_LEN: u8 = 30;
+
+    /// `None` unless `network` is the first of four addresses.
+    pub fn new(network: Ipv4Addr) -> Option<Self> {
+        (u32::from(network) & 3 == 0).then_some(Self(network))
+    }
+
+    /// The first address, which names the network.
+    pub fn network(self) -> Ipv4Addr {
+        self.0
+    }
+
+    /// The host's address.
+    pub fn host(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.0) | 1)
+    }
+
+    /// The guest's address.
+    pub fn guest(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.0) | 2)
+    }
+
+    /// Name of the tap: `ost` and the network's number in base 36 (9 bytes at most). As unique as the network is.
+    pub fn tap_name(self) -> String {
+        let mut number = u32::from(self.0) >> 2;
+        let mut digits = Vec::new();
+        loop {
+            digits.push(char::from_digit(number % 36, 36).unwrap_or('0'));
+            number /= 36;
+            if number == 0 {
+                break;
+            }
+        }
+        "ost".chars().chain(digits.into_iter().rev()).collect()
+    }
+}
+
+/// The guest's address on NIC `nic` of VM `uid`: locally administered (02:…), the rest from a hash, so that it stays
+/// the same over restarts and moves.
+pub fn mac_of(uid: VmId, nic: &DeviceId) -> MacAddr {
+    let hash = Sha256::new().chain_update(uid.to_string()).chain_update("/").chain_update(nic.as_str()).finalize();
+    MacAddr([0x02, hash[0], hash[1], hash[2], hash[3], hash[4]])
+}
+
+/// Records for tests.
+#[cfg(test)]
+pub mod samples {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::{
+        BootSpec, DiskSpec, ImagePath, NicSpec, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope,
+        Verdict,
+    };
+
+    /// A running VM with a disk and a NIC.
+    pub fn running(tenant: &str, name: &str) -> VmRecord {
+        let uid = VmId::new();
+        let nic = NicSpec { id: "eth0".parse().unwrap() };
+        let disk = DiskSpec {
+            id: "root".parse().unwrap(),
+            volume: ImagePath::new("v", "root.img").unwrap(),
+            is_read_only: true,
+        };
+        let boot = BootSpec {
+            kernel: ImagePath::new("k", "linux/vmlinux").unwrap(),
+            initrd: Some(ImagePath::new("i", "linux/initrd").unwrap()),
+            cmdline: "quiet".into(),
+        };
+        VmRecord {
+            uid,
+            tenant: tenant.parse().unwrap(),
+            name: name.parse().unwrap(),
+            spec: VmSpec::new(2, 256, boot, vec![disk], vec![nic.clone()]).unwrap(),
+            state: VmState::Running,
+            run: Some(Run {
+                instance: InstanceId::new(),
+                process: Some(Identity { pid: 42, start_time: 4242 }),
+                kill_at: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567)),
+            }),
+            nics: vec![NicLease {
+                mac: mac_of(uid, &nic.id),
+                id: nic.id,
+                subnet: Subnet::new(Ipv4Addr::new(172, 30, 0, 4)).unwrap(),
+            }],
+            created: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+            updated: SystemTime::UNIX_EPOCH + Duration::from_secs(2),
+            admission: Decision {
+                outcome: Outcome::Allow(vec![Patch::CapVcpus(2)]),
+                opinions: vec![
+                    Opinion {
+                        plugin: "limits".into(),
+                        digest: PluginDigest([9; 32]),
+                        scope: PolicyScope::Operator,
+                        verdict: Ok(Verdict::Allow(vec![Patch::CapVcpus(2), Patch::CapMemoryMib(256)])),
+                        took: Duration::from_micros(15),
+                    },
+                    Opinion {
+                        plugin: "own".into(),
+                        digest: PluginDigest([8; 32]),
+                        scope: PolicyScope::Tenant(tenant.parse().unwrap()),
+                        verdict: Err(PolicyFault::Memory { limit_bytes: 8 << 20 }),
+                        took: Duration::from_micros(16),
+                    },
+                ],
+                took: Duration::from_micros(40),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_taps_within_the_limit_of_the_kernel() {
+        let subnet = |text: &str| Subnet::new(text.parse().unwrap()).unwrap();
+        assert_eq!(subnet("0.0.0.0").tap_name(), "ost0");
+        assert_eq!(subnet("0.0.0.144").tap_name(), "ost10");
+        assert!(subnet("255.255.255.252").tap_name().len() <= crate::sys::tap::MAX_NAME_LEN);
+        assert_ne!(subnet("172.30.0.0").tap_name(), subnet("172.30.0.4").tap_name());
+        assert_eq!(Subnet::new(Ipv4Addr::new(172, 30, 0, 2)), None);
+    }
+
+    #[test]
+    fn macs_are_stable_local_unicast_and_differ_by_nic() {
+        let uid = VmId::new();
+        let mac = |id: &str| mac_of(uid, &id.parse().unwrap());
+        assert_eq!(mac("eth0"), mac("eth0"));
+        assert_ne!(mac("eth0"), mac("eth1"));
+        assert_eq!(mac("eth0").0[0] & 3, 2);
+    }
+}

@@ -1,0 +1,202 @@
+//! Accepts connections and shakes hands, without letting anybody hold up the others. Key type: [`Connection`].
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::tls::ALPN;
+use super::{Ending, ended};
+use crate::daemon::service::{AuthnError, Principal, identify};
+
+/// Handshakes at the same time, from anybody.
+const MAX_HANDSHAKES: usize = 64;
+/// How long one may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at the same time.
+const MAX_CONNECTIONS: usize = 256;
+/// Of which one caller may have so many.
+const MAX_CONNECTIONS_PER_CALLER: usize = 64;
+/// Pause after accept(2) failed (out of descriptors, mostly).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end, or why that is nobody.
+pub(super) type Caller = Result<Principal, AuthnError>;
+
+/// A connection whose client certificate was verified.
+pub(super) struct Connection {
+    stream: TlsStream<TcpStream>,
+    caller: Arc<Caller>,
+    _place: OwnedSemaphorePermit,
+    _share: Option<Share>,
+}
+
+/// What each request of a connection finds among its extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Peer(pub(super) Arc<Caller>);
+
+/// Accepts on `listener` until `ending`; the stream gives what shook hands.
+pub(super) fn connections(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    trust_domain: String,
+    mut ending: Ending,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, connections) = mpsc::channel(1);
+    let door = Arc::new(Door {
+        acceptor: TlsAcceptor::from(tls),
+        trust_domain,
+        places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        shares: Shares::default(),
+    });
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let permit = tokio::select! {
+                () = ended(&mut ending) => return,
+                permit = Arc::clone(&handshakes).acquire_owned() => permit,
+            };
+            let accepted = tokio::select! {
+                () = ended(&mut ending) => return,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, address)) = accepted else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let (door, ready) = (Arc::clone(&door), ready.clone());
+            tokio::spawn(async move {
+                let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.shake_hands(stream)).await;
+                drop(permit);
+                match shaken {
+                    // Nobody takes connections any more: the daemon ends.
+                    Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
+                    Ok(Err(error)) => tracing::info!(%address, %error, "connection refused"),
+                    Err(_elapsed) => tracing::info!(%address, "connection refused: handshake takes too long"),
+                }
+            });
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+struct Door {
+    acceptor: TlsAcceptor,
+    trust_domain: String,
+    places: Arc<Semaphore>,
+    shares: Shares,
+}
+
+impl Door {
+    async fn shake_hands(&self, stream: TcpStream) -> io::Result<Connection> {
+        let refuse = |why: &str| Err(io::Error::other(why));
+        stream.set_nodelay(true)?;
+        let stream = self.acceptor.accept(stream).await?;
+        let (_, session) = stream.get_ref();
+        if session.alpn_protocol() != Some(ALPN) {
+            return refuse("client does not speak HTTP/2");
+        }
+        let leaf = session.peer_certificates().and_then(|chain| chain.first());
+        let Some(leaf) = leaf else { return refuse("client shows no certificate") };
+        let caller = identify(leaf, &self.trust_domain);
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return refuse("too many connections");
+        };
+        let share = match &caller {
+            Ok(principal) => match self.shares.take(principal) {
+                Some(share) => Some(share),
+                None => return refuse("too many connections of one caller"),
+            },
+            // Kept, to tell the client in its own protocol what is wrong with its certificate.
+            Err(_) => None,
+        };
+        Ok(Connection { stream, caller: Arc::new(caller), _place: place, _share: share })
+    }
+}
+
+/// Connections by caller. A handle: clones share the table.
+#[derive(Debug, Clone, Default)]
+struct Shares {
+    /// Rank: leaf. Guards the counts; held for an update only.
+    counts: Arc<Mutex<HashMap<Principal, usize>>>,
+}
+
+/// One connection's part in its caller's count.
+struct Share {
+    shares: Shares,
+    principal: Principal,
+}
+
+impl Shares {
+    fn take(&self, principal: &Principal) -> Option<Share> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(principal.clone()).or_default();
+        if *count >= MAX_CONNECTIONS_PER_CALLER {
+            return None;
+        }
+        *count += 1;
+        Some(Share { shares: self.clone(), principal: principal.clone() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut counts = self.shares.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.principal) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.principal);
+            }
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer(Arc::clone(&self.caller))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,111 @@
+//! The daemon's door: gRPC over mutual TLS. Decodes, calls `service`, encodes; decides nothing.
+//!
+//! ```text
+//!   listener ── accept (capped) ──▶ handshake (5 s, own task) ──▶ Connection{caller} ──▶ tonic
+//!   each call: caller from the connection ── own task (survives a client that hangs up; may panic alone) ──▶ service
+//! ```
+
+mod call;
+mod console;
+mod encode;
+mod listener;
+mod plugin;
+mod status;
+mod tls;
+mod vm;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::service::InterceptorLayer;
+use tonic::transport::Server;
+
+use crate::api::v1;
+use crate::api::v1::plugin_service_server::PluginServiceServer;
+use crate::api::v1::virtual_machine_service_server::VirtualMachineServiceServer;
+use crate::daemon::service::SharedNode;
+pub use tls::{TlsError, TlsFiles, server_config};
+
+/// Longest request, in bytes: a spec is some kilobytes, a chunk of a plugin 64 KiB.
+const MAX_REQUEST_LEN: usize = 256 << 10;
+/// Longest response, in bytes: a list of some thousand VMs.
+const MAX_RESPONSE_LEN: usize = 8 << 20;
+/// Calls at the same time in one connection.
+const MAX_STREAMS: u32 = 64;
+/// Headers of one call, in bytes.
+const MAX_HEADERS_LEN: u32 = 16 << 10;
+/// A client that does not answer a ping of this interval …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// … within this time is gone.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long calls under way may take when the daemon ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Becomes true when the daemon shall end.
+pub type Ending = watch::Receiver<bool>;
+
+/// Why serving stopped or did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum RpcError {
+    /// The HTTP/2 server.
+    #[error("gRPC server failed")]
+    Transport(#[from] tonic::transport::Error),
+    /// The generated descriptors.
+    #[error("cannot build the reflection service")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Serves `node` on `listener` until `ending`, then lets calls under way finish for some seconds.
+pub async fn serve(
+    node: SharedNode,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    trust_domain: String,
+    mut ending: Ending,
+) -> Result<(), RpcError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<VirtualMachineServiceServer<vm::VmRpc>>().await;
+    health.set_serving::<PluginServiceServer<plugin::PluginRpc>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let vms = VirtualMachineServiceServer::new(vm::VmRpc::new(Arc::clone(&node), ending.clone()))
+        .max_decoding_message_size(MAX_REQUEST_LEN)
+        .max_encoding_message_size(MAX_RESPONSE_LEN);
+    let plugins = PluginServiceServer::new(plugin::PluginRpc::new(node))
+        .max_decoding_message_size(MAX_REQUEST_LEN)
+        .max_encoding_message_size(MAX_RESPONSE_LEN);
+
+    let connections = listener::connections(listener, tls, trust_domain, ending.clone());
+    let mut drained = ending.clone();
+    let server = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS_LEN)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(InterceptorLayer::new(call::require_caller))
+        .add_service(vms)
+        .add_service(plugins)
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(connections, async move { ended(&mut ending).await });
+    tokio::select! {
+        result = server => Ok(result?),
+        () = async {
+            ended(&mut drained).await;
+            tokio::time::sleep(DRAIN_TIMEOUT).await;
+        } => {
+            tracing::warn!("calls under way were cut off");
+            Ok(())
+        }
+    }
+}
+
+/// Returns when the daemon shall end.
+async fn ended(ending: &mut Ending) {
+    // A sender that is gone means the end too.
+    let _ = ending.wait_for(|is_ending| *is_ending).await;
+}

@@ -1,0 +1,76 @@
+//! `PluginService`: decode, call, encode. Key type: [`PluginRpc`].
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status, Streaming};
+
+use super::call::{caller, in_own_task};
+use super::{encode, status};
+use crate::api::v1::load_plugin_request::{Header, Part};
+use crate::api::v1::plugin_service_server::PluginService;
+use crate::api::{Parent, PluginName, v1};
+use crate::daemon::service::{SharedNode, Whose};
+use crate::model::SpecError;
+
+/// Longest component, in bytes, as the public contract says.
+const MAX_COMPONENT_LEN: usize = 16 << 20;
+
+pub(super) struct PluginRpc {
+    node: SharedNode,
+}
+
+impl PluginRpc {
+    pub(super) fn new(node: SharedNode) -> Self {
+        Self { node }
+    }
+}
+
+#[tonic::async_trait]
+impl PluginService for PluginRpc {
+    async fn load_plugin(
+        &self,
+        request: Request<Streaming<v1::LoadPluginRequest>>,
+    ) -> Result<Response<v1::Plugin>, Status> {
+        let principal = caller(request.extensions())?;
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.and_then(|request| request.part);
+        let Some(Part::Header(Header { name, settings })) = first else {
+            return Err(bad("header", "the first request must carry the header"));
+        };
+        let PluginName { scope, plugin } = PluginName::parse(&name).map_err(|error| status::bad_field(&error))?;
+        let mut component = Vec::new();
+        while let Some(request) = parts.message().await? {
+            let Some(Part::Chunk(chunk)) = request.part else {
+                return Err(bad("chunk", "every request after the first must carry a chunk"));
+            };
+            if component.len() + chunk.len() > MAX_COMPONENT_LEN {
+                return Err(bad("chunk", &format!("component is longer than {MAX_COMPONENT_LEN} bytes")));
+            }
+            component.extend_from_slice(&chunk);
+        }
+        let node = Arc::clone(&self.node);
+        let settings = settings.into_iter().collect();
+        let view =
+            in_own_task(async move { node.load_plugin(&principal, scope, plugin, component, settings).await }).await?;
+        Ok(Response::new(encode::plugin(&view)))
+    }
+
+    async fn list_plugins(
+        &self,
+        request: Request<v1::ListPluginsRequest>,
+    ) -> Result<Response<v1::ListPluginsResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let whose = match Parent::parse(&request.get_ref().parent).map_err(|error| status::bad_field(&error))? {
+            Parent::Own => Some(Whose::Own),
+            Parent::All => Some(Whose::All),
+            Parent::Tenant(tenant) => Some(Whose::Tenant(tenant)),
+            Parent::Operator => None,
+        };
+        let views = self.node.list_plugins(&principal, whose.as_ref()).map_err(|error| status::of(&error))?;
+        Ok(Response::new(v1::ListPluginsResponse { plugins: views.iter().map(encode::plugin).collect() }))
+    }
+}
+
+fn bad(field: &str, reason: &str) -> Status {
+    status::bad_field(&SpecError::new(field, reason))
+}

@@ -1,0 +1,177 @@
+//! Errors to gRPC statuses: the only place that knows both. Key function: [`of`].
+//!
+//! Each carries `google.rpc.ErrorInfo` of domain `ostler` with a stable reason; what varies stands in the metadata too.
+
+use std::collections::HashMap;
+use std::error::Error;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::daemon::service::{AuthnError, CallError, ServiceError};
+use crate::model::{Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
+
+const DOMAIN: &str = "ostler";
+
+/// The status of a failed call.
+pub(super) fn of(error: &ServiceError) -> Status {
+    let text = text(error);
+    match error {
+        ServiceError::BadField(error) => bad_field(error),
+        ServiceError::NoSuchVm | ServiceError::Call(CallError::Gone) => {
+            // Word for word the same whether the VM is missing or another tenant's.
+            status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
+        }
+        ServiceError::AlreadyRegistered { tenant, name } => {
+            status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])
+        }
+        ServiceError::Denied { tenant, name, decision } => denied(tenant, name, decision),
+        ServiceError::NotAllowed { needs } => {
+            status(Code::PermissionDenied, text, "NOT_ALLOWED", [("needs", (*needs).to_owned())])
+        }
+        ServiceError::Call(CallError::Refused(refused)) => {
+            let metadata = [("state", refused.state.to_owned()), ("verb", refused.verb.to_owned())];
+            status(Code::FailedPrecondition, text, "WRONG_STATE", metadata)
+        }
+        ServiceError::Call(CallError::StartFailed(FailureCause(exit))) => {
+            let (code, reason) = match exit {
+                VmExit::HostError(_) | VmExit::Vanished(_) => (Code::Internal, "VMM_FAILED"),
+                VmExit::LaunchFailed(_) | VmExit::PowerOff | VmExit::Reset | VmExit::TripleFault | VmExit::Killed => {
+                    (Code::FailedPrecondition, "START_FAILED")
+                }
+            };
+            status(code, text, reason, [("cause", exit.to_string())])
+        }
+        ServiceError::Call(CallError::Interrupted { state }) => {
+            status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
+        }
+        ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
+        ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
+        ServiceError::Plugin { source, .. } => {
+            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", [("cause", source.to_string())])
+        }
+        ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
+        ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
+        ServiceError::Ending => status(Code::Unavailable, text, "SHUTTING_DOWN", []),
+    }
+}
+
+/// The status of a request that could not be read.
+pub(super) fn bad_field(error: &SpecError) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info("BAD_FIELD", DOMAIN, HashMap::from([("field".to_owned(), error.field.clone())]));
+    details.add_bad_request_violation(&error.field, &error.reason);
+    Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
+}
+
+/// The connection has a certificate that names nobody.
+pub(super) fn unauthenticated(error: &AuthnError) -> Status {
+    status(Code::Unauthenticated, text(error), "BAD_IDENTITY", [])
+}
+
+/// A connection without a peer: only a server that is put together wrongly has one.
+pub(super) fn nobody() -> Status {
+    status(Code::Unauthenticated, "no client certificate".to_owned(), "BAD_IDENTITY", [])
+}
+
+/// The call's own task panicked; the log says where.
+pub(super) fn panicked() -> Status {
+    status(Code::Internal, "the daemon failed in this call; its log says where".to_owned(), "PANIC", [])
+}
+
+/// The console ends because there is nobody to talk to.
+pub(super) fn no_process(state: &str) -> Status {
+    let text = format!("the VM is {state}: this was its last output");
+    status(Code::FailedPrecondition, text, "NO_PROCESS", [("state", state.to_owned())])
+}
+
+fn denied(tenant: &TenantId, name: &VmName, decision: &Decision) -> Status {
+    let Outcome::Deny { code, message, plugin } = &decision.outcome else {
+        return status(Code::PermissionDenied, format!("policy denies {tenant}/{name}"), "POLICY_DENIED", []);
+    };
+    let who = plugin.as_ref().map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+    let hint = if code == "policy.no-opinion" { "; load an admission plugin with `ostler plugin load`" } else { "" };
+    let text = format!("{who} denies {tenant}/{name}: {message} ({code}){hint}");
+    let mut metadata = vec![("code", code.clone()), ("message", message.clone())];
+    if let Some(plugin) = plugin {
+        metadata.push(("plugin", plugin.clone()));
+        let opinion = decision.opinions.iter().find(|opinion| opinion.plugin == *plugin);
+        metadata.extend(opinion.map(|opinion| ("digest", opinion.digest.to_string())));
+    }
+    metadata.push(("took_us", decision.took.as_micros().to_string()));
+    status(Code::PermissionDenied, text, "POLICY_DENIED", metadata)
+}
+
+fn status(
+    code: Code,
+    text: String,
+    reason: &str,
+    metadata: impl IntoIterator<Item = (&'static str, String)>,
+) -> Status {
+    let metadata: HashMap<String, String> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    Status::with_error_details(code, text, ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+}
+
+/// The error with its causes.
+fn text(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::record::samples;
+    use crate::model::Refused;
+
+    fn reason(status: &Status) -> String {
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(info.domain, "ostler");
+        info.reason.clone()
+    }
+
+    #[test]
+    fn a_missing_vm_and_one_that_vanished_look_the_same() {
+        let (missing, gone) = (of(&ServiceError::NoSuchVm), of(&ServiceError::Call(CallError::Gone)));
+        assert_eq!(
+            (missing.code(), missing.message(), missing.details()),
+            (gone.code(), gone.message(), gone.details())
+        );
+        assert_eq!(missing.code(), Code::NotFound);
+    }
+
+    #[test]
+    fn a_denial_names_plugin_digest_and_code() {
+        let mut decision = samples::running("acme", "web").admission;
+        decision.outcome = Outcome::Deny {
+            code: "limit.vcpus".into(),
+            message: "8 vCPUs, at most 4 are allowed".into(),
+            plugin: Some("limits".into()),
+        };
+        let (tenant, name) = ("acme".parse().unwrap(), "web".parse().unwrap());
+        let status = of(&ServiceError::Denied { tenant, name, decision: Box::new(decision) });
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::PermissionDenied, "POLICY_DENIED"));
+        let metadata = status.get_error_details().error_info().unwrap().metadata.clone();
+        assert_eq!(metadata["plugin"], "limits");
+        assert_eq!(metadata["code"], "limit.vcpus");
+        assert!(metadata["digest"].starts_with("sha256:0909"));
+        assert!(status.message().contains("8 vCPUs"), "{}", status.message());
+    }
+
+    #[test]
+    fn bad_fields_and_wrong_states_say_which() {
+        let status = of(&SpecError::new("spec.vcpus", "0 vCPUs, 1 to 128 are allowed").into());
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "BAD_FIELD"));
+        assert_eq!(status.get_error_details().error_info().unwrap().metadata["field"], "spec.vcpus");
+        let refused = CallError::Refused(Refused { verb: "start", state: "RUNNING" });
+        let status = of(&refused.into());
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "WRONG_STATE"));
+        assert_eq!(status.message(), "cannot start a VM that is RUNNING");
+    }
+}

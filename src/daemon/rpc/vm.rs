@@ -1,0 +1,169 @@
+//! `VirtualMachineService`: decode, call, encode. Key type: [`VmRpc`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::call::{caller, in_own_task};
+use super::{Ending, console, encode, ended, status};
+use crate::api::convert::{grace_from_proto, spec_from_proto};
+use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
+use crate::api::{Parent, VmRef, v1};
+use crate::daemon::service::{ServiceError, SharedNode, Whose};
+use crate::model::SpecError;
+
+/// Messages of a watch that wait for the client to read; behind them the store's own queue begins.
+const WATCH_QUEUE_LEN: usize = 16;
+
+/// A stream of responses.
+pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+pub(super) struct VmRpc {
+    node: SharedNode,
+    ending: Ending,
+}
+
+impl VmRpc {
+    pub(super) fn new(node: SharedNode, ending: Ending) -> Self {
+        Self { node, ending }
+    }
+}
+
+#[tonic::async_trait]
+impl VirtualMachineService for VmRpc {
+    type WatchVirtualMachinesStream = Responses<v1::WatchVirtualMachinesResponse>;
+    type ConsoleStream = Responses<v1::ConsoleResponse>;
+
+    async fn register_virtual_machine(
+        &self,
+        request: Request<v1::RegisterVirtualMachineRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let (name, spec) = decode_registration(request.into_inner()).map_err(|error| status::bad_field(&error))?;
+        let node = Arc::clone(&self.node);
+        let vm = in_own_task(async move { node.register_vm(&principal, name.tenant, name.vm, spec).await }).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn get_virtual_machine(
+        &self,
+        request: Request<v1::GetVirtualMachineRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let vm = self.node.get(&principal, &name.tenant, &name.vm).map_err(|error| status::of(&error))?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn list_virtual_machines(
+        &self,
+        request: Request<v1::ListVirtualMachinesRequest>,
+    ) -> Result<Response<v1::ListVirtualMachinesResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let whose = whose(&request.get_ref().parent)?;
+        let vms = self.node.list(&principal, &whose).map_err(|error| status::of(&error))?;
+        let virtual_machines = vms.iter().map(|vm| encode::vm(vm)).collect();
+        Ok(Response::new(v1::ListVirtualMachinesResponse { virtual_machines }))
+    }
+
+    async fn start_virtual_machine(
+        &self,
+        request: Request<v1::StartVirtualMachineRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let node = Arc::clone(&self.node);
+        let vm = in_own_task(async move { node.start_vm(&principal, &name.tenant, &name.vm).await }).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn stop_virtual_machine(
+        &self,
+        request: Request<v1::StopVirtualMachineRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let grace = grace_from_proto(request.get_ref().grace).map_err(|error| status::bad_field(&error))?;
+        let node = Arc::clone(&self.node);
+        let vm = in_own_task(async move { node.stop_vm(&principal, &name.tenant, &name.vm, grace).await }).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn destroy_virtual_machine(
+        &self,
+        request: Request<v1::DestroyVirtualMachineRequest>,
+    ) -> Result<Response<v1::DestroyVirtualMachineResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let is_forced = request.get_ref().force;
+        let node = Arc::clone(&self.node);
+        in_own_task(async move { node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced).await }).await?;
+        Ok(Response::new(v1::DestroyVirtualMachineResponse {}))
+    }
+
+    async fn watch_virtual_machines(
+        &self,
+        request: Request<v1::WatchVirtualMachinesRequest>,
+    ) -> Result<Response<Self::WatchVirtualMachinesStream>, Status> {
+        let principal = caller(request.extensions())?;
+        let whose = whose(&request.get_ref().parent)?;
+        let mut watch = self.node.watch_vms(&principal, &whose).map_err(|error| status::of(&error))?;
+        let mut ending = self.ending.clone();
+        let (responses, stream) = mpsc::channel(WATCH_QUEUE_LEN);
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    () = ended(&mut ending) => Err(ServiceError::Ending),
+                    () = responses.closed() => return,
+                    next = watch.next() => next,
+                };
+                let is_end = next.is_err();
+                let response = next.map(|item| encode::watch_item(&item)).map_err(|error| status::of(&error));
+                if responses.send(response).await.is_err() || is_end {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn console(
+        &self,
+        request: Request<Streaming<v1::ConsoleRequest>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let principal = caller(request.extensions())?;
+        let stream = console::open(&self.node, principal, request.into_inner(), self.ending.clone()).await?;
+        Ok(Response::new(stream))
+    }
+}
+
+fn decode_registration(request: v1::RegisterVirtualMachineRequest) -> Result<(VmRef, crate::model::VmSpec), SpecError> {
+    let vm = request.virtual_machine.ok_or_else(|| SpecError::new("virtual_machine", "is missing"))?;
+    let name = VmRef::parse(&vm.name)?;
+    let spec = vm.spec.ok_or_else(|| SpecError::new("spec", "is missing"))?;
+    Ok((name, spec_from_proto(spec)?))
+}
+
+/// The VM that a request names.
+#[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
+pub(super) fn vm_ref(name: &str) -> Result<VmRef, Status> {
+    VmRef::parse(name).map_err(|error| status::bad_field(&error))
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
+fn whose(parent: &str) -> Result<Whose, Status> {
+    match Parent::parse(parent) {
+        Ok(Parent::Own) => Ok(Whose::Own),
+        Ok(Parent::All) => Ok(Whose::All),
+        Ok(Parent::Tenant(tenant)) => Ok(Whose::Tenant(tenant)),
+        Ok(Parent::Operator) => Err(status::bad_field(&SpecError::new(
+            "parent",
+            "the operator has no VMs; say tenants/{tenant} or tenants/-",
+        ))),
+        Err(error) => Err(status::bad_field(&error)),
+    }
+}

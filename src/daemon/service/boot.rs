@@ -1,0 +1,66 @@
+//! From a directory to a node that serves: opens the store, loads plugins, takes over VMs. Key function: [`Node::open`].
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::ledger::{Handles, Ledger};
+use super::plugins::Plugins;
+use super::register::TenantTurns;
+use super::{Node, Places};
+use crate::daemon::inventory::{AddressPool, HostFacts, Network};
+use crate::daemon::policy::{PolicyConfig, PolicyHost, PolicyStartError};
+use crate::daemon::store::{Store, StoreError};
+use crate::daemon::supervisor::Supervisor;
+
+/// Why a node cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The host.
+    #[error("cannot read what this host has")]
+    Facts(#[source] io::Error),
+    /// The policy host.
+    #[error("cannot start the policy host")]
+    Policy(#[from] PolicyStartError),
+}
+
+impl Node {
+    /// Opens what a daemon before this one left in `places`, or begins anew. When it returns, every VM has its
+    /// task again: what runs is taken over, what ended meanwhile is about to be told.
+    pub async fn open(places: &Places, network: Network) -> Result<Self, BootError> {
+        let path = places.store();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
+        let (store, found) = opened.unwrap_or(Err(StoreError::Closed))?;
+        let facts = HostFacts::read().map_err(BootError::Facts)?;
+        let policy = PolicyHost::start(PolicyConfig::default())?;
+        let taken = found.vms.iter().flat_map(|vm| vm.nics.iter().map(|nic| nic.subnet));
+        let addresses = AddressPool::new(network, taken);
+        let handles = Handles::default();
+        let ledger = Ledger { store: store.clone(), addresses: addresses.clone(), handles: handles.clone() };
+        let files = places.files();
+        let supervisor = Supervisor::new(files.clone(), &places.run, &places.data, &places.vmm, Arc::new(ledger));
+
+        let supervisor = Arc::new(supervisor);
+        let known: Vec<_> = found.vms.iter().map(|vm| vm.uid).collect();
+        supervisor.sweep(&known).await;
+        let mut resumed = JoinSet::new();
+        for vm in found.vms {
+            let (supervisor, handles) = (Arc::clone(&supervisor), handles.clone());
+            // The handle is in the table before the task can want to take it out again.
+            resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
+        }
+        while resumed.join_next().await.is_some() {}
+        let plugins = Plugins::restore(&places.plugins(), found.plugins, &policy).await;
+        let turns = TenantTurns::default();
+        Ok(Self { store, supervisor, handles, policy, plugins, files, facts, addresses, turns })
+    }
+
+    /// Waits until everything that is known is on disk. The node is of no use afterwards; VMs run on.
+    pub async fn close(&self) {
+        self.store.close().await;
+    }
+}

@@ -1,0 +1,73 @@
+//! Why a call failed. Key type: [`ServiceError`]; `rpc/status.rs` turns it into a gRPC status.
+
+use crate::daemon::inventory::PoolExhausted;
+use crate::daemon::policy::LoadError;
+use crate::daemon::store::StoreError;
+use crate::daemon::supervisor::CallError;
+use crate::model::{Decision, PolicyScope, SpecError, TenantId, VmName};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// A field of the request is wrong, or the host cannot bear it.
+    #[error(transparent)]
+    BadField(#[from] SpecError),
+    /// Missing, or another tenant's: the caller cannot tell.
+    #[error("no such VM, or none that you may see")]
+    NoSuchVm,
+    /// The tenant has a VM of that name.
+    #[error("tenant {tenant} has a VM {name} already; destroy it first or choose another name")]
+    AlreadyRegistered {
+        /// Whose.
+        tenant: TenantId,
+        /// Its name.
+        name: VmName,
+    },
+    /// Policy said no.
+    #[error("policy denies tenant {tenant} the VM {name}")]
+    Denied {
+        /// Whose.
+        tenant: TenantId,
+        /// Its name.
+        name: VmName,
+        /// With its outcome, always a denial.
+        decision: Box<Decision>,
+    },
+    /// The caller's identity does not allow this, whatever exists.
+    #[error("your certificate does not allow this: {needs}")]
+    NotAllowed {
+        /// What it would need.
+        needs: &'static str,
+    },
+    /// The VM's state or end forbids it.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// No addresses are left.
+    #[error(transparent)]
+    Addresses(#[from] PoolExhausted),
+    /// The store failed.
+    #[error("the node cannot record this")]
+    Store(#[from] StoreError),
+    /// The component is refused.
+    #[error("plugin is refused")]
+    Plugin {
+        /// Whose chain it was for.
+        scope: PolicyScope,
+        /// What is wrong.
+        source: LoadError,
+    },
+    /// A file of the node cannot be written.
+    #[error("the node cannot write {what}")]
+    Host {
+        /// Which file.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A watcher read too slowly.
+    #[error("you read too slowly: changes were lost; watch again for a fresh start")]
+    Lagged,
+    /// The daemon is about to end.
+    #[error("the daemon is ending")]
+    Ending,
+}

@@ -1,0 +1,81 @@
+//! The use cases, one file each: only order and guards. Key types: [`Node`], [`ServiceError`].
+//!
+//! The only place that knows store, supervisor, policy and inventory together. `rpc` calls it with validated values.
+
+mod access;
+mod boot;
+mod console;
+mod error;
+mod ledger;
+mod lifecycle;
+mod plugins;
+mod register;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use crate::daemon::authn::{AuthnError, Principal, identify};
+use crate::daemon::files::Files;
+use crate::daemon::inventory::{AddressPool, HostFacts};
+use crate::daemon::policy::PolicyHost;
+pub use crate::daemon::record::{Subnet, VmRecord};
+use crate::daemon::store::Store;
+pub use crate::daemon::supervisor::CallError;
+use crate::daemon::supervisor::Supervisor;
+pub use access::Whose;
+pub use boot::BootError;
+pub use console::Console;
+pub use error::ServiceError;
+use ledger::Handles;
+pub use plugins::PluginView;
+use plugins::Plugins;
+use register::TenantTurns;
+pub use watch::WatchItem;
+
+/// Everything that a call works with.
+pub struct Node {
+    store: Store,
+    supervisor: Arc<Supervisor>,
+    handles: Handles,
+    policy: PolicyHost,
+    plugins: Plugins,
+    files: Files,
+    facts: HostFacts,
+    addresses: AddressPool,
+    turns: TenantTurns,
+}
+
+/// Where a node keeps what.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The store, plugins, consoles, logs.
+    pub data: PathBuf,
+    /// Sockets.
+    pub run: PathBuf,
+    /// Kernels and initrds.
+    pub images: PathBuf,
+    /// Disk images, one directory per tenant.
+    pub volumes: PathBuf,
+    /// The program that runs a VM.
+    pub vmm: PathBuf,
+}
+
+impl Places {
+    /// Directory of components.
+    fn plugins(&self) -> PathBuf {
+        self.data.join("plugins")
+    }
+
+    /// The store's file.
+    fn store(&self) -> PathBuf {
+        self.data.join("store.redb")
+    }
+
+    fn files(&self) -> Files {
+        Files::new(Path::new(&self.images), Path::new(&self.volumes))
+    }
+}
+
+/// A node that several calls use at once.
+pub type SharedNode = Arc<Node>;

@@ -1,0 +1,181 @@
+//! Registers a VM: tenant's turn, duplicate check, policy, patches, host checks, addresses, store. Key function:
+//! [`Node::register_vm`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use super::access::require_own;
+use super::{Node, Principal, ServiceError};
+use crate::daemon::record::{NicLease, VmRecord, mac_of};
+use crate::model::{
+    AdmitRequest, Decision, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName, VmSpec, VmState,
+};
+
+/// One registration at a time per tenant, so that two cannot both see the last free place.
+#[derive(Debug, Default)]
+pub(super) struct TenantTurns {
+    /// Rank: leaf. Guards the table; the turns themselves are waited for outside of it.
+    turns: Mutex<HashMap<TenantId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl TenantTurns {
+    async fn take(&self, tenant: &TenantId) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            // Tenants that nobody is waiting for are forgotten, so that the table stays as small as its use.
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(tenant.clone()).or_default())
+        };
+        turn.lock_owned().await
+    }
+}
+
+impl Node {
+    /// Asks policy, checks the host, remembers the VM.
+    pub async fn register_vm(
+        &self,
+        principal: &Principal,
+        tenant: TenantId,
+        name: VmName,
+        spec: VmSpec,
+    ) -> Result<VmRecord, ServiceError> {
+        require_own(principal, &tenant)?;
+        let _turn = self.turns.take(&tenant).await;
+        if self.find(&tenant, &name).is_some() {
+            return Err(ServiceError::AlreadyRegistered { tenant, name });
+        }
+        let decision = self.decide(&tenant, &name, &spec).await;
+        let spec = match patched(spec, decision) {
+            Ok(admitted) => admitted,
+            Err(decision) => return Err(ServiceError::Denied { tenant, name, decision: Box::new(decision) }),
+        };
+        let (spec, admission) = spec;
+        self.check_host(&tenant, &spec).await?;
+
+        let uid = VmId::new();
+        let lease = self.addresses.lease(spec.nics().len())?;
+        let nics = spec.nics().iter().zip(lease.subnets());
+        let nics =
+            nics.map(|(nic, subnet)| NicLease { id: nic.id.clone(), subnet: *subnet, mac: mac_of(uid, &nic.id) });
+        let now = SystemTime::now();
+        let vm = VmRecord {
+            uid,
+            tenant,
+            name,
+            nics: nics.collect(),
+            spec,
+            state: VmState::Registered,
+            run: None,
+            created: now,
+            updated: now,
+            admission,
+        };
+        // Before the store publishes it: whoever sees the VM can call it.
+        self.handles.insert(self.supervisor.adopt_new(vm.clone()));
+        if let Err(error) = self.store.insert_vm(vm.clone()).await {
+            self.handles.remove(uid);
+            return Err(error.into());
+        }
+        lease.commit();
+        tracing::info!(tenant = %vm.tenant, vm = %vm.name, %uid, "registered");
+        Ok(vm)
+    }
+
+    async fn decide(&self, tenant: &TenantId, name: &VmName, spec: &VmSpec) -> Decision {
+        let request = AdmitRequest {
+            tenant: tenant.clone(),
+            vm: name.clone(),
+            vcpus: spec.vcpus(),
+            memory_mib: spec.memory_mib(),
+            // Bounded by the number of PCI slots.
+            disks: u32::try_from(spec.disks().len()).unwrap_or(u32::MAX),
+            nics: u32::try_from(spec.nics().len()).unwrap_or(u32::MAX),
+            in_use: self.in_use(tenant),
+        };
+        self.policy.admit(self.plugins.chain(tenant), request).await
+    }
+
+    fn in_use(&self, tenant: &TenantId) -> LimitUse {
+        let snapshot = self.store.snapshot();
+        let own = snapshot.vms.values().filter(|vm| vm.tenant == *tenant);
+        own.fold(LimitUse::default(), |sum, vm| LimitUse {
+            vms: sum.vms.saturating_add(1),
+            vcpus: sum.vcpus.saturating_add(vm.spec.vcpus()),
+            memory_mib: sum.memory_mib.saturating_add(vm.spec.memory_mib()),
+        })
+    }
+
+    async fn check_host(&self, tenant: &TenantId, spec: &VmSpec) -> Result<(), ServiceError> {
+        self.facts.check(spec)?;
+        let (files, tenant, spec) = (self.files.clone(), tenant.clone(), spec.clone());
+        let checked = tokio::task::spawn_blocking(move || files.check(&tenant, &spec)).await;
+        match checked {
+            Ok(result) => Ok(result?),
+            Err(_ended) => Err(ServiceError::Ending),
+        }
+    }
+}
+
+/// The VM as policy admits it, or the denial. A patch may only narrow; one that asks for more changes nothing, and one
+/// that leaves no valid VM denies it.
+fn patched(mut spec: VmSpec, mut decision: Decision) -> Result<(VmSpec, Decision), Decision> {
+    let Outcome::Allow(patches) = &decision.outcome else { return Err(decision) };
+    for patch in patches {
+        let narrowed: Result<VmSpec, SpecError> = match *patch {
+            Patch::CapVcpus(vcpus) if vcpus < spec.vcpus() => spec.clone().with_vcpus(vcpus),
+            Patch::CapMemoryMib(mib) if mib < spec.memory_mib() => spec.clone().with_memory_mib(mib),
+            Patch::CapVcpus(_) | Patch::CapMemoryMib(_) => Ok(spec.clone()),
+        };
+        match narrowed {
+            Ok(narrowed) => spec = narrowed,
+            Err(error) => {
+                let fault = PolicyFault::BadAnswer(format!("{patch} leaves no valid VM: {error}"));
+                let (code, message) = (fault.code().to_owned(), fault.to_string());
+                decision.outcome = Outcome::Deny { code, message, plugin: None };
+                return Err(decision);
+            }
+        }
+    }
+    Ok((spec, decision))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::record::samples;
+
+    fn after(patches: Vec<Patch>) -> Result<(u32, u64), String> {
+        let vm = samples::running("acme", "web"); // 2 vCPUs, 256 MiB
+        let decision = Decision { outcome: Outcome::Allow(patches), ..vm.admission };
+        match patched(vm.spec, decision) {
+            Ok((spec, _)) => Ok((spec.vcpus(), spec.memory_mib())),
+            Err(Decision { outcome: Outcome::Deny { code, .. }, .. }) => Err(code),
+            Err(Decision { outcome: Outcome::Allow(_), .. }) => unreachable!("a refusal that allows"),
+        }
+    }
+
+    #[test]
+    fn patches_only_narrow() {
+        assert_eq!(after(vec![]), Ok((2, 256)));
+        assert_eq!(after(vec![Patch::CapVcpus(1), Patch::CapMemoryMib(128)]), Ok((1, 128)));
+        assert_eq!(after(vec![Patch::CapVcpus(64), Patch::CapMemoryMib(1 << 20)]), Ok((2, 256)));
+        assert_eq!(after(vec![Patch::CapVcpus(0)]), Err("policy.bad-answer".into()));
+        assert_eq!(after(vec![Patch::CapMemoryMib(1)]), Err("policy.bad-answer".into()));
+    }
+
+    #[tokio::test]
+    async fn a_tenant_waits_for_its_own_turn_only() {
+        let turns = TenantTurns::default();
+        let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let first = turns.take(&a).await;
+        let _other = turns.take(&b).await;
+        let second = turns.take(&a);
+        tokio::pin!(second);
+        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await);
+        drop(first);
+        drop(second.await);
+        let _ = turns.take(&a).await;
+        assert!(turns.turns.lock().unwrap().len() <= 2);
+    }
+}

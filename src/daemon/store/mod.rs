@@ -1,0 +1,245 @@
+//! What survives the daemon. Key types: [`Store`], [`Change`], [`PluginRecord`].
+//!
+//! A redb file, owned by one thread: others send it changes and get an answer once they are on disk. Every change of a
+//! VM is published, in the order in which it was written, to those who watch; the same thread keeps the snapshot that
+//! a watch (and every read) begins with, so no change can fall between the two.
+//!
+//! ```text
+//!   tasks ──Write (bounded)──▶ store thread ──commit──▶ redb file
+//!                                  └── snapshot (replaced whole) + Change{revision} ──▶ readers, watchers
+//! ```
+//!
+//! Records are JSON documents with a format number (`format.rs`): one can be read with any redb tool when something is
+//! wrong, and a field can be added without rewriting the rest.
+
+mod decision;
+mod format;
+mod thread;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::daemon::record::VmRecord;
+use crate::model::{PluginDigest, PluginId, PolicyScope, VmId};
+use thread::{Shared, Write};
+
+/// Writes that may wait for the disk.
+const QUEUE_LEN: usize = 256;
+/// Changes that a watcher may lag behind before it is cut off.
+const CHANGES_LEN: usize = 1024;
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened or created.
+    #[error("cannot open the store {path}")]
+    Open {
+        /// The file.
+        path: String,
+        /// What redb says.
+        source: Box<redb::Error>,
+    },
+    /// A write or a read failed.
+    #[error("store cannot be read or written")]
+    Io(#[source] Arc<redb::Error>),
+    /// A record is not one, or of a newer daemon.
+    #[error("record {key} of table {table} is unusable: {reason}")]
+    Record {
+        /// The table.
+        table: &'static str,
+        /// The record's key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The store's thread is gone: the daemon is ending.
+    #[error("store is closed")]
+    Closed,
+}
+
+/// A plugin that is loaded at each start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginRecord {
+    /// Whose chain it is in.
+    pub scope: PolicyScope,
+    /// Its name in that chain.
+    pub name: PluginId,
+    /// Its content, which lies beside the store under this name.
+    pub digest: PluginDigest,
+    /// What it was configured with.
+    pub settings: BTreeMap<String, String>,
+    /// When it was loaded by the client.
+    pub loaded: std::time::SystemTime,
+}
+
+/// A VM changed, or is gone.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Grows by one with each change on this node, across restarts.
+    pub revision: u64,
+    /// The VM as it is now; its last state if it is gone.
+    pub vm: Arc<VmRecord>,
+    /// It was destroyed.
+    pub is_gone: bool,
+}
+
+/// All VMs at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Of the last change in it.
+    pub revision: u64,
+    /// By id.
+    pub vms: BTreeMap<VmId, Arc<VmRecord>>,
+}
+
+/// What was found in the file.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Every VM.
+    pub vms: Vec<VmRecord>,
+    /// Every plugin.
+    pub plugins: Vec<PluginRecord>,
+}
+
+/// A handle to the store; clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    writes: mpsc::Sender<Write>,
+    shared: Arc<Shared>,
+}
+
+impl Store {
+    /// Opens or creates the file at `path` and reads all of it. Blocks; call it before serving.
+    pub fn open(path: &Path) -> Result<(Self, Found), StoreError> {
+        let (database, found, revision) = thread::open(path)?;
+        let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
+        let shared = Arc::new(Shared::new(Snapshot { revision, vms }, broadcast::Sender::new(CHANGES_LEN)));
+        let (writes, queue) = mpsc::channel(QUEUE_LEN);
+        thread::spawn(database, queue, Arc::clone(&shared))
+            .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
+        Ok((Self { writes, shared }, found))
+    }
+
+    /// Remembers a new VM. On an error it is not remembered, and nobody saw it.
+    pub async fn insert_vm(&self, vm: VmRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::Vm { vm, is_new: true, done }).await
+    }
+
+    /// Remembers a VM's change. Published even if the disk refuses it: it has happened.
+    pub async fn update_vm(&self, vm: VmRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::Vm { vm, is_new: false, done }).await
+    }
+
+    /// Forgets a VM; `vm` is its last state.
+    pub async fn remove_vm(&self, vm: VmRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::RemoveVm { vm, done }).await
+    }
+
+    /// Remembers a plugin, in place of one of the same scope and name.
+    pub async fn put_plugin(&self, plugin: PluginRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::Plugin { plugin, done }).await
+    }
+
+    /// Waits until everything is on disk and the file is closed. Later writes are refused.
+    pub async fn close(&self) {
+        // Closed already: fine.
+        let _ = self.write(|done| Write::Close { done }).await;
+    }
+
+    /// All VMs as of now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.snapshot()
+    }
+
+    /// All VMs as of now, and every change from here on. A receiver that lags too far behind gets an error, not a gap.
+    pub fn watch(&self) -> (Arc<Snapshot>, broadcast::Receiver<Change>) {
+        self.shared.watch()
+    }
+
+    async fn write(
+        &self,
+        write: impl FnOnce(oneshot::Sender<Result<(), StoreError>>) -> Write,
+    ) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        self.writes.send(write(done)).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::record::samples;
+    use crate::model::VmState;
+
+    #[tokio::test]
+    async fn finds_again_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let (kept, gone) = (samples::running("acme", "web"), samples::running("acme", "old"));
+        let plugin = PluginRecord {
+            scope: PolicyScope::Tenant("acme".parse().unwrap()),
+            name: "limits".parse().unwrap(),
+            digest: PluginDigest([7; 32]),
+            settings: BTreeMap::from([("max-vms".into(), "3".into())]),
+            loaded: std::time::UNIX_EPOCH,
+        };
+        {
+            let (store, found) = Store::open(&path).unwrap();
+            assert!(found.vms.is_empty() && found.plugins.is_empty());
+            store.insert_vm(kept.clone()).await.unwrap();
+            store.insert_vm(gone.clone()).await.unwrap();
+            store.remove_vm(gone).await.unwrap();
+            store.put_plugin(plugin.clone()).await.unwrap();
+            assert_eq!(store.snapshot().revision, 3);
+            store.close().await;
+            assert!(matches!(store.put_plugin(plugin.clone()).await, Err(StoreError::Closed)));
+        }
+        let (store, found) = Store::open(&path).unwrap();
+        assert_eq!(found.vms, [kept]);
+        assert_eq!(found.plugins, [plugin]);
+        assert_eq!(store.snapshot().revision, 3, "revisions go on across restarts");
+    }
+
+    #[tokio::test]
+    async fn a_watch_begins_with_all_and_misses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&dir.path().join("store.redb")).unwrap();
+        let mut vm = samples::running("acme", "web");
+        store.insert_vm(vm.clone()).await.unwrap();
+        let (snapshot, mut changes) = store.watch();
+        assert_eq!(snapshot.vms.len(), 1);
+        vm.state = VmState::Stopped;
+        store.update_vm(vm.clone()).await.unwrap();
+        store.remove_vm(vm).await.unwrap();
+        let first = changes.recv().await.unwrap();
+        assert_eq!((first.revision, first.vm.state.clone(), first.is_gone), (2, VmState::Stopped, false));
+        let second = changes.recv().await.unwrap();
+        assert_eq!((second.revision, second.is_gone), (3, true));
+        assert!(store.snapshot().vms.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_sleeps_is_told_that_it_missed_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&dir.path().join("store.redb")).unwrap();
+        let vm = samples::running("acme", "web");
+        store.insert_vm(vm.clone()).await.unwrap();
+        let (_, mut changes) = store.watch();
+        let writes: Vec<_> = (0..=CHANGES_LEN)
+            .map(|_| {
+                tokio::spawn({
+                    let (store, vm) = (store.clone(), vm.clone());
+                    async move { store.update_vm(vm).await.unwrap() }
+                })
+            })
+            .collect();
+        for write in writes {
+            write.await.unwrap();
+        }
+        assert!(matches!(changes.recv().await, Err(broadcast::error::RecvError::Lagged(_))));
+    }
+}

@@ -1,0 +1,219 @@
+//! The thread that owns the database: commits in batches, then publishes. Key types: [`Write`], [`Shared`].
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::{Change, Found, PluginRecord, Snapshot, StoreError, format};
+use crate::daemon::record::VmRecord;
+
+const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
+const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
+const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
+const REVISION: &str = "revision";
+
+/// Memory for pages, in bytes: records are read once and kept as values, so few are read again.
+const CACHE_LEN: usize = 8 << 20;
+/// Writes that share one flush to disk.
+const BATCH_LEN: usize = 64;
+
+type Done = oneshot::Sender<Result<(), StoreError>>;
+
+/// One change, with where its answer goes.
+pub(super) enum Write {
+    Vm {
+        vm: VmRecord,
+        is_new: bool,
+        done: Done,
+    },
+    RemoveVm {
+        vm: VmRecord,
+        done: Done,
+    },
+    Plugin {
+        plugin: PluginRecord,
+        done: Done,
+    },
+    /// Ends the thread once everything before it is on disk.
+    Close {
+        done: Done,
+    },
+}
+
+/// What readers see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Rank: leaf. Guards the pointer and the order of `changes`; held for a swap and a send only.
+    snapshot: RwLock<Arc<Snapshot>>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl Shared {
+    pub(super) fn new(snapshot: Snapshot, changes: broadcast::Sender<Change>) -> Self {
+        Self { snapshot: RwLock::new(Arc::new(snapshot)), changes }
+    }
+
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn watch(&self) -> (Arc<Snapshot>, broadcast::Receiver<Change>) {
+        // Under the lock nothing is published: the receiver begins exactly where the snapshot ends.
+        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
+        (Arc::clone(&snapshot), self.changes.subscribe())
+    }
+
+    fn publish(&self, changes: Vec<Change>) {
+        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Snapshot::clone(&current);
+        for change in changes {
+            next.revision = change.revision;
+            if change.is_gone {
+                next.vms.remove(&change.vm.uid);
+            } else {
+                next.vms.insert(change.vm.uid, Arc::clone(&change.vm));
+            }
+            // Nobody watching is no error.
+            let _ = self.changes.send(change);
+        }
+        *current = Arc::new(next);
+    }
+}
+
+/// Opens the file, makes its tables, reads everything; also the last revision.
+pub(super) fn open(path: &Path) -> Result<(Database, Found, u64), StoreError> {
+    let opening = |source: redb::Error| StoreError::Open { path: path.display().to_string(), source: Box::new(source) };
+    let database = Database::builder().set_cache_size(CACHE_LEN).create(path).map_err(|error| opening(error.into()))?;
+    make_tables(&database).map_err(opening)?;
+    let (found, revision) = read_all(&database)?;
+    Ok((database, found, revision))
+}
+
+fn make_tables(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(VMS)?;
+    transaction.open_table(PLUGINS)?;
+    transaction.open_table(COUNTERS)?;
+    Ok(transaction.commit()?)
+}
+
+fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
+    let io = |error: redb::Error| StoreError::Io(Arc::new(error));
+    let transaction = database.begin_read().map_err(|error| io(error.into()))?;
+    let vms = read_table(&transaction, VMS, "vms", format::decode_vm)?;
+    let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
+    let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
+    let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
+    Ok((Found { vms, plugins }, revision))
+}
+
+fn read_table<T>(
+    transaction: &redb::ReadTransaction,
+    table: TableDefinition<&str, &[u8]>,
+    name: &'static str,
+    decode: fn(&[u8]) -> Result<T, String>,
+) -> Result<Vec<T>, StoreError> {
+    let io = |error: redb::Error| StoreError::Io(Arc::new(error));
+    let table = transaction.open_table(table).map_err(|error| io(error.into()))?;
+    let mut records = Vec::new();
+    for row in table.iter().map_err(|error| io(error.into()))? {
+        let (key, value) = row.map_err(|error| io(error.into()))?;
+        let record = decode(value.value()).map_err(|reason| StoreError::Record {
+            table: name,
+            key: key.value().to_owned(),
+            reason,
+        })?;
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// Starts the thread; it ends when every sender is gone.
+pub(super) fn spawn(database: Database, queue: mpsc::Receiver<Write>, shared: Arc<Shared>) -> std::io::Result<()> {
+    std::thread::Builder::new().name("store".into()).spawn(move || run(database, queue, &shared)).map(drop)
+}
+
+fn run(database: Database, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
+    let mut batch = Vec::with_capacity(BATCH_LEN);
+    let mut closing = None;
+    while closing.is_none() && queue.blocking_recv_many(&mut batch, BATCH_LEN) > 0 {
+        let mut revision = shared.snapshot().revision;
+        let mut planned = Vec::with_capacity(batch.len());
+        for write in batch.drain(..) {
+            match plan(write, &mut revision) {
+                Ok(write) => planned.push(write),
+                Err(done) => closing = Some(done),
+            }
+        }
+        let failure = commit(&database, &planned, revision).err().map(Arc::new);
+        if let Some(error) = &failure {
+            tracing::error!(error = error as &dyn std::error::Error, "store refuses a write");
+        }
+        let is_ok = failure.is_none();
+        let mut answers = Vec::with_capacity(planned.len());
+        let mut changes = Vec::with_capacity(planned.len());
+        for write in planned {
+            // A new VM that is not on disk does not exist; a change that is not on disk has happened all the same.
+            changes.extend(write.change.filter(|_| is_ok || !write.is_new));
+            answers.push(write.done);
+        }
+        shared.publish(changes);
+        for done in answers {
+            // Nobody waits for the answer any more: fine.
+            let _ = done.send(failure.clone().map_or(Ok(()), |error| Err(StoreError::Io(error))));
+        }
+    }
+    drop(database);
+    if let Some(done) = closing {
+        let _ = done.send(Ok(()));
+    }
+}
+
+/// A write, down to its row.
+struct Planned {
+    table: TableDefinition<'static, &'static str, &'static [u8]>,
+    key: String,
+    /// `None` removes the row.
+    value: Option<Vec<u8>>,
+    change: Option<Change>,
+    is_new: bool,
+    done: Done,
+}
+
+/// The write's row and change; `Err` with whom to tell if it is the end.
+fn plan(write: Write, revision: &mut u64) -> Result<Planned, Done> {
+    let mut change = |vm: VmRecord, is_gone| {
+        *revision += 1;
+        Some(Change { revision: *revision, vm: Arc::new(vm), is_gone })
+    };
+    Ok(match write {
+        Write::Vm { vm, is_new, done } => {
+            let (key, value) = (vm.uid.to_string(), Some(format::encode_vm(&vm)));
+            Planned { table: VMS, key, value, change: change(vm, false), is_new, done }
+        }
+        Write::RemoveVm { vm, done } => {
+            let key = vm.uid.to_string();
+            Planned { table: VMS, key, value: None, change: change(vm, true), is_new: false, done }
+        }
+        Write::Plugin { plugin, done } => {
+            let (key, value) = (format::plugin_key(&plugin), Some(format::encode_plugin(&plugin)));
+            Planned { table: PLUGINS, key, value, change: None, is_new: false, done }
+        }
+        Write::Close { done } => return Err(done),
+    })
+}
+
+fn commit(database: &Database, planned: &[Planned], revision: u64) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    for write in planned {
+        let mut table = transaction.open_table(write.table)?;
+        match &write.value {
+            Some(value) => drop(table.insert(write.key.as_str(), value.as_slice())?),
+            None => drop(table.remove(write.key.as_str())?),
+        }
+    }
+    transaction.open_table(COUNTERS)?.insert(REVISION, revision)?;
+    Ok(transaction.commit()?)
+}

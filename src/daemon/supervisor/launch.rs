@@ -1,0 +1,235 @@
+//! Makes a run: opens what the vmm may not open itself, starts its process. Key functions: [`spawn`], [`Spawned::send`].
+//!
+//! ```text
+//!   spawn (blocking): run dir · control.sock (bound) ──fd 3──▶ vmm process
+//!   vm_task: records pid and start time
+//!   send: connects to control.sock ── Launch{roles} + descriptors ──▶ vmm; our copies are closed
+//! ```
+//! Until `send` the vmm holds nothing but its socket: a daemon that dies in between leaves a process that ends by
+//! itself, or is found by its name (`arg0`) and killed.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+
+use super::link::{Link, LinkError};
+use super::plan::{PlanError, plan};
+use super::{Shared, VmPaths};
+use crate::daemon::record::{Subnet, VmRecord};
+use crate::model::{DeviceId, DiskSpec, InstanceId, SpecError, VmId};
+use crate::sys;
+use crate::sys::packet::Listener;
+use crate::sys::process::Process;
+use crate::wire::{Role, ToVmm, console_ring, encode_launch};
+
+/// How long a resource of the run before may linger: the kernel closes descriptors of a ring after its process is gone.
+const LINGER: Duration = Duration::from_secs(2);
+/// Between two looks at it.
+const LINGER_STEP: Duration = Duration::from_millis(20);
+
+/// Why a run could not be made. The text goes to the client.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaunchError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    File(#[from] SpecError),
+    #[error("disk {disk} ({volume}) is in use by another running VM")]
+    DiskInUse { disk: DeviceId, volume: String },
+    #[error("cannot open /dev/kvm: {0}; load the kvm module and let the daemon read and write the device")]
+    Kvm(io::Error),
+    #[error("cannot make tap {name}: {source}; the daemon needs CAP_NET_ADMIN and /dev/net/tun")]
+    Tap { name: String, source: io::Error },
+    #[error("cannot prepare {what}: {source}")]
+    Host { what: &'static str, source: io::Error },
+    #[error("cannot start the vmm process: {0}")]
+    Spawn(io::Error),
+    #[error("cannot send the launch: {0}")]
+    Send(#[from] LinkError),
+}
+
+/// A vmm process that waits for its launch, and that launch.
+#[derive(Debug)]
+pub(super) struct Spawned {
+    pub(super) process: Process,
+    roles: Vec<Role>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Spawned {
+    /// Sends the launch and closes our copies of everything that goes with it.
+    pub(super) fn send(self, paths: &VmPaths) -> Result<(Process, Link), (Process, LaunchError)> {
+        let launch = ToVmm::Launch { roles: self.roles };
+        let sent =
+            Link::connect(&paths.control()).and_then(|link| link.send(&launch, &self.descriptors).map(|()| link));
+        match sent {
+            Ok(link) => Ok((self.process, link)),
+            Err(error) => Err((self.process, error.into())),
+        }
+    }
+}
+
+/// The name under which `uid`'s vmm process shows in the process list; unique to it.
+pub(super) fn arg0(uid: VmId) -> String {
+    format!("ostler-vm-{uid}")
+}
+
+/// Opens everything for `vm` and starts its process. Blocks. What it opened is closed again on an error.
+pub(super) fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned, LaunchError> {
+    let paths = shared.paths(vm.uid);
+    let launch = plan(vm, instance)?;
+    make_dirs(&paths)?;
+    let control = Listener::bind(&paths.control()).map_err(host("control socket"))?;
+    let console = UnixListener::bind(paths.console()).map_err(host("console socket"))?;
+
+    let config = sys::sealed::seal("ostler-launch", &encode_launch(&launch)).map_err(host("configuration"))?;
+    let mut passed = vec![(Role::Config, config)];
+    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(LaunchError::Kvm)?;
+    passed.push((Role::Kvm, kvm.into()));
+    passed.push((Role::Kernel, shared.files.kernel(&vm.spec)?.into()));
+    if let Some(initrd) = shared.files.initrd(&vm.spec)? {
+        passed.push((Role::Initrd, initrd.into()));
+    }
+    for (index, disk) in vm.spec.disks().iter().enumerate() {
+        let image = shared.files.disk(&vm.tenant, index, disk)?;
+        lock(&image, disk)?;
+        passed.push((Role::Device(disk.id.clone()), image.into()));
+    }
+    for nic in &vm.nics {
+        passed.push((Role::Device(nic.id.clone()), open_tap(nic.subnet)?.into()));
+    }
+    passed.push((Role::ConsoleListener, console.into()));
+    passed.push((Role::ConsoleRing, make_ring(&paths.console_ring()).map_err(host("console ring"))?.into()));
+    let exit_record = create(&paths.exit_record(instance)).map_err(host("exit record"))?;
+    passed.push((Role::ExitRecord, exit_record.into()));
+
+    let log = create(&paths.log()).map_err(host("vmm log"))?;
+    let process = sys::spawn::detached(&shared.vmm, &arg0(vm.uid), &["vmm".as_ref()], control.as_fd(), log)
+        .map_err(LaunchError::Spawn)?;
+    let (roles, descriptors) = passed.into_iter().unzip();
+    Ok(Spawned { process, roles, descriptors })
+}
+
+/// Both directories, empty of what an earlier run left (except its console and its log).
+fn make_dirs(paths: &VmPaths) -> Result<(), LaunchError> {
+    remove_dir(paths.run_dir()).map_err(host("run directory"))?;
+    let mut private = DirBuilder::new();
+    private.recursive(true).mode(0o700);
+    private.create(paths.run_dir()).map_err(host("run directory"))?;
+    private.create(paths.state_dir()).map_err(host("state directory"))?;
+    for entry in std::fs::read_dir(paths.state_dir()).map_err(host("state directory"))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("exit-") {
+            std::fs::remove_file(entry.path()).map_err(host("exit record"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory with its content; an absent one is fine.
+pub(super) fn remove_dir(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Locks the image for as long as any copy of its descriptor is open: the vmm holds the last one.
+fn lock(image: &File, disk: &DiskSpec) -> Result<(), LaunchError> {
+    let operation = if disk.is_read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    retry(|| rustix::fs::flock(image, operation).map_err(io::Error::from), io::ErrorKind::WouldBlock).map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                LaunchError::DiskInUse { disk: disk.id.clone(), volume: disk.volume.to_string() }
+            }
+            _ => LaunchError::Host { what: "lock of a disk", source: error },
+        }
+    })
+}
+
+fn open_tap(subnet: Subnet) -> Result<File, LaunchError> {
+    let name = subnet.tap_name();
+    retry(|| sys::tap::open(&name, subnet.host(), Subnet::PREFIX_LEN), io::ErrorKind::ResourceBusy)
+        .map_err(|source| LaunchError::Tap { name, source })
+}
+
+fn retry<T>(mut attempt: impl FnMut() -> io::Result<T>, passing: io::ErrorKind) -> io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == passing && start.elapsed() < LINGER => std::thread::sleep(LINGER_STEP),
+            other => return other,
+        }
+    }
+}
+
+fn make_ring(path: &Path) -> io::Result<File> {
+    let file = create(path)?;
+    file.set_len(console_ring::FILE_LEN as u64)?;
+    Ok(file)
+}
+
+/// A new, empty file that only the daemon's user reads.
+fn create(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
+    move |source| LaunchError::Host { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ImagePath;
+
+    fn disk(is_read_only: bool) -> DiskSpec {
+        DiskSpec { id: "root".parse().unwrap(), volume: ImagePath::new("v", "x.img").unwrap(), is_read_only }
+    }
+
+    #[test]
+    fn a_disk_is_written_by_one_run_or_read_by_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.img");
+        std::fs::write(&path, b"x").unwrap();
+        let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let (first, second, third) = (open(), open(), open());
+        lock(&first, &disk(true)).unwrap();
+        lock(&second, &disk(true)).unwrap();
+        let refused = lock(&third, &disk(false)).unwrap_err();
+        assert!(refused.to_string().contains("in use by another running VM"), "{refused}");
+        let copy = first.try_clone().unwrap();
+        drop((first, second));
+        assert!(lock(&third, &disk(false)).is_err(), "a copy holds the lock");
+        drop(copy);
+        lock(&third, &disk(false)).unwrap();
+        assert!(lock(&open(), &disk(true)).is_err());
+    }
+
+    #[test]
+    fn waits_for_a_resource_that_is_about_to_be_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.img");
+        std::fs::write(&path, b"x").unwrap();
+        let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let held = open();
+        lock(&held, &disk(false)).unwrap();
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(LINGER_STEP * 3);
+            drop(held);
+        });
+        lock(&open(), &disk(false)).unwrap();
+        late.join().unwrap();
+    }
+}

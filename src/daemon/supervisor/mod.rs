@@ -1,0 +1,182 @@
+//! Runs VMs: one task per VM owns its lifecycle and its vmm process. Key types: [`Supervisor`], [`VmHandle`].
+//!
+//! ```text
+//!  service ──Call──▶ vm_task ── step(state, event) ──▶ effects: launch · press · kill · release
+//!                       │ ▲                                │
+//!          Journal ◀────┘ └── link (Ready), pidfd (end) ◀──┴── vmm process
+//! ```
+//!
+//! Intent goes to the [`Journal`] before each effect; `reconcile` finishes after a restart what the journal says. The
+//! vmm processes outlive the daemon: nothing here ends them when it is dropped.
+
+mod launch;
+mod link;
+mod paths;
+mod plan;
+mod reconcile;
+mod vm_task;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::daemon::files::Files;
+use crate::daemon::record::VmRecord;
+use crate::model::{FailureCause, Refused, VmId};
+pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
+use vm_task::{Call, VmTask, Wanted};
+
+/// Calls that may wait for one VM.
+const CALLS_LEN: usize = 16;
+
+/// A future on the heap, as a trait object's method gives it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The journal could not take a record; the text is its reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot record the VM: {0}")]
+pub struct JournalError(pub String);
+
+/// Where VM tasks write what they are about to do, and what came of it.
+pub trait Journal: Send + Sync + 'static {
+    /// `vm` changed. Returns once that would survive a crash.
+    fn update(&self, vm: VmRecord) -> BoxFuture<'_, Result<(), JournalError>>;
+    /// `vm` is gone, with everything that it held; its addresses are free.
+    fn remove(&self, vm: VmRecord) -> BoxFuture<'_, Result<(), JournalError>>;
+}
+
+/// Why a call on a VM failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// Not in this state.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The VM was started and did not come up.
+    #[error("the VM did not start: {0}")]
+    StartFailed(FailureCause),
+    /// Another call got in between.
+    #[error("another call interrupted this one: the VM is {state}")]
+    Interrupted {
+        /// Where it is now.
+        state: &'static str,
+    },
+    /// The VM was destroyed meanwhile.
+    #[error("the VM is gone")]
+    Gone,
+}
+
+/// What VM tasks work with.
+pub struct Supervisor {
+    shared: Arc<Shared>,
+}
+
+/// What all tasks share.
+pub(crate) struct Shared {
+    /// Opens kernels and disks.
+    pub(crate) files: Files,
+    /// Sockets: `<run>/vms/<uid>/`.
+    pub(crate) run_dir: PathBuf,
+    /// Consoles, exit records and logs: `<data>/vms/<uid>/`.
+    pub(crate) state_dir: PathBuf,
+    /// The program that is run in the role `vmm`.
+    pub(crate) vmm: PathBuf,
+    /// Where intents are written.
+    pub(crate) journal: Arc<dyn Journal>,
+}
+
+impl Shared {
+    pub(crate) fn paths(&self, uid: VmId) -> VmPaths {
+        VmPaths::new(&self.run_dir, &self.state_dir, uid)
+    }
+}
+
+impl Supervisor {
+    /// `run_dir` and `state_dir` are made (0700) if they are absent.
+    pub fn new(files: Files, run_dir: &Path, data_dir: &Path, vmm: &Path, journal: Arc<dyn Journal>) -> Self {
+        let (run_dir, state_dir) = (run_dir.join("vms"), data_dir.join("vms"));
+        Self { shared: Arc::new(Shared { files, run_dir, state_dir, vmm: vmm.to_owned(), journal }) }
+    }
+
+    /// Where `uid`'s files are.
+    pub fn paths(&self, uid: VmId) -> VmPaths {
+        self.shared.paths(uid)
+    }
+
+    /// A task for a VM that has just been registered.
+    pub fn adopt_new(&self, vm: VmRecord) -> VmHandle {
+        let (handle, task) = self.task(vm);
+        tokio::spawn(task.run(reconcile::Resumption::default()));
+        handle
+    }
+
+    /// A task for a VM that a daemon before this one left: its process is found again, or its end is told.
+    ///
+    /// Takes up to 10 s when the process does not answer. `keep` gets the handle before the task runs.
+    pub async fn resume(&self, vm: VmRecord, keep: impl FnOnce(VmHandle)) {
+        let resumption = reconcile::resume(&self.shared, &vm).await;
+        let (handle, task) = self.task(vm);
+        keep(handle);
+        tokio::spawn(task.run(resumption));
+    }
+
+    /// Removes what belongs to no VM in `known`: directories of VMs whose registration or removal was cut short.
+    pub async fn sweep(&self, known: &[VmId]) {
+        for dir in [&self.shared.run_dir, &self.shared.state_dir] {
+            let Ok(mut entries) = tokio::fs::read_dir(dir).await else { continue };
+            while let Ok(Some(entry)) = entries.next_entry().await {
+                let uid = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok());
+                if uid.is_some_and(|uid| !known.contains(&uid)) {
+                    tracing::info!(path = %entry.path().display(), "removing what is left of an unknown VM");
+                    let _ = tokio::fs::remove_dir_all(entry.path()).await;
+                }
+            }
+        }
+    }
+
+    fn task(&self, vm: VmRecord) -> (VmHandle, VmTask) {
+        let (calls, inbox) = mpsc::channel(CALLS_LEN);
+        (VmHandle { uid: vm.uid, calls }, VmTask::new(Arc::clone(&self.shared), vm, inbox))
+    }
+}
+
+/// Calls a VM's task.
+#[derive(Debug, Clone)]
+pub struct VmHandle {
+    uid: VmId,
+    calls: mpsc::Sender<Call>,
+}
+
+impl VmHandle {
+    /// Which VM.
+    pub fn uid(&self) -> VmId {
+        self.uid
+    }
+
+    /// Starts it and waits until its vCPUs run.
+    pub async fn start(&self) -> Result<VmRecord, CallError> {
+        self.call(Wanted::Running).await
+    }
+
+    /// Presses the power button, kills it when `grace` is over, and waits until it is stopped.
+    pub async fn stop(&self, grace: Duration) -> Result<VmRecord, CallError> {
+        self.call(Wanted::Stopped { grace }).await
+    }
+
+    /// Forgets it, killing it first if `is_forced` and it runs; waits until it is gone.
+    pub async fn destroy(&self, is_forced: bool) -> Result<VmRecord, CallError> {
+        self.call(Wanted::Gone { is_forced }).await
+    }
+
+    async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(Call { wanted, reply }).await.map_err(|_| CallError::Gone)?;
+        answer.await.map_err(|_| CallError::Gone)?
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! From a VM's record to what its vmm is told; pure. Key function: [`plan`].
+
+use crate::daemon::record::{NicLease, Subnet, VmRecord};
+use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, VmSpec};
+use crate::sys::tap;
+
+/// A VM cannot be laid out: a record that no longer fits this daemon's limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PlanError {
+    /// More devices than bus 0 has slots.
+    #[error("too many devices for one PCI bus")]
+    Slots,
+    /// Records and spec disagree about a NIC.
+    #[error("a NIC has no address")]
+    NoLease,
+}
+
+/// The launch of `vm` as `instance`: rng in slot 1, then disks, then NICs, each in the order of the spec.
+pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
+    let spec = &vm.spec;
+    let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
+    let disks = spec.disks().iter().map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only })));
+    let nics = spec.nics().iter().map(|nic| {
+        let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
+        Ok((&nic.id, DeviceKind::Net { mac: lease.mac }))
+    });
+    let mut devices = Vec::new();
+    for (number, device) in (1u8..).zip(std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics)) {
+        let (id, kind) = device?;
+        devices.push(DeviceLaunch { id: id.clone(), slot: PciSlot::new(number).ok_or(PlanError::Slots)?, kind });
+    }
+    Ok(Launch {
+        vm: vm.uid,
+        instance,
+        vcpus: spec.vcpus(),
+        memory_bytes: spec.memory_bytes(),
+        cmdline: cmdline(spec, vm.nics.first()),
+        has_initrd: spec.boot().initrd.is_some(),
+        devices,
+    })
+}
+
+/// The daemon's words, then the user's, so that the user's win where the kernel takes the last.
+fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
+    let own = &spec.boot().cmdline;
+    let mut words = vec!["console=ttyS0".to_owned()];
+    if let Some(nic) = first_nic
+        && !own.split(' ').any(|word| word.starts_with("ip="))
+    {
+        // linux/Documentation/admin-guide/nfs/nfsroot.rst: client, server, gateway, netmask, host name, device, protocol.
+        let (guest, host, mask) = (nic.subnet.guest(), nic.subnet.host(), tap::netmask(Subnet::PREFIX_LEN));
+        words.push(format!("ip={guest}::{host}:{mask}::eth0:off"));
+    }
+    if !own.is_empty() {
+        words.push(own.clone());
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::record::samples;
+    use crate::model::{BootSpec, NicSpec};
+
+    #[test]
+    fn lays_out_rng_disks_and_nics_in_order() {
+        let vm = samples::running("acme", "web");
+        let launch = plan(&vm, InstanceId::new()).unwrap();
+        let devices: Vec<_> = launch.devices.iter().map(|d| (d.slot.number(), d.id.as_str())).collect();
+        assert_eq!(devices, [(1, "rng"), (2, "root"), (3, "eth0")]);
+        assert_eq!(launch.devices[1].kind, DeviceKind::Block { is_read_only: true });
+        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac: vm.nics[0].mac });
+        assert_eq!(launch.memory_bytes, 256 << 20);
+        assert!(launch.has_initrd);
+    }
+
+    #[test]
+    fn tells_the_kernel_its_address_unless_the_user_did() {
+        let mut vm = samples::running("acme", "web");
+        let cmdline = |vm: &VmRecord| plan(vm, InstanceId::new()).unwrap().cmdline;
+        assert_eq!(cmdline(&vm), "console=ttyS0 ip=172.30.0.6::172.30.0.5:255.255.255.252::eth0:off quiet");
+        let boot = BootSpec { cmdline: "ip=dhcp quiet".into(), ..vm.spec.boot().clone() };
+        vm.spec = VmSpec::new(1, 128, boot, vec![], vm.spec.nics().to_vec()).unwrap();
+        assert_eq!(cmdline(&vm), "console=ttyS0 ip=dhcp quiet");
+        let boot = BootSpec { cmdline: String::new(), ..vm.spec.boot().clone() };
+        vm.spec = VmSpec::new(1, 128, boot, vec![], vec![]).unwrap();
+        vm.nics.clear();
+        assert_eq!(cmdline(&vm), "console=ttyS0");
+    }
+
+    #[test]
+    fn refuses_a_nic_without_an_address() {
+        let mut vm = samples::running("acme", "web");
+        let other = NicSpec { id: "eth1".parse().unwrap() };
+        vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![other]).unwrap();
+        assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease));
+    }
+}

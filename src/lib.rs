@@ -1,0 +1,9 @@
+#![doc = include_str!("../ARCHITECTURE.md")]
+
+pub mod api;
+pub mod cli;
+pub mod daemon;
+pub mod model;
+pub mod sys;
+pub mod vmm;
+pub mod wire;

@@ -1,0 +1,187 @@
+//! What policy is asked and what came of it. Key types: [`AdmitRequest`], [`Opinion`], [`Outcome`], [`Decision`].
+//!
+//! `daemon/policy` produces decisions, `daemon/service` acts on them, the store keeps them, the API shows them.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{TenantId, VmName};
+
+/// Content address of a plugin: SHA-256 of the component's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PluginDigest(pub [u8; 32]);
+
+impl fmt::Display for PluginDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for PluginDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Whose chain a plugin belongs to. The operator's comes first and is mandatory; a tenant's can only narrow.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyScope {
+    /// Asked for every tenant.
+    Operator,
+    /// Asked for one tenant, after the operator's.
+    Tenant(TenantId),
+}
+
+/// What a tenant has in use, or may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LimitUse {
+    /// Registered VMs.
+    pub vms: u32,
+    /// Their vCPUs, added up.
+    pub vcpus: u32,
+    /// Their memory in MiB, added up.
+    pub memory_mib: u64,
+}
+
+/// The question of the `admit` hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdmitRequest {
+    /// Who asks.
+    pub tenant: TenantId,
+    /// The VM that shall be registered.
+    pub vm: VmName,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+    /// Number of disks.
+    pub disks: u32,
+    /// Number of NICs.
+    pub nics: u32,
+    /// What the tenant has registered already, without this VM.
+    pub in_use: LimitUse,
+}
+
+/// A change to the VM that a plugin asks for; the core checks that it only narrows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patch {
+    /// Cap the vCPUs at this count.
+    CapVcpus(u32),
+    /// Cap the memory at this many MiB.
+    CapMemoryMib(u64),
+}
+
+impl fmt::Display for Patch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CapVcpus(vcpus) => write!(f, "cap vCPUs at {vcpus}"),
+            Self::CapMemoryMib(mib) => write!(f, "cap memory at {mib} MiB"),
+        }
+    }
+}
+
+/// Why a plugin gave no usable answer. Each is a stable code; each denies.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyFault {
+    /// It executed a trap (`unreachable`, out-of-bounds access, …).
+    #[error("plugin trapped: {0}")]
+    Trap(String),
+    /// It ran past its wall-clock deadline.
+    #[error("plugin ran longer than {0:?}")]
+    Deadline(Duration),
+    /// It did more work than it may.
+    #[error("plugin used up its budget of {fuel} instructions")]
+    Budget {
+        /// The budget, in units of about one WebAssembly instruction.
+        fuel: u64,
+    },
+    /// It asked for more memory than it may have.
+    #[error("plugin wanted more than {limit_bytes} bytes of memory")]
+    Memory {
+        /// The cap.
+        limit_bytes: u64,
+    },
+    /// It answered that it could not decide.
+    #[error("plugin could not decide: {0}")]
+    Refused(String),
+    /// Its answer breaks the contract (a patch that widens, a text without end, …).
+    #[error("plugin gave an invalid answer: {0}")]
+    BadAnswer(String),
+    /// The host could not ask it (queue full, executor gone).
+    #[error("policy host is unavailable: {0}")]
+    Unavailable(String),
+}
+
+impl PolicyFault {
+    /// A stable, machine-readable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Trap(_) => "policy.trap",
+            Self::Deadline(_) => "policy.deadline",
+            Self::Budget { .. } => "policy.budget",
+            Self::Memory { .. } => "policy.memory",
+            Self::Refused(_) => "policy.refused",
+            Self::BadAnswer(_) => "policy.bad-answer",
+            Self::Unavailable(_) => "policy.unavailable",
+        }
+    }
+}
+
+/// One plugin's part in a decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opinion {
+    /// The plugin's name.
+    pub plugin: String,
+    /// Its content.
+    pub digest: PluginDigest,
+    /// Whose chain it is in.
+    pub scope: PolicyScope,
+    /// What it said, or why it said nothing of use.
+    pub verdict: Result<Verdict, PolicyFault>,
+    /// From the call's start to its end, sandbox included.
+    pub took: Duration,
+}
+
+/// What a plugin said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go ahead, with these changes.
+    Allow(Vec<Patch>),
+    /// No, because.
+    Deny {
+        /// Stable, machine-readable (`limit.vcpus`).
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// Not mine to decide.
+    Abstain,
+}
+
+/// What the chain as a whole came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Go ahead, with these changes (the narrowest of each kind).
+    Allow(Vec<Patch>),
+    /// No: the first plugin in the chain that denied or failed decides.
+    Deny {
+        /// Stable code: the plugin's, a `policy.*` fault, or `policy.no-opinion` when no plugin of the operator allowed.
+        code: String,
+        /// For people.
+        message: String,
+        /// Name of the plugin that decided, if one did.
+        plugin: Option<String>,
+    },
+}
+
+/// A decision with its explanation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Who said what, in the order asked.
+    pub opinions: Vec<Opinion>,
+    /// Whole time of the decision.
+    pub took: Duration,
+}

@@ -1,0 +1,81 @@
+//! One run of a VM, planned by the daemon down to PCI slots; the vmm obeys. Key types: [`Launch`], [`DeviceLaunch`].
+//!
+//! `daemon/supervisor` builds it, `wire::launch` carries it, `vmm` builds a machine from it.
+
+use std::fmt;
+
+use super::{DeviceId, InstanceId, VmId};
+
+/// Everything that a vmm needs to know; the descriptors travel beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// The VM.
+    pub vm: VmId,
+    /// This run of it.
+    pub instance: InstanceId,
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Guest memory in bytes, a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// The whole kernel command line.
+    pub cmdline: String,
+    /// Whether an initrd descriptor comes with it.
+    pub has_initrd: bool,
+    /// Devices, each with a slot of its own.
+    pub devices: Vec<DeviceLaunch>,
+}
+
+/// A device and where it sits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceLaunch {
+    /// Its name within the VM.
+    pub id: DeviceId,
+    /// Its device number on bus 0.
+    pub slot: PciSlot,
+    /// What it is.
+    pub kind: DeviceKind,
+}
+
+/// What a device is, with what it needs besides descriptors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// virtio-blk on a raw image (one descriptor).
+    Block {
+        /// Writes are refused, and the guest is told so (`VIRTIO_BLK_F_RO`).
+        is_read_only: bool,
+    },
+    /// virtio-net on a tap (one descriptor).
+    Net {
+        /// The guest's address.
+        mac: MacAddr,
+    },
+    /// virtio-rng, fed by getrandom(2) (no descriptor).
+    Rng,
+}
+
+/// A device number on PCI bus 0: 1 to 31 (0 is the host bridge).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PciSlot(u8);
+
+impl PciSlot {
+    /// `None` outside 1 to 31.
+    pub fn new(number: u8) -> Option<Self> {
+        (1..32).contains(&number).then_some(Self(number))
+    }
+
+    /// The device number.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MacAddr(pub [u8; 6]);
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}

@@ -1,0 +1,20 @@
+//! The vocabulary that every role shares: ids, sizes, specs, lifecycle, decisions. Pure: no I/O, no clocks, no threads.
+//!
+//! A type enters here only when two roles need it. Everything is validated on construction, so that code behind this
+//! door never sees a malformed name, a zero vCPU count or a relative device path.
+
+mod decision;
+mod exit;
+mod id;
+mod launch;
+mod lifecycle;
+mod spec;
+
+pub use decision::{
+    AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope, Verdict,
+};
+pub use exit::VmExit;
+pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
+pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, PciSlot};
+pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
+pub use spec::{BootSpec, DiskSpec, ImagePath, NicSpec, SpecError, VmSpec};

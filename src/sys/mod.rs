@@ -1,0 +1,13 @@
+//! Safe wrappers of Linux calls, mostly thin over `rustix`. Imports nothing of the project.
+//!
+//! One of the few folders where `unsafe` may stand (see `tests/tidy.rs`).
+
+pub mod beneath;
+pub mod disk_ring;
+pub mod guest_buffers;
+pub mod inherit;
+pub mod packet;
+pub mod process;
+pub mod sealed;
+pub mod spawn;
+pub mod tap;

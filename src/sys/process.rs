@@ -1,0 +1,181 @@
+//! Processes that are told apart for certain: pidfd plus start time. Key types: [`Process`], [`Identity`].
+//!
+//! A process id alone is reused by the kernel; the pair of id and start time (proc_pid_stat(5), field 22) is not within
+//! one boot. `daemon/supervisor` watches its vmm processes with it, whether it started or re-adopted them.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+
+/// A process for as long as this boot lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Its id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// A handle that never comes to mean another process.
+#[derive(Debug)]
+pub struct Process {
+    pidfd: OwnedFd,
+    identity: Identity,
+}
+
+/// How a process ended, as far as its parent can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It chose this exit status.
+    Exited(i32),
+    /// A signal of this number ended it.
+    Signal(i32),
+    /// It was no child of ours: nobody tells.
+    Unknown,
+}
+
+impl Process {
+    /// A handle for `pid`, which the caller knows to be alive or not yet reaped (its own child).
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let pidfd = rustix::process::pidfd_open(to_pid(pid)?, PidfdFlags::empty())?;
+        // The pidfd is held: the id cannot be reused between these two lines without the pidfd being dead.
+        Ok(Self { pidfd, identity: Identity { pid, start_time: start_time(pid)? } })
+    }
+
+    /// A handle for exactly the process of `identity`, or `None` when that one is gone.
+    pub fn find(identity: Identity) -> io::Result<Option<Self>> {
+        let pidfd = match rustix::process::pidfd_open(to_pid(identity.pid)?, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        match start_time(identity.pid) {
+            Ok(start_time) if start_time == identity.start_time => Ok(Some(Self { pidfd, identity })),
+            _ => Ok(None),
+        }
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Kills it (`SIGKILL`); one that has ended already is fine.
+    pub fn kill(&self) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reaps it if it has ended and is a child of ours; does not wait. `None`: still running.
+    pub fn try_reap(&self) -> io::Result<Option<End>> {
+        match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+        {
+            Ok(None) => Ok(None),
+            Ok(Some(status)) => Ok(Some(match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => End::Exited(code),
+                (None, Some(signal)) => End::Signal(signal),
+                (None, None) => End::Unknown,
+            })),
+            Err(rustix::io::Errno::CHILD) => Ok(Some(End::Unknown)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Readable once the process has ended.
+impl AsRawFd for Process {
+    fn as_raw_fd(&self) -> RawFd {
+        self.pidfd.as_raw_fd()
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// Living processes whose `argv[0]` is `name` and that run as this user: how a leftover is found of which no id was
+/// recorded. `name` must be one that nothing else uses.
+pub fn find_by_arg0(name: &str) -> io::Result<Vec<Process>> {
+    let own_uid = rustix::process::geteuid().as_raw();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let is_named = |pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|cmdline| cmdline.split(|&byte| byte == 0).next() == Some(name.as_bytes()))
+        };
+        if !is_named(pid) {
+            continue;
+        }
+        let is_own = std::os::unix::fs::MetadataExt::uid(&entry.metadata()?) == own_uid;
+        // Opened first, looked at again afterwards: the id may have changed hands in between.
+        if let Ok(process) = Process::open(pid)
+            && is_own
+            && is_named(pid)
+        {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+fn to_pid(pid: u32) -> io::Result<Pid> {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a process id"))
+}
+
+fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/stat"))
+}
+
+/// Field 22. Field 2, the name, stands in parentheses and may hold anything, parentheses too.
+fn parse_start_time(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(") ")?;
+    after_name.split(' ').nth(22 - 3)?.trim_end().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_start_time_behind_a_hostile_name() {
+        let stat = "7 (a) 1 2) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
+        assert_eq!(parse_start_time(stat), Some(4242));
+        assert_eq!(parse_start_time("7 (a"), None);
+    }
+
+    #[test]
+    fn knows_its_own_process_again_but_not_one_of_another_start_time() {
+        let own = Process::open(std::process::id()).unwrap().identity();
+        assert!(Process::find(own).unwrap().is_some());
+        assert!(Process::find(Identity { start_time: own.start_time + 1, ..own }).unwrap().is_none());
+        assert!(Process::find(Identity { pid: 0x7fff_fff0, start_time: 1 }).unwrap().is_none());
+    }
+
+    #[test]
+    #[allow(clippy::zombie_processes, reason = "reaped through the handle")]
+    fn tells_how_a_child_ended() {
+        let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        assert_eq!(process.try_reap().unwrap(), None);
+        process.kill().unwrap();
+        let mut end = None;
+        while end.is_none() {
+            let mut poll = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut poll, None).unwrap();
+            end = process.try_reap().unwrap();
+        }
+        assert_eq!(end, Some(End::Signal(9)));
+        assert!(process.kill().is_ok());
+    }
+}

@@ -1,0 +1,268 @@
+//! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): no PIC, no PIT, no RTC, no i8042 for the kernel to probe.
+//!
+//! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1, and a generic
+//! event device whose interrupt means "power button".
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope, ZERO,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::BootError;
+
+const OEM: [u8; 6] = *b"OSTLER";
+const OEM_TABLE: [u8; 8] = *b"MICROVM ";
+/// Sleep type of S5 that `\_S5` names and the sleep control register gets (any value that both agree on).
+pub const S5_SLEEP_TYPE: u8 = 5;
+/// Value that the reset register gets.
+pub const RESET_VALUE: u8 = 1;
+/// `IAPC_BOOT_ARCH`: no VGA, no CMOS RTC; "8042 present" stays clear (ACPI 6.5 §5.2.9.3).
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
+
+/// What the tables describe.
+#[derive(Debug, Clone, Copy)]
+pub struct Platform {
+    /// vCPUs, with APIC ids from 0.
+    pub vcpus: u8,
+    /// Local APIC address.
+    pub lapic: u32,
+    /// I/O APIC address.
+    pub ioapic: u32,
+    /// ECAM base; buses 0 to `last_bus`.
+    pub ecam: u64,
+    /// Last bus.
+    pub last_bus: u8,
+    /// 32-bit PCI memory window: base and last address.
+    pub pci_window: (u32, u32),
+    /// First port of COM1.
+    pub serial_port: u16,
+    /// GSI of COM1.
+    pub serial_gsi: u32,
+    /// GSI of the generic event device.
+    pub ged_gsi: u32,
+    /// Sleep control register.
+    pub sleep_control_port: u16,
+    /// Sleep status register.
+    pub sleep_status_port: u16,
+    /// Reset register.
+    pub reset_port: u16,
+}
+
+/// Writes all tables from `base` on, at most `len` bytes; the RSDP stands at `base`.
+pub fn write(memory: &GuestMemoryMmap, base: GuestAddress, len: u64, platform: &Platform) -> Result<(), BootError> {
+    let mut writer = Writer { memory, next: base.0 + 64, end: base.0 + len };
+    let dsdt = writer.put(&bytes_of(&dsdt(platform)))?;
+    let fadt = writer.put(&bytes_of(&fadt(platform, dsdt)))?;
+    let madt = writer.put(&bytes_of(&madt(platform)))?;
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, 1);
+    mcfg.add_ecam(platform.ecam, 0, 0, platform.last_bus);
+    let mcfg = writer.put(&bytes_of(&mcfg))?;
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
+    for table in [fadt, madt, mcfg] {
+        xsdt.add_entry(table);
+    }
+    let xsdt = writer.put(&bytes_of(&xsdt))?;
+    let rsdp = bytes_of(&Rsdp::new(OEM, xsdt));
+    memory.write_slice(&rsdp, base).map_err(|_| BootError::DoesNotFit("ACPI tables"))
+}
+
+/// Puts tables one behind the other, 16-byte aligned.
+struct Writer<'a> {
+    memory: &'a GuestMemoryMmap,
+    next: u64,
+    end: u64,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, table: &[u8]) -> Result<u64, BootError> {
+        let address = self.next;
+        let end = address + table.len() as u64;
+        if end > self.end {
+            return Err(BootError::DoesNotFit("ACPI tables"));
+        }
+        self.memory.write_slice(table, GuestAddress(address)).map_err(|_| BootError::DoesNotFit("ACPI tables"))?;
+        self.next = end.next_multiple_of(16);
+        Ok(address)
+    }
+}
+
+fn bytes_of(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+fn port(address: u16) -> GAS {
+    GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
+}
+
+fn fadt(platform: &Platform, dsdt: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, 1)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    fadt.reset_reg = port(platform.reset_port);
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = port(platform.sleep_control_port);
+    fadt.sleep_status_reg = port(platform.sleep_status_port);
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.finalize()
+}
+
+fn madt(platform: &Platform) -> MADT {
+    let mut madt = MADT::new(OEM, OEM_TABLE, 1, LocalInterruptController::Address(platform.lapic));
+    for id in 0..platform.vcpus {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(platform.vcpus, platform.ioapic, 0));
+    madt
+}
+
+fn dsdt(platform: &Platform) -> Sdt {
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
+    pci_host_bridge(platform, &mut dsdt);
+    serial(platform, &mut dsdt);
+    power_button(platform, &mut dsdt);
+    Name::new("_S5_".into(), &Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO])).to_aml_bytes(&mut dsdt);
+    dsdt
+}
+
+fn pci_host_bridge(platform: &Platform, dsdt: &mut Sdt) {
+    let (first, last) = platform.pci_window;
+    let buses = AddressSpace::new_bus_number(0u16, u16::from(platform.last_bus));
+    let window = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "PCI0".into(),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
+                &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
+                &Name::new("_SEG".into(), &ZERO),
+                &Name::new("_BBN".into(), &ZERO),
+                &Name::new("_UID".into(), &ZERO),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&buses, &window])),
+            ],
+        )],
+    )
+    .to_aml_bytes(dsdt);
+}
+
+fn serial(platform: &Platform, dsdt: &mut Sdt) {
+    let ports = IO::new(platform.serial_port, platform.serial_port, 1, 8);
+    let interrupt = Interrupt::new(true, true, false, false, platform.serial_gsi);
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "COM1".into(),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+                &Name::new("_UID".into(), &ZERO),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt])),
+            ],
+        )],
+    )
+    .to_aml_bytes(dsdt);
+}
+
+/// A generic event device (ACPI 6.5 §5.6.9) whose only event is the power button.
+fn power_button(platform: &Platform, dsdt: &mut Sdt) {
+    let interrupt = Interrupt::new(true, true, false, false, platform.ged_gsi);
+    let button = Path::new("\\_SB_.PWRB");
+    Scope::new(
+        "\\_SB_".into(),
+        vec![
+            &Device::new("PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))]),
+            &Device::new(
+                "GED_".into(),
+                vec![
+                    &Name::new("_HID".into(), &"ACPI0013"),
+                    &Name::new("_UID".into(), &ZERO),
+                    &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
+                    // 0x80: the button was pressed (ACPI 6.5 table 5.184).
+                    &Method::new("_EVT".into(), 1, true, vec![&Notify::new(&button, &0x80u8)]),
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(dsdt);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_sums_to_zero_and_is_reachable_from_the_root() {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let base = 0xe_0000;
+        let platform = Platform {
+            vcpus: 4,
+            lapic: 0xfee0_0000,
+            ioapic: 0xfec0_0000,
+            ecam: 0xe000_0000,
+            last_bus: 0,
+            pci_window: (0xc000_0000, 0xdfff_ffff),
+            serial_port: 0x3f8,
+            serial_gsi: 4,
+            ged_gsi: 5,
+            sleep_control_port: 0x600,
+            sleep_status_port: 0x601,
+            reset_port: 0x602,
+        };
+        write(&memory, GuestAddress(base), 0x2_0000, &platform).unwrap();
+        let read = |address: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+            bytes
+        };
+        let long = |address: u64| u64::from_le_bytes(read(address, 8).try_into().unwrap());
+        let len_of = |table: u64| u32::from_le_bytes(read(table + 4, 4).try_into().unwrap()) as usize;
+        let sums_to_zero = |bytes: Vec<u8>| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)) == 0;
+
+        assert_eq!(read(base, 8), b"RSD PTR ");
+        assert!(sums_to_zero(read(base, 20)) && sums_to_zero(read(base, 36)));
+        let xsdt = long(base + 24);
+        assert!(sums_to_zero(read(xsdt, len_of(xsdt))));
+        let tables: Vec<u64> = (0..(len_of(xsdt) as u64 - 36) / 8).map(|n| long(xsdt + 36 + n * 8)).collect();
+        let names: Vec<_> = tables.iter().map(|&table| read(table, 4)).collect();
+        assert_eq!(names, [b"FACP".to_vec(), b"APIC".to_vec(), b"MCFG".to_vec()]);
+        for &table in &tables {
+            assert!(sums_to_zero(read(table, len_of(table))));
+        }
+        let dsdt = long(tables[0] + 140);
+        assert_eq!(read(dsdt, 4), b"DSDT");
+        assert!(sums_to_zero(read(dsdt, len_of(dsdt))));
+    }
+
+    #[test]
+    fn says_when_the_tables_have_no_room() {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let platform = Platform {
+            vcpus: 128,
+            lapic: 0,
+            ioapic: 0,
+            ecam: 0,
+            last_bus: 0,
+            pci_window: (0, 0),
+            serial_port: 0,
+            serial_gsi: 0,
+            ged_gsi: 0,
+            sleep_control_port: 0,
+            sleep_status_port: 0,
+            reset_port: 0,
+        };
+        assert!(matches!(write(&memory, GuestAddress(0), 512, &platform), Err(BootError::DoesNotFit(_))));
+    }
+}

@@ -1,0 +1,269 @@
+//! The control thread: one epoll loop over the daemon's link, the console and what vCPU threads ask. Key type:
+//! [`Control`], which owns the [`Machine`].
+//!
+//! It performs effects of register writes, presses the power button, ends the run. It never waits for the daemon, the
+//! guest or a console.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::console;
+use super::machine::{Machine, MachineError, Mailbox, Message};
+use crate::model::{InstanceId, VmExit, VmId};
+use crate::sys::packet::{Connection, Listener, Received};
+use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm};
+
+const EVENTS_AT_ONCE: usize = 16;
+
+/// Which descriptor an epoll event is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    LinkListener,
+    Link,
+    Mailbox,
+    InputTaken,
+    Console(console::Token),
+}
+
+const CONSOLE_CONNECTION: u64 = 1 << 32;
+
+impl Token {
+    fn data(self) -> u64 {
+        match self {
+            Self::LinkListener => 0,
+            Self::Link => 1,
+            Self::Mailbox => 2,
+            Self::InputTaken => 3,
+            Self::Console(console::Token::Listener) => 4,
+            Self::Console(console::Token::Output) => 5,
+            Self::Console(console::Token::Connection(id)) => CONSOLE_CONNECTION | u64::from(id),
+        }
+    }
+
+    fn of(data: u64) -> Self {
+        match data {
+            0 => Self::LinkListener,
+            1 => Self::Link,
+            2 => Self::Mailbox,
+            3 => Self::InputTaken,
+            4 => Self::Console(console::Token::Listener),
+            5 => Self::Console(console::Token::Output),
+            // The lower half is the connection's id.
+            id => Self::Console(console::Token::Connection((id & 0xffff_ffff) as u32)),
+        }
+    }
+}
+
+/// What the epoll data of a console event is.
+pub fn console_data(token: console::Token) -> u64 {
+    Token::Console(token).data()
+}
+
+/// Who this vmm is, as it tells a daemon that connects.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    /// The VM.
+    pub vm: VmId,
+    /// The run.
+    pub instance: InstanceId,
+}
+
+/// The descriptors and parts that the loop is made of.
+pub struct Parts {
+    /// Who this is.
+    pub identity: Identity,
+    /// The VM.
+    pub machine: Machine,
+    /// Where a restarted daemon connects.
+    pub listener: Listener,
+    /// The daemon that is connected: at first the one that launched this.
+    pub link: Option<Connection>,
+    /// The console's server, registered with `epoll`.
+    pub console: console::Server,
+    /// What vCPU threads ask.
+    pub mailbox: Receiver<Message>,
+    /// Wakes the loop for the mailbox.
+    pub mailbox_wake: Arc<EventFd>,
+    /// Signalled when the guest has taken its input.
+    pub input_taken: Arc<EventFd>,
+    /// The loop's epoll instance.
+    pub epoll: Epoll,
+}
+
+/// The loop.
+pub struct Control {
+    parts: Parts,
+}
+
+impl Control {
+    /// Registers everything.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        let control = Self { parts };
+        control.watch(&control.parts.listener, Token::LinkListener)?;
+        control.watch_raw(control.parts.mailbox_wake.as_raw_fd(), Token::Mailbox)?;
+        control.watch_raw(control.parts.input_taken.as_raw_fd(), Token::InputTaken)?;
+        if let Some(link) = &control.parts.link {
+            control.watch(link, Token::Link)?;
+        }
+        Ok(control)
+    }
+
+    /// Starts the vCPUs.
+    pub fn start(&mut self, mailbox: &Mailbox) -> Result<(), MachineError> {
+        self.parts.machine.run(mailbox)
+    }
+
+    /// Runs until the run is over, and says how it ended. The daemon has been told by then.
+    pub fn run(mut self) -> VmExit {
+        let exit = loop {
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(exit)) => break exit,
+                Err(error) => break VmExit::HostError(format!("control loop: {error}")),
+            }
+        };
+        self.parts.machine.quiesce();
+        self.parts.console.flush(&self.parts.epoll);
+        self.send(&FromVmm::Ended(exit.clone()));
+        exit
+    }
+
+    /// Tells the daemon that is connected, if any.
+    pub fn send(&mut self, message: &FromVmm) {
+        if let Some(link) = &self.parts.link
+            && link.send(&message.encode(), &[]).is_err()
+        {
+            self.parts.link = None;
+        }
+    }
+
+    /// Waits for events and handles them.
+    fn turn(&mut self) -> io::Result<Option<VmExit>> {
+        let mut events = [EpollEvent::default(); EVENTS_AT_ONCE];
+        let count = match self.parts.epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        for event in events.iter().take(count) {
+            let exit = match Token::of(event.data()) {
+                Token::LinkListener => self.accept_link(),
+                Token::Link => self.receive(),
+                Token::Mailbox => self.read_mailbox(),
+                Token::InputTaken => {
+                    let _ = self.parts.input_taken.read();
+                    None
+                }
+                Token::Console(token) => {
+                    self.parts.console.handle(token, event.event_set(), &self.parts.epoll);
+                    None
+                }
+            };
+            if exit.is_some() {
+                return Ok(exit);
+            }
+        }
+        let Parts { console, machine, epoll, .. } = &mut self.parts;
+        console.type_input(|input| machine.type_in(input), epoll);
+        Ok(None)
+    }
+
+    /// A restarted daemon: it takes the place of the one before.
+    fn accept_link(&mut self) -> Option<VmExit> {
+        match self.parts.listener.accept() {
+            Ok(link) if self.watch(&link, Token::Link).is_ok() => {
+                self.parts.link = Some(link);
+                let Identity { vm, instance } = self.parts.identity;
+                self.send(&FromVmm::Hello { vm, instance });
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot accept a daemon's connection"),
+        }
+        None
+    }
+
+    fn receive(&mut self) -> Option<VmExit> {
+        let link = self.parts.link.as_ref()?;
+        let packet = match link.receive(MAX_PACKET_LEN) {
+            Ok(Received::Packet(packet, _)) => packet,
+            Ok(Received::Closed) => {
+                self.parts.link = None; // the daemon is gone; the VM goes on
+                return None;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "dropping the daemon's connection");
+                self.parts.link = None;
+                return None;
+            }
+        };
+        match ToVmm::decode(&packet) {
+            Ok(ToVmm::PowerButton) => {
+                if let Err(error) = self.parts.machine.press_power_button() {
+                    tracing::warn!(%error, "cannot press the power button");
+                }
+                None
+            }
+            Ok(ToVmm::Kill) => Some(VmExit::Killed),
+            Ok(ToVmm::Launch { .. }) => {
+                tracing::warn!("ignoring a second launch");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "ignoring a malformed packet");
+                None
+            }
+        }
+    }
+
+    fn read_mailbox(&mut self) -> Option<VmExit> {
+        let _ = self.parts.mailbox_wake.read();
+        while let Ok(message) = self.parts.mailbox.try_recv() {
+            match message {
+                Message::Ended(exit) => return Some(exit),
+                Message::Effect { slot, effect, done } => {
+                    if let Err(error) = self.parts.machine.apply(slot, effect) {
+                        return Some(VmExit::HostError(format!("slot {slot}, {effect:?}: {error}")));
+                    }
+                    // A vCPU that no longer waits is not an error.
+                    let _ = done.send(());
+                }
+            }
+        }
+        None
+    }
+
+    fn watch(&self, descriptor: &impl AsFd, token: Token) -> io::Result<()> {
+        self.watch_raw(descriptor.as_fd().as_raw_fd(), token)
+    }
+
+    fn watch_raw(&self, descriptor: i32, token: Token) -> io::Result<()> {
+        self.parts.epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, token.data()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_round_trip() {
+        let tokens = [
+            Token::LinkListener,
+            Token::Link,
+            Token::Mailbox,
+            Token::InputTaken,
+            Token::Console(console::Token::Listener),
+            Token::Console(console::Token::Output),
+            Token::Console(console::Token::Connection(0)),
+            Token::Console(console::Token::Connection(u32::MAX)),
+        ];
+        for token in tokens {
+            assert_eq!(Token::of(token.data()), token);
+        }
+    }
+}

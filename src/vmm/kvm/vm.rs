@@ -1,0 +1,106 @@
+//! One VM: memory slots, interrupt controller, eventfds, routes. Key type: [`Vm`].
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Hypervisor, KvmError, Named, Vcpu, cpuid};
+
+/// Where an interrupt of a device goes: GSI, message address, message data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiRoute {
+    /// The GSI that the device's irqfd raises.
+    pub gsi: u32,
+    /// MSI address.
+    pub address: u64,
+    /// MSI data.
+    pub data: u32,
+}
+
+/// A VM with memory and an in-kernel interrupt controller.
+pub struct Vm {
+    fd: VmFd,
+    cpuid: cpuid::Supported,
+    // Keeps the mappings that the slots point at for as long as the VM exists.
+    _memory: GuestMemoryMmap,
+}
+
+impl Vm {
+    /// Creates the VM and gives it `memory`; `tss` is the first of three pages that KVM may use.
+    pub fn new(hypervisor: &Hypervisor, memory: GuestMemoryMmap, tss: u64) -> Result<Self, KvmError> {
+        let kvm = &hypervisor.0;
+        let fd = kvm.create_vm().named("KVM_CREATE_VM")?;
+        for (slot, region) in (0u32..).zip(memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped with that length and stays mapped: `_memory` outlives the VM's descriptor
+            // (fields drop in order), and regions of one `GuestMemoryMmap` do not overlap.
+            unsafe { fd.set_user_memory_region(slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
+        }
+        fd.set_tss_address(usize::try_from(tss).unwrap_or_default()).named("KVM_SET_TSS_ADDR")?;
+        fd.create_irq_chip().named("KVM_CREATE_IRQCHIP")?;
+        let has_tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let supported =
+            kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).named("KVM_GET_SUPPORTED_CPUID")?;
+        Ok(Self { fd, cpuid: cpuid::Supported::new(supported, has_tsc_deadline), _memory: memory })
+    }
+
+    /// Creates vCPU `index` of `count`, in the state after reset.
+    pub fn create_vcpu(&self, index: u8, count: u8) -> Result<Vcpu, KvmError> {
+        let fd = self.fd.create_vcpu(index.into()).named("KVM_CREATE_VCPU")?;
+        fd.set_cpuid2(&self.cpuid.for_vcpu(index, count)).named("KVM_SET_CPUID2")?;
+        Vcpu::new(fd)
+    }
+
+    /// Signals `event` at each guest write to `address`, whatever its length and value.
+    pub fn add_doorbell(&self, event: &EventFd, address: u64) -> Result<(), KvmError> {
+        self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch).named("KVM_IOEVENTFD")
+    }
+
+    /// Undoes [`Self::add_doorbell`].
+    pub fn remove_doorbell(&self, event: &EventFd, address: u64) -> Result<(), KvmError> {
+        self.fd.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch).named("KVM_IOEVENTFD")
+    }
+
+    /// Raises `gsi` each time that `event` is written. One that was written before is delivered at once.
+    pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(event, gsi).named("KVM_IRQFD")
+    }
+
+    /// Undoes [`Self::connect_irq`].
+    pub fn disconnect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.fd.unregister_irqfd(event, gsi).named("KVM_IRQFD")
+    }
+
+    /// Replaces all routes: GSIs below `ioapic_pins` go to the I/O APIC, the others where `messages` says.
+    pub fn set_routes(&self, ioapic_pins: u32, messages: &[MsiRoute]) -> Result<(), KvmError> {
+        let pins = (0..ioapic_pins).map(|pin| {
+            let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+            entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
+            entry.u.irqchip.pin = pin;
+            entry
+        });
+        let messages = messages.iter().map(|message| {
+            let mut entry =
+                kvm_irq_routing_entry { gsi: message.gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+            let [low, high] = [message.address as u32, (message.address >> 32) as u32];
+            entry.u.msi.address_lo = low;
+            entry.u.msi.address_hi = high;
+            entry.u.msi.data = message.data;
+            entry
+        });
+        let entries: Vec<_> = pins.chain(messages).collect();
+        let routing = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| KvmError { call: "KVM_SET_GSI_ROUTING", source: kvm_ioctls::Error::new(libc::E2BIG) })?;
+        self.fd.set_gsi_routing(&routing).named("KVM_SET_GSI_ROUTING")
+    }
+}

@@ -1,0 +1,143 @@
+//! Where a vCPU's port or memory access goes. Key type: [`Bus`], shared by all vCPU threads.
+//!
+//! Called by `vcpu`; calls the UART, the power registers and the PCI functions. What an access *asks for* comes back as
+//! a [`Request`] that the vCPU thread hands to the control thread: nothing here calls KVM.
+
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use super::layout;
+use crate::vmm::boot::acpi;
+use crate::vmm::console::Writer;
+use crate::vmm::legacy::power;
+use crate::vmm::legacy::serial::Serial;
+use crate::vmm::pci::{PciBus, SharedFunction};
+use crate::vmm::ports::{BarMapping, Effect, PowerRequest};
+
+/// What an access asks of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    /// A device's register write has an effect outside the device.
+    Device {
+        /// Slot of the function.
+        slot: u8,
+        /// What it asks for.
+        effect: Effect,
+    },
+    /// The guest powers off or resets.
+    Power(PowerRequest),
+}
+
+/// A BAR of the function in `slot` that decodes memory accesses.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    slot: u8,
+    mapping: BarMapping,
+}
+
+/// Ports, ECAM and BARs.
+pub(super) struct Bus {
+    /// Rank 1. The UART; never held while another lock is taken.
+    serial: Mutex<Serial<Writer>>,
+    /// Rank 0. Written only when a function comes or goes; each function has a lock of its own (rank 1).
+    pci: RwLock<PciBus>,
+    /// Rank 0. Sorted by base; read at each access to a BAR, replaced by the control thread when one moves.
+    windows: RwLock<Vec<Window>>,
+}
+
+impl Bus {
+    pub(super) fn new(serial: Serial<Writer>, pci: PciBus) -> Self {
+        Self { serial: Mutex::new(serial), pci: RwLock::new(pci), windows: RwLock::new(Vec::new()) }
+    }
+
+    /// Runs `with` on the UART.
+    pub(super) fn with_serial<T>(&self, with: impl FnOnce(&mut Serial<Writer>) -> T) -> T {
+        with(&mut self.serial.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs `with` on the PCI bus, to put functions on it or take them off.
+    pub(super) fn with_pci<T>(&self, with: impl FnOnce(&mut PciBus) -> T) -> T {
+        with(&mut self.pci.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The function in `slot`.
+    pub(super) fn function(&self, slot: u8) -> Option<SharedFunction> {
+        self.pci.read().unwrap_or_else(PoisonError::into_inner).function(slot).cloned()
+    }
+
+    /// Replaces the windows of `slot`.
+    pub(super) fn set_windows(&self, slot: u8, mappings: &[BarMapping]) {
+        let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|window| window.slot != slot);
+        windows.extend(mappings.iter().map(|&mapping| Window { slot, mapping }));
+        windows.sort_by_key(|window| window.mapping.base);
+    }
+
+    pub(super) fn port_read(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        match (port, data) {
+            (layout::SERIAL_PORT..=0x3ff, [byte]) => {
+                *byte = self.with_serial(|serial| serial.read((port - layout::SERIAL_PORT) as u8));
+            }
+            // No wake-up is ever pending, and the keyboard controller is never busy.
+            (
+                layout::SLEEP_CONTROL_PORT
+                | layout::SLEEP_STATUS_PORT
+                | layout::RESET_PORT
+                | layout::KEYBOARD_CONTROLLER_PORT,
+                data,
+            ) => data.fill(0),
+            _ => {}
+        }
+    }
+
+    pub(super) fn port_write(&self, port: u16, data: &[u8]) -> Option<Request> {
+        let &[byte] = data else { return None };
+        match port {
+            layout::SERIAL_PORT..=0x3ff => {
+                self.with_serial(|serial| serial.write((port - layout::SERIAL_PORT) as u8, byte));
+                None
+            }
+            layout::SLEEP_CONTROL_PORT => power::sleep_control(byte, acpi::S5_SLEEP_TYPE).map(Request::Power),
+            layout::RESET_PORT => power::reset(byte, acpi::RESET_VALUE).map(Request::Power),
+            layout::KEYBOARD_CONTROLLER_PORT => power::keyboard_controller(byte).map(Request::Power),
+            _ => None,
+        }
+    }
+
+    pub(super) fn memory_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some(offset) = ecam_offset(address) {
+            self.pci.read().unwrap_or_else(PoisonError::into_inner).ecam_read(offset, data);
+        } else if let Some((window, offset)) = self.find(address, data.len())
+            && let Some(function) = self.function(window.slot)
+        {
+            let mut function = function.lock().unwrap_or_else(PoisonError::into_inner);
+            function.bar_read(window.mapping.bar, offset, data);
+        }
+    }
+
+    pub(super) fn memory_write(&self, address: u64, data: &[u8]) -> Option<Request> {
+        if let Some(offset) = ecam_offset(address) {
+            let (slot, effect) = self.pci.read().unwrap_or_else(PoisonError::into_inner).ecam_write(offset, data)?;
+            return Some(Request::Device { slot, effect });
+        }
+        let (window, offset) = self.find(address, data.len())?;
+        let function = self.function(window.slot)?;
+        let effect =
+            function.lock().unwrap_or_else(PoisonError::into_inner).bar_write(window.mapping.bar, offset, data)?;
+        Some(Request::Device { slot: window.slot, effect })
+    }
+
+    /// The window that holds all of an access, and where in it.
+    fn find(&self, address: u64, len: usize) -> Option<(Window, u64)> {
+        let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
+        let behind = windows.partition_point(|window| window.mapping.base <= address);
+        let window = *windows.get(behind.checked_sub(1)?)?;
+        let offset = address - window.mapping.base;
+        (offset.checked_add(len as u64)? <= window.mapping.len).then_some((window, offset))
+    }
+}
+
+fn ecam_offset(address: u64) -> Option<u64> {
+    address.checked_sub(layout::ECAM).filter(|&offset| offset < layout::ECAM_LEN)
+}

@@ -1,0 +1,295 @@
+//! The machine: memory, vCPUs, buses, interrupts and the functions attached to it. Key type: [`Machine`].
+//!
+//! Assembles `kvm`, `boot`, `pci`, `virtio`, `legacy` and `console`; owned by `vmm/control`, which calls [`Machine::apply`]
+//! for what vCPU threads ask. Cold plug is [`Machine::attach`] before [`Machine::run`]; hot plug is the same call later.
+
+mod bus;
+mod irq;
+mod layout;
+mod memory;
+mod vcpu;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Barrier, PoisonError};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::boot::{self, BootError, acpi};
+use super::console::Writer;
+use super::kvm::{EntryPoint, Hypervisor, KvmError, Lacks, Vcpu, Vm};
+use super::legacy::power;
+use super::legacy::serial::Serial;
+use super::pci::{PciBus, SlotTaken};
+use super::ports::{Doorbell, Effect, GuestMemory, PciFunction};
+use crate::model::PciSlot;
+use bus::Bus;
+use irq::IrqTable;
+pub use vcpu::{Mailbox, Message};
+
+/// Why a machine could not be built or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The host's KVM is too old.
+    #[error(transparent)]
+    Lacks(#[from] Lacks),
+    /// A KVM call failed.
+    #[error("{error}: {}", error.source)]
+    Kvm {
+        /// Which one, and why.
+        error: KvmError,
+    },
+    /// The kernel, the initrd or the command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Guest memory could not be mapped.
+    #[error("cannot map {mib} MiB of guest memory: {source}")]
+    Memory {
+        /// What was asked for.
+        mib: u64,
+        /// The I/O error.
+        source: io::Error,
+    },
+    /// More vCPUs than KVM gives a VM here.
+    #[error("{wanted} vCPUs, this host's KVM allows {most}")]
+    TooManyVcpus {
+        /// What was asked for.
+        wanted: u32,
+        /// What the host allows.
+        most: usize,
+    },
+    /// Two functions for one slot.
+    #[error(transparent)]
+    SlotTaken(#[from] SlotTaken),
+    /// Anything else that the host refused.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The I/O error.
+        source: io::Error,
+    },
+}
+
+impl From<KvmError> for MachineError {
+    fn from(error: KvmError) -> Self {
+        Self::Kvm { error }
+    }
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+    move |source| MachineError::Host { what, source }
+}
+
+/// What a machine is built from.
+pub struct Plan<'a> {
+    /// `/dev/kvm`.
+    pub hypervisor: &'a Hypervisor,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Kernel image.
+    pub kernel: &'a mut File,
+    /// Initial RAM disk.
+    pub initrd: Option<&'a mut File>,
+    /// Kernel command line.
+    pub cmdline: &'a str,
+    /// Where the UART's output goes.
+    pub console: Writer,
+    /// Signalled when the guest has taken the input that was typed.
+    pub input_taken: Arc<EventFd>,
+}
+
+/// A VM that is built, and runs once [`Machine::run`] was called.
+pub struct Machine {
+    vm: Vm,
+    memory: GuestMemory,
+    bus: Arc<Bus>,
+    irqs: IrqTable,
+    /// Doorbells as KVM knows them, by slot.
+    doorbells: BTreeMap<u8, Vec<Doorbell>>,
+    /// Raises the generic event device's interrupt.
+    power_button: EventFd,
+    /// Until they run.
+    vcpus: Vec<Vcpu>,
+}
+
+impl Machine {
+    /// Builds everything but the devices, and loads what is booted.
+    pub fn build(plan: Plan<'_>) -> Result<Self, MachineError> {
+        let most = plan.hypervisor.max_vcpus();
+        let count = u8::try_from(plan.vcpus)
+            .ok()
+            .filter(|&count| usize::from(count) <= most)
+            .ok_or(MachineError::TooManyVcpus { wanted: plan.vcpus, most })?;
+        let memory = memory::allocate(plan.memory_bytes)
+            .map_err(|source| MachineError::Memory { mib: plan.memory_bytes >> 20, source })?;
+        let vm = Vm::new(plan.hypervisor, memory.clone(), layout::KVM_TSS)?;
+        let vcpus = (0..count).map(|index| vm.create_vcpu(index, count)).collect::<Result<Vec<_>, _>>()?;
+
+        let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
+        let entry = load(&memory, images, plan.memory_bytes, count)?;
+        if let Some(first) = vcpus.first() {
+            first.set_entry(entry)?;
+        }
+
+        let line = |gsi| -> Result<EventFd, MachineError> {
+            let event = EventFd::new(libc::EFD_NONBLOCK).map_err(host("eventfd"))?;
+            vm.connect_irq(&event, gsi)?;
+            Ok(event)
+        };
+        let serial = Serial::new(line(layout::SERIAL_GSI)?, plan.input_taken, plan.console);
+        let power_button = line(layout::GED_GSI)?;
+        Ok(Self {
+            vm,
+            memory: GuestMemoryAtomic::new(memory),
+            bus: Arc::new(Bus::new(serial, PciBus::new())),
+            irqs: IrqTable::default(),
+            doorbells: BTreeMap::new(),
+            power_button,
+            vcpus,
+        })
+    }
+
+    /// Guest memory, as devices see it.
+    pub fn memory(&self) -> GuestMemory {
+        self.memory.clone()
+    }
+
+    /// Where a function in `slot` finds its BARs: the start of 1 MiB of the 32-bit window.
+    pub fn slot_window(slot: PciSlot) -> u32 {
+        // The window ends below 4 GiB, as a test of the layout shows.
+        layout::slot_window(slot.number()) as u32
+    }
+
+    /// Puts a function into a slot.
+    pub fn attach(&mut self, slot: PciSlot, function: Box<dyn PciFunction>) -> Result<(), MachineError> {
+        self.bus.with_pci(|pci| pci.insert(slot, function))?;
+        self.sync_bars(slot.number())?;
+        self.sync_vectors(slot.number())
+    }
+
+    /// Starts the vCPUs.
+    pub fn run(&mut self, mailbox: &Mailbox) -> Result<(), MachineError> {
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let start = Arc::new(Barrier::new(vcpus.len() + 1));
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            vcpu::spawn(index, vcpu, Arc::clone(&self.bus), mailbox.clone(), Arc::clone(&start))
+                .map_err(host("vCPU thread"))?;
+        }
+        start.wait();
+        Ok(())
+    }
+
+    /// Performs what a register write of the function in `slot` asked for.
+    pub fn apply(&mut self, slot: u8, effect: Effect) -> Result<(), MachineError> {
+        match effect {
+            Effect::BarsChanged => self.sync_bars(slot),
+            Effect::VectorsChanged => self.sync_vectors(slot),
+            Effect::Activate | Effect::Reset => {
+                if let Some(function) = self.bus.function(slot) {
+                    function.lock().unwrap_or_else(PoisonError::into_inner).apply(effect);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Presses the ACPI power button.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.power_button.write(1)
+    }
+
+    /// Types as much of `input` as the UART takes.
+    pub fn type_in(&self, input: &[u8]) -> usize {
+        self.bus.with_serial(|serial| serial.type_in(input))
+    }
+
+    /// Resets every device, which ends its I/O: nothing reaches a disk afterwards.
+    pub fn quiesce(&self) {
+        for slot in 1..32 {
+            if let Some(function) = self.bus.function(slot) {
+                function.lock().unwrap_or_else(PoisonError::into_inner).apply(Effect::Reset);
+            }
+        }
+    }
+
+    /// Makes bus and doorbells agree with where the function's BARs are now.
+    fn sync_bars(&mut self, slot: u8) -> Result<(), MachineError> {
+        let Some(function) = self.bus.function(slot) else { return Ok(()) };
+        let (bars, wanted) = {
+            let function = function.lock().unwrap_or_else(PoisonError::into_inner);
+            (function.bars(), function.doorbells())
+        };
+        self.bus.set_windows(slot, &bars);
+        let present = self.doorbells.remove(&slot).unwrap_or_default();
+        let is_same = |a: &Doorbell, b: &Doorbell| a.address == b.address && Arc::ptr_eq(&a.event, &b.event);
+        for old in present.iter().filter(|old| !wanted.iter().any(|new| is_same(old, new))) {
+            self.vm.remove_doorbell(&old.event, old.address)?;
+        }
+        for new in wanted.iter().filter(|new| !present.iter().any(|old| is_same(old, new))) {
+            self.vm.add_doorbell(&new.event, new.address)?;
+        }
+        self.doorbells.insert(slot, wanted);
+        Ok(())
+    }
+
+    /// Makes KVM's routes and irqfds agree with the function's vectors.
+    fn sync_vectors(&mut self, slot: u8) -> Result<(), MachineError> {
+        let Some(function) = self.bus.function(slot) else { return Ok(()) };
+        let vectors = function.lock().unwrap_or_else(PoisonError::into_inner).vectors();
+        Ok(self.irqs.sync(&self.vm, slot, &vectors)?)
+    }
+}
+
+/// Writes kernel, initrd, command line, ACPI tables and the reset vector into guest memory.
+fn load(
+    memory: &GuestMemoryMmap,
+    images: boot::Images<'_>,
+    memory_bytes: u64,
+    vcpus: u8,
+) -> Result<EntryPoint, MachineError> {
+    let placement = boot::Placement {
+        boot_info: GuestAddress(layout::BOOT_INFO),
+        memory_map: GuestAddress(layout::PVH_MEMORY_MAP),
+        modules: GuestAddress(layout::PVH_MODULES),
+        cmdline: GuestAddress(layout::CMDLINE),
+        rsdp: GuestAddress(layout::ACPI_TABLES),
+        himem: GuestAddress(layout::HIMEM),
+        low_ram_end: memory_bytes.min(layout::MMIO_HOLE),
+    };
+    let map: Vec<boot::MapEntry> = layout::memory_map(memory_bytes)
+        .into_iter()
+        .map(|(base, len, kind)| {
+            let kind = match kind {
+                layout::RangeKind::Ram => 1,
+                layout::RangeKind::Reserved => 2,
+            };
+            (base, len, kind)
+        })
+        .collect();
+    let boot = boot::load(memory, images, &placement, &map)?;
+    // Every address here is below 4 GiB.
+    let platform = acpi::Platform {
+        vcpus,
+        lapic: layout::LAPIC as u32,
+        ioapic: layout::IOAPIC as u32,
+        ecam: layout::ECAM,
+        last_bus: 0,
+        pci_window: (layout::PCI_WINDOW as u32, (layout::PCI_WINDOW + layout::PCI_WINDOW_LEN - 1) as u32),
+        serial_port: layout::SERIAL_PORT,
+        serial_gsi: layout::SERIAL_GSI,
+        ged_gsi: layout::GED_GSI,
+        sleep_control_port: layout::SLEEP_CONTROL_PORT,
+        sleep_status_port: layout::SLEEP_STATUS_PORT,
+        reset_port: layout::RESET_PORT,
+    };
+    acpi::write(memory, placement.rsdp, layout::RESET_VECTOR - layout::ACPI_TABLES, &platform)?;
+    memory
+        .write_slice(&power::RESET_VECTOR_CODE, GuestAddress(layout::RESET_VECTOR))
+        .map_err(|_| BootError::DoesNotFit("reset vector"))?;
+    Ok(EntryPoint { rip: boot.rip, rbx: boot.rbx, rsi: boot.rsi })
+}

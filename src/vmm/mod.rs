@@ -1,0 +1,199 @@
+//! One virtual machine in one process: threads, no async. Receives its sealed configuration and every descriptor from
+//! the daemon and opens nothing itself.
+//!
+//! Key function: [`run`], the role's entry. Flow: `launch` (what came) → `machine` (built) → `control` (runs).
+//!
+//! ```text
+//!   control thread ── epoll: daemon's link · console · mailbox          one
+//!   vcpu<N>        ── KVM_RUN, ports, ECAM, BARs ──▶ mailbox            one per vCPU
+//!   vio-<device>   ── queues, disk or tap; irqfd ──▶ guest              one per device
+//! ```
+
+mod boot;
+mod console;
+mod control;
+mod kvm;
+mod launch;
+mod legacy;
+mod machine;
+pub mod pci;
+pub mod ports;
+pub mod virtio;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use vmm_sys_util::epoll::Epoll;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::model::{DeviceId, DeviceKind, DeviceLaunch, Launch, VmExit};
+use crate::sys;
+use crate::sys::packet::{Connection, Listener, Received};
+use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm, WireError, encode_ended};
+use console::{Readers, Ring, Writer};
+use control::{Control, Identity, Parts};
+use kvm::Hypervisor;
+use launch::{Inheritance, LaunchError};
+use machine::{Machine, MachineError, Mailbox, Plan};
+use ports::PciFunction;
+
+/// The descriptor that the daemon leaves open for this process: its listening control socket.
+pub const CONTROL_FD: i32 = 3;
+
+/// The role's entry: waits for the launch on [`CONTROL_FD`], runs the VM, and ends with the status of `VmExit::code`.
+/// What it logs goes to stderr, which is the VM's log file.
+pub fn run() -> ExitCode {
+    let started = Instant::now();
+    tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(io::stderr).init();
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{panic}");
+        std::process::abort();
+    }));
+    let Some(listener) = sys::inherit::descriptor(CONTROL_FD).map(Listener::from_fd) else {
+        tracing::error!("`ostler vmm` is started by `ostler serve`, with a control socket as descriptor {CONTROL_FD}");
+        return ExitCode::from(VmExit::LaunchFailed(String::new()).code());
+    };
+    let mut exit_record = None;
+    let exit = serve(listener, &mut exit_record, started);
+    tracing::info!("{exit}");
+    if let Some(mut record) = exit_record
+        && let Err(error) = record.write_all(&encode_ended(&exit))
+    {
+        tracing::error!(%error, "cannot write the exit record");
+    }
+    // Not a return: vCPU threads may still be in the guest, and nothing may run after the record is written.
+    std::process::exit(exit.code().into())
+}
+
+/// Receives the launch, builds, runs. Whatever fails before the guest runs is a failed launch, with the cause for the
+/// client; the daemon finds it in the exit record.
+fn serve(listener: Listener, exit_record: &mut Option<File>, started: Instant) -> VmExit {
+    let launched = receive(&listener, exit_record).and_then(|(link, launch, inheritance)| {
+        let (parts, mailbox) = assemble(&launch, inheritance, listener, link)?;
+        let mut control = Control::new(parts)?;
+        control.start(&mailbox)?;
+        Ok(control)
+    });
+    match launched {
+        Ok(mut control) => {
+            let build_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            control.send(&FromVmm::Ready { build_ns });
+            control.run()
+        }
+        Err(error) => VmExit::LaunchFailed(error.to_string()),
+    }
+}
+
+/// Why the VM never ran.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("control socket: {0}")]
+    Link(io::Error),
+    #[error("the daemon left before the launch")]
+    Deserted,
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("device {id}: {source}")]
+    Device { id: DeviceId, source: io::Error },
+    #[error(transparent)]
+    Host(#[from] io::Error),
+}
+
+/// The launch, from the first connection.
+fn receive(
+    listener: &Listener,
+    exit_record: &mut Option<File>,
+) -> Result<(Connection, Launch, Inheritance), StartError> {
+    let link = listener.accept().map_err(StartError::Link)?;
+    let (packet, descriptors) = match link.receive(MAX_PACKET_LEN).map_err(StartError::Link)? {
+        Received::Packet(packet, descriptors) => (packet, descriptors),
+        Received::Closed => return Err(StartError::Deserted),
+    };
+    let ToVmm::Launch { roles } = ToVmm::decode(&packet).map_err(LaunchError::from)? else {
+        return Err(LaunchError::from(WireError::Malformed("the first message is not a launch")).into());
+    };
+    let (launch, inheritance) = launch::receive(roles, descriptors, exit_record)?;
+    Ok((link, launch, inheritance))
+}
+
+/// Builds the machine with its devices, and everything that the control thread watches.
+fn assemble(
+    launch: &Launch,
+    mut inheritance: Inheritance,
+    listener: Listener,
+    link: Connection,
+) -> Result<(Parts, Mailbox), StartError> {
+    let epoll = Epoll::new()?;
+    let ring = Arc::new(Ring::map(inheritance.console_ring)?);
+    let readers = Readers::new()?;
+    let console = console::Server::new(
+        inheritance.console,
+        Arc::clone(&ring),
+        Arc::clone(&readers),
+        &epoll,
+        control::console_data,
+    )?;
+    let input_taken = Arc::new(EventFd::new(libc::EFD_NONBLOCK)?);
+    let hypervisor = Hypervisor::from_fd(inheritance.kvm).map_err(MachineError::from)?;
+    let mut machine = Machine::build(Plan {
+        hypervisor: &hypervisor,
+        vcpus: launch.vcpus,
+        memory_bytes: launch.memory_bytes,
+        kernel: &mut inheritance.kernel,
+        initrd: inheritance.initrd.as_mut(),
+        cmdline: &launch.cmdline,
+        console: Writer::new(ring, readers),
+        input_taken: Arc::clone(&input_taken),
+    })?;
+    for device in &launch.devices {
+        let descriptor = inheritance.devices.remove(&device.id);
+        let function = function(device, descriptor, &machine)?;
+        machine.attach(device.slot, function)?;
+    }
+    let (mailbox, receiver, mailbox_wake) = Mailbox::new()?;
+    let parts = Parts {
+        identity: Identity { vm: launch.vm, instance: launch.instance },
+        machine,
+        listener,
+        link: Some(link),
+        console,
+        mailbox: receiver,
+        mailbox_wake,
+        input_taken,
+        epoll,
+    };
+    Ok((parts, mailbox))
+}
+
+/// A device as the launch describes it.
+fn function(
+    device: &DeviceLaunch,
+    descriptor: Option<OwnedFd>,
+    machine: &Machine,
+) -> Result<Box<dyn PciFunction>, StartError> {
+    let failed = |source| StartError::Device { id: device.id.clone(), source };
+    let descriptor = || descriptor.ok_or_else(|| LaunchError::Missing(format!("device {}", device.id)));
+    let bar_base = Machine::slot_window(device.slot);
+    let function = match &device.kind {
+        DeviceKind::Block { is_read_only } => {
+            let disk =
+                virtio::Block::new(device.id.clone(), File::from(descriptor()?), *is_read_only).map_err(failed)?;
+            virtio::VirtioFunction::new(disk, machine.memory(), bar_base)
+        }
+        DeviceKind::Net { mac } => {
+            let nic = virtio::Net::new(device.id.clone(), descriptor()?, *mac).map_err(failed)?;
+            virtio::VirtioFunction::new(nic, machine.memory(), bar_base)
+        }
+        DeviceKind::Rng => {
+            let rng = virtio::Rng::new(device.id.clone()).map_err(failed)?;
+            virtio::VirtioFunction::new(rng, machine.memory(), bar_base)
+        }
+    };
+    Ok(Box::new(function.map_err(failed)?))
+}

@@ -1,0 +1,101 @@
+//! The seams between devices and the machine that holds them: traits and plain data, no behaviour.
+//!
+//! Devices (`vmm/pci`, `vmm/virtio`) import only the trunk and this file; `vmm/machine` implements and drives it.
+//!
+//! ```text
+//!   vCPU thread ──MMIO/ECAM exit──▶ PciFunction::{config,bar}_{read,write} ──▶ Option<Effect>
+//!        └── sends (slot, effect) to the control thread and waits for its answer
+//!   control thread ──▶ PciFunction::apply(effect) and/or re-reads bars(), doorbells(), vectors() ──▶ KVM
+//!   guest kick ──ioeventfd──▶ Doorbell.event ──▶ the device's own worker thread
+//!   worker ──write──▶ Vector.event ──irqfd──▶ guest's MSI-X handler
+//! ```
+
+use std::sync::Arc;
+
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Guest memory as devices see it: a snapshot per use, so that slots can grow while the VM runs.
+pub type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// What a register write asks of the machine. The device has already updated its own registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// A BAR moved, or memory decoding was switched: re-read [`PciFunction::bars`] and [`PciFunction::doorbells`].
+    BarsChanged,
+    /// An MSI-X vector was programmed, masked or unmasked: re-read [`PciFunction::vectors`].
+    VectorsChanged,
+    /// The driver is ready (virtio `DRIVER_OK`): call [`PciFunction::apply`] on the control thread.
+    Activate,
+    /// The driver resets the device: call [`PciFunction::apply`] on the control thread.
+    Reset,
+}
+
+/// A BAR as it is mapped now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BarMapping {
+    /// BAR number, 0 to 5.
+    pub bar: u8,
+    /// Guest-physical base address.
+    pub base: u64,
+    /// Length in bytes, a power of two.
+    pub len: u64,
+}
+
+/// An eventfd that the guest signals by writing at an address: registered as an ioeventfd of any length.
+#[derive(Debug, Clone)]
+pub struct Doorbell {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Signalled by KVM at each write.
+    pub event: Arc<EventFd>,
+}
+
+/// An MSI message (PCI Local Bus 3.0 §6.8.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MsiMessage {
+    /// Message address.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+}
+
+/// An MSI-X vector. While `route` is `None` (masked, or MSI-X off) its event has no irqfd: a signal stays in the
+/// eventfd's counter, which *is* the pending bit, and KVM delivers it when the irqfd is assigned again.
+#[derive(Debug, Clone)]
+pub struct Vector {
+    /// Written by the device to interrupt the guest.
+    pub event: Arc<EventFd>,
+    /// Where it goes now.
+    pub route: Option<MsiMessage>,
+}
+
+/// One function on the PCI bus. Register calls come from vCPU threads under the function's lock and must not block;
+/// `apply` comes from the control thread.
+pub trait PciFunction: Send {
+    /// Reads `data.len()` (1, 2 or 4) bytes of configuration space at `offset` (0 to 4095).
+    fn config_read(&mut self, offset: u16, data: &mut [u8]);
+    /// Writes configuration space.
+    fn config_write(&mut self, offset: u16, data: &[u8]) -> Option<Effect>;
+    /// Reads 1, 2, 4 or 8 bytes within a BAR.
+    fn bar_read(&mut self, bar: u8, offset: u64, data: &mut [u8]);
+    /// Writes within a BAR.
+    fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8]) -> Option<Effect>;
+    /// BARs that decode now (none while memory decoding is off).
+    fn bars(&self) -> Vec<BarMapping>;
+    /// Doorbells at their present addresses (none while memory decoding is off).
+    fn doorbells(&self) -> Vec<Doorbell>;
+    /// All MSI-X vectors, in order; the number never changes.
+    fn vectors(&self) -> Vec<Vector>;
+    /// Performs [`Effect::Activate`] or [`Effect::Reset`]; a device that cannot sets its own `NEEDS_RESET`.
+    fn apply(&mut self, effect: Effect);
+}
+
+/// What a guest asks of the machine as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PowerRequest {
+    /// ACPI S5.
+    PowerOff,
+    /// ACPI reset register.
+    Reset,
+}

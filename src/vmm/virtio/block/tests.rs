@@ -1,0 +1,182 @@
+//! The block device through its registers, its worker and io_uring, on a real file.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+
+use super::Block;
+use crate::vmm::virtio::testing::*;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const STATUS: u64 = DATA + 0x1_0000;
+
+fn header(driver: &Driver, at: u64, kind: u32, sector: u64) -> Piece {
+    let mut bytes = kind.to_le_bytes().to_vec();
+    bytes.extend([0; 4]);
+    bytes.extend(sector.to_le_bytes());
+    driver.write(at, &bytes);
+    piece(at, 16, 0)
+}
+
+/// Sends one request and returns its status and the length that the device says it wrote.
+fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+    let mut pieces = vec![header(driver, DATA, kind, sector)];
+    pieces.extend(data);
+    pieces.push(piece(STATUS, 1, WRITE));
+    driver.write(STATUS, &[0xee]);
+    let head = driver.send(0, &pieces);
+    let (id, len) = driver.wait_used(0);
+    assert_eq!(id, u32::from(head));
+    (driver.read(STATUS, 1)[0], len)
+}
+
+fn up(sectors: u64, is_read_only: bool) -> (Driver, File) {
+    let (device, file) = block(sectors, is_read_only);
+    let mut driver = Driver::probe(device);
+    driver.bring_up(ALL_FEATURES);
+    (driver, file)
+}
+
+#[test]
+fn tells_capacity_limits_and_features() {
+    let mut driver = Driver::probe(block(100, true).0);
+    let mut config = [0; 24];
+    driver.function_config(&mut config);
+    assert_eq!(config[..8], 100_u64.to_le_bytes());
+    assert_eq!(config[8..12], (1_u32 << 20).to_le_bytes());
+    assert_eq!(config[12..16], 254_u32.to_le_bytes());
+    assert_eq!(config[20..24], 512_u32.to_le_bytes());
+    let read_only = driver.features();
+    assert_eq!(read_only, 1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 28 | 1 << 29 | 1 << 32);
+    assert_eq!(Driver::probe(block(100, false).0).features(), read_only & !(1 << 5));
+}
+
+#[test]
+fn writes_flushes_and_reads_back() {
+    for features in [ALL_FEATURES, !(1 << 9), !(1 << 29)] {
+        let (device, mut file) = block(16, false);
+        let mut driver = Driver::probe(device);
+        driver.bring_up(features);
+        driver.write(DATA + 0x1000, &[0xab; 700]);
+        driver.write(DATA + 0x3000, &[0xcd; 324]);
+        let out = [piece(DATA + 0x1000, 700, 0), piece(DATA + 0x3000, 324, 0)];
+        assert_eq!(request(&mut driver, OUT, 3, &out), (0, 1));
+        if features & 1 << 9 != 0 {
+            assert_eq!(request(&mut driver, FLUSH, 0, &[]), (0, 1));
+        }
+        let mut bytes = [0; 1024];
+        file.seek(SeekFrom::Start(3 * 512)).unwrap();
+        file.read_exact(&mut bytes).unwrap();
+        assert!(bytes[..700].iter().all(|&byte| byte == 0xab) && bytes[700..].iter().all(|&byte| byte == 0xcd));
+
+        let back = [piece(DATA + 0x5000, 100, WRITE), piece((1 << 20) - 200, 924, WRITE)];
+        assert_eq!(request(&mut driver, IN, 3, &back), (0, 1025));
+        assert_eq!(driver.read(DATA + 0x5000, 100), &bytes[..100]);
+        assert_eq!(driver.read((1 << 20) - 200, 924), &bytes[100..], "across two regions of guest memory");
+    }
+}
+
+#[test]
+fn gives_its_id_as_the_serial_number() {
+    let (mut driver, _file) = up(8, false);
+    assert_eq!(request(&mut driver, GET_ID, 0, &[piece(DATA + 0x1000, 20, WRITE)]), (0, 21));
+    assert_eq!(driver.read(DATA + 0x1000, 20), b"disk-0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
+fn bad_requests_get_a_bad_status_and_the_device_goes_on() {
+    let (mut driver, _file) = up(8, false);
+    let data = |len, flags| [piece(DATA + 0x1000, len, flags)];
+    assert_eq!(request(&mut driver, IN, 8, &data(512, WRITE)), (1, 1), "past the end");
+    assert_eq!(request(&mut driver, IN, u64::MAX, &data(512, WRITE)), (1, 1), "overflow");
+    assert_eq!(request(&mut driver, IN, 0, &data(511, WRITE)), (1, 1), "not whole sectors");
+    assert_eq!(request(&mut driver, IN, 0, &data(512, 0)), (1, 1), "wrong direction");
+    assert_eq!(request(&mut driver, 77, 0, &data(512, WRITE)), (2, 1), "unknown");
+    assert_eq!(request(&mut driver, IN, 0, &[piece(3 << 20, 512, WRITE)]), (1, 1), "not memory");
+    assert_eq!(driver.status(), 15);
+    assert_eq!(driver.function.faults(), 6);
+    assert_eq!(request(&mut driver, IN, 7, &data(512, WRITE)), (0, 513));
+}
+
+#[test]
+fn a_read_only_disk_is_never_written() {
+    let (mut driver, mut file) = up(8, true);
+    driver.write(DATA + 0x1000, &[0xff; 512]);
+    assert_eq!(request(&mut driver, OUT, 0, &[piece(DATA + 0x1000, 512, 0)]), (1, 1));
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, [0; 8 * 512]);
+}
+
+#[test]
+fn an_image_that_shrank_gives_errors_not_zeros() {
+    let (mut driver, file) = up(8, false);
+    file.set_len(512).unwrap();
+    assert_eq!(request(&mut driver, IN, 0, &[piece(DATA + 0x1000, 1024, WRITE)]), (1, 1));
+}
+
+#[test]
+fn refuses_images_that_cannot_serve() {
+    let id = || "disk".parse().unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    assert!(Block::new(id(), file.reopen().unwrap(), false).is_err(), "empty");
+    file.write_all(&[0; 1000]).unwrap();
+    assert!(Block::new(id(), File::open(file.path()).unwrap(), false).is_err(), "not writable");
+    assert!(Block::new(id(), File::options().write(true).open(file.path()).unwrap(), true).is_err(), "not readable");
+    assert!(Block::new(id(), File::open(file.path()).unwrap(), true).is_ok());
+    assert!(Block::new(id(), file.reopen().unwrap(), false).is_ok());
+}
+
+/// More chains than the engine takes at once, all offered before the first is looked at.
+#[test]
+fn a_full_ring_is_served_to_the_end() {
+    let (device, mut file) = block(512, false);
+    // In the page cache: reads complete within their submission.
+    file.write_all(&[1; 512 * 512]).unwrap();
+    let mut driver = Driver::probe(device);
+    driver.negotiate(ALL_FEATURES);
+    driver.enable_interrupts();
+    // 256 entries of indirect requests, in rings of their own.
+    let (size, rings) = (256_u16, [0x1_0000_u64, 0x1_4000, 0x1_8000]);
+    driver.set_up_queue(0, size, rings);
+    for index in 0..size {
+        let table = DATA + u64::from(index) * 0x400;
+        let data = piece(0x10_0000 + u64::from(index) * 512, 512, WRITE);
+        let pieces = [header(&driver, table + 0x100, IN, index.into()), data, piece(table + 0x300, 1, WRITE)];
+        for (number, one) in pieces.into_iter().enumerate() {
+            let flags = one.flags | if number < 2 { NEXT } else { 0 };
+            driver.describe(table, number as u16, Piece { flags, ..one }, number as u16 + 1);
+        }
+        driver.write(table + 0x300, &[0xee]);
+        driver.describe(rings[0], index, piece(table, 48, 4), 0);
+        driver.write(rings[1] + 4 + 2 * u64::from(index), &index.to_le_bytes());
+    }
+    driver.write(rings[1] + 2, &size.to_le_bytes());
+    driver.driver_ok();
+    let deadline = std::time::Instant::now() + TIMEOUT;
+    while driver.read(rings[2] + 2, 2) != size.to_le_bytes() {
+        assert!(std::time::Instant::now() < deadline, "stopped at {:?}", driver.read(rings[2] + 2, 2));
+        std::thread::yield_now();
+    }
+    assert!((0..256_u64).all(|index| driver.read(DATA + index * 0x400 + 0x300, 1) == [0]));
+}
+
+/// Resets with requests in flight: nothing of an earlier life is answered in a later one.
+#[test]
+fn survives_resets_with_requests_in_flight() {
+    let (mut driver, _file) = up(64, false);
+    for round in 0..300 {
+        for _ in 0..round % 5 {
+            let pieces = [header(&driver, DATA, OUT, 0), piece(DATA + 0x1000, 4096, 0), piece(STATUS, 1, WRITE)];
+            driver.send(0, &pieces);
+        }
+        driver.reset();
+        driver.bring_up(ALL_FEATURES);
+        assert_eq!(driver.used_index(0), 0);
+    }
+    while driver.has_interrupt(1, std::time::Duration::ZERO) {}
+    assert_eq!(request(&mut driver, IN, 0, &[piece(DATA + 0x1000, 512, WRITE)]), (0, 513));
+}

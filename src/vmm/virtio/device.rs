@@ -1,0 +1,81 @@
+//! What a virtio device is to transport and worker. Key types: [`Device`], [`Identity`], [`Active`], [`Fault`].
+//!
+//! `transport` reads the [`Identity`] once and hands the device to its `worker`, which owns it from then on and is the
+//! only thread that calls it.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use super::queue::{Ring, RingFault};
+use crate::vmm::ports::GuestMemory;
+
+/// What a driver sees of a device; constant for its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The device's name within its VM, for logs and the thread's name.
+    pub id: String,
+    /// Virtio device type (VIRTIO 1.2 §5).
+    pub device_type: u16,
+    /// PCI class code: base class, subclass, programming interface.
+    pub class: u32,
+    /// Device-specific feature bits on offer; the transport adds its own.
+    pub features: u64,
+    /// Device configuration (VIRTIO 1.2 §2.5), all of it read-only.
+    pub config: Vec<u8>,
+    /// Largest size of each queue, powers of two.
+    pub queue_sizes: Vec<u16>,
+}
+
+/// What a running device works with: made at `DRIVER_OK`, dropped at reset.
+#[derive(Debug)]
+pub struct Active {
+    /// By queue number; `None` where the driver enabled no queue.
+    pub rings: Vec<Option<Ring>>,
+    /// Guest memory.
+    pub memory: GuestMemory,
+    /// Features that were negotiated.
+    pub features: u64,
+}
+
+/// Why a device is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// It has just been started, or asked to go on with [`Next::Again`]: everything may have work.
+    Any,
+    /// The driver notified this queue.
+    Queue(usize),
+    /// Its own descriptor is ready.
+    Backend,
+}
+
+/// What a device wants after a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// To be called at the next event.
+    Wait,
+    /// To be called again at once: it stopped at the bound of one call.
+    Again,
+}
+
+/// Why a device cannot go on. Both set `DEVICE_NEEDS_RESET`; only the log differs.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The driver broke the rules of the ring.
+    #[error("driver misbehaves")]
+    Guest(#[from] RingFault),
+    /// The host refused.
+    #[error("host refuses")]
+    Host(#[from] io::Error),
+}
+
+/// A device; lives on its worker thread.
+pub trait Device: Send + 'static {
+    /// What the driver sees.
+    fn identity(&self) -> Identity;
+    /// A descriptor to watch for readability and, if it can be, writability (edge-triggered).
+    fn backend(&self) -> Option<RawFd>;
+    /// Does what there is to do, within a bound, without blocking.
+    fn run(&mut self, active: &mut Active, wake: Wake) -> Result<Next, Fault>;
+    /// Ends all use of the rings and of guest memory; may wait for the host's I/O in flight.
+    fn stop(&mut self);
+}

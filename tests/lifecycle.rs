@@ -1,0 +1,188 @@
+//! How a VM stops, restarts and fails, and what watchers see of it. Boots guests (feature `lab`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use ostler::api::v1;
+use ostler::api::v1::virtual_machine::State;
+use support::guest::{boot, linux, linux_with, nic};
+use support::host::taps;
+use support::wait::{BOOT, SOON, until};
+use support::{Host, facts};
+use tonic::Code;
+
+/// Waits until the VM is in a state, as a client would see it.
+fn reaches(caller: &support::Caller, vm: &str, state: State) -> v1::VirtualMachine {
+    until(state.as_str_name(), BOOT, || caller.get(vm).ok().filter(|vm| vm.state() == state))
+}
+
+/// Nothing of any VM is left: no process, no run directory, no tap.
+fn assert_clean(host: &Host, taps_before: &[String]) {
+    until("the vmm's end", SOON, || host.vmm_processes().is_empty().then_some(()));
+    until("empty run directories", SOON, || host.run_entries().is_empty().then_some(()));
+    until("the taps' end", SOON, || taps().iter().all(|tap| taps_before.contains(tap)).then_some(()));
+}
+
+#[test]
+fn a_stop_presses_the_power_button_and_a_watcher_sees_every_step() {
+    let before = taps();
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let mut watch = acme.watch("").unwrap();
+    let spec = v1::VirtualMachineSpec { nics: vec![nic("eth0")], ..linux() };
+    let (_console, _) = boot(&host, &acme, "web", spec);
+    let running = acme.get("web").unwrap();
+    assert!(running.vmm_pid > 0 && !running.nics[0].tap.is_empty(), "{running:?}");
+    let begin = Instant::now();
+    let grace = Duration::from_secs(120);
+    let stopped = acme.stop("web", Some(grace.as_millis() as u64)).unwrap();
+    assert!(begin.elapsed() < grace, "it was killed instead");
+    assert_eq!((stopped.state(), stopped.vmm_pid, stopped.failure.as_str()), (State::Stopped, 0, ""));
+    assert_clean(&host, &before);
+    acme.destroy("web", false).unwrap();
+    let seen = watch.states_until("tenants/acme/vms/web", State::Destroyed);
+    let seen: Vec<_> = seen.into_iter().filter(|state| *state != "DESTROYING").collect();
+    assert_eq!(seen, ["REGISTERED", "STARTING", "RUNNING", "STOPPING", "STOPPED", "DESTROYED"]);
+    assert_eq!(acme.get("web").unwrap_err().code(), Code::NotFound);
+}
+
+#[test]
+fn a_guest_that_ignores_the_button_is_killed_at_the_deadline() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let (mut console, _) = boot(&host, &acme, "web", linux());
+    // Without its driver the button does nothing.
+    console.run("for b in /sys/bus/*/drivers/*button*/*:*; do echo ${b##*/} > ${b%/*}/unbind; done");
+    let begin = Instant::now();
+    let stopped = acme.stop("web", Some(3_000)).unwrap();
+    assert!(begin.elapsed() >= Duration::from_secs(3), "the guest obeyed after all");
+    assert_eq!((stopped.state(), stopped.failure.as_str()), (State::Stopped, ""));
+    until("the vmm's end", SOON, || host.vmm_processes().is_empty().then_some(()));
+}
+
+#[test]
+fn a_stop_without_grace_is_immediate_and_the_vm_starts_again() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let (_console, _) = boot(&host, &acme, "web", linux());
+    let uid = acme.get("web").unwrap().uid;
+    assert_eq!(acme.stop("web", Some(0)).unwrap().state(), State::Stopped);
+    assert_eq!(acme.start("web").unwrap().uid, uid);
+    host.console(&acme, "web").expect_ready();
+    // A second start, and a destroy without force, are refused by name of the state.
+    for refused in [acme.start("web").unwrap_err(), acme.destroy("web", false).unwrap_err()] {
+        assert_eq!(facts(&refused).code, Code::FailedPrecondition);
+        assert!(refused.message().contains("RUNNING"), "{refused:?}");
+    }
+    assert_eq!(acme.get("web").unwrap().state(), State::Running);
+    acme.destroy("web", true).unwrap();
+    until("the vmm's end", SOON, || host.vmm_processes().is_empty().then_some(()));
+}
+
+#[test]
+fn a_guest_that_powers_off_is_stopped_and_its_console_can_still_be_read() {
+    let before = taps();
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    acme.register("web", linux_with("ostler.exec=poweroff")).unwrap();
+    acme.start("web").unwrap();
+    let stopped = reaches(&acme, "web", State::Stopped);
+    assert_eq!((stopped.vmm_pid, stopped.failure.as_str()), (0, ""));
+    let (printed, end) = host.console(&acme, "web").end();
+    assert!(printed.contains("ostler-guest: kernel 6.12"), "{printed}");
+    assert_eq!(facts(&end.unwrap_err()).code, Code::FailedPrecondition);
+    assert_clean(&host, &before);
+}
+
+#[test]
+fn a_guest_that_reboots_runs_again() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let name = "tenants/acme/vms/web";
+    let (mut console, _) = boot(&host, &acme, "web", linux());
+    let first = acme.get("web").unwrap();
+    let mut watch = acme.watch("").unwrap();
+    console.type_line("reboot -f");
+    let mut seen = watch.states_until(name, State::Starting);
+    seen.extend(watch.states_until(name, State::Running));
+    seen.dedup();
+    assert_eq!(seen, ["RUNNING", "STARTING", "RUNNING"]);
+    host.console(&acme, "web").expect_ready();
+    let second = acme.get("web").unwrap();
+    assert_eq!(first.uid, second.uid);
+    assert_ne!(first.vmm_pid, second.vmm_pid);
+    assert_eq!(host.vmm_processes(), [second.vmm_pid]);
+}
+
+#[test]
+fn a_guest_that_triple_faults_is_failed_with_the_cause_and_can_start_again() {
+    let before = taps();
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    // Linux panics, reboots at once (panic=-1), and does that by a triple fault (reboot=t).
+    acme.register("web", linux_with("panic=-1 reboot=t ostler.exec=panic")).unwrap();
+    let mut watch = acme.watch("").unwrap();
+    acme.start("web").unwrap();
+    let failed = reaches(&acme, "web", State::Failed);
+    assert!(failed.failure.contains("triple-faulted"), "{failed:?}");
+    assert_clean(&host, &before);
+    let seen = watch.states_until("tenants/acme/vms/web", State::Failed);
+    assert_eq!(seen, ["REGISTERED", "STARTING", "RUNNING", "FAILED"]);
+    acme.start("web").unwrap();
+    reaches(&acme, "web", State::Failed);
+    acme.destroy("web", false).unwrap();
+}
+
+#[test]
+fn a_console_has_many_readers_and_one_guest() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let (mut first, _) = boot(&host, &acme, "web", linux());
+    let mut second = host.console(&acme, "web");
+    // The second sees the past, then what the first one does.
+    second.expect_ready();
+    first.run("echo to-$((20+1))-all");
+    second.expect("to-21-all");
+    drop(first);
+    // Not `run`: both consoles number their commands alike, and see each other's.
+    second.type_line("echo still-$((40+2))");
+    second.expect("still-42");
+}
+
+#[test]
+fn the_command_line_drives_a_vm_from_start_to_end() {
+    let host = Host::with_guests();
+    let run = |arguments: &[&str]| {
+        let output = host.command("tenant-acme").args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    };
+    let kernel = ["--kernel", "linux-6.12/vmlinux", "--initrd", "linux-6.12/initrd"];
+    let registered = run(&[&["vm", "register", "web", "--memory", "256M"][..], &kernel].concat());
+    assert!(registered.contains("acme/web is REGISTERED") && registered.contains("admission sha256:"), "{registered}");
+    assert_eq!(run(&["vm", "start", "web"]), "acme/web is RUNNING\n");
+    let printed = run(&["vm", "console", "web", "--until", "ostler-guest: ready", "--timeout", "150s"]);
+    assert!(printed.contains("ostler-guest: kernel 6.12"), "{printed}");
+    let watched = run(&["vm", "watch", "web", "--until", "RUNNING", "-o", "json"]);
+    assert!(watched.contains("\"state\":\"RUNNING\""), "{watched}");
+    assert_eq!(run(&["vm", "stop", "web", "--force"]), "acme/web is STOPPED\n");
+    assert_eq!(run(&["vm", "destroy", "web"]), "acme/web is DESTROYED\n");
+}
+
+#[test]
+fn input_that_is_piped_reaches_the_guest_and_its_answer_comes_back() {
+    use std::io::Write;
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let (_console, _) = boot(&host, &acme, "web", linux());
+    let mut command = host.command("tenant-acme");
+    command.args(["vm", "console", "web", "--until", "answer-42", "--timeout", "60s"]);
+    let mut piped = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    piped.stdin.take().unwrap().write_all(b"echo answer-$((6*7))\n").unwrap();
+    let output = piped.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}

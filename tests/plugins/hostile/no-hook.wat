@@ -1,0 +1,1 @@
+;; Exports no hook at all.

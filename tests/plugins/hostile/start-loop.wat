@@ -1,0 +1,3 @@
+;; Never finishes to start.
+(func $start (loop $again (br $again)))
+(start $start)

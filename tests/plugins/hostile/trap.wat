@@ -1,0 +1,2 @@
+;; Traps.
+(func (export "ostler:policy/admit-hook@0.1.0#admit-vm") (type $admit) unreachable)

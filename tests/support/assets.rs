@@ -1,0 +1,31 @@
+//! Where kernels, disks, plugins and the binary under test are.
+
+use std::path::{Path, PathBuf};
+
+/// A file in every host's images directory that exists and does not boot.
+pub const PLACEHOLDER: &str = "placeholder";
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("OSTLER_BIN").map_or_else(|| env!("CARGO_BIN_EXE_ostler").into(), PathBuf::from)
+}
+
+fn root(of: &str, fallback: &str) -> PathBuf {
+    match std::env::var_os("OSTLER_ASSETS") {
+        Some(assets) => Path::new(&assets).join(of),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(fallback),
+    }
+}
+
+/// Kernels, initial RAM disks and disk images.
+pub fn images() -> PathBuf {
+    let images = root("images", "lab/images");
+    assert!(images.is_dir(), "{} is missing: run `cargo xtask images`", images.display());
+    images
+}
+
+/// The bytes of a plugin: `admission`, `hostile/trap`.
+pub fn plugin(name: &str) -> Vec<u8> {
+    let path = root("plugins", "plugins").join(format!("{name}.wasm"));
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask plugins`", path.display()))
+}

@@ -1,0 +1,198 @@
+//! Clients: one caller with one certificate, blocking calls, errors as the daemon sent them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use ostler::api::v1;
+use ostler::api::v1::plugin_service_client::PluginServiceClient;
+use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+use tonic_types::StatusExt;
+
+use super::certs::Identity;
+
+/// Longest that a call may take; the daemon's own limits are shorter.
+const CALL: Duration = Duration::from_secs(240);
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+});
+
+/// Runs a future to its end, with a limit that no test should reach.
+pub fn wait<T>(future: impl Future<Output = T>) -> T {
+    RUNTIME.block_on(async { tokio::time::timeout(CALL, future).await }).expect("a call hangs")
+}
+
+/// Runs a future beside the test.
+pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    RUNTIME.spawn(future);
+}
+
+/// Connects to the daemon at `port`, with `identity` or without a certificate. TLS 1.3 reports a refused certificate
+/// only with the first call.
+pub fn connect(port: u16, ca: &Path, identity: Option<Identity>) -> Result<Channel, tonic::transport::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        Some(identity) => builder.with_client_auth_cert(identity.chain, identity.key).unwrap(),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tls = TlsConnector::from(Arc::new(config));
+    let connector = tower::service_fn(move |_: Uri| {
+        let tls = tls.clone();
+        async move {
+            let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+            tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.map(TokioIo::new)
+        }
+    });
+    wait(Endpoint::from_static("http://localhost").connect_with_connector(connector))
+}
+
+/// A caller with a certificate.
+#[derive(Clone)]
+pub struct Caller {
+    /// The tenant that its short VM names belong to.
+    pub tenant: String,
+    pub vms: VirtualMachineServiceClient<Channel>,
+    pub plugins: PluginServiceClient<Channel>,
+}
+
+type Answer<T> = Result<T, Status>;
+
+impl Caller {
+    pub fn new(channel: Channel, tenant: &str) -> Self {
+        Self {
+            tenant: tenant.to_owned(),
+            vms: VirtualMachineServiceClient::new(channel.clone()),
+            plugins: PluginServiceClient::new(channel),
+        }
+    }
+
+    /// `web` as `tenants/<own tenant>/vms/web`; a full name stays as it is.
+    pub fn name(&self, vm: &str) -> String {
+        if vm.contains('/') { vm.to_owned() } else { format!("tenants/{}/vms/{vm}", self.tenant) }
+    }
+
+    pub fn register(&self, vm: &str, spec: v1::VirtualMachineSpec) -> Answer<v1::VirtualMachine> {
+        self.register_exactly(&self.name(vm), Some(spec))
+    }
+
+    pub fn register_exactly(&self, name: &str, spec: Option<v1::VirtualMachineSpec>) -> Answer<v1::VirtualMachine> {
+        let vm = v1::VirtualMachine { name: name.to_owned(), spec, ..Default::default() };
+        let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) };
+        wait(self.vms.clone().register_virtual_machine(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn get(&self, vm: &str) -> Answer<v1::VirtualMachine> {
+        let request = v1::GetVirtualMachineRequest { name: self.name(vm) };
+        wait(self.vms.clone().get_virtual_machine(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn list(&self, parent: &str) -> Answer<Vec<v1::VirtualMachine>> {
+        let request = v1::ListVirtualMachinesRequest { parent: parent.to_owned() };
+        wait(self.vms.clone().list_virtual_machines(request)).map(|list| list.into_inner().virtual_machines)
+    }
+
+    pub fn start(&self, vm: &str) -> Answer<v1::VirtualMachine> {
+        let request = v1::StartVirtualMachineRequest { name: self.name(vm) };
+        wait(self.vms.clone().start_virtual_machine(request)).map(tonic::Response::into_inner)
+    }
+
+    /// `grace_ms` as in the API: unset is 30 s, zero is by force.
+    pub fn stop(&self, vm: &str, grace_ms: Option<u64>) -> Answer<v1::VirtualMachine> {
+        let grace = grace_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);
+        let request = v1::StopVirtualMachineRequest { name: self.name(vm), grace };
+        wait(self.vms.clone().stop_virtual_machine(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn destroy(&self, vm: &str, force: bool) -> Answer<()> {
+        let request = v1::DestroyVirtualMachineRequest { name: self.name(vm), force };
+        wait(self.vms.clone().destroy_virtual_machine(request)).map(drop)
+    }
+
+    pub fn watch(&self, parent: &str) -> Answer<Watch> {
+        let request = v1::WatchVirtualMachinesRequest { parent: parent.to_owned() };
+        wait(self.vms.clone().watch_virtual_machines(request)).map(|stream| Watch(stream.into_inner()))
+    }
+
+    /// Loads `bytes` as `name`, such as `operator/plugins/admission`.
+    pub fn load(&self, name: &str, bytes: &[u8], settings: &[(&str, &str)]) -> Answer<v1::Plugin> {
+        use v1::load_plugin_request::{Header, Part};
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let header = Part::Header(Header { name: name.to_owned(), settings });
+        let chunks = bytes.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
+        self.load_parts(std::iter::once(header).chain(chunks).collect())
+    }
+
+    pub fn load_parts(&self, parts: Vec<v1::load_plugin_request::Part>) -> Answer<v1::Plugin> {
+        let parts = parts.into_iter().map(|part| v1::LoadPluginRequest { part: Some(part) });
+        let request = Request::new(tokio_stream::iter(parts.collect::<Vec<_>>()));
+        wait(self.plugins.clone().load_plugin(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn plugins(&self, parent: &str) -> Answer<Vec<v1::Plugin>> {
+        let request = v1::ListPluginsRequest { parent: parent.to_owned() };
+        wait(self.plugins.clone().list_plugins(request)).map(|list| list.into_inner().plugins)
+    }
+}
+
+/// A watch, read change by change.
+pub struct Watch(tonic::Streaming<v1::WatchVirtualMachinesResponse>);
+
+impl Watch {
+    /// The next change; panics if none comes in time.
+    pub fn next(&mut self) -> v1::WatchVirtualMachinesResponse {
+        wait(self.0.message()).expect("the watch broke").expect("the watch ended")
+    }
+
+    /// Reads until the VM is in `state`, and gives all states that it was seen in, without repetitions.
+    pub fn states_until(&mut self, name: &str, state: v1::virtual_machine::State) -> Vec<&'static str> {
+        let mut seen: Vec<&'static str> = Vec::new();
+        let mut last_revision = 0;
+        while seen.last() != Some(&state.as_str_name()) {
+            let change = self.next();
+            assert!(change.initial || change.revision > last_revision, "revisions must grow: {change:?}");
+            last_revision = change.revision;
+            let vm = change.virtual_machine.expect("a change without its VM");
+            if vm.name == name && seen.last() != Some(&vm.state().as_str_name()) {
+                seen.push(vm.state().as_str_name());
+            }
+        }
+        seen
+    }
+}
+
+/// The machine-readable part of an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErrorFacts {
+    pub code: tonic::Code,
+    pub reason: String,
+    pub metadata: BTreeMap<String, String>,
+    pub message: String,
+}
+
+/// Reads it; every error of the daemon has it.
+pub fn facts(status: &Status) -> ErrorFacts {
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("an error without ErrorInfo: {status:?}"));
+    assert_eq!(info.domain, "ostler", "{status:?}");
+    ErrorFacts {
+        code: status.code(),
+        reason: info.reason,
+        metadata: info.metadata.into_iter().collect(),
+        message: status.message().to_owned(),
+    }
+}

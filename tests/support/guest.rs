@@ -1,0 +1,51 @@
+//! VMs that boot: specs from the lab's images, and the way from nothing to a shell.
+
+use ostler::api::v1;
+
+use super::console::Console;
+use super::{Caller, Host};
+
+/// A kernel of the lab with its initial RAM disk: `linux-6.12`, `vmlinux`.
+pub fn bootable(kernel: &str, file: &str) -> v1::VirtualMachineSpec {
+    v1::VirtualMachineSpec {
+        vcpus: 1,
+        memory_mib: 256,
+        boot: Some(v1::BootSpec {
+            kernel: format!("{kernel}/{file}"),
+            initrd: format!("{kernel}/initrd"),
+            cmdline: String::new(),
+        }),
+        disks: vec![],
+        nics: vec![],
+    }
+}
+
+/// What most tests boot.
+pub fn linux() -> v1::VirtualMachineSpec {
+    bootable("linux-6.12", "vmlinux")
+}
+
+/// The same with further words on the kernel's command line.
+pub fn linux_with(words: &str) -> v1::VirtualMachineSpec {
+    let mut spec = linux();
+    spec.boot.as_mut().unwrap().cmdline = words.to_owned();
+    spec
+}
+
+pub fn disk(id: &str, volume: &str, read_only: bool) -> v1::DiskSpec {
+    v1::DiskSpec { id: id.to_owned(), volume: volume.to_owned(), read_only }
+}
+
+pub fn nic(id: &str) -> v1::NicSpec {
+    v1::NicSpec { id: id.to_owned() }
+}
+
+/// Registers, starts, and waits for the guest's shell; gives what the guest printed on the way.
+pub fn boot(host: &Host, caller: &Caller, vm: &str, spec: v1::VirtualMachineSpec) -> (Console, String) {
+    caller.register(vm, spec).unwrap();
+    let running = caller.start(vm).unwrap();
+    assert_eq!(running.state(), v1::virtual_machine::State::Running, "{running:?}");
+    let mut console = host.console(caller, vm);
+    let printed = console.expect_ready();
+    (console, printed)
+}

@@ -1,0 +1,260 @@
+//! A daemon with its directories. Dropping it leaves nothing behind; dropping it in a failed test tells what happened.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use super::certs::Identity;
+use super::client::{Caller, connect};
+use super::console::Console;
+use super::wait::{SOON, until};
+use super::{TENANTS, assets};
+
+/// Attempts to find a port that nobody takes between looking and listening.
+const PORT_ATTEMPTS: usize = 5;
+/// Lines of each log that a failed test prints.
+const LOG_LINES: usize = 60;
+
+/// A node.
+pub struct Host {
+    // Short: sockets live below it, and their paths have at most 107 bytes.
+    directory: tempfile::TempDir,
+    images: PathBuf,
+    daemon: Option<Child>,
+    port: u16,
+}
+
+impl Host {
+    /// A node with certificates and without plugins, whose images do not boot. For what needs no guest.
+    pub fn without_policy() -> Self {
+        Self::launch(None)
+    }
+
+    /// The same with the admission plugin in the operator's chain, without limits.
+    pub fn start() -> Self {
+        let host = Self::without_policy();
+        host.admit_all();
+        host
+    }
+
+    /// A node that boots guests: with the lab's images, and volumes for both tenants.
+    pub fn with_guests() -> Self {
+        let host = Self::launch(Some(assets::images()));
+        host.admit_all();
+        for tenant in TENANTS {
+            host.add_volume(tenant, "hello.img", &fs::read(host.images.join("hello.img")).unwrap());
+        }
+        host
+    }
+
+    fn launch(images: Option<PathBuf>) -> Self {
+        let directory = tempfile::Builder::new().prefix("ost").tempdir_in("/tmp").unwrap();
+        let images = images.unwrap_or_else(|| {
+            let images = directory.path().join("data/images");
+            fs::create_dir_all(&images).unwrap();
+            fs::write(images.join(assets::PLACEHOLDER), "not a kernel").unwrap();
+            images
+        });
+        for tenant in TENANTS {
+            fs::create_dir_all(directory.path().join("data/volumes").join(tenant)).unwrap();
+        }
+        let certs = directory.path().join("data/certs");
+        let mut init = Command::new(assets::binary());
+        init.args(["certs", "init", "--dir"]).arg(&certs);
+        for tenant in TENANTS {
+            init.args(["--tenant", tenant]);
+        }
+        let made = init.output().unwrap();
+        assert!(made.status.success(), "certs init: {}", String::from_utf8_lossy(&made.stderr));
+        let mut host = Self { directory, images, daemon: None, port: 0 };
+        host.start_daemon();
+        host
+    }
+
+    fn admit_all(&self) {
+        self.operator().load("operator/plugins/admission", &assets::plugin("admission"), &[]).unwrap();
+    }
+
+    /// Starts the daemon on a free port and waits until it answers.
+    pub fn start_daemon(&mut self) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        for attempt in 1.. {
+            self.port = free_port();
+            let mut daemon = self.spawn_daemon();
+            let prefix = self.certs().join("operator-admin");
+            let answer = until("the daemon's first answer", SOON, || {
+                if let Some(status) = daemon.try_wait().unwrap() {
+                    return Some(Err(status));
+                }
+                let channel = connect(self.port, &self.certs().join("ca.pem"), Some(Identity::read(&prefix))).ok()?;
+                Caller::new(channel, "acme").list("").ok().map(Ok)
+            });
+            match answer {
+                Ok(_) => {
+                    self.daemon = Some(daemon);
+                    return;
+                }
+                Err(status) => {
+                    let log = self.daemon_log();
+                    let is_last = attempt == PORT_ATTEMPTS || !log.to_lowercase().contains("in use");
+                    assert!(!is_last, "the daemon ended with {status}:\n{log}");
+                }
+            }
+        }
+    }
+
+    fn spawn_daemon(&self) -> Child {
+        let log = File::options().create(true).append(true).open(self.directory.path().join("daemon.log")).unwrap();
+        Command::new(assets::binary())
+            .arg("serve")
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .arg("--data-dir")
+            .arg(self.data())
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .arg("--images-dir")
+            .arg(&self.images)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Ends the daemon with SIGKILL.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("no daemon runs");
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    /// Asks the daemon to end (SIGTERM) and waits for it.
+    pub fn stop_daemon(&mut self) -> ExitStatus {
+        let mut daemon = self.daemon.take().expect("no daemon runs");
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        until("the daemon's end", SOON, || daemon.try_wait().unwrap())
+    }
+
+    pub fn daemon_pid(&mut self) -> Option<u32> {
+        let daemon = self.daemon.as_mut()?;
+        daemon.try_wait().unwrap().is_none().then(|| daemon.id())
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    pub fn certs(&self) -> PathBuf {
+        self.data().join("certs")
+    }
+
+    /// A client with a tenant's certificate.
+    pub fn tenant(&self, name: &str) -> Caller {
+        self.caller(&format!("tenant-{name}"), name)
+    }
+
+    /// A client with the operator's certificate; its short VM names are acme's.
+    pub fn operator(&self) -> Caller {
+        self.caller("operator-admin", TENANTS[0])
+    }
+
+    fn caller(&self, identity: &str, tenant: &str) -> Caller {
+        let identity = Identity::read(&self.certs().join(identity));
+        let channel = connect(self.port, &self.certs().join("ca.pem"), Some(identity)).expect("cannot connect");
+        Caller::new(channel, tenant)
+    }
+
+    /// The command line, as `identity` (`tenant-acme`).
+    pub fn command(&self, identity: &str) -> Command {
+        let mut command = Command::new(assets::binary());
+        command
+            .env_clear()
+            .env("OSTLER_ENDPOINT", format!("https://127.0.0.1:{}", self.port))
+            .env("OSTLER_IDENTITY", self.certs().join(identity))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The path of a tenant's disk image on the host.
+    pub fn volume(&self, tenant: &str, name: &str) -> PathBuf {
+        self.data().join("volumes").join(tenant).join(name)
+    }
+
+    pub fn add_volume(&self, tenant: &str, name: &str, bytes: &[u8]) {
+        fs::write(self.volume(tenant, name), bytes).unwrap();
+    }
+
+    /// A VM's console, from what is kept of its past on.
+    pub fn console(&self, caller: &Caller, vm: &str) -> Console {
+        Console::attach(caller, vm)
+    }
+
+    /// Processes whose output goes into this host's data directory: its vmms.
+    pub fn vmm_processes(&self) -> Vec<u32> {
+        let data = self.data();
+        let own = self.daemon.as_ref().map(Child::id);
+        let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| Some(*pid) != own)
+            .filter(|pid| fs::read_link(format!("/proc/{pid}/fd/1")).is_ok_and(|log| log.starts_with(&data)))
+            .collect()
+    }
+
+    /// Run directories of VMs.
+    pub fn run_entries(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.run_dir().join("vms"));
+        entries.map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
+    }
+
+    fn daemon_log(&self) -> String {
+        tail(&self.directory.path().join("daemon.log"))
+    }
+}
+
+/// Network devices of the host whose names begin as the daemon's taps do.
+pub fn taps() -> Vec<String> {
+    let devices = fs::read_dir("/sys/class/net").unwrap();
+    let names = devices.map(|device| device.unwrap().file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("ost")).collect()
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn tail(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- daemon\n{}", self.daemon_log());
+            for vm in fs::read_dir(self.data().join("vms")).into_iter().flatten().flatten() {
+                eprintln!("--- {}\n{}", vm.path().display(), tail(&vm.path().join("vmm.log")));
+            }
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        // After the daemon: nobody starts another one then.
+        for pid in self.vmm_processes() {
+            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}

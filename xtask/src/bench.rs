@@ -1,0 +1,125 @@
+//! `cargo xtask bench`: start-up and memory of Ostler's VMM beside its peers, in one lab boot.
+//!
+//! The figures come from the bench program `boot` (`benches/boot`). Here it is built, carried into the lab in counting
+//! mode (where start-up figures repeat to 1 %, whatever else the machine does) together with the peers that the caller
+//! names, and its table is brought back as `target/bench.json`. QEMU comes with the lab.
+
+use crate::lab::{self, Errand, probe};
+use crate::progress::step;
+use crate::test::{assets, build_ostler, cargo};
+use crate::workspace::{Workspace, remove};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+const PROGRAM: &str = "boot";
+const LIMIT: Duration = Duration::from_secs(60 * 60);
+const LAB_MEMORY_MIB: u32 = 4096;
+/// Variables that name a peer's binary; each must be a static one, to run in the lab.
+const PEERS: [&str; 2] = ["FIRECRACKER", "CLOUD_HYPERVISOR"];
+/// The peer that is in the lab anyway.
+const QEMU: (&str, &str) = ("QEMU", "/usr/bin/qemu-system-x86_64");
+
+/// Options of `cargo xtask bench`.
+#[derive(Args)]
+#[command(after_help = "FIRECRACKER=/path and CLOUD_HYPERVISOR=/path add these peers (static binaries).")]
+pub(crate) struct BenchArguments {
+    /// Run on this machine's own KVM, in real time, if it can boot Linux
+    #[arg(long)]
+    here: bool,
+    /// Let the lab's clock run in time instead of counting instructions
+    #[arg(long, conflicts_with = "here")]
+    timed: bool,
+}
+
+/// Runs the chore.
+pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode> {
+    let mut peers = Vec::new();
+    for name in PEERS {
+        if let Some(path) = std::env::var_os(name).map(PathBuf::from) {
+            if !path.is_file() {
+                bail!("{name}={} is no file", path.display());
+            }
+            peers.push((name, path));
+        }
+    }
+    let assets = assets(workspace)?;
+    let ostler = build_ostler(workspace)?;
+    let program = build(workspace)?;
+    let status = if arguments.here {
+        let verdict = probe::verdict(workspace)?;
+        if !verdict.can_run_directly {
+            bail!("--here is not possible: {}", verdict.reason);
+        }
+        run_here(workspace, &program, &ostler, &assets)?
+    } else {
+        run_in_lab(workspace, &program, &ostler, peers, !arguments.timed)?
+    };
+    if status == 0 {
+        eprintln!("== the figures are in target/bench.json");
+    }
+    Ok(ExitCode::from(status))
+}
+
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let command = ["build", "--release", "--package", "ostler", "--bench", PROGRAM];
+    step("building the bench program", || cargo(workspace, &command))?
+        .into_iter()
+        .find(|message| message.is_executable(PROGRAM, "bench"))
+        .and_then(|message| message.executable)
+        .context("cargo built no bench program")
+}
+
+fn run_here(workspace: &Workspace, program: &Path, ostler: &Path, assets: &Path) -> Result<u8> {
+    let out = workspace.root().join("target");
+    let mut command = Command::new(program);
+    command.env("OSTLER_BIN", ostler).env("OSTLER_ASSETS", assets).env("OSTLER_OUT", &out);
+    let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+fn run_in_lab(
+    workspace: &Workspace,
+    program: &Path,
+    ostler: &Path,
+    peers: Vec<(&str, PathBuf)>,
+    is_counting: bool,
+) -> Result<u8> {
+    let out = workspace.lab(&format!("bench.{}", std::process::id()));
+    remove(&out)?;
+    let mut environment = lab::contract();
+    environment.push(("OSTLER_OUT".to_owned(), "/out".to_owned()));
+    environment.push((QEMU.0.to_owned(), QEMU.1.to_owned()));
+    let mut carried =
+        vec![(ostler.to_path_buf(), "bin/ostler".to_owned()), (program.to_path_buf(), "bin/bench".to_owned())];
+    for (name, path) in peers {
+        let place = format!("bin/{}", name.to_lowercase());
+        environment.push((name.to_owned(), format!("/lab/{place}")));
+        carried.push((path, place));
+    }
+    eprintln!(
+        "== the bench runs in the lab; {}",
+        if is_counting { "1 ns is one executed instruction" } else { "in time" }
+    );
+    let errand = Errand {
+        command: vec!["/lab/bin/bench".to_owned()],
+        environment,
+        carried,
+        is_counting,
+        memory_mib: LAB_MEMORY_MIB,
+        cpus: lab::CPUS,
+        label: None,
+        timeout: Some(LIMIT),
+        out: Some(out.clone()),
+    };
+    let status = lab::run(workspace, &errand)?;
+    if status == 0 {
+        let figures = fs::read(out.join("bench.json")).context("the bench program left no bench.json")?;
+        crate::workspace::write_whole(&workspace.root().join("target/bench.json"), &figures)?;
+    }
+    remove(&out)?;
+    Ok(status)
+}

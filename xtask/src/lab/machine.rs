@@ -1,0 +1,228 @@
+//! The emulated machine: its QEMU command line, its run, its end.
+//!
+//! ```text
+//! virtio-blk  vda root.img   vdb payload.img   vdc images.img   vdd out.img (writable)
+//! virtio-serial  lab.status exit status   lab.output output of the command   hvc0 the shell
+//! ttyS0  kernel messages     pcie root ports: igb (7 VFs), NVMe (4 VFs)     vIOMMU with interrupt remapping
+//! ```
+//! Output and status go to files, which QEMU writes at once and whole: nothing is lost when the machine powers off.
+//! The status has a port of its own, so that no guest's output can be taken for it.
+
+use super::host::Host;
+use crate::packages::Packages;
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const POLL: Duration = Duration::from_millis(20);
+/// Guest-physical width of the emulated processor: keeps virtual functions' BARs below 64 GiB, where QEMU maps them whole.
+const PHYSICAL_BITS: u32 = 36;
+const MEMORY_LIMIT_MIB: u32 = 12 << 10;
+
+/// What the lab host is to look like.
+pub(super) struct Shape {
+    pub(super) memory_mib: u32,
+    pub(super) cpus: u32,
+    /// The clock counts executed instructions instead of time; one CPU.
+    pub(super) is_counting: bool,
+    /// Standard input and output become the lab's console.
+    pub(super) is_shell: bool,
+    pub(super) timeout: Option<Duration>,
+    /// Stands before each line of output.
+    pub(super) label: Option<String>,
+}
+
+/// How a run ended.
+pub(super) enum End {
+    /// The command's own exit status.
+    Exit(u8),
+    /// The time was up.
+    TimedOut,
+}
+
+/// One run's files, in a directory of its own.
+pub(super) struct Machine<'a> {
+    packages: &'a Packages,
+    host: &'a Host,
+    directory: PathBuf,
+}
+
+impl<'a> Machine<'a> {
+    /// A machine whose `payload.img` and `out.img` lie in `directory`.
+    pub(super) fn new(packages: &'a Packages, host: &'a Host, directory: PathBuf) -> Self {
+        Self { packages, host, directory }
+    }
+
+    /// Boots, copies the command's output to standard output while it runs, and returns its exit status.
+    pub(super) fn run(&self, shape: &Shape) -> Result<End> {
+        if shape.memory_mib > MEMORY_LIMIT_MIB {
+            bail!("a lab of {} MiB is too large: at most {MEMORY_LIMIT_MIB} MiB", shape.memory_mib);
+        }
+        let started = Instant::now();
+        for file in ["output", "status", "console"] {
+            File::create(self.directory.join(file))?;
+        }
+        let mut qemu = self.spawn(shape)?;
+        let mut output = Output::open(&self.directory.join("output"), shape.label.clone())?;
+        loop {
+            let is_over = qemu.try_wait()?.is_some();
+            output.copy_available()?;
+            if is_over {
+                output.end()?;
+                return self.status();
+            }
+            if shape.timeout.is_some_and(|timeout| started.elapsed() > timeout) {
+                qemu.kill().context("cannot stop QEMU")?;
+                qemu.wait()?;
+                output.copy_available()?;
+                output.end()?;
+                return Ok(End::TimedOut);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn status(&self) -> Result<End> {
+        let status = fs::read_to_string(self.directory.join("status"))?;
+        if let Ok(status) = status.trim().parse() {
+            return Ok(End::Exit(status));
+        }
+        let said = |file: &str| {
+            let text = fs::read(self.directory.join(file)).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(15)..].join("\n")
+        };
+        bail!("the lab ended without a status; QEMU said:\n{}\nand its kernel:\n{}", said("qemu"), said("console"))
+    }
+
+    fn spawn(&self, shape: &Shape) -> Result<Child> {
+        let qemu = self.packages.tool("qemu-system-x86_64")?;
+        // QEMU must not outlive this process, however that ends.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(qemu.get_program()).args(qemu.get_args());
+        for (name, value) in qemu.get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        self.describe(&mut command, shape);
+        command.stderr(File::create(self.directory.join("qemu"))?);
+        if !shape.is_shell {
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+        }
+        command.spawn().context("cannot run setpriv (package util-linux) to start QEMU")
+    }
+
+    fn describe(&self, command: &mut Command, shape: &Shape) {
+        for data in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
+            command.arg("-L").arg(self.packages.tree().join(data));
+        }
+        command.args(["-M", "q35,kernel-irqchip=split", "-cpu", &format!("max,phys-bits={PHYSICAL_BITS}")]);
+        if shape.is_counting {
+            command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
+        } else {
+            command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-smp", &shape.cpus.to_string()]);
+        }
+        command.args([
+            "-m",
+            &shape.memory_mib.to_string(),
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+        ]);
+        command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+        let payload = self.directory.join("payload.img");
+        for (image, writable) in [(&self.host.root, false), (&payload, false), (&self.host.images, false)] {
+            drive(command, image, writable);
+        }
+        drive(command, &self.directory.join("out.img"), true);
+        command.args(["-device", "virtio-serial-pci"]);
+        for (number, name) in [(1, "status"), (2, "output")] {
+            let path = self.directory.join(name);
+            command.arg("-chardev").arg(format!("file,id={name},path={}", escaped(&path)));
+            command.arg("-device").arg(format!("virtserialport,chardev={name},nr={number},name=lab.{name}"));
+        }
+        if shape.is_shell {
+            command.args(["-chardev", "stdio,id=shell,signal=off", "-device", "virtio-serial-pci"]);
+            command.args(["-device", "virtconsole,chardev=shell"]);
+        }
+        command.arg("-serial").arg(format!("file:{}", self.directory.join("console").display()));
+        command.args(["-device", "pcie-root-port,id=rp0,chassis=1,slot=1", "-netdev", "user,id=n0,restrict=on"]);
+        command.args([
+            "-device",
+            "igb,bus=rp0,netdev=n0,romfile=",
+            "-device",
+            "pcie-root-port,id=rp1,chassis=2,slot=2",
+        ]);
+        command.args(["-device", "nvme-subsys,id=ss0", "-device"]);
+        command.arg("nvme,id=nv0,serial=LAB,bus=rp1,subsys=ss0,sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=16,msix_qsize=16");
+        command
+            .arg("-drive")
+            .arg(format!("if=none,id=nvme,format=raw,file={}", escaped(&self.directory.join("nvme.img"))));
+        command.args(["-device", "nvme-ns,drive=nvme,bus=nv0,nsid=1,shared=on"]);
+        command.arg("-kernel").arg(&self.host.kernel).arg("-initrd").arg(&self.host.boot);
+        command.args(["-append", "console=ttyS0 reboot=t panic=-1 intel_iommu=on quiet"]);
+    }
+}
+
+fn drive(command: &mut Command, image: &Path, writable: bool) {
+    let id = image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let readonly = if writable { "off,cache=unsafe" } else { "on" };
+    command.arg("-drive").arg(format!("if=none,id={id},format=raw,readonly={readonly},file={}", escaped(image)));
+    command.arg("-device").arg(format!("virtio-blk-pci,drive={id},serial={id}"));
+}
+
+/// In QEMU's option lists a comma in a value is doubled.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// What the lab prints, on its way to our standard output: as it comes, or in whole lines behind a label.
+struct Output {
+    from: File,
+    label: Option<String>,
+    /// The beginning of a line that has not ended yet.
+    line: Vec<u8>,
+}
+
+impl Output {
+    fn open(path: &Path, label: Option<String>) -> Result<Self> {
+        Ok(Self { from: File::open(path)?, label, line: Vec::new() })
+    }
+
+    fn copy_available(&mut self) -> Result<()> {
+        let mut buffer = [0; 16 << 10];
+        let mut stdout = std::io::stdout();
+        loop {
+            let length = self.from.read(&mut buffer)?;
+            let Some(label) = self.label.as_deref().filter(|_| length > 0) else {
+                stdout.write_all(&buffer[..length])?;
+                stdout.flush()?;
+                if length == 0 {
+                    return Ok(());
+                }
+                continue;
+            };
+            for byte in &buffer[..length] {
+                self.line.push(*byte);
+                if *byte == b'\n' {
+                    stdout.write_all(&[label.as_bytes(), &self.line].concat())?;
+                    self.line.clear();
+                }
+            }
+        }
+    }
+
+    /// A last line that never ended.
+    fn end(&mut self) -> Result<()> {
+        if let Some(label) = self.label.as_deref().filter(|_| !self.line.is_empty()) {
+            println!("{label}{}", String::from_utf8_lossy(&self.line));
+        }
+        Ok(())
+    }
+}

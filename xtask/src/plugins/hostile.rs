@@ -1,0 +1,90 @@
+//! Components that misbehave, for the tests: from `tests/plugins/` to `<out>/hostile/*.wasm`.
+//!
+//! Most are text of a core module plus shared parts, wrapped as a component; a few are no component at all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use wit_component::{StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+use super::{componentize, write};
+
+/// The world of real plugins.
+const ADMIT: &str = "ostler:policy/admit@0.1.0";
+
+/// A fixture: name of its text and of the output, its world, the parts that it shares.
+struct Fixture(&'static str, &'static str, &'static [&'static str]);
+
+/// A well-behaved beginning: what a misbehaving hook needs around it.
+const LOADS: &[&str] = &["admit-type", "memory", "lifecycle"];
+/// For a misbehaving lifecycle.
+const DECIDES: &[&str] = &["admit-type", "memory", "abstains"];
+const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
+
+const FIXTURES: [Fixture; 23] = [
+    Fixture("abstain", ADMIT, ALL),
+    Fixture("bad-name", ADMIT, DECIDES),
+    Fixture("bad-utf8", ADMIT, LOADS),
+    Fixture("clock", "test:hostile/clock", LOADS),
+    Fixture("describe-loop", ADMIT, DECIDES),
+    Fixture("describe-trap", ADMIT, DECIDES),
+    Fixture("escape", ADMIT, LOADS),
+    Fixture("far-away", ADMIT, LOADS),
+    Fixture("fill", ADMIT, LOADS),
+    Fixture("forge", ADMIT, LOADS),
+    Fixture("large", ADMIT, &["admit-type", "lifecycle", "abstains"]),
+    Fixture("log-flood", ADMIT, LOADS),
+    Fixture("loop", ADMIT, LOADS),
+    Fixture("memory", ADMIT, LOADS),
+    Fixture("no-hook", "test:hostile/no-hook", &["memory", "lifecycle"]),
+    Fixture("ramble", ADMIT, LOADS),
+    Fixture("recursion", ADMIT, LOADS),
+    Fixture("shout", ADMIT, LOADS),
+    Fixture("start-loop", ADMIT, ALL),
+    Fixture("trap", ADMIT, LOADS),
+    Fixture("undecided", ADMIT, LOADS),
+    Fixture("widen", ADMIT, LOADS),
+    Fixture("zero", ADMIT, LOADS),
+];
+
+/// Fixtures that are not made from text.
+const RAW: [&str; 3] = ["core-module", "not-wasm", "truncated"];
+
+/// Every file that [`build`] writes.
+pub(super) fn outputs(out: &Path) -> Vec<PathBuf> {
+    FIXTURES.iter().map(|fixture| fixture.0).chain(RAW).map(|name| path(out, name)).collect()
+}
+
+fn path(out: &Path, name: &str) -> PathBuf {
+    out.join("hostile").join(format!("{name}.wasm"))
+}
+
+/// Writes all fixtures; `component` is a good plugin, of which one fixture is a part.
+pub(super) fn build(root: &Path, out: &Path, component: &Path) -> Result<()> {
+    let sources = root.join("tests/plugins");
+    let mut resolve = Resolve::default();
+    resolve.push_dir(root.join("wit")).context("cannot read wit/")?;
+    let worlds = sources.join("worlds.wit");
+    let (hostile, _) = resolve.push_path(&worlds).with_context(|| format!("cannot read {}", worlds.display()))?;
+    for Fixture(name, world, parts) in &FIXTURES {
+        let make = || -> Result<Vec<u8>> {
+            // The fixture first: its imports must stand before the parts' definitions.
+            let mut text = format!("(module\n{}", fs::read_to_string(sources.join(format!("hostile/{name}.wat")))?);
+            for part in *parts {
+                text.push_str(&fs::read_to_string(sources.join(format!("parts/{part}.wat")))?);
+            }
+            text.push(')');
+            let mut module = wat::parse_str(&text)?;
+            let world = resolve.select_world(&[hostile], Some(world))?;
+            embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)?;
+            componentize(&module)
+        };
+        write(&path(out, name), &make().with_context(|| format!("cannot build the hostile fixture {name}"))?)?;
+    }
+    let whole = fs::read(component).with_context(|| format!("cannot read {}", component.display()))?;
+    write(&path(out, "core-module"), &wat::parse_str("(module (func (export \"admit-vm\")))")?)?;
+    write(&path(out, "not-wasm"), b"#!/bin/sh\necho this is not WebAssembly\n")?;
+    write(&path(out, "truncated"), whole.get(..whole.len() / 2).unwrap_or_default())
+}

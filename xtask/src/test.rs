@@ -1,0 +1,388 @@
+//! `cargo xtask test`: builds everything, runs every test where it can run, and adds the results up.
+//!
+//! Tests that boot guests are named in the root package's `[package.metadata.lab] tests`; they run on this machine if
+//! its KVM can boot Linux, else all together in one lab. The others run here. A guest test finds
+//! `OSTLER_BIN` (the `ostler` program), `OSTLER_ASSETS` (a directory with `images/` and `plugins/`) and `OSTLER_SKIPPED`
+//! (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns).
+
+use crate::lab::{self, Errand, probe};
+use crate::progress::step;
+use crate::workspace::{Workspace, remove};
+use crate::{images, plugins};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use serde::Deserialize;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+const LAB_LIMIT: Duration = Duration::from_secs(40 * 60);
+const LAB_MEMORY_MIB: u32 = 8192;
+/// Labs at once: each takes up to [`LAB_MEMORY_MIB`].
+const MAX_LABS: usize = 2;
+
+/// Options of `cargo xtask test`.
+#[derive(Args)]
+pub(crate) struct TestArguments {
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+    /// Run the guest tests in the lab even if this machine could run them
+    #[arg(long)]
+    in_lab: bool,
+    /// Run only the test programs of this name (`lib`, `tidy`, `create_vm`, …)
+    #[arg(long = "program", value_name = "NAME")]
+    programs: Vec<String>,
+}
+
+/// A test executable that cargo built.
+struct Program {
+    name: String,
+    executable: PathBuf,
+    package_directory: PathBuf,
+    needs_guests: bool,
+}
+
+/// What libtest said of one program, or of all.
+#[derive(Default, Debug, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+}
+
+/// What cargo says of one artifact.
+#[derive(Deserialize)]
+pub(crate) struct Message {
+    reason: String,
+    /// The program, if the artifact is one.
+    #[serde(default)]
+    pub(crate) executable: Option<PathBuf>,
+    #[serde(default)]
+    manifest_path: PathBuf,
+    #[serde(default)]
+    target: Target,
+    #[serde(default)]
+    profile: Profile,
+}
+
+#[derive(Default, Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+impl Message {
+    /// Whether this is the program of that name and kind (`bin`, `test`, `bench`).
+    pub(crate) fn is_executable(&self, name: &str, kind: &str) -> bool {
+        self.executable.is_some() && self.target.name == name && self.target.kind.iter().any(|known| known == kind)
+    }
+}
+
+/// Runs the chore.
+pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
+    let assets = assets(workspace)?;
+    let ostler = build_ostler(workspace)?;
+    let mut programs = build_tests(workspace)?;
+    if !arguments.programs.is_empty() {
+        programs.retain(|program| arguments.programs.contains(&program.name));
+    }
+    let (guest, host): (Vec<Program>, Vec<Program>) = programs.into_iter().partition(|program| program.needs_guests);
+    let mut tally = Tally::default();
+    let skips = workspace.lab("skipped");
+    remove(&skips)?;
+    for program in &host {
+        tally.add(run_here(program, arguments, &ostler, &assets, &skips)?);
+    }
+    if !guest.is_empty() {
+        let verdict = probe::verdict(workspace)?;
+        if verdict.can_run_directly && !arguments.in_lab {
+            eprintln!("== guest tests run on this machine: {}", verdict.reason);
+            for program in &guest {
+                tally.add(run_here(program, arguments, &ostler, &assets, &skips)?);
+            }
+        } else {
+            let reason = if arguments.in_lab { "as asked for" } else { verdict.reason.as_str() };
+            eprintln!("== guest tests run in the lab: {reason}");
+            tally.add(run_in_labs(workspace, guest, arguments, &ostler)?);
+        }
+    }
+    tally.skip(lines_of(&skips));
+    Ok(tally.report(std::env::var("CI").is_ok_and(|ci| ci == "true")))
+}
+
+/// Builds the `ostler` program and returns its path.
+pub(crate) fn build_ostler(workspace: &Workspace) -> Result<PathBuf> {
+    step("building ostler", || cargo(workspace, &["build", "--release", "--package", "ostler", "--bins"]))?
+        .into_iter()
+        .find(|message| message.is_executable("ostler", "bin"))
+        .and_then(|message| message.executable)
+        .context("cargo built no program named ostler")
+}
+
+/// Makes plugins and images, and a directory that has both.
+pub(crate) fn assets(workspace: &Workspace) -> Result<PathBuf> {
+    let images = images::make(workspace)?;
+    let built = workspace.root().join("target/plugins");
+    step("building plugins", || plugins::build(workspace.root(), &built))?;
+    let assets = workspace.lab("assets");
+    fs::create_dir_all(&assets)?;
+    for (name, target) in [("images", images), ("plugins", built)] {
+        remove(&assets.join(name))?;
+        std::os::unix::fs::symlink(target, assets.join(name))?;
+    }
+    Ok(assets)
+}
+
+fn build_tests(workspace: &Workspace) -> Result<Vec<Program>> {
+    let (guests, has_feature) = guest_tests(&workspace.root().join("Cargo.toml"))?;
+    let mut command = vec!["test", "--release", "--workspace", "--no-run", "--lib", "--bins", "--tests"];
+    if has_feature {
+        command.extend(["--features", "ostler/lab"]);
+    }
+    let messages = step("building tests", || cargo(workspace, &command))?;
+    let mut programs: Vec<Program> = messages
+        .into_iter()
+        .filter(|message| message.profile.test)
+        .filter_map(|message| {
+            let package_directory = message.manifest_path.parent()?.to_path_buf();
+            let is_root = package_directory == workspace.root();
+            let name = match message.target.kind.first().map(String::as_str) {
+                Some("lib") if is_root => "lib".to_owned(),
+                _ => message.target.name.clone(),
+            };
+            let is_integration = message.target.kind.iter().any(|kind| kind == "test");
+            let needs_guests = is_root && is_integration && guests.contains(&name);
+            Some(Program { name, executable: message.executable?, package_directory, needs_guests })
+        })
+        .collect();
+    if let Some(unknown) = guests.iter().find(|guest| !programs.iter().any(|program| program.name == **guest)) {
+        bail!("Cargo.toml names the guest test {unknown}, but there is no tests/{unknown}.rs");
+    }
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(programs)
+}
+
+/// The guest tests that the root package names, and whether they stand behind its feature `lab`.
+fn guest_tests(manifest: &Path) -> Result<(Vec<String>, bool)> {
+    let output = Command::new(cargo_program())
+        .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
+        .arg(manifest)
+        .output()
+        .context("cannot run cargo metadata")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    let root = packages.iter().find(|package| package["manifest_path"].as_str().map(Path::new) == Some(manifest));
+    let root = root.context("cargo metadata does not name the root package")?;
+    let tests = root["metadata"]["lab"]["tests"].as_array().map_or(&[][..], Vec::as_slice);
+    let tests = tests.iter().filter_map(|test| Some(test.as_str()?.to_owned())).collect();
+    Ok((tests, root["features"]["lab"].is_array()))
+}
+
+/// Runs cargo in the workspace and returns what it says of its artifacts; its own messages go to the terminal.
+pub(crate) fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<Message>> {
+    let output = Command::new(cargo_program())
+        .current_dir(workspace.root())
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo {} failed; its messages are above", arguments.join(" "));
+    }
+    let messages =
+        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Message>(line).ok());
+    Ok(messages.filter(|message| message.reason == "compiler-artifact").collect())
+}
+
+fn cargo_program() -> PathBuf {
+    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+fn run_here(program: &Program, arguments: &TestArguments, ostler: &Path, assets: &Path, skips: &Path) -> Result<Tally> {
+    eprintln!("== test program {}", program.name);
+    let mut child = Command::new(&program.executable)
+        .args(&arguments.filter)
+        .current_dir(&program.package_directory)
+        .env("CARGO_MANIFEST_DIR", &program.package_directory)
+        .env("OSTLER_BIN", ostler)
+        .env("OSTLER_ASSETS", assets)
+        .env("OSTLER_SKIPPED", skips)
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", program.executable.display()))?;
+    let mut text = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().context("the test program has no output")?);
+    let mut line = Vec::new();
+    while stdout.read_until(b'\n', &mut line)? > 0 {
+        std::io::stdout().write_all(&line)?;
+        text.push_str(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    let is_success = child.wait()?.success();
+    Ok(Tally::read(&program.name, &text, is_success))
+}
+
+/// Deals the programs out to as many labs as this machine runs well, side by side.
+fn run_in_labs(
+    workspace: &Workspace,
+    programs: Vec<Program>,
+    arguments: &TestArguments,
+    ostler: &Path,
+) -> Result<Tally> {
+    let most = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_LABS).min(programs.len());
+    let mut hands: Vec<Vec<Program>> = (0..most).map(|_| Vec::new()).collect();
+    for (index, program) in programs.into_iter().enumerate() {
+        hands[index % most].push(program);
+    }
+    std::thread::scope(|scope| {
+        let labs: Vec<_> = hands
+            .iter()
+            .enumerate()
+            .map(|(lab, programs)| scope.spawn(move || run_in_lab(workspace, lab, programs, arguments, ostler)))
+            .collect();
+        let mut tally = Tally::default();
+        for lab in labs {
+            tally.add(lab.join().map_err(|_| anyhow!("a lab's thread panicked"))??);
+        }
+        Ok(tally)
+    })
+}
+
+/// Runs programs in one lab, which is number `lab` of this run.
+fn run_in_lab(
+    workspace: &Workspace,
+    lab: usize,
+    programs: &[Program],
+    arguments: &TestArguments,
+    ostler: &Path,
+) -> Result<Tally> {
+    let run = format!("{}-{lab}", std::process::id());
+    let script = workspace.lab(&format!("run-tests.{run}.sh"));
+    fs::write(&script, include_str!("../assets/run-tests.sh"))?;
+    let out = workspace.lab(&format!("test-results.{run}"));
+    remove(&out)?;
+    let mut carried = vec![
+        (ostler.to_path_buf(), "bin/ostler".to_owned()),
+        (workspace.root().join("target/plugins"), "assets/plugins".to_owned()),
+        (script.clone(), "run-tests.sh".to_owned()),
+    ];
+    carried.extend(programs.iter().map(|program| (program.executable.clone(), format!("tests/{}", program.name))));
+    let mut command = vec!["bash".to_owned(), "/lab/run-tests.sh".to_owned()];
+    command.extend(arguments.filter.clone());
+    let errand = Errand {
+        command,
+        carried,
+        environment: lab::contract(),
+        memory_mib: LAB_MEMORY_MIB,
+        cpus: lab::CPUS,
+        label: Some(format!("lab {lab} | ")),
+        timeout: Some(LAB_LIMIT),
+        out: Some(out.clone()),
+        ..Errand::default()
+    };
+    let status = lab::run(workspace, &errand)?;
+    let mut tally = Tally::default();
+    for program in programs {
+        let text = fs::read(out.join(format!("{}.log", program.name))).unwrap_or_default();
+        let status = fs::read_to_string(out.join(format!("{}.status", program.name))).unwrap_or_default();
+        tally.add(Tally::read(&program.name, &String::from_utf8_lossy(&text), status.trim() == "0"));
+    }
+    tally.skip(lines_of(&out.join("skipped")));
+    remove(&script)?;
+    remove(&out)?;
+    if status != 0 && tally.failed.is_empty() {
+        tally.failed.push(format!("the lab (status {status})"));
+    }
+    Ok(tally)
+}
+
+fn lines_of(path: &Path) -> Vec<String> {
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+impl Tally {
+    /// Reads one program's output. A program that fails without naming a failed test counts as one failed test.
+    fn read(program: &str, text: &str, is_success: bool) -> Self {
+        let mut tally = Self::default();
+        for line in text.lines() {
+            let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) else {
+                continue;
+            };
+            match outcome {
+                "ok" => tally.passed += 1,
+                "FAILED" => tally.failed.push(format!("{program}::{name}")),
+                _ if outcome.starts_with("ignored") => tally.skipped.push(format!("{program}::{name}: {outcome}")),
+                _ => {}
+            }
+        }
+        if !is_success && tally.failed.is_empty() {
+            tally.failed.push(format!("{program} (it ended before its last test)"));
+        }
+        tally
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+    }
+
+    /// Takes out the tests that skipped themselves, each of which libtest counted as passed.
+    fn skip(&mut self, skipped: Vec<String>) {
+        self.passed = self.passed.saturating_sub(skipped.len());
+        self.skipped.extend(skipped);
+    }
+
+    /// Prints names, then the last line; skipped tests fail a run of the continuous integration.
+    fn report(self, is_ci: bool) -> ExitCode {
+        for name in &self.skipped {
+            println!("skipped: {name}");
+        }
+        for name in &self.failed {
+            println!("failed: {name}");
+        }
+        let is_bad_skip = is_ci && !self.skipped.is_empty();
+        if is_bad_skip {
+            println!("CI=true: a skipped test fails the run");
+        }
+        println!("{} passed, {} failed", self.passed, self.failed.len());
+        if self.failed.is_empty() && !is_bad_skip { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_libtest_says() {
+        let text = "running 3 tests\ntest a::b ... ok\ntest c ... ignored, slow\ntest d ... FAILED\n\ntest result: FAILED. 1 passed\n";
+        let tally = Tally::read("lib", text, false);
+        assert_eq!(
+            tally,
+            Tally { passed: 1, failed: vec!["lib::d".into()], skipped: vec!["lib::c: ignored, slow".into()] }
+        );
+    }
+
+    #[test]
+    fn counts_a_crash_as_a_failure() {
+        let tally = Tally::read("create_vm", "running 2 tests\ntest a ... ok\n", false);
+        assert_eq!((tally.passed, tally.failed.len()), (1, 1));
+    }
+
+    #[test]
+    fn does_not_count_a_skipped_test_as_passed() {
+        let mut tally = Tally::read("vf_attach", "test a ... ok\ntest b ... ok\n", true);
+        tally.skip(vec!["b: needs an SR-IOV device".into()]);
+        assert_eq!((tally.passed, tally.skipped.len()), (1, 1));
+        assert_eq!(format!("{:?}", tally.report(true)), format!("{:?}", ExitCode::FAILURE));
+    }
+}
