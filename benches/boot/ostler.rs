@@ -14,7 +14,7 @@ use ostler::sys::{sealed, spawn};
 use ostler::wire::{Role, ToVmm, console_ring, encode_launch};
 use rustix::event::{PollFd, PollFlags};
 
-use super::{CMDLINE, Contender, Images, LIMIT, MEMORY_MIB, Sample, USERSPACE, VCPUS, memory};
+use super::{CMDLINE, Contender, Images, MEMORY_MIB, Sample, USERSPACE, VCPUS, memory};
 
 /// The binary under test.
 pub struct Ostler {
@@ -54,7 +54,6 @@ fn boot(binary: &std::path::Path, images: &Images, dir: &std::path::Path) -> std
     send_launch(&link, images, dir, console)?;
 
     let mut output = UnixStream::connect(dir.join("console.sock"))?;
-    output.set_read_timeout(Some(LIMIT))?;
     wait_for(&mut output, USERSPACE)?;
     let userspace_ns = started.elapsed().as_nanos() as u64;
     let memory = memory::usage(vmm.identity().pid, MEMORY_MIB << 10).map_err(std::io::Error::other)?;

@@ -3,12 +3,10 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::ostler::wait_for;
-use super::{CMDLINE, Contender, Images, LIMIT, MEMORY_MIB, Sample, USERSPACE, VCPUS, memory};
+use super::{CMDLINE, Contender, Images, MEMORY_MIB, Sample, USERSPACE, VCPUS, memory};
 
 /// Those whose binaries the environment names.
 pub fn from_env() -> Vec<Box<dyn Contender>> {
@@ -60,7 +58,6 @@ fn run(command: &mut Command) -> std::io::Result<Sample> {
     let started = Instant::now();
     let mut child = command.spawn()?;
     let mut output = child.stdout.take().ok_or_else(|| std::io::Error::other("no output"))?;
-    let watchdog = Watchdog::over(child.id());
     let measured = (|| -> std::io::Result<_> {
         wait_for(&mut output, USERSPACE)?;
         let userspace_ns = started.elapsed().as_nanos() as u64;
@@ -68,37 +65,10 @@ fn run(command: &mut Command) -> std::io::Result<Sample> {
         std::io::copy(&mut output, &mut std::io::sink())?;
         Ok((userspace_ns, memory))
     })();
-    drop(watchdog);
     let _ = child.kill();
     child.wait()?;
     let (userspace_ns, memory) = measured?;
     Ok(Sample { userspace_ns, power_off_ns: started.elapsed().as_nanos() as u64, memory })
-}
-
-/// Kills a process that takes longer than [`LIMIT`], which ends its output; dropping it calls that off.
-struct Watchdog(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
-
-impl Watchdog {
-    fn over(pid: u32) -> Self {
-        let (call_off, called_off) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let is_late = called_off.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout);
-            // Not reaped before the watchdog is dropped, so the id is still the child's.
-            if is_late && let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        });
-        Self(Some((call_off, thread)))
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        if let Some((call_off, thread)) = self.0.take() {
-            drop(call_off);
-            let _ = thread.join();
-        }
-    }
 }
 
 fn qemu(binary: &Path, images: &Images) -> Command {
@@ -114,8 +84,9 @@ fn qemu(binary: &Path, images: &Images) -> Command {
         ])
         .args(["-smp", &VCPUS.to_string(), "-m", &MEMORY_MIB.to_string()])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot"])
-        .args(["-serial", "stdio"])
-        .args(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-device,rng=rng"])
+        // Output only: nothing is typed.
+        .args(["-serial", "file:/dev/stdout"])
+        .args(["-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng"])
         .arg("-kernel")
         .arg(&images.vmlinux)
         .arg("-initrd")

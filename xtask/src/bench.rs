@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 const PROGRAM: &str = "boot";
-const LIMIT: Duration = Duration::from_secs(60 * 60);
+const LIMIT: Duration = Duration::from_secs(20 * 60);
 const LAB_MEMORY_MIB: u32 = 4096;
 /// Variables that name a peer's binary; each must be a static one, to run in the lab.
 const PEERS: [&str; 2] = ["FIRECRACKER", "CLOUD_HYPERVISOR"];

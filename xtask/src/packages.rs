@@ -18,6 +18,9 @@ use std::process::Command;
 const TREE: [&str; 9] =
     ["qemu-system-x86", "busybox-static", "bash", "dash", "kmod", "iproute2", "e2fsprogs", "ethtool", "util-linux"];
 
+/// Links from a name to its file; more are taken for a loop.
+const MAX_LINKS: usize = 8;
+
 /// Options of `cargo xtask setup`.
 #[derive(Args)]
 pub(crate) struct SetupArguments {
@@ -73,16 +76,30 @@ impl Packages {
 
     /// A command that runs a program of the tree with the tree's own loader and libraries.
     pub(crate) fn tool(&self, name: &str) -> Result<Command> {
-        let Some(program) =
-            ["usr/bin", "usr/sbin"].map(|at| self.tree.join(at).join(name)).into_iter().find(|p| p.exists())
-        else {
+        let found = ["usr/bin", "usr/sbin"].into_iter().find_map(|at| file_in(&self.tree, &Path::new(at).join(name)));
+        let Some(program) = found else {
             bail!("{name} is not in {}: run `cargo xtask setup --refresh`", self.tree.display());
         };
         let library = self.tree.join("usr/lib/x86_64-linux-gnu");
         let mut command = Command::new(self.tree.join("usr/lib64/ld-linux-x86-64.so.2"));
-        command.arg("--library-path").arg(&library).arg(program).env("QEMU_MODULE_DIR", library.join("qemu"));
+        // Some programs are one file with several names, and look at the one they are called by.
+        command.args(["--argv0", name, "--library-path"]).arg(&library).arg(program);
+        command.env("QEMU_MODULE_DIR", library.join("qemu"));
         Ok(command)
     }
+}
+
+/// The file that `path` names in the system below `root`, whose absolute links mean places below `root`.
+fn file_in(root: &Path, path: &Path) -> Option<PathBuf> {
+    let mut path = root.join(path);
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { return path.is_file().then_some(path) };
+        path = match target.strip_prefix("/") {
+            Ok(absolute) => root.join(absolute),
+            Err(_) => path.parent()?.join(target),
+        };
+    }
+    None
 }
 
 /// Runs the chore: fetches what is missing.
@@ -162,4 +179,29 @@ fn kernel(
         Ok(fs::rename(&unfinished, &kernel.directory)?)
     })?;
     Ok(kernel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn follows_links_within_the_unpacked_system() {
+        let root = std::env::temp_dir().join(format!("xtask-links-{}", std::process::id()));
+        for directory in ["usr/bin", "usr/sbin"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        fs::write(root.join("usr/bin/only-in-the-tree"), "").unwrap();
+        symlink("usr/bin", root.join("bin")).unwrap();
+        symlink("/bin/only-in-the-tree", root.join("usr/sbin/absolute")).unwrap();
+        symlink("absolute", root.join("usr/sbin/relative")).unwrap();
+        symlink("/bin/loop", root.join("usr/bin/loop")).unwrap();
+        let found = |name: &str| file_in(&root, Path::new(name));
+        let file = Some(root.join("bin/only-in-the-tree"));
+        let outcomes =
+            [found("usr/sbin/absolute"), found("usr/sbin/relative"), found("usr/bin/loop"), found("usr/bin")];
+        fs::remove_dir_all(&root).unwrap();
+        assert_eq!(outcomes, [file.clone(), file, None, None]);
+    }
 }

@@ -288,7 +288,13 @@ fn run_in_lab(
         out: Some(out.clone()),
         ..Errand::default()
     };
-    let status = lab::run(workspace, &errand)?;
+    let mut status = lab::run(workspace, &errand)?;
+    if status == lab::HUNG {
+        // It says nothing of the programs: once more from the start, in a new machine.
+        eprintln!("== lab {lab} hung and is started again, once");
+        remove(&out)?;
+        status = lab::run(workspace, &errand)?;
+    }
     let mut tally = Tally::default();
     for program in programs {
         let text = fs::read(out.join(format!("{}.log", program.name))).unwrap_or_default();

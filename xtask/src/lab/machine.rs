@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! virtio-blk  vda root.img   vdb payload.img   vdc images.img   vdd out.img (writable)
-//! virtio-serial  lab.status exit status   lab.output output of the command   hvc0 the shell
+//! virtio-serial  lab.status exit status   lab.output output of the command   lab.pulse sign of life   hvc0 the shell
 //! ttyS0  kernel messages     pcie root ports: igb (7 VFs), NVMe (4 VFs)     vIOMMU with interrupt remapping
 //! ```
 //! Output and status go to files, which QEMU writes at once and whole: nothing is lost when the machine powers off.
-//! The status has a port of its own, so that no guest's output can be taken for it.
+//! The status has a port of its own, so that no guest's output can be taken for it. The pulse is a line every few
+//! seconds: when it stops, the emulated machine itself hangs, whatever runs in it.
 
 use super::host::Host;
 use crate::packages::Packages;
@@ -18,6 +19,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(20);
+/// A lab without a pulse for so long hangs. Boots take seconds; a busy machine slows all of it down.
+const PULSE_LIMIT: Duration = Duration::from_secs(120);
+/// What QEMU's monitor is asked about a machine that hangs, and how long it may take to answer.
+const AUTOPSY: &str = "info registers -a\ninfo pic\ninfo lapic\ninfo irq\n";
+const AUTOPSY_LIMIT: Duration = Duration::from_secs(3);
+/// Lines of the answer that tell the most.
+const AUTOPSY_LINES: usize = 60;
 /// Guest-physical width of the emulated processor: keeps virtual functions' BARs below 64 GiB, where QEMU maps them whole.
 const PHYSICAL_BITS: u32 = 36;
 const MEMORY_LIMIT_MIB: u32 = 12 << 10;
@@ -35,12 +43,21 @@ pub(super) struct Shape {
     pub(super) label: Option<String>,
 }
 
+impl Shape {
+    /// A counting clock jumps, and a person may stop a shell's machine: no pulse there.
+    fn has_pulse(&self) -> bool {
+        !self.is_counting && !self.is_shell
+    }
+}
+
 /// How a run ended.
 pub(super) enum End {
     /// The command's own exit status.
     Exit(u8),
     /// The time was up.
     TimedOut,
+    /// The emulated machine stopped running; what it looked like.
+    Hung(String),
 }
 
 /// One run's files, in a directory of its own.
@@ -62,11 +79,12 @@ impl<'a> Machine<'a> {
             bail!("a lab of {} MiB is too large: at most {MEMORY_LIMIT_MIB} MiB", shape.memory_mib);
         }
         let started = Instant::now();
-        for file in ["output", "status", "console"] {
+        for file in ["output", "status", "console", "pulse"] {
             File::create(self.directory.join(file))?;
         }
         let mut qemu = self.spawn(shape)?;
         let mut output = Output::open(&self.directory.join("output"), shape.label.clone())?;
+        let mut pulse = shape.has_pulse().then(|| Pulse::of(self.directory.join("pulse")));
         loop {
             let is_over = qemu.try_wait()?.is_some();
             output.copy_available()?;
@@ -74,15 +92,28 @@ impl<'a> Machine<'a> {
                 output.end()?;
                 return self.status();
             }
-            if shape.timeout.is_some_and(|timeout| started.elapsed() > timeout) {
+            let is_hung = pulse.as_mut().is_some_and(Pulse::has_stopped);
+            if is_hung || shape.timeout.is_some_and(|timeout| started.elapsed() > timeout) {
+                let autopsy = is_hung.then(|| self.autopsy(&mut qemu));
                 qemu.kill().context("cannot stop QEMU")?;
                 qemu.wait()?;
                 output.copy_available()?;
                 output.end()?;
-                return Ok(End::TimedOut);
+                return Ok(autopsy.map_or(End::TimedOut, End::Hung));
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// What QEMU says of the processor of a machine that hangs, and the last words of its kernel.
+    fn autopsy(&self, qemu: &mut Child) -> String {
+        let is_asked = qemu.stdin.as_mut().is_some_and(|monitor| monitor.write_all(AUTOPSY.as_bytes()).is_ok());
+        if is_asked {
+            std::thread::sleep(AUTOPSY_LIMIT);
+        }
+        let answer = fs::read(self.directory.join("monitor")).unwrap_or_default();
+        let answer: String = String::from_utf8_lossy(&answer).lines().take(AUTOPSY_LINES).fold(String::new(), line);
+        format!("{answer}and its kernel:\n{}", self.last_words("console"))
     }
 
     fn status(&self) -> Result<End> {
@@ -90,13 +121,15 @@ impl<'a> Machine<'a> {
         if let Ok(status) = status.trim().parse() {
             return Ok(End::Exit(status));
         }
-        let said = |file: &str| {
-            let text = fs::read(self.directory.join(file)).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let lines: Vec<&str> = text.lines().collect();
-            lines[lines.len().saturating_sub(15)..].join("\n")
-        };
-        bail!("the lab ended without a status; QEMU said:\n{}\nand its kernel:\n{}", said("qemu"), said("console"))
+        let (qemu, kernel) = (self.last_words("qemu"), self.last_words("console"));
+        bail!("the lab ended without a status; QEMU said:\n{qemu}\nand its kernel:\n{kernel}")
+    }
+
+    fn last_words(&self, file: &str) -> String {
+        let text = fs::read(self.directory.join(file)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
     }
 
     fn spawn(&self, shape: &Shape) -> Result<Child> {
@@ -110,7 +143,8 @@ impl<'a> Machine<'a> {
         self.describe(&mut command, shape);
         command.stderr(File::create(self.directory.join("qemu"))?);
         if !shape.is_shell {
-            command.stdin(Stdio::null()).stdout(Stdio::null());
+            // QEMU's monitor: kept open, used for an autopsy only.
+            command.stdin(Stdio::piped()).stdout(File::create(self.directory.join("monitor"))?);
         }
         command.spawn().context("cannot run setpriv (package util-linux) to start QEMU")
     }
@@ -133,7 +167,7 @@ impl<'a> Machine<'a> {
             "-display",
             "none",
             "-monitor",
-            "none",
+            if shape.is_shell { "none" } else { "stdio" },
         ]);
         command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
         let payload = self.directory.join("payload.img");
@@ -142,7 +176,8 @@ impl<'a> Machine<'a> {
         }
         drive(command, &self.directory.join("out.img"), true);
         command.args(["-device", "virtio-serial-pci"]);
-        for (number, name) in [(1, "status"), (2, "output")] {
+        let pulse = shape.has_pulse().then_some("pulse");
+        for (number, name) in (1..).zip(["status", "output"].into_iter().chain(pulse)) {
             let path = self.directory.join(name);
             command.arg("-chardev").arg(format!("file,id={name},path={}", escaped(&path)));
             command.arg("-device").arg(format!("virtserialport,chardev={name},nr={number},name=lab.{name}"));
@@ -180,6 +215,31 @@ fn drive(command: &mut Command, image: &Path, writable: bool) {
 /// In QEMU's option lists a comma in a value is doubled.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
+}
+
+fn line(text: String, line: &str) -> String {
+    text + line + "\n"
+}
+
+/// The lab's sign of life: a file that grows.
+struct Pulse {
+    path: PathBuf,
+    len: u64,
+    grown: Instant,
+}
+
+impl Pulse {
+    fn of(path: PathBuf) -> Self {
+        Self { path, len: 0, grown: Instant::now() }
+    }
+
+    fn has_stopped(&mut self) -> bool {
+        let len = fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
+        if len != self.len {
+            (self.len, self.grown) = (len, Instant::now());
+        }
+        self.grown.elapsed() > PULSE_LIMIT
+    }
 }
 
 /// What the lab prints, on its way to our standard output: as it comes, or in whole lines behind a label.

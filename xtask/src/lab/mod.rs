@@ -30,6 +30,8 @@ const OUT_SIZE: &str = "1G";
 const NVME_BYTES: u64 = 256 << 20;
 /// What `timeout(1)` says when the time is up.
 const TIMED_OUT: u8 = 124;
+/// The exit status of a lab that hung: the emulated machine itself, not what ran in it.
+pub(crate) const HUNG: u8 = 125;
 
 /// Options of `cargo xtask lab`.
 #[derive(Args)]
@@ -132,7 +134,7 @@ pub(crate) fn contract() -> Vec<(String, String)> {
         .to_vec()
 }
 
-/// Runs a command in a lab of its own and returns its exit status; 124 if the time was up.
+/// Runs a command in a lab of its own and returns its exit status; 124 if the time was up, [`HUNG`] if the machine hung.
 pub(crate) fn run(workspace: &Workspace, errand: &Errand) -> Result<u8> {
     let packages = packages::ready(workspace)?;
     let host = Host::ready(workspace, &packages)?;
@@ -168,6 +170,10 @@ pub(crate) fn run(workspace: &Workspace, errand: &Errand) -> Result<u8> {
         End::TimedOut => {
             eprintln!("error: the lab was stopped: its time was up (--timeout)");
             TIMED_OUT
+        }
+        End::Hung(autopsy) => {
+            eprintln!("error: the lab's emulated machine hung and was stopped; its processor:\n{autopsy}");
+            HUNG
         }
     })
 }

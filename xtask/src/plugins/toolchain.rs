@@ -14,6 +14,9 @@ use anyhow::{Context, Result, bail};
 /// Its core modules import nothing but what their WIT world grants.
 pub(super) const TARGET: &str = "wasm32-unknown-unknown";
 
+/// The workspace's `rust-version`.
+const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
+
 /// The compiler, its cargo, its library source, and a linker.
 const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "lld"];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -72,9 +75,14 @@ pub(super) fn find() -> Result<Toolchain> {
         eprintln!("plugins: installing Debian's compiler: {install}");
         let mut args = vec!["install", "-y", "--no-install-recommends"];
         args.extend(DEBIAN_PACKAGES);
-        if runs("apt-get", &args) || (runs("apt-get", &["update"]) && runs("apt-get", &args)) {
-            return debian()
-                .with_context(|| format!("`{install}` worked, but {LIBRARY_SOURCE} or a linker is still missing"));
+        // With an old list of packages apt would install an old compiler. Without the network, what is known may do.
+        runs("apt-get", &["-q", "update"]);
+        if runs("apt-get", &args) {
+            return debian().with_context(|| {
+                format!(
+                    "`{install}` worked, but left no compiler {OLDEST} or newer with its library source and a linker"
+                )
+            });
         }
     }
     bail!(
@@ -96,16 +104,20 @@ fn own_with_target() -> Option<Toolchain> {
 /// Debian's newer compiler for web browsers, if its library source and a linker are there.
 fn debian() -> Option<Toolchain> {
     let is_there = [DEBIAN_RUSTC, DEBIAN_CARGO, LIBRARY_SOURCE].iter().all(|path| Path::new(path).exists());
-    let linker = is_there.then(linker).flatten()?;
+    let version = is_there.then(|| output(DEBIAN_RUSTC, &["--version"])).flatten()?;
+    let linker = is_new_enough(&version).then(linker).flatten()?;
     Some(Toolchain {
-        description: format!(
-            "{} (Debian), library from source, linker {}",
-            output(DEBIAN_RUSTC, &["--version"]).unwrap_or_default(),
-            linker.display()
-        ),
+        description: format!("{version} (Debian), library from source, linker {}", linker.display()),
         cargo: DEBIAN_CARGO.into(),
         build_std: Some((DEBIAN_RUSTC.into(), linker)),
     })
+}
+
+/// Whether `rustc 1.96.0 (…)` compiles this workspace.
+fn is_new_enough(version: &str) -> bool {
+    let numbers = |text: &str| text.split('.').map_while(|part| part.parse().ok()).collect::<Vec<u32>>();
+    let version = version.split_whitespace().nth(1).map(numbers).unwrap_or_default();
+    version >= numbers(OLDEST)
 }
 
 /// `rust-lld` of the user's own compiler, else Debian's `wasm-ld`.
@@ -126,4 +138,15 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).stderr(Stdio::inherit()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_compiler_will_not_do() {
+        let outcomes = ["rustc 1.85.0 (Debian 1)", "rustc 1.96.0 (x)", "rustc 2.0.0", "rustc", "rustc nonsense"];
+        assert_eq!(outcomes.map(is_new_enough), [false, true, true, false, false]);
+    }
 }
