@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use ostler::model::{DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, VmId};
 use ostler::sys::packet::{Connection, Listener};
-use ostler::sys::process::End;
+use ostler::sys::process::{End, Process};
 use ostler::sys::{sealed, spawn};
 use ostler::wire::{Role, ToVmm, console_ring, encode_launch};
 use rustix::event::{PollFd, PollFlags};
@@ -53,8 +53,11 @@ fn boot(binary: &std::path::Path, images: &Images, dir: &std::path::Path) -> std
     let link = Connection::connect(&dir.join("control.sock"))?;
     send_launch(&link, images, dir, console)?;
 
-    let mut output = UnixStream::connect(dir.join("console.sock"))?;
-    wait_for(&mut output, USERSPACE)?;
+    let mut output = Output { console: UnixStream::connect(dir.join("console.sock"))?, vmm: &vmm };
+    wait_for(&mut output, USERSPACE).map_err(|error| {
+        let log = std::fs::read_to_string(dir.join("vmm.log")).unwrap_or_default();
+        std::io::Error::other(format!("{error}\n{log}"))
+    })?;
     let userspace_ns = started.elapsed().as_nanos() as u64;
     let memory = memory::usage(vmm.identity().pid, MEMORY_MIB << 10).map_err(std::io::Error::other)?;
     rustix::event::poll(&mut [PollFd::new(&vmm, PollFlags::IN)], None)?;
@@ -102,6 +105,20 @@ fn send_launch(
     let (roles, descriptors): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     link.send(&ToVmm::Launch { roles }.encode(), &borrowed)
+}
+
+/// A vmm's console, which ends with the vmm even if that never accepted it.
+struct Output<'a> {
+    console: UnixStream,
+    vmm: &'a Process,
+}
+
+impl Read for Output<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let mut polled = [PollFd::new(&self.console, PollFlags::IN), PollFd::new(self.vmm, PollFlags::IN)];
+        rustix::event::poll(&mut polled, None)?;
+        if polled[0].revents().is_empty() { Ok(0) } else { self.console.read(bytes) }
+    }
 }
 
 /// Reads until `text` was seen.

@@ -76,13 +76,16 @@ fn qemu(binary: &Path, images: &Images) -> Command {
     command
         .args([
             "-M",
-            "microvm,x-option-roms=off,rtc=off,pit=off,pic=off,isa-serial=on",
+            // Without an RTC a stock kernel waits seconds for one.
+            "microvm,x-option-roms=off,rtc=on,pit=off,pic=off,isa-serial=on",
             "-accel",
             "kvm",
             "-cpu",
             "host",
         ])
         .args(["-smp", &VCPUS.to_string(), "-m", &MEMORY_MIB.to_string()])
+        // The firmware for it, which QEMU does not choose itself when option ROMs are off.
+        .args(["-bios", "qboot.rom"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot"])
         // Output only: nothing is typed.
         .args(["-serial", "file:/dev/stdout"])

@@ -32,11 +32,15 @@ pub fn detached(
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let fd = inherited.as_raw_fd();
     // SAFETY: the closure runs between fork and exec in a process that had many threads: it calls only
-    // async-signal-safe functions (setsid, dup2, close_range are plain system calls) and allocates nothing. `fd` is
+    // async-signal-safe functions (setsid, dup2, fcntl, close_range are plain system calls) and allocates nothing. `fd` is
     // open, since `inherited` is borrowed until after the spawn.
     unsafe {
         command.pre_exec(move || {
             if libc::setsid() < 0 || libc::dup2(fd, INHERITED_FD) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // `dup2` to the same number does nothing: the descriptor would still be close-on-exec.
+            if libc::fcntl(INHERITED_FD, libc::F_SETFD, 0) < 0 {
                 return Err(io::Error::last_os_error());
             }
             // Descriptors that some library opened without O_CLOEXEC. Rust's own pipe for the result of exec is
