@@ -88,7 +88,7 @@ fn qemu(binary: &Path, images: &Images) -> Command {
         .args(["-bios", "qboot.rom"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot"])
         // Output only: nothing is typed.
-        .args(["-serial", "file:/dev/stdout"])
+        .args(["-serial", "file:/proc/self/fd/1"])
         .args(["-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng"])
         .arg("-kernel")
         .arg(&images.vmlinux)

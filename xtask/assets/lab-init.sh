@@ -16,6 +16,9 @@ mount -t ext4 -o ro /dev/vdb /lab
 mount -t ext4 -o ro /dev/vdc /lab/assets/images
 mount -t ext4 /dev/vdd /out
 ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
 hostname lab
 ip link set lo up
 modprobe -a kvm_amd tun vhost_net vhost_vsock vfio_pci vfio_iommu_type1 loop
