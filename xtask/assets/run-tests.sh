@@ -1,7 +1,7 @@
 # Runs every test program of /lab/tests, one after the other. Arguments go to each.
 # Output is live; what each said and its exit status are kept in /out. A program that takes too long is ended; before
 # that it is told what its processes wait for.
-limit=900
+limit=1500
 describe() {
     echo "== $1 takes longer than $limit s; its processes and what they wait for:"
     for process in /proc/[0-9]*; do

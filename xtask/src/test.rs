@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-const LAB_LIMIT: Duration = Duration::from_secs(40 * 60);
+const LAB_LIMIT: Duration = Duration::from_secs(50 * 60);
 const LAB_MEMORY_MIB: u32 = 8192;
 /// Labs at once: each takes up to [`LAB_MEMORY_MIB`].
 const MAX_LABS: usize = 2;
