@@ -88,8 +88,7 @@ impl Message {
 /// Runs the chore.
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
     let assets = assets(workspace)?;
-    let ostler = build_ostler(workspace)?;
-    let mut programs = build_tests(workspace)?;
+    let (ostler, mut programs) = build_tests(workspace)?;
     if !arguments.programs.is_empty() {
         programs.retain(|program| arguments.programs.contains(&program.name));
     }
@@ -119,10 +118,17 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Ex
 
 /// Builds the `ostler` program and returns its path.
 pub(crate) fn build_ostler(workspace: &Workspace) -> Result<PathBuf> {
-    step("building ostler", || cargo(workspace, &["build", "--release", "--package", "ostler", "--bins"]))?
-        .into_iter()
-        .find(|message| message.is_executable("ostler", "bin"))
-        .and_then(|message| message.executable)
+    let messages =
+        step("building ostler", || cargo(workspace, &["build", "--release", "--package", "ostler", "--bins"]))?;
+    ostler_of(&messages)
+}
+
+/// The `ostler` program among what cargo built; its unit tests, an executable of the same name, are not it.
+fn ostler_of(messages: &[Message]) -> Result<PathBuf> {
+    messages
+        .iter()
+        .find(|message| message.is_executable("ostler", "bin") && !message.profile.test)
+        .and_then(|message| message.executable.clone())
         .context("cargo built no program named ostler")
 }
 
@@ -140,13 +146,16 @@ pub(crate) fn assets(workspace: &Workspace) -> Result<PathBuf> {
     Ok(assets)
 }
 
-fn build_tests(workspace: &Workspace) -> Result<Vec<Program>> {
+/// Builds the `ostler` program and every test program, in one call of cargo: two would choose different features for a few
+/// shared crates, and compile all that stands on those twice.
+fn build_tests(workspace: &Workspace) -> Result<(PathBuf, Vec<Program>)> {
     let (guests, has_feature) = guest_tests(&workspace.root().join("Cargo.toml"))?;
     let mut command = vec!["test", "--release", "--workspace", "--no-run", "--lib", "--bins", "--tests"];
     if has_feature {
         command.extend(["--features", "ostler/lab"]);
     }
-    let messages = step("building tests", || cargo(workspace, &command))?;
+    let messages = step("building ostler and its tests", || cargo(workspace, &command))?;
+    let ostler = ostler_of(&messages)?;
     let mut programs: Vec<Program> = messages
         .into_iter()
         .filter(|message| message.profile.test)
@@ -166,7 +175,7 @@ fn build_tests(workspace: &Workspace) -> Result<Vec<Program>> {
         bail!("Cargo.toml names the guest test {unknown}, but there is no tests/{unknown}.rs");
     }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(programs)
+    Ok((ostler, programs))
 }
 
 /// The guest tests that the root package names, and whether they stand behind its feature `lab`.
