@@ -128,9 +128,9 @@ impl PolicyFault {
     }
 }
 
-/// One plugin's part in a decision.
+/// One plugin's part in a decision; `V` is the hook's kind of answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opinion {
+pub struct Opinion<V = Verdict> {
     /// The plugin's name.
     pub plugin: String,
     /// Its content.
@@ -138,7 +138,7 @@ pub struct Opinion {
     /// Whose chain it is in.
     pub scope: PolicyScope,
     /// What it said, or why it said nothing of use.
-    pub verdict: Result<Verdict, PolicyFault>,
+    pub verdict: Result<V, PolicyFault>,
     /// From the call's start to its end, sandbox included.
     pub took: Duration,
 }

@@ -8,7 +8,9 @@ mod exit;
 mod id;
 mod launch;
 mod lifecycle;
+mod pci;
 mod spec;
+mod vf;
 
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope, Verdict,
@@ -17,4 +19,9 @@ pub use exit::VmExit;
 pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
+pub use pci::{Bdf, BdfError};
 pub use spec::{BootSpec, DiskSpec, ImagePath, NicSpec, SpecError, VmSpec};
+pub use vf::{
+    LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
+    VfVerdict, VfWish, VlanId,
+};
