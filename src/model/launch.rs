@@ -3,6 +3,7 @@
 //! `daemon/supervisor` builds it, `wire::launch` carries it, `vmm` builds a machine from it.
 
 use std::fmt;
+use std::str::FromStr;
 
 use super::{DeviceId, InstanceId, VmId};
 
@@ -73,9 +74,50 @@ impl PciSlot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MacAddr(pub [u8; 6]);
 
+impl MacAddr {
+    /// Whether it can be one station's: not a group address (bit 0 of the first byte: IEEE 802, section 8.2), not zero.
+    pub fn is_station(self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+}
+
+/// A text that is no Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected an Ethernet address: six bytes in hexadecimal, such as 02:00:00:00:00:01")]
+pub struct MacError;
+
+impl FromStr for MacAddr {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
+            *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or(MacError)?;
+        }
+        if parts.next().is_some() { Err(MacError) } else { Ok(Self(bytes)) }
+    }
+}
+
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ethernet_address_reads_what_it_writes() {
+        let mac: MacAddr = "02:ab:00:FF:00:01".parse().unwrap();
+        assert_eq!(mac.to_string(), "02:ab:00:ff:00:01");
+        for text in ["", "02:ab:00:ff:00", "02:ab:00:ff:00:01:02", "2:ab:00:ff:00:01", "02:ab:00:ff:00:+1", "02-ab"] {
+            assert!(text.parse::<MacAddr>().is_err(), "{text}");
+        }
+        assert!(mac.is_station() && !MacAddr([1; 6]).is_station() && !MacAddr([0; 6]).is_station());
     }
 }

@@ -17,7 +17,7 @@ pub use decision::{
 };
 pub use exit::VmExit;
 pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
-pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, PciSlot};
+pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use pci::{Bdf, BdfError};
 pub use spec::{BootSpec, DiskSpec, ImagePath, NicSpec, SpecError, VmSpec};

@@ -98,6 +98,10 @@ pub struct SelectVfRequest {
     pub vcpus: u32,
     /// Its memory in MiB.
     pub memory_mib: u64,
+    /// Number of its disks.
+    pub disks: u32,
+    /// Number of its NICs.
+    pub nics: u32,
     /// The NIC that gets the VF.
     pub nic: DeviceId,
     /// What its owner asks for.

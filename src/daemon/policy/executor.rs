@@ -11,21 +11,32 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::model::{AdmitRequest, Opinion, PolicyFault, Verdict};
+use crate::model::{Opinion, PolicyFault};
 
 use super::call::Site;
-use super::chain;
 use super::engine::Sandbox;
+use super::hook::{self, Question};
 use super::plugin::Bound;
 
-/// A decision to make.
-pub(super) struct Job {
-    pub chain: Arc<[Bound]>,
-    pub request: AdmitRequest,
-    /// When it was asked for; older than the host's patience, it is denied.
-    pub asked: Instant,
-    /// Opinions in the order asked. Closed when nobody waits any more.
-    pub reply: oneshot::Sender<Vec<Opinion>>,
+/// A decision to make, on the executor's thread.
+pub(super) struct Job(Box<dyn FnOnce(&Sandbox) + Send>);
+
+/// Where the opinions of a decision arrive, in the order asked.
+pub(super) type Opinions<V> = oneshot::Receiver<Vec<Opinion<V>>>;
+
+impl Job {
+    /// Asks `chain` about `question`. Nothing is asked once nobody waits any more; what was `asked` longer ago than the
+    /// host's patience is denied.
+    pub(super) fn new<Q: Question>(chain: Arc<[Bound]>, question: Q, asked: Instant) -> (Self, Opinions<Q::Verdict>) {
+        let (reply, answer) = oneshot::channel();
+        let job = Self(Box::new(move |sandbox| {
+            if !reply.is_closed() {
+                // Nobody waits any more: nothing to do.
+                let _ = reply.send(ask_all(sandbox, &chain, &question, asked));
+            }
+        }));
+        (job, answer)
+    }
 }
 
 /// Starts the thread; it ends when the last sender is gone.
@@ -36,31 +47,24 @@ pub(super) fn start(sandbox: Sandbox) -> std::io::Result<SyncSender<Job>> {
 }
 
 fn run(sandbox: &Sandbox, jobs: &Receiver<Job>) {
-    for job in jobs {
-        if job.reply.is_closed() {
-            continue;
-        }
+    for Job(work) in jobs {
         // A fault in the host's own code costs one decision, not the executor: the dropped sender denies it.
-        let opinions = catch_unwind(AssertUnwindSafe(|| ask_all(sandbox, &job)));
-        if let Ok(opinions) = opinions {
-            // Nobody waits any more: nothing to do.
-            let _ = job.reply.send(opinions);
-        }
+        let _ = catch_unwind(AssertUnwindSafe(|| work(sandbox)));
     }
 }
 
-fn ask_all(sandbox: &Sandbox, job: &Job) -> Vec<Opinion> {
+fn ask_all<Q: Question>(sandbox: &Sandbox, chain: &[Bound], question: &Q, asked: Instant) -> Vec<Opinion<Q::Verdict>> {
     let patience = sandbox.limits().patience;
-    let mut opinions = Vec::with_capacity(job.chain.len());
-    for bound in job.chain.iter() {
+    let mut opinions = Vec::with_capacity(chain.len());
+    for bound in chain {
         let started = Instant::now();
-        let verdict = if started.duration_since(job.asked) > patience {
+        let verdict = if started.duration_since(asked) > patience {
             Err(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}")))
         } else {
-            ask(sandbox, bound, &job.request)
+            ask(sandbox, bound, question)
         };
         let opinion = opinion(bound, verdict, started.elapsed());
-        let is_last = chain::decides(&opinion);
+        let is_last = hook::decides::<Q>(&opinion);
         opinions.push(opinion);
         if is_last {
             break;
@@ -69,13 +73,13 @@ fn ask_all(sandbox: &Sandbox, job: &Job) -> Vec<Opinion> {
     opinions
 }
 
-fn ask(sandbox: &Sandbox, bound: &Bound, request: &AdmitRequest) -> Result<Verdict, PolicyFault> {
+fn ask<Q: Question>(sandbox: &Sandbox, bound: &Bound, question: &Q) -> Result<Q::Verdict, PolicyFault> {
     let (compiled, settings) = bound.plugin.code().map_err(|cause| PolicyFault::Unavailable(cause.to_owned()))?;
     let site = Site { sandbox, code: &compiled.code, settings, name: &bound.name };
-    site.admit(request).and_then(|verdict| chain::check(verdict, request))
+    hook::ask(question, &site, &bound.scope)
 }
 
 /// `verdict` as the opinion of `bound`.
-pub(super) fn opinion(bound: &Bound, verdict: Result<Verdict, PolicyFault>, took: Duration) -> Opinion {
+pub(super) fn opinion<V>(bound: &Bound, verdict: Result<V, PolicyFault>, took: Duration) -> Opinion<V> {
     Opinion { plugin: bound.name.clone(), digest: bound.plugin.digest(), scope: bound.scope.clone(), verdict, took }
 }

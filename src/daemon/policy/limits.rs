@@ -13,6 +13,10 @@ pub(super) const MAX_LOG_LINES: usize = 16;
 pub(super) const MAX_HOST_CALLS: u32 = 1024;
 /// Patches in one answer.
 pub(super) const MAX_PATCHES: usize = 8;
+/// Reasons that the rejections of one ranking may name.
+pub(super) const MAX_REASONS: usize = 16;
+/// Settings of a VF in one answer.
+pub(super) const MAX_VF_SETTINGS: usize = 8;
 /// Longest version text in a manifest, in bytes.
 pub(super) const MAX_VERSION_BYTES: usize = 64;
 /// Longest summary in a manifest, in bytes.

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
 
-use crate::model::{PluginDigest, PolicyFault, VmName};
+use crate::model::{AdmitRequest, PluginDigest, PolicyFault, SelectVfRequest, VmName};
 
-use super::call::{Compiled, Site};
+use super::call::{Code, Compiled, Site};
 use super::engine::Sandbox;
-use super::host::bindings::AdmitPre;
-use super::host::bindings::exports::ostler::policy::lifecycle::Manifest;
+use super::hook::Question;
+use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
+use super::host::bindings::exports::ostler::policy::{admit_hook, select_vf_hook};
 use super::host::{Call, GRANTED};
 use super::limits::{
     MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SUMMARY_BYTES,
@@ -29,9 +30,11 @@ const MAGIC: &[u8] = b"\0asm";
 const CORE_MODULE: &[u8] = &[1, 0, 0, 0];
 /// The same in a component: the layer is 1 (component model, binary format).
 const COMPONENT_LAYER: &[u8] = &[1, 0];
-/// Hooks and the interfaces that carry them.
-const ADMIT_HOOK: &str = "ostler:policy/admit-hook";
+/// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
+/// Hooks and the interfaces that carry them: a plugin exports at least one.
+const HOOKS: [(&str, &str); 2] =
+    [(AdmitRequest::HOOK, "ostler:policy/admit-hook"), (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook")];
 /// The package version that this host speaks; later patches of it too.
 const VERSION: (u64, u64) = (0, 1);
 /// WebAssembly page (core specification §4.2.8).
@@ -71,7 +74,7 @@ pub enum LoadError {
     #[error("component imports what no policy plugin may use: {}; remove them, only {} are granted", .0.join(", "), GRANTED.join(", "))]
     UndeclaredImports(Vec<String>),
     /// It lacks an interface.
-    #[error("component does not export {0}; build it for the world ostler:policy/admit@0.1.0")]
+    #[error("component does not export {0}; build it for a world of ostler:policy@0.1.0, such as admit or select-vf")]
     MissingExport(String),
     /// It has the right interfaces with other types.
     #[error("component was built against another version of the interfaces; build it with this host's wit/: {reason}")]
@@ -118,16 +121,14 @@ pub(super) fn compile(sandbox: &Sandbox, linker: &Linker<Call>, bytes: &[u8]) ->
     check_kind(bytes)?;
     let component = Component::from_binary(sandbox.engine(), bytes)
         .map_err(|error| LoadError::NotCompiled { reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES) })?;
-    check_interfaces(sandbox, &component)?;
+    let hooks = check_interfaces(sandbox, &component)?;
     let limit_bytes = sandbox.limits().memory_bytes;
     let wanted_pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
     let wanted_bytes = wanted_pages.saturating_mul(PAGE_BYTES);
     if wanted_bytes > limit_bytes as u64 {
         return Err(LoadError::TooMuchMemory { wanted_bytes, limit_bytes });
     }
-    let code = linker
-        .instantiate_pre(&component)
-        .and_then(AdmitPre::new)
+    let code = link(linker, &component, &hooks)
         .map_err(|error| LoadError::WrongTypes { reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES) })?;
     // Spares the first decision the cost.
     component
@@ -140,11 +141,22 @@ pub(super) fn compile(sandbox: &Sandbox, linker: &Linker<Call>, bytes: &[u8]) ->
         name: manifest.name,
         version: manifest.version,
         summary: manifest.summary,
-        hooks: &["admit"],
+        hooks,
         digest: digest(bytes),
         size_bytes: bytes.len() as u64,
     };
     Ok(Compiled { about, code })
+}
+
+fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtime::Result<Code> {
+    let instance = linker.instantiate_pre(component)?;
+    let serves = |hook| hooks.contains(&hook);
+    Ok(Code {
+        lifecycle: lifecycle::GuestIndices::new(&instance)?,
+        admit: serves(AdmitRequest::HOOK).then(|| admit_hook::GuestIndices::new(&instance)).transpose()?,
+        select_vf: serves(SelectVfRequest::HOOK).then(|| select_vf_hook::GuestIndices::new(&instance)).transpose()?,
+        instance,
+    })
 }
 
 /// Whether `size_bytes` may be loaded.
@@ -160,7 +172,8 @@ fn check_kind(bytes: &[u8]) -> Result<(), LoadError> {
     }
 }
 
-fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<(), LoadError> {
+/// The hooks that the component exports, if it imports nothing that is not granted.
+fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<Vec<&'static str>, LoadError> {
     let ty = component.component_type();
     let undeclared: Vec<String> = ty
         .imports(sandbox.engine())
@@ -172,12 +185,17 @@ fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<(), Load
     if !undeclared.is_empty() {
         return Err(LoadError::UndeclaredImports(undeclared));
     }
-    for wanted in [LIFECYCLE, ADMIT_HOOK] {
-        if !ty.exports(sandbox.engine()).any(|(name, _)| is_interface(name, wanted)) {
-            return Err(LoadError::MissingExport(format!("{wanted}@{}.{}.x", VERSION.0, VERSION.1)));
-        }
+    let exports = |wanted: &str| ty.exports(sandbox.engine()).any(|(name, _)| is_interface(name, wanted));
+    let version = format!("@{}.{}.x", VERSION.0, VERSION.1);
+    if !exports(LIFECYCLE) {
+        return Err(LoadError::MissingExport(format!("{LIFECYCLE}{version}")));
     }
-    Ok(())
+    let hooks: Vec<_> = HOOKS.iter().filter(|(_, interface)| exports(interface)).map(|(hook, _)| *hook).collect();
+    if hooks.is_empty() {
+        let any = HOOKS.map(|(_, interface)| format!("{interface}{version}")).join(", ");
+        return Err(LoadError::MissingExport(format!("any hook ({any})")));
+    }
+    Ok(hooks)
 }
 
 /// Whether `name` is `interface` in a version that this host speaks.

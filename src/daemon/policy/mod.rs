@@ -6,16 +6,16 @@
 //!
 //! ```text
 //! load(bytes, settings) ─▶ blocking pool: check, compile, describe, validate ─▶ LoadedPlugin
-//! admit(chain, request) ─▶ bounded queue ─▶ executor thread: per plugin a fresh instance ─▶ chain ─▶ Decision
+//! admit(chain, request) ─▶ bounded queue ─▶ executor thread: per plugin a fresh instance ─▶ combine ─▶ Decision
 //! ```
 //!
 //! The host runs inside the daemon's process for now. Only values cross its door (bytes and settings in, opinions and
 //! decisions out), so that it can move into a process of its own, with the compiler in another, without changing a caller.
 
 mod call;
-mod chain;
 mod engine;
 mod executor;
+mod hook;
 mod host;
 mod limits;
 mod load;
@@ -27,15 +27,16 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wasmtime::component::Linker;
 
-use crate::model::{AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault};
+use crate::model::{AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, SelectVfRequest, VfDecision};
 
 use call::Compiled;
 use engine::Sandbox;
 use executor::Job;
+use hook::{Question, admit, select_vf};
 use host::Call;
 
 pub use limits::Limits;
@@ -116,20 +117,34 @@ impl PolicyHost {
         }
     }
 
-    /// Asks the plugins of `chain` in order about `request`.
+    /// Asks the plugins of `chain` in order whether the VM may be registered.
     ///
     /// Answers within the limits' patience (and a second of grace), whatever the plugins do; what cannot be decided is
     /// denied with a code that begins with `policy.`.
     pub async fn admit(&self, chain: Arc<[Bound]>, request: AdmitRequest) -> Decision {
         let started = Instant::now();
         let opinions = self.opinions(chain, request, started).await;
-        Decision { outcome: chain::combine(&opinions), opinions, took: started.elapsed() }
+        Decision { outcome: admit::combine(&opinions), opinions, took: started.elapsed() }
     }
 
-    async fn opinions(&self, chain: Arc<[Bound]>, request: AdmitRequest, asked: Instant) -> Vec<Opinion> {
+    /// Asks the plugins of `chain` in order which VF a NIC gets, as [`admit`](Self::admit) does for a VM.
+    pub async fn select_vf(&self, chain: Arc<[Bound]>, request: SelectVfRequest) -> VfDecision {
+        let started = Instant::now();
+        let (wish, candidates) = (request.wish, request.candidates.len());
+        let opinions = self.opinions(chain, request, started).await;
+        VfDecision { outcome: select_vf::combine(&opinions, wish, candidates), opinions, took: started.elapsed() }
+    }
+
+    async fn opinions<Q: Question>(
+        &self,
+        chain: Arc<[Bound]>,
+        question: Q,
+        asked: Instant,
+    ) -> Vec<Opinion<Q::Verdict>> {
+        let chain = hook::asked::<Q>(chain);
         let Some(first) = chain.first().cloned() else { return Vec::new() };
-        let (reply, answer) = oneshot::channel();
-        let cause = match self.0.queue.try_send(Job { chain, request, asked, reply }) {
+        let (job, answer) = Job::new(chain, question, asked);
+        let cause = match self.0.queue.try_send(job) {
             Ok(()) => match timeout(self.0.sandbox.limits().patience + GRACE, answer).await {
                 Ok(Ok(opinions)) => return opinions,
                 Ok(Err(_)) => "the executor dropped the decision",

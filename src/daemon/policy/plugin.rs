@@ -26,7 +26,7 @@ pub(super) struct About {
     pub name: String,
     pub version: String,
     pub summary: String,
-    pub hooks: &'static [&'static str],
+    pub hooks: Vec<&'static str>,
     pub digest: PluginDigest,
     pub size_bytes: u64,
 }
@@ -48,7 +48,7 @@ impl LoadedPlugin {
             name: name.into(),
             version: String::new(),
             summary: String::new(),
-            hooks: &[],
+            hooks: Vec::new(),
             digest,
             size_bytes: 0,
         };
@@ -70,9 +70,14 @@ impl LoadedPlugin {
         &self.0.about.summary
     }
 
-    /// Hooks that it exports: `admit`.
+    /// Hooks that it exports: `admit`, `select-vf`.
     pub fn hooks(&self) -> &[&'static str] {
-        self.0.about.hooks
+        &self.0.about.hooks
+    }
+
+    /// Whether it is asked at `hook`. A broken one is asked everywhere: nobody knows what it would have denied.
+    pub(super) fn serves(&self, hook: &str) -> bool {
+        matches!(self.0.state, State::Broken(_)) || self.0.about.hooks.contains(&hook)
     }
 
     /// SHA-256 of the component.

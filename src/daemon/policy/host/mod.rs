@@ -11,10 +11,10 @@ use super::plugin::Settings;
 
 pub(super) use log::Notes;
 
-/// Bindings of the world `admit`, generated from `wit/`, which carries the documentation.
+/// Bindings of the world `full`, generated from `wit/`, which carries the documentation.
 #[allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated")]
 pub(super) mod bindings {
-    wasmtime::component::bindgen!({ path: "wit", world: "admit", imports: { default: trappable } });
+    wasmtime::component::bindgen!({ path: "wit", world: "full", imports: { default: trappable } });
 }
 
 /// Interfaces that a plugin may import, without their version.
@@ -23,7 +23,7 @@ pub(super) const GRANTED: [&str; 3] = ["ostler:policy/log", "ostler:policy/setti
 /// A linker with every granted import, and nothing else.
 pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Call>> {
     let mut linker = Linker::new(engine);
-    bindings::Admit::add_to_linker::<_, HasSelf<Call>>(&mut linker, |call| call)?;
+    bindings::Full::add_to_linker::<_, HasSelf<Call>>(&mut linker, |call| call)?;
     Ok(linker)
 }
 

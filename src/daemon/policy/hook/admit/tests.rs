@@ -5,6 +5,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::daemon::policy::hook::decides;
+use crate::daemon::policy::limits::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES};
 use crate::model::{LimitUse, PluginDigest};
 
 fn request() -> AdmitRequest {
@@ -17,6 +19,12 @@ fn request() -> AdmitRequest {
         nics: 1,
         in_use: LimitUse::default(),
     }
+}
+
+/// The verdict if it keeps the contract, as the executor takes it.
+fn check(verdict: Verdict, request: &AdmitRequest) -> Result<Verdict, PolicyFault> {
+    request.check(&verdict, &PolicyScope::Operator).map_err(PolicyFault::BadAnswer)?;
+    Ok(verdict)
 }
 
 fn opinion(plugin: &str, scope: PolicyScope, verdict: Result<Verdict, PolicyFault>) -> Opinion {
@@ -155,7 +163,7 @@ proptest! {
     #[test]
     fn the_first_denial_or_fault_decides_and_nothing_else_denies(opinions in any_opinions()) {
         let outcome = combine(&opinions);
-        match opinions.iter().find(|opinion| decides(opinion)) {
+        match opinions.iter().find(|opinion| decides::<AdmitRequest>(opinion)) {
             Some(first) => {
                 let expected = match &first.verdict {
                     Ok(Verdict::Deny { code, .. }) => code.clone(),

@@ -1,0 +1,76 @@
+//! The questions that plugins can be asked, one file each. Key type: [`Question`].
+//!
+//! A hook's file knows its interface in `wit/`, what of an answer breaks the contract, and what the opinions of a chain
+//! come to. The host around it (`executor`, `call`) is the same for all.
+
+pub(super) mod admit;
+pub(super) mod select_vf;
+
+use std::sync::Arc;
+
+use crate::model::{Opinion, PolicyFault, PolicyScope};
+
+use super::call::Site;
+use super::limits::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES};
+use super::plugin::Bound;
+use super::text::is_line;
+
+/// Nobody who may decide has decided.
+const NO_OPINION: &str = "policy.no-opinion";
+/// Codes that only the host gives.
+const RESERVED_PREFIX: &str = "policy.";
+
+/// A request that a hook is asked about.
+pub(super) trait Question: Send + 'static {
+    /// What a plugin answers.
+    type Verdict: Send + 'static;
+    /// The hook's name, as [`LoadedPlugin::hooks`](super::LoadedPlugin::hooks) lists it.
+    const HOOK: &'static str;
+
+    /// Asks one plugin that exports the hook. The answer is not checked yet.
+    fn ask(&self, site: &Site<'_>) -> Result<Self::Verdict, PolicyFault>;
+
+    /// What of the answer breaks the contract in `wit/`; `scope` is whose plugin gave it.
+    fn check(&self, verdict: &Self::Verdict, scope: &PolicyScope) -> Result<(), String>;
+
+    /// Whether this answer decides whatever later plugins would say.
+    fn is_final(verdict: &Self::Verdict) -> bool;
+}
+
+/// The part of `chain` that has an opinion on `Q`. A plugin that could not be loaded again stays in: it denies.
+pub(super) fn asked<Q: Question>(chain: Arc<[Bound]>) -> Arc<[Bound]> {
+    if chain.iter().all(|bound| bound.plugin.serves(Q::HOOK)) {
+        return chain;
+    }
+    chain.iter().filter(|bound| bound.plugin.serves(Q::HOOK)).cloned().collect()
+}
+
+/// Asks one plugin and checks its answer.
+pub(super) fn ask<Q: Question>(question: &Q, site: &Site<'_>, scope: &PolicyScope) -> Result<Q::Verdict, PolicyFault> {
+    let verdict = question.ask(site)?;
+    question.check(&verdict, scope).map_err(PolicyFault::BadAnswer)?;
+    Ok(verdict)
+}
+
+/// Whether nobody behind this opinion needs to be asked.
+pub(super) fn decides<Q: Question>(opinion: &Opinion<Q::Verdict>) -> bool {
+    opinion.verdict.as_ref().map_or(true, Q::is_final)
+}
+
+/// Whether a denial, or a reason, can be shown and its code is the plugin's to give.
+fn check_denial(code: &str, message: &str) -> Result<(), String> {
+    let is_code_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    if code.is_empty() || code.len() > MAX_CODE_BYTES || !code.bytes().all(is_code_byte) {
+        return Err(format!("code of the denial must be 1 to {MAX_CODE_BYTES} bytes of a-z, 0-9, '-' and '.'"));
+    }
+    if code.starts_with(RESERVED_PREFIX) {
+        return Err(format!("code of the denial starts with {RESERVED_PREFIX:?}, which belongs to the host"));
+    }
+    if !is_line(message, MAX_MESSAGE_BYTES) {
+        return Err(format!(
+            "message of the denial has {} bytes, 1 to {MAX_MESSAGE_BYTES} without control characters are allowed",
+            message.len()
+        ));
+    }
+    Ok(())
+}
