@@ -45,6 +45,7 @@ fn serve_config(arguments: ServeArgs) -> Result<ServeConfig, String> {
         certificate: Some(certificates.join("server.pem")),
         key: Some(certificates.join("server.key")),
         client_ca: Some(certificates.join("ca.pem")),
+        client_crl: Some(certificates.join("crl.pem")),
         network,
         trust_domain: arguments.trust_domain,
         data_dir: arguments.data_dir,

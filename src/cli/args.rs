@@ -105,7 +105,8 @@ pub struct ServeArgs {
     /// Disk images, a directory per tenant [default: <data-dir>/volumes]
     #[arg(long, value_name = "DIR")]
     pub volumes_dir: Option<PathBuf>,
-    /// Holds server.pem, server.key and ca.pem [default: <data-dir>/certs]
+    /// Holds server.pem, server.key, ca.pem and (if there is one) crl.pem; followed while the daemon runs [default:
+    /// <data-dir>/certs]
     #[arg(long, value_name = "DIR")]
     pub certs_dir: Option<PathBuf>,
     /// Trust domain of the SPIFFE ids in client certificates
@@ -120,6 +121,21 @@ pub struct ServeArgs {
 pub(crate) enum CertsCommand {
     /// Make a development CA and certificates; what exists already is kept
     Init(CertsInitArgs),
+    /// Revoke certificates of the development CA: adds them to crl.pem, which a daemon follows
+    Revoke(CertsRevokeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertsRevokeArgs {
+    /// Certificates to revoke, such as tenant-acme.pem; none: the list is only renewed
+    #[arg(value_name = "FILE")]
+    pub(crate) certificates: Vec<PathBuf>,
+    /// Directory of ca.pem, ca.key and crl.pem
+    #[arg(long, default_value = CERTS_DIR)]
+    pub(crate) dir: PathBuf,
+    /// Days until the list expires: from then on the daemon refuses everybody, until it is renewed
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
 }
 
 #[derive(Debug, Args)]

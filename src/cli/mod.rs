@@ -82,6 +82,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     let client = || Client::connect(&global);
     match arguments.command {
         Command::Certs(CertsCommand::Init(init)) => commands::certs::init(&init, global.output),
+        Command::Certs(CertsCommand::Revoke(revoke)) => commands::certs::revoke(&revoke, global.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "ostler", &mut script);

@@ -33,6 +33,8 @@ pub struct ServeConfig {
     pub key: Option<PathBuf>,
     /// The authority of client certificates. Default `<data>/certs/ca.pem`.
     pub client_ca: Option<PathBuf>,
+    /// Revocation lists of that authority; need not exist. Default `<data>/certs/crl.pem`.
+    pub client_crl: Option<PathBuf>,
     /// From which NICs get their /30s. Default 172.30.0.0/16.
     pub network: Network,
     /// The program that is run as `<program> vmm`. Default: this one.
@@ -52,6 +54,7 @@ impl Default for ServeConfig {
             certificate: None,
             key: None,
             client_ca: None,
+            client_crl: None,
             network: Network::default(),
             vmm: "/proc/self/exe".into(),
             trust_domain: "ostler.local".into(),
@@ -95,6 +98,7 @@ impl ServeConfig {
             certificate: in_certs(&self.certificate, "server.pem"),
             key: in_certs(&self.key, "server.key"),
             client_ca: in_certs(&self.client_ca, "ca.pem"),
+            client_crl: in_certs(&self.client_crl, "crl.pem"),
         }
     }
 

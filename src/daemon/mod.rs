@@ -83,14 +83,15 @@ async fn serve_until(
     ending: rpc::Ending,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    let tls = rpc::server_config(&config.tls_files())?;
+    let files = config.tls_files();
+    let trust = rpc::Trust::load(&files)?;
     let (places, _lock) = config.claim()?;
     let listen_error = |source| ServeError::Listen { address: config.listen, source };
     // Bound before VMs are taken over (a taken port is told at once), served after.
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let node = Arc::new(service::Node::open(&places, config.network).await?);
     ready(listener.local_addr().map_err(listen_error)?);
-    let served = rpc::serve(Arc::clone(&node), listener, tls, config.trust_domain, ending).await;
+    let served = rpc::serve(Arc::clone(&node), listener, (files, trust), config.trust_domain, ending).await;
     node.close().await;
     Ok(served?)
 }

@@ -9,8 +9,10 @@ use hyper_util::rt::TokioIo;
 use ostler::api::v1;
 use ostler::api::v1::plugin_service_client::PluginServiceClient;
 use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
@@ -60,6 +62,56 @@ pub fn connect(port: u16, ca: &Path, identity: Option<Identity>) -> Result<Chann
         }
     });
     wait(Endpoint::from_static("http://localhost").connect_with_connector(connector))
+}
+
+/// The certificate that the daemon at `port` shows, whoever signed it.
+pub fn served_certificate(port: u16) -> Vec<u8> {
+    #[derive(Debug)]
+    struct Anyone;
+    impl ServerCertVerifier for Anyone {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+        }
+    }
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tls = TlsConnector::from(Arc::new(config));
+    wait(async {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    })
 }
 
 /// A caller with a certificate.
@@ -157,6 +209,17 @@ impl Watch {
     /// The next change; panics if none comes in time.
     pub fn next(&mut self) -> v1::WatchVirtualMachinesResponse {
         wait(self.0.message()).expect("the watch broke").expect("the watch ended")
+    }
+
+    /// Reads to the end: `None` if the daemon ended the watch, else how it broke.
+    pub fn end(&mut self) -> Option<Status> {
+        loop {
+            match wait(self.0.message()) {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(status) => return Some(status),
+            }
+        }
     }
 
     /// Reads until the VM is in `state`, and gives all states that it was seen in, without repetitions.

@@ -214,7 +214,8 @@ impl Host {
         entries.map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
     }
 
-    fn daemon_log(&self) -> String {
+    /// What the daemon logged so far.
+    pub fn daemon_log(&self) -> String {
         tail(&self.directory.path().join("daemon.log"))
     }
 }

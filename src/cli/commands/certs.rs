@@ -1,13 +1,16 @@
-//! `ostler certs init`: a development CA and the certificates that it signs. No daemon is asked.
+//! `ostler certs`: a development CA, the certificates that it signs and revokes. No daemon is asked.
 //!
 //! ```text
 //!   DIR/ca.pem ca.key              signs the rest; keep ca.key off the node in production
 //!   DIR/server.pem server.key      the daemon: localhost, 127.0.0.1, ::1 and --server-name
 //!   DIR/operator-NAME.pem .key     spiffe://ostler.local/operator/NAME
 //!   DIR/tenant-NAME.pem .key       spiffe://ostler.local/tenant/NAME
+//!   DIR/crl.pem                    what is revoked, from the first `certs revoke` on
 //! ```
 //!
 //! What exists is never replaced: a second run adds what is missing. Keys are readable by their owner only.
+
+mod revocation;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -32,6 +35,8 @@ use super::super::args::{CertsInitArgs, Output, TRUST_DOMAIN};
 use super::super::failure::{Exit, Failure};
 use super::super::view::json;
 use super::super::{print, show};
+
+pub(crate) use revocation::revoke;
 
 /// Days that a new CA is valid: longer than any certificate that it signs at once.
 const CA_DAYS: u32 = 3660;

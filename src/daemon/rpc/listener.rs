@@ -1,6 +1,7 @@
 //! Accepts connections and shakes hands, without letting anybody hold up the others. Key type: [`Connection`].
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::tls::ALPN;
+use super::trust::{Trusted, distrusted};
 use super::{Ending, ended};
 use crate::daemon::service::{AuthnError, Principal, identify};
 
@@ -33,10 +35,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Who is at the other end, or why that is nobody.
 pub(super) type Caller = Result<Principal, AuthnError>;
 
-/// A connection whose client certificate was verified.
+/// A connection whose client certificate was verified, and is again whenever what the daemon believes changes.
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Arc<Caller>,
+    /// `None` once it has come true.
+    distrusted: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _place: OwnedSemaphorePermit,
     _share: Option<Share>,
 }
@@ -48,13 +52,13 @@ pub(super) struct Peer(pub(super) Arc<Caller>);
 /// Accepts on `listener` until `ending`; the stream gives what shook hands.
 pub(super) fn connections(
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    trusted: Trusted,
     trust_domain: String,
     mut ending: Ending,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(1);
     let door = Arc::new(Door {
-        acceptor: TlsAcceptor::from(tls),
+        trusted,
         trust_domain,
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         shares: Shares::default(),
@@ -91,7 +95,7 @@ pub(super) fn connections(
 }
 
 struct Door {
-    acceptor: TlsAcceptor,
+    trusted: Trusted,
     trust_domain: String,
     places: Arc<Semaphore>,
     shares: Shares,
@@ -101,14 +105,19 @@ impl Door {
     async fn shake_hands(&self, stream: TcpStream) -> io::Result<Connection> {
         let refuse = |why: &str| Err(io::Error::other(why));
         stream.set_nodelay(true)?;
-        let stream = self.acceptor.accept(stream).await?;
+        // Taken before the handshake, so that a change during it is not missed.
+        let mut trusted = self.trusted.clone();
+        let config = Arc::clone(&trusted.borrow_and_update().config);
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(ALPN) {
             return refuse("client does not speak HTTP/2");
         }
-        let leaf = session.peer_certificates().and_then(|chain| chain.first());
-        let Some(leaf) = leaf else { return refuse("client shows no certificate") };
+        let Some(chain @ [leaf, ..]) = session.peer_certificates() else {
+            return refuse("client shows no certificate");
+        };
         let caller = identify(leaf, &self.trust_domain);
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return refuse("too many connections");
         };
@@ -120,7 +129,8 @@ impl Door {
             // Kept, to tell the client in its own protocol what is wrong with its certificate.
             Err(_) => None,
         };
-        Ok(Connection { stream, caller: Arc::new(caller), _place: place, _share: share })
+        let distrusted = Some(Box::pin(distrusted(chain, trusted)) as Pin<Box<_>>);
+        Ok(Connection { stream, caller: Arc::new(caller), distrusted, _place: place, _share: share })
     }
 }
 
@@ -171,6 +181,15 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // HTTP/2 reads at all times, so that this is noticed whether or not anything is sent.
+        let is_distrusted = match &mut self.distrusted {
+            Some(distrusted) => distrusted.as_mut().poll(cx).is_ready(),
+            None => true,
+        };
+        if is_distrusted {
+            self.distrusted = None;
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionAborted)));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

@@ -12,6 +12,7 @@ mod listener;
 mod plugin;
 mod status;
 mod tls;
+mod trust;
 mod vm;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::api::v1;
 use crate::api::v1::plugin_service_server::PluginServiceServer;
 use crate::api::v1::virtual_machine_service_server::VirtualMachineServiceServer;
 use crate::daemon::service::SharedNode;
-pub use tls::{TlsError, TlsFiles, server_config};
+pub use tls::{TlsError, TlsFiles, Trust};
 
 /// Longest request, in bytes: a spec is some kilobytes, a chunk of a plugin 64 KiB.
 const MAX_REQUEST_LEN: usize = 256 << 10;
@@ -57,11 +58,12 @@ pub enum RpcError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves `node` on `listener` until `ending`, then lets calls under way finish for some seconds.
+/// Serves `node` on `listener` until `ending`, then lets calls under way finish for some seconds. Begins with `trust`,
+/// and follows the files that it comes from.
 pub async fn serve(
     node: SharedNode,
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    (files, trust): (TlsFiles, Trust),
     trust_domain: String,
     mut ending: Ending,
 ) -> Result<(), RpcError> {
@@ -79,7 +81,8 @@ pub async fn serve(
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
 
-    let connections = listener::connections(listener, tls, trust_domain, ending.clone());
+    let trusted = trust::follow(files, trust, health, ending.clone());
+    let connections = listener::connections(listener, trusted, trust_domain, ending.clone());
     let mut drained = ending.clone();
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
