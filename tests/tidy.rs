@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may import with `use crate::…`, besides itself and what lies below it. The longest prefix counts.
-const MAY_IMPORT: [(&str, &[&str]); 26] = [
+const MAY_IMPORT: [(&str, &[&str]); 27] = [
     ("lib", &[]),
     ("model", &[]),
     ("sys", &[]),
@@ -21,6 +21,7 @@ const MAY_IMPORT: [(&str, &[&str]); 26] = [
     ("daemon/authn", &["model"]),
     ("daemon/policy", &["model", "sys"]),
     ("daemon/inventory", &["daemon/record", "model", "sys"]),
+    ("daemon/hostdev", &["model", "sys"]),
     ("daemon/store", &["daemon/record", "model", "sys"]),
     ("daemon/supervisor", &["daemon/record", "daemon/files", "model", "wire", "sys"]),
     ("daemon/record", &["model", "sys"]),

@@ -5,7 +5,7 @@ use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSl
 use crate::sys::tap;
 
 /// A VM cannot be laid out: a record that no longer fits this daemon's limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PlanError {
     /// More devices than bus 0 has slots.
     #[error("too many devices for one PCI bus")]
@@ -13,6 +13,9 @@ pub(super) enum PlanError {
     /// Records and spec disagree about a NIC.
     #[error("a NIC has no address")]
     NoLease,
+    /// The vmm has no driver for devices of the host.
+    #[error("NIC {0} is a virtual function, and this vmm cannot drive one")]
+    NoPassthrough(DeviceId),
 }
 
 /// The launch of `vm` as `instance`: rng in slot 1, then disks, then NICs, each in the order of the spec.
@@ -21,6 +24,9 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
     let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
     let disks = spec.disks().iter().map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only })));
     let nics = spec.nics().iter().map(|nic| {
+        if nic.vf_wish().is_some() {
+            return Err(PlanError::NoPassthrough(nic.id.clone()));
+        }
         let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
         Ok((&nic.id, DeviceKind::Net { mac: lease.mac }))
     });
@@ -61,7 +67,7 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::samples;
-    use crate::model::{BootSpec, NicSpec};
+    use crate::model::{BootSpec, NicBackend, NicSpec};
 
     #[test]
     fn lays_out_rng_disks_and_nics_in_order() {
@@ -92,7 +98,7 @@ mod tests {
     #[test]
     fn refuses_a_nic_without_an_address() {
         let mut vm = samples::running("acme", "web");
-        let other = NicSpec { id: "eth1".parse().unwrap() };
+        let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap };
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![other]).unwrap();
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease));
     }
