@@ -17,7 +17,7 @@ use wit_component::ComponentEncoder;
 use toolchain::{TARGET, Toolchain};
 
 /// Folders below `plugins/` that become `<name>.wasm`; their packages are called `plugin-<name>`.
-const PLUGINS: [&str; 1] = ["admission"];
+const PLUGINS: [&str; 2] = ["admission", "sriov-net"];
 
 /// What the outputs are made from, beside the compiler.
 const INPUTS: [&str; 7] =
@@ -74,7 +74,7 @@ fn compile(root: &Path, toolchain: &Toolchain) -> Result<Vec<Vec<u8>>> {
     PLUGINS
         .iter()
         .map(|name| {
-            let path = target_dir.join(TARGET).join("plugin").join(format!("plugin_{name}.wasm"));
+            let path = target_dir.join(TARGET).join("plugin").join(format!("plugin_{}.wasm", name.replace('-', "_")));
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
         })
         .collect()

@@ -1,83 +1,25 @@
-//! Settings to [`Limits`]: every key known and well-formed, or a list of what is not.
-//!
-//! [`Source`] is the host's `settings` import as a trait, so that the rules are tested without a host.
+//! Settings to [`Limits`].
 
-use crate::host::ostler::policy::settings as import;
 use crate::limits::{Limits, Mode};
+use plugin_settings::{Invalid, Reader, Source};
+
+plugin_settings::host_source!(crate::host::ostler::policy::settings);
 
 const KEYS: [&str; 6] = ["max-memory-mib", "max-vcpus", "max-vms", "mode", "total-memory-mib", "total-vcpus"];
 
-/// A setting that is refused: its key, and what would be right.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Invalid {
-    pub key: String,
-    pub message: String,
-}
-
-/// Where settings come from.
-pub(crate) trait Source {
-    fn keys(&self) -> Vec<String>;
-    fn text(&self, key: &str) -> Option<String>;
-    fn number(&self, key: &str) -> Result<Option<u64>, Invalid>;
-}
-
-/// The real one.
-pub(crate) struct Host;
-
-impl Source for Host {
-    fn keys(&self) -> Vec<String> {
-        import::keys()
-    }
-
-    fn text(&self, key: &str) -> Option<String> {
-        import::get_string(key)
-    }
-
-    fn number(&self, key: &str) -> Result<Option<u64>, Invalid> {
-        import::get_u64(key).map_err(|e| Invalid { key: e.key, message: e.message })
-    }
-}
-
 /// All settings, or everything that is wrong with them.
 pub(crate) fn read(source: &impl Source) -> Result<Limits, Vec<Invalid>> {
-    let mut wrong: Vec<Invalid> = source
-        .keys()
-        .into_iter()
-        .filter(|key| !KEYS.contains(&key.as_str()))
-        .map(|key| Invalid { message: format!("unknown setting, known are {}", KEYS.join(", ")), key })
-        .collect();
-    let mut number = |key: &str, least: u64| match source.number(key) {
-        Ok(Some(value)) if value < least => {
-            wrong.push(Invalid {
-                key: key.into(),
-                message: format!("{value} is too small, at least {least} is allowed"),
-            });
-            None
-        }
-        Ok(value) => value,
-        Err(invalid) => {
-            wrong.push(invalid);
-            None
-        }
-    };
+    let mut reader = Reader::new(source, &KEYS);
     let limits = Limits {
-        max_vms: number("max-vms", 0),
+        max_vms: reader.number("max-vms", 0..=u64::MAX),
         // A VM of no size cannot be capped to: such a limit is a mistake in either mode.
-        max_vcpus: number("max-vcpus", 1),
-        max_memory_mib: number("max-memory-mib", 1),
-        total_vcpus: number("total-vcpus", 0),
-        total_memory_mib: number("total-memory-mib", 0),
-        mode: Mode::default(),
+        max_vcpus: reader.number("max-vcpus", 1..=u64::MAX),
+        max_memory_mib: reader.number("max-memory-mib", 1..=u64::MAX),
+        total_vcpus: reader.number("total-vcpus", 0..=u64::MAX),
+        total_memory_mib: reader.number("total-memory-mib", 0..=u64::MAX),
+        mode: reader.choice("mode", &[("deny", Mode::Deny), ("cap", Mode::Cap)]),
     };
-    let mode = match source.text("mode").as_deref() {
-        None | Some("deny") => Mode::Deny,
-        Some("cap") => Mode::Cap,
-        Some(other) => {
-            wrong.push(Invalid { key: "mode".into(), message: format!("{other:?} is neither \"deny\" nor \"cap\"") });
-            Mode::Deny
-        }
-    };
-    if wrong.is_empty() { Ok(Limits { mode, ..limits }) } else { Err(wrong) }
+    reader.finish(limits)
 }
 
 #[cfg(test)]
@@ -85,25 +27,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    struct Map(BTreeMap<&'static str, &'static str>);
-
-    impl Source for Map {
-        fn keys(&self) -> Vec<String> {
-            self.0.keys().map(|key| (*key).to_owned()).collect()
-        }
-
-        fn text(&self, key: &str) -> Option<String> {
-            self.0.get(key).map(|value| (*value).to_owned())
-        }
-
-        fn number(&self, key: &str) -> Result<Option<u64>, Invalid> {
-            let parsed = self.0.get(key).map(|value| value.parse()).transpose();
-            parsed.map_err(|_| Invalid { key: key.into(), message: "not a number".into() })
-        }
-    }
-
-    fn read_map<const N: usize>(entries: [(&'static str, &'static str); N]) -> Result<Limits, Vec<Invalid>> {
-        read(&Map(entries.into()))
+    fn read_map<const N: usize>(entries: [(&str, &str); N]) -> Result<Limits, Vec<Invalid>> {
+        read(&BTreeMap::from(entries))
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::process::Command;
 use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
+mod select_vf;
+
 /// A built component, or the advice to build it.
 fn component(name: &str) -> Vec<u8> {
     let built = std::env::var_os("OSTLER_PLUGINS")
@@ -131,7 +133,7 @@ async fn refuses_what_is_no_plugin_and_says_what_to_do() {
         ("core-module", |e| matches!(e, LoadError::CoreModule), "wrap it"),
         ("truncated", |e| matches!(e, LoadError::NotCompiled { .. }), "build and send it again"),
         ("clock", |e| matches!(e, LoadError::UndeclaredImports(_)), "wasi:clocks/monotonic-clock@0.2.0"),
-        ("no-hook", |e| matches!(e, LoadError::MissingExport(_)), "ostler:policy/admit-hook"),
+        ("no-hook", |e| matches!(e, LoadError::MissingExport(_)), "any hook (ostler:policy/admit-hook"),
         ("large", |e| matches!(e, LoadError::TooMuchMemory { wanted_bytes: 12_582_912, .. }), "8388608"),
         ("describe-trap", |e| matches!(e, LoadError::Faulted { fault: PolicyFault::Trap(_), .. }), "describe"),
         ("describe-loop", |e| matches!(e, LoadError::Faulted { .. }), "describe"),

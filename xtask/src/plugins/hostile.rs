@@ -11,8 +11,9 @@ use wit_parser::Resolve;
 
 use super::{componentize, write};
 
-/// The world of real plugins.
+/// The worlds of real plugins.
 const ADMIT: &str = "ostler:policy/admit@0.1.0";
+const SELECT_VF: &str = "ostler:policy/select-vf@0.1.0";
 
 /// A fixture: name of its text and of the output, its world, the parts that it shares.
 struct Fixture(&'static str, &'static str, &'static [&'static str]);
@@ -21,9 +22,11 @@ struct Fixture(&'static str, &'static str, &'static [&'static str]);
 const LOADS: &[&str] = &["admit-type", "memory", "lifecycle"];
 /// For a misbehaving lifecycle.
 const DECIDES: &[&str] = &["admit-type", "memory", "abstains"];
+/// What a misbehaving selection needs around it.
+const SELECTS: &[&str] = &["select-vf-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 23] = [
+const FIXTURES: [Fixture; 29] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("bad-name", ADMIT, DECIDES),
     Fixture("bad-utf8", ADMIT, LOADS),
@@ -45,6 +48,12 @@ const FIXTURES: [Fixture; 23] = [
     Fixture("start-loop", ADMIT, ALL),
     Fixture("trap", ADMIT, LOADS),
     Fixture("undecided", ADMIT, LOADS),
+    Fixture("vf-mac", SELECT_VF, SELECTS),
+    Fixture("vf-reason", SELECT_VF, SELECTS),
+    Fixture("vf-short", SELECT_VF, SELECTS),
+    Fixture("vf-trap", SELECT_VF, SELECTS),
+    Fixture("vf-trust", SELECT_VF, SELECTS),
+    Fixture("vf-vlan", SELECT_VF, SELECTS),
     Fixture("widen", ADMIT, LOADS),
     Fixture("zero", ADMIT, LOADS),
 ];

@@ -1,0 +1,298 @@
+//! The decision itself, on plain values: [`Rules`] settle what is asked for and judge each [`Candidate`].
+
+/// What is first, or out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Preference {
+    /// It makes no difference.
+    #[default]
+    Any,
+    /// Others first.
+    Avoid,
+    /// Out.
+    Refuse,
+}
+
+/// How VFs are dealt out over PFs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Spread {
+    /// The PF with the largest free share first.
+    #[default]
+    Balance,
+    /// The PF with the smallest free share first, so that others stay whole.
+    Pack,
+}
+
+/// Where VFs should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NumaRule {
+    pub node: u32,
+    /// Other nodes are out.
+    pub is_strict: bool,
+}
+
+/// The settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub requires_link: bool,
+    pub min_link_mbps: Option<u32>,
+    pub numa: Option<NumaRule>,
+    pub spread: Spread,
+    pub other_tenants: Preference,
+    pub last_tenant: Preference,
+    /// Inclusive ranges of VLANs that may be wished for.
+    pub vlans: Vec<(u16, u16)>,
+    pub vlan: Option<u16>,
+    /// Beginning of addresses that may be wished for, in lower case.
+    pub macs: Option<String>,
+    pub max_tx_mbps: Option<u32>,
+    pub trust: Option<bool>,
+    pub spoof_check: Option<bool>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            requires_link: true,
+            min_link_mbps: None,
+            numa: None,
+            spread: Spread::default(),
+            other_tenants: Preference::default(),
+            last_tenant: Preference::default(),
+            vlans: Vec::new(),
+            vlan: None,
+            macs: None,
+            max_tx_mbps: None,
+            trust: None,
+            spoof_check: None,
+        }
+    }
+}
+
+/// What the NIC's owner wishes for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Ask<'a> {
+    pub mac: Option<&'a str>,
+    pub vlan: Option<u16>,
+}
+
+/// A physical function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pf<'a> {
+    pub name: &'a str,
+    pub numa_node: Option<u32>,
+    pub link_mbps: Option<u32>,
+    pub total_vfs: u32,
+    pub free_vfs: u32,
+    pub own_vfs: u32,
+    pub other_tenants: u32,
+}
+
+/// A virtual function that could be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Candidate<'a> {
+    pub pf: &'a Pf<'a>,
+    pub was_anothers: bool,
+}
+
+/// Why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub code: &'static str,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Judged {
+    Score(i32),
+    Reject(Refusal),
+}
+
+/// What the VF is set to, whichever it will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Chosen {
+    pub vlan: Option<u16>,
+    pub max_tx_mbps: Option<u32>,
+    pub trust: Option<bool>,
+    pub spoof_check: Option<bool>,
+}
+
+/// Each preference outweighs all below it together: the free share, in permille, and the tenant's own VFs.
+const NUMA_WEIGHT: i32 = 40_000;
+const OTHERS_WEIGHT: i32 = 20_000;
+const LAST_WEIGHT: i32 = 10_000;
+/// Own VFs that count; each is worth ten permille.
+const MAX_OWN_VFS: u32 = 256;
+const OWN_WEIGHT: i32 = 10;
+
+impl Rules {
+    /// What the owner of the NIC gets of its wishes.
+    pub(crate) fn settle(&self, ask: Ask<'_>) -> Result<Chosen, Refusal> {
+        if let (Some(mac), Some(prefix)) = (ask.mac, &self.macs)
+            && !mac.starts_with(prefix.as_str())
+        {
+            let message = format!("address {mac} is wished for, only those that begin with {prefix} are allowed");
+            return Err(Refusal { code: "mac.not-allowed", message });
+        }
+        let vlan = match (ask.vlan, self.vlan) {
+            (Some(wish), Some(fixed)) if wish != fixed => {
+                let message = format!("VLAN {wish} is wished for, every NIC gets VLAN {fixed}");
+                return Err(Refusal { code: "vlan.not-allowed", message });
+            }
+            (_, Some(fixed)) => Some(fixed),
+            (Some(wish), None) if !self.vlans.iter().any(|(first, last)| (*first..=*last).contains(&wish)) => {
+                let message = match &self.vlans[..] {
+                    [] => format!("VLAN {wish} is wished for, none is allowed; the setting vlans allows some"),
+                    _ => format!("VLAN {wish} is wished for, and it is not among those that are allowed"),
+                };
+                return Err(Refusal { code: "vlan.not-allowed", message });
+            }
+            (wish, None) => wish,
+        };
+        Ok(Chosen { vlan, max_tx_mbps: self.max_tx_mbps, trust: self.trust, spoof_check: self.spoof_check })
+    }
+
+    /// What is to be said of one candidate.
+    pub(crate) fn judge(&self, candidate: Candidate<'_>) -> Judged {
+        match self.refusal(candidate) {
+            Some(refusal) => Judged::Reject(refusal),
+            None => Judged::Score(self.score(candidate)),
+        }
+    }
+
+    fn refusal(&self, candidate: Candidate<'_>) -> Option<Refusal> {
+        let Candidate { pf, was_anothers } = candidate;
+        let name = pf.name;
+        let refuse = |code, message| Some(Refusal { code, message });
+        if self.requires_link && pf.link_mbps.is_none() {
+            return refuse("link.down", format!("PF {name} has no carrier"));
+        }
+        if let Some(least) = self.min_link_mbps.filter(|least| pf.link_mbps.unwrap_or(0) < *least) {
+            let speed = pf.link_mbps.unwrap_or(0);
+            return refuse(
+                "link.slow",
+                format!("PF {name} has a link of {speed} Mbit/s, at least {least} are required"),
+            );
+        }
+        if let Some(rule) = self.numa.filter(|rule| rule.is_strict && pf.numa_node != Some(rule.node)) {
+            return refuse("numa.remote", format!("PF {name} is not on NUMA node {}", rule.node));
+        }
+        if self.other_tenants == Preference::Refuse && pf.other_tenants > 0 {
+            return refuse("tenant.shared-pf", format!("PF {name} serves {} other tenants", pf.other_tenants));
+        }
+        if self.last_tenant == Preference::Refuse && was_anothers {
+            return refuse("tenant.last-other", format!("another tenant had this VF of PF {name}"));
+        }
+        None
+    }
+
+    fn score(&self, candidate: Candidate<'_>) -> i32 {
+        let Candidate { pf, was_anothers } = candidate;
+        let when = |is_good: bool, weight: i32| if is_good { weight } else { 0 };
+        let is_near = self.numa.is_some_and(|rule| pf.numa_node == Some(rule.node));
+        let is_alone = self.other_tenants == Preference::Avoid && pf.other_tenants == 0;
+        let is_clean = self.last_tenant == Preference::Avoid && !was_anothers;
+        let free = u64::from(pf.free_vfs.min(pf.total_vfs)) * 1000 / u64::from(pf.total_vfs.max(1));
+        let free = i32::try_from(free).unwrap_or(1000);
+        // At most 256, so that it cannot reach a preference's weight.
+        let own = i32::try_from(pf.own_vfs.min(MAX_OWN_VFS)).unwrap_or(0) * OWN_WEIGHT;
+        let load = match self.spread {
+            // Two NICs of a tenant are better on two PFs.
+            Spread::Balance => free - own,
+            Spread::Pack => own - free,
+        };
+        when(is_near, NUMA_WEIGHT) + when(is_alone, OTHERS_WEIGHT) + when(is_clean, LAST_WEIGHT) + load
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PF: Pf<'static> = Pf {
+        name: "eth0",
+        numa_node: Some(0),
+        link_mbps: Some(1000),
+        total_vfs: 8,
+        free_vfs: 4,
+        own_vfs: 0,
+        other_tenants: 0,
+    };
+
+    fn score(rules: &Rules, pf: &Pf<'_>, was_anothers: bool) -> i32 {
+        match rules.judge(Candidate { pf, was_anothers }) {
+            Judged::Score(score) => score,
+            Judged::Reject(refusal) => panic!("{refusal:?}"),
+        }
+    }
+
+    fn rejected(rules: &Rules, pf: &Pf<'_>, was_anothers: bool) -> &'static str {
+        match rules.judge(Candidate { pf, was_anothers }) {
+            Judged::Score(_) => "",
+            Judged::Reject(refusal) => refusal.code,
+        }
+    }
+
+    #[test]
+    fn links_are_required_unless_told_otherwise() {
+        let down = Pf { link_mbps: None, ..PF };
+        assert_eq!(rejected(&Rules::default(), &down, false), "link.down");
+        assert_eq!(rejected(&Rules::default(), &PF, false), "");
+        let lax = Rules { requires_link: false, ..Rules::default() };
+        assert_eq!(rejected(&lax, &down, false), "");
+        let fast = Rules { min_link_mbps: Some(1001), ..lax };
+        assert_eq!((rejected(&fast, &PF, false), rejected(&fast, &down, false)), ("link.slow", "link.slow"));
+        assert_eq!(rejected(&fast, &Pf { link_mbps: Some(1001), ..PF }, false), "");
+    }
+
+    #[test]
+    fn the_near_node_comes_first_or_alone() {
+        let near = |is_strict| Rules { numa: Some(NumaRule { node: 1, is_strict }), ..Rules::default() };
+        let (here, there) = (Pf { numa_node: Some(1), free_vfs: 1, ..PF }, Pf { free_vfs: 8, ..PF });
+        assert!(score(&near(false), &here, false) > score(&near(false), &there, false));
+        assert_eq!((rejected(&near(true), &here, false), rejected(&near(true), &there, false)), ("", "numa.remote"));
+    }
+
+    #[test]
+    fn load_is_balanced_or_packed() {
+        let (empty, full) = (Pf { free_vfs: 7, ..PF }, Pf { free_vfs: 1, ..PF });
+        let balance = Rules::default();
+        assert!(score(&balance, &empty, false) > score(&balance, &full, false));
+        assert!(score(&balance, &PF, false) > score(&balance, &Pf { own_vfs: 1, ..PF }, false));
+        let pack = Rules { spread: Spread::Pack, ..Rules::default() };
+        assert!(score(&pack, &full, false) > score(&pack, &empty, false));
+        // A PF that says nonsense breaks nothing.
+        score(&balance, &Pf { total_vfs: 0, free_vfs: u32::MAX, own_vfs: u32::MAX, ..PF }, true);
+    }
+
+    #[test]
+    fn other_tenants_and_earlier_ones_are_avoided_or_refused() {
+        let shared = Pf { other_tenants: 1, free_vfs: 8, ..PF };
+        let crowded = Pf { own_vfs: 300, free_vfs: 0, ..PF };
+        let avoid = Rules { other_tenants: Preference::Avoid, last_tenant: Preference::Avoid, ..Rules::default() };
+        assert!(score(&avoid, &crowded, true) > score(&avoid, &shared, false));
+        assert!(score(&avoid, &crowded, false) > score(&avoid, &Pf { free_vfs: 8, ..PF }, true));
+        let refuse = Rules { other_tenants: Preference::Refuse, last_tenant: Preference::Refuse, ..Rules::default() };
+        assert_eq!(rejected(&refuse, &shared, false), "tenant.shared-pf");
+        assert_eq!((rejected(&refuse, &PF, true), rejected(&refuse, &PF, false)), ("tenant.last-other", ""));
+    }
+
+    #[test]
+    fn wishes_are_granted_within_the_rules() {
+        let code = |rules: &Rules, mac, vlan| match rules.settle(Ask { mac, vlan }) {
+            Ok(_) => "",
+            Err(refusal) => refusal.code,
+        };
+        let rules = Rules { vlans: vec![(100, 100), (200, 210)], macs: Some("02:aa".into()), ..Rules::default() };
+        assert_eq!(code(&rules, Some("02:aa:00:00:00:01"), Some(205)), "");
+        assert_eq!(code(&rules, Some("02:ab:00:00:00:01"), None), "mac.not-allowed");
+        for vlan in [99, 101, 199, 211] {
+            assert_eq!(code(&rules, None, Some(vlan)), "vlan.not-allowed", "{vlan}");
+        }
+        assert_eq!(code(&Rules::default(), Some("02:ab:00:00:00:01"), None), "");
+        assert_eq!(code(&Rules::default(), None, Some(1)), "vlan.not-allowed");
+        let fixed = Rules { vlan: Some(7), max_tx_mbps: Some(100), trust: Some(true), ..Rules::default() };
+        assert_eq!((code(&fixed, None, Some(7)), code(&fixed, None, Some(8))), ("", "vlan.not-allowed"));
+        let chosen = Chosen { vlan: Some(7), max_tx_mbps: Some(100), trust: Some(true), spoof_check: None };
+        assert_eq!(fixed.settle(Ask::default()), Ok(chosen));
+    }
+}
