@@ -11,3 +11,4 @@ pub mod process;
 pub mod sealed;
 pub mod spawn;
 pub mod tap;
+pub mod vfio;
