@@ -481,7 +481,7 @@ fn every_test_that_boots_guests_is_listed_for_the_lab() {
         }
         let code = code_only(&fs::read_to_string(&path).unwrap());
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        if code.contains("Host::with_guests()") {
+        if code.contains("Host::with_guests()") || code.contains("DirectVmm::launch(") {
             let entry = format!("[[test]]\nname = \"{name}\"\nrequired-features = [\"lab\"]");
             assert!(manifest.contains(&entry), "{name} boots guests and needs required-features in Cargo.toml");
             boots.insert(name);

@@ -65,7 +65,9 @@ pub enum OpenError {
     #[error("device {0} is in use by another VM or program (its IOMMU group is open)")]
     InUse(Bdf),
     /// The IOMMU does not keep DMA coherent.
-    #[error("the IOMMU of device {0} cannot enforce cache-coherent DMA (snoop control); devices behind it cannot be given to VMs")]
+    #[error(
+        "the IOMMU of device {0} cannot enforce cache-coherent DMA (snoop control); devices behind it cannot be given to VMs"
+    )]
     NotCoherent(Bdf),
     /// VFIO refused.
     #[error("VFIO does not give device {device}: {source}; are the modules vfio-pci and vfio_iommu_type1 loaded?")]

@@ -143,9 +143,9 @@ fn without<'a>(areas: &[Range<u64>], holes: impl Iterator<Item = &'a Range<u64>>
     let mut left = areas.to_vec();
     for hole in holes {
         let hole = hole.start / PAGE_LEN * PAGE_LEN..hole.end.next_multiple_of(PAGE_LEN);
-        let parts = left.into_iter().flat_map(|area| {
-            [area.start..area.end.min(hole.start), area.start.max(hole.end)..area.end]
-        });
+        let parts = left
+            .into_iter()
+            .flat_map(|area| [area.start..area.end.min(hole.start), area.start.max(hole.end)..area.end]);
         left = parts.filter(|part| part.start < part.end).collect();
     }
     left
@@ -169,7 +169,8 @@ mod tests {
 
     fn regions(lens: [u64; 6]) -> [Region; 6] {
         lens.map(|len| {
-            let mut region = Region { len, ..Region::default() };
+            let mut region = Region::default();
+            region.len = len;
             if len >= PAGE_LEN {
                 region.mappable = vec![0..len / PAGE_LEN * PAGE_LEN];
             }
@@ -216,23 +217,22 @@ mod tests {
     fn hostile_accesses_go_nowhere() {
         let layout = vf();
         for (bar, offset, len) in [
-            (3, 0x2c, 8),          // unaligned, out of the table
-            (3, 0x01, 4),          // unaligned
-            (3, 0x00, 3),          // no such size
-            (3, 0x00, 0),          // nothing
-            (3, 0x00, 16),         // a whole entry
-            (3, 0x3ffe, 4),        // over the end
-            (3, 0x4000, 4),        // beyond
-            (3, u64::MAX - 3, 4),  // overflows
-            (1, 0, 4),             // no such BAR
+            (3, 0x2c, 8),         // unaligned, out of the table
+            (3, 0x01, 4),         // unaligned
+            (3, 0x00, 3),         // no such size
+            (3, 0x00, 0),         // nothing
+            (3, 0x00, 16),        // a whole entry
+            (3, 0x3ffe, 4),       // over the end
+            (3, 0x4000, 4),       // beyond
+            (3, u64::MAX - 3, 4), // overflows
+            (1, 0, 4),            // no such BAR
             (9, 0, 4),
         ] {
             assert_eq!(layout.target(bar, offset, len), Target::Nowhere, "{bar} {offset:#x} {len}");
         }
         // A table of odd length: the last aligned 8 bytes of the pending bits' neighbour.
         let msix = MsixLayout { vectors: 1, table_bar: 0, table: 8, pending_bar: 0, pending: 0x20 };
-        let layout =
-            BarLayout::new(&facts(&[(0, WIDE)], msix), &regions([0x1000, 0, 0, 0, 0, 0]), BASE, ROOM).unwrap();
+        let layout = BarLayout::new(&facts(&[(0, WIDE)], msix), &regions([0x1000, 0, 0, 0, 0, 0]), BASE, ROOM).unwrap();
         assert_eq!(layout.target(0, 0x00, 8), Target::Device);
         assert_eq!(layout.target(0, 0x10, 8), Target::Table(8));
         assert_eq!(layout.target(0, 0x18, 8), Target::Device);

@@ -214,11 +214,7 @@ mod tests {
         let found = bars(|number| registers[usize::from(number)]);
         assert_eq!(
             found,
-            [
-                (1, BarKind::Memory32),
-                (2, BarKind::Memory64 { is_prefetchable: false }),
-                (4, BarKind::Memory32)
-            ]
+            [(1, BarKind::Memory32), (2, BarKind::Memory64 { is_prefetchable: false }), (4, BarKind::Memory32)]
         );
     }
 

@@ -12,7 +12,9 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bars::{BarLayout, LayoutError, Target};
-use super::config::{COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, EXPRESS_BODY, EXPRESS_ID, FORWARDED, Facts, SNAPSHOT_LEN, Unfit};
+use super::config::{
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, EXPRESS_BODY, EXPRESS_ID, FORWARDED, Facts, SNAPSHOT_LEN, Unfit,
+};
 use crate::model::{Bdf, DeviceId};
 use crate::sys::vfio::{CONFIG_REGION, Container, Device, Irq, Pages, Region};
 use crate::vmm::pci::{Bars, Capabilities, ConfigSpace, Msix};
@@ -30,7 +32,9 @@ pub enum AttachError {
     #[error("the device cannot be passed through: {0}")]
     Layout(#[from] LayoutError),
     /// Guest memory cannot be made reachable for its DMA.
-    #[error("cannot pin {mib} MiB of guest memory for DMA: {source}; the vmm's locked-memory limit must allow all of the guest's memory for each device that is passed through")]
+    #[error(
+        "cannot pin {mib} MiB of guest memory for DMA: {source}; the vmm's locked-memory limit must allow all of the guest's memory for each device that is passed through"
+    )]
     Dma {
         /// Length of the memory region.
         mib: u64,
@@ -128,8 +132,7 @@ impl VfioFunction {
                 .map_err(|error| host("capabilities")(io::Error::other(error)))?;
         }
         let alarms = alarms(&id, &device).map_err(host("device errors"))?;
-        let function =
-            Self { id, device, container, device_config, config, bars, layout, regions, msix, faults: 0 };
+        let function = Self { id, device, container, device_config, config, bars, layout, regions, msix, faults: 0 };
         function.start(memory)?;
         tracing::info!(device = %function.id, host = %at, vectors = facts.msix.vectors, "device is passed through");
         Ok((function, alarms))

@@ -1,4 +1,4 @@
-//! PCI functions of the host, passed through to the guest by VFIO. Key types: [`VfioFunction`], [`AttachError`].
+//! PCI functions of the host, passed through to the guest by VFIO. Key types: [`VfioFunction`], [`AttachError`], [`Window`].
 //!
 //! ```text
 //!   configuration   emulated from what the device said once │ bus mastering reaches the device, nothing else does
@@ -14,6 +14,4 @@ mod bars;
 mod config;
 mod function;
 
-pub use bars::LayoutError;
-pub use config::Unfit;
 pub use function::{AttachError, VfioFunction, Window};
