@@ -12,7 +12,7 @@
 pub mod authn;
 mod config;
 pub mod files;
-mod hostdev;
+pub mod hostdev;
 pub mod inventory;
 pub mod policy;
 pub mod record;

@@ -12,3 +12,4 @@ pub mod rtnl;
 pub mod sealed;
 pub mod spawn;
 pub mod tap;
+pub mod vfio;

@@ -1,10 +1,11 @@
-//! Changes devices of the host: settings, drivers, resets. Key types: [`VfPlace`], [`HostdevError`]; key functions:
-//! [`prepare`], [`release`].
+//! Devices of the host that are given to VMs: settings, drivers, resets, descriptors. Key types: [`VfPlace`],
+//! [`HostdevError`]; key functions: [`prepare`], [`open`], [`release`].
 //!
 //! `service` calls it with what is leased already, in threads where it may block; nothing here knows of VMs, leases or
 //! policy. Each step is verified by reading it back; each can be repeated after a crash at any point.
 //!
 //! ```text
+//!   open:    container and device from vfio-pci, for a vmm that may open nothing
 //!   prepare: PF up, carrier ─▶ settings through the PF ─▶ unbind, vfio-pci ─▶ reset ─▶ settings verified again
 //!   release:                   settings through the PF ◀─ unbind           ◀─ reset
 //! ```
@@ -12,11 +13,13 @@
 mod bind;
 mod reset;
 mod sriov;
+mod vfio;
 
 use std::io;
 
 use crate::model::Bdf;
 pub use sriov::{VfPlace, prepare, release};
+pub use vfio::{OpenError, Opened, open};
 
 /// Why a device could not be prepared or cleaned. The text goes to clients and into the quarantine's reason.
 #[derive(Debug, thiserror::Error)]

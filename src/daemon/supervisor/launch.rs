@@ -128,6 +128,9 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
     for nic in &vm.nics {
         passed.push((Role::Device(nic.id.clone()), open_tap(nic.subnet)?.into()));
     }
+    for vf in &vm.vfs {
+        passed.extend(shared.devices.open(vf)?.map(|descriptor| (Role::Device(vf.id.clone()), descriptor)));
+    }
     passed.push((Role::ConsoleListener, console.into()));
     passed.push((Role::ConsoleRing, make_ring(&paths.console_ring()).map_err(host("console ring"))?.into()));
     let exit_record = create(&paths.exit_record(instance)).map_err(host("exit record"))?;

@@ -19,6 +19,7 @@ mod reconcile;
 mod vm_task;
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -64,6 +65,9 @@ pub trait Devices: Send + Sync + 'static {
     fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>>;
     /// Records that everything that `vm` has is about to go to its process.
     fn attach(&self, vm: VmId) -> BoxFuture<'_, Result<(), DevicesError>>;
+    /// The descriptors of a virtual function that is its VM's, in the order that a launch has them: its VFIO container,
+    /// then the device. Blocks while the kernel resets it.
+    fn open(&self, vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError>;
     /// Takes back everything that `vm` has, clean. What cannot be cleaned is nobody's from then on.
     fn release(&self, vm: VmId) -> BoxFuture<'_, ()>;
 }

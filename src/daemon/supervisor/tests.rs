@@ -123,6 +123,10 @@ impl Devices for NoDevices {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn open(&self, _vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError> {
+        Err(DevicesError("there is none".into()))
+    }
+
     fn release(&self, _vm: VmId) -> BoxFuture<'_, ()> {
         self.asked.lock().unwrap().push("release");
         Box::pin(std::future::ready(()))

@@ -1,5 +1,7 @@
 //! A VM's virtual functions from the wish to the bound device. Implements `supervisor::Devices` for [`HostDevices`].
 
+use std::os::fd::OwnedFd;
+
 use super::choose::{self, Candidate, key_of};
 use super::{HostDevices, hostdev, on_host, place_of, read};
 use crate::daemon::inventory::Devices;
@@ -30,6 +32,11 @@ impl crate::daemon::supervisor::Devices for HostDevices {
             }
             Ok(())
         })
+    }
+
+    fn open(&self, vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError> {
+        let opened = hostdev::open(vf.address).map_err(|error| DevicesError(error.to_string()))?;
+        Ok([opened.container, opened.device])
     }
 
     fn release(&self, uid: VmId) -> BoxFuture<'_, ()> {
