@@ -168,7 +168,8 @@ fn a_virtual_function_is_asked_for_shown_and_missed() {
     let (_, text, _) = acme(&["vm", "get", "web"]);
     assert!(text.contains("net0: SR-IOV, 02:00:00:00:00:01, VLAN 100"), "{text}");
     for bad in ["id=net0,sriov,mac=ff:ff:ff:ff:ff:ff", "id=net0,sriov,mac=x"] {
-        let (code, _, error) = acme(&[&["vm", "register", "bad", "--kernel", assets::PLACEHOLDER, "--nic"], &[bad][..]].concat());
+        let (code, _, error) =
+            acme(&[&["vm", "register", "bad", "--kernel", assets::PLACEHOLDER, "--nic"], &[bad][..]].concat());
         assert!(code == 2 && error.contains("spec.nics[0].sriov.mac"), "{error}");
     }
 

@@ -48,7 +48,8 @@ impl Card {
         run("modprobe", &["-a", "igb", "vfio-pci"]);
         let mut functions = fs::read_dir(DEVICES).unwrap().map(|entry| entry.unwrap().path());
         let directory = functions.find(|path| path.join("sriov_numvfs").exists() && path.join("net").exists())?;
-        let interface = fs::read_dir(directory.join("net")).unwrap().next()?.unwrap().file_name().into_string().unwrap();
+        let interface =
+            fs::read_dir(directory.join("net")).unwrap().next()?.unwrap().file_name().into_string().unwrap();
         let card = Self { _turn: turn, directory, interface };
         run("ip", &["link", "set", &card.interface, "up"]);
         card.wait_for_carrier();
