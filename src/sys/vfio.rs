@@ -7,6 +7,7 @@
 //! Descriptors come from somebody else: `daemon/hostdev` opens them, the vmm gets them with its launch. Whoever holds
 //! the device keeps its IOMMU group and the container alive in the kernel, so that nothing else needs to be passed.
 #![allow(unsafe_code, reason = "ioctls and mappings; see each block")]
+#![allow(clippy::single_range_in_vec_init, reason = "lists of areas, often of one")]
 
 use std::fs::File;
 use std::io;
