@@ -10,6 +10,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ostler::daemon::hostdev::{OpenError, open};
@@ -80,10 +81,14 @@ impl Drop for Bound {
 struct VirtualFunction {
     card: Bdf,
     bound: Bound,
+    /// There is one card, and tests run side by side.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl VirtualFunction {
     fn make() -> Option<Self> {
+        static CARD: Mutex<()> = Mutex::new(());
+        let turn = CARD.lock().unwrap_or_else(PoisonError::into_inner);
         run("modprobe", &["igb"]);
         let card =
             functions(|at| device(at, "sriov_numvfs").exists() && device(at, "net").exists()).first().copied()?;
@@ -101,7 +106,7 @@ impl VirtualFunction {
         run("ip", &["link", "set", &interface, "vf", "0", "mac", MAC]);
         let function = fs::read_link(device(card, "virtfn0")).unwrap();
         let at = function.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        Some(Self { card, bound: Bound::new(at) })
+        Some(Self { card, bound: Bound::new(at), _turn: turn })
     }
 }
 
@@ -122,7 +127,7 @@ fn boot(at: Bdf, descriptors: Vec<OwnedFd>, cmdline: &str, directory: &Path) -> 
         initrd: &images.join("initrd"),
         vcpus: 1,
         memory_mib: 512,
-        cmdline: &format!("console=ttyS0 quiet panic=-1 {cmdline} ostler.exec=poweroff"),
+        cmdline: &format!("console=ttyS0 quiet panic=-1 {cmdline}"),
         devices: vec![
             (launch("rng", 1, DeviceKind::Rng), vec![]),
             (launch("passed", 2, DeviceKind::Vfio { host: at }), descriptors),
@@ -150,7 +155,7 @@ fn a_virtual_function_has_link_address_and_interrupts_in_the_guest() {
     assert_eq!(refused, format!("device {} has driver igb; bind it to vfio-pci first", function.card));
 
     let directory = tempfile::tempdir().unwrap();
-    let words = format!("{NETWORK} ostler.nic ostler.ping=100");
+    let words = format!("{NETWORK} ostler.nic ostler.ping=100 ostler.exec=poweroff");
     let mut guest = boot(at, descriptors(at), &words, directory.path());
     let nic = guest.wait_for("ostler-guest: nic ").unwrap();
     assert_eq!(nic, format!("ostler-guest: nic igbvf {MAC} carrier 1"));
@@ -167,13 +172,63 @@ fn a_virtual_function_has_link_address_and_interrupts_in_the_guest() {
 }
 
 #[test]
+fn a_guest_that_puts_bars_anywhere_keeps_running_and_gets_its_device_back() {
+    let Some(function) = VirtualFunction::make() else {
+        return assets::skip(
+            "a_guest_that_puts_bars_anywhere_keeps_running_and_gets_its_device_back",
+            "an SR-IOV network card",
+        );
+    };
+    let at = function.bound.0;
+    let directory = tempfile::tempdir().unwrap();
+    let mut guest = boot(at, descriptors(at), NETWORK, directory.path());
+    guest.wait_for("ostler-guest: ready").unwrap();
+    let mut step = |number: u32, commands: &str| {
+        guest.type_line(&format!("{commands}; echo step-$(({number}+0))")).unwrap();
+        guest.wait_for(&format!("step-{number}")).unwrap();
+    };
+    step(1, "cd /sys/bus/pci/devices/0000:00:02.0; echo 0000:00:02.0 >driver/unbind");
+    step(
+        2,
+        r#"put() { printf "$3" | dd of=config bs=$1 seek=$(($2/$1)) conv=notrunc 2>/dev/null; cat config >/tmp/c; }"#,
+    );
+    // BAR 0 has registers 0x10 and 0x14: RAM, ECAM, the I/O APIC, local APICs, BAR 3, another device's BAR, nowhere.
+    let places = [
+        r"\000\000\000\001",
+        r"\000\000\000\340",
+        r"\000\000\300\376",
+        r"\000\000\340\376",
+        r"\000\100\040\300",
+        r"\000\000\020\300",
+        r"\377\377\377\377",
+    ];
+    for (number, place) in (3..).zip(places) {
+        step(number, &format!("put 4 16 '{place}'"));
+    }
+    step(20, r"put 4 20 '\001\000\000\000'; put 4 20 '\377\377\377\377'");
+    // Back, then memory decoding and bus mastering off and on.
+    step(21, r"put 4 20 '\000\000\000\000'; put 4 16 '\000\000\040\300'");
+    step(22, r"for i in 1 2 3 4 5 6 7 8; do put 2 4 '\000\000'; put 2 4 '\006\004'; done");
+    step(
+        23,
+        "echo 0000:00:02.0 >/sys/bus/pci/drivers/igbvf/bind; ip addr add 10.0.2.20/24 dev eth0; ip link set eth0 up",
+    );
+    step(24, "until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do usleep 100000; done");
+    guest.type_line("ping -q -A -c 20 10.0.2.2").unwrap();
+    let ping = guest.wait_for("20 packets transmitted").unwrap();
+    assert_eq!(ping, "20 packets transmitted, 20 packets received, 0% packet loss");
+    guest.type_line("poweroff -f").unwrap();
+    guest.expect_power_off().unwrap();
+}
+
+#[test]
 fn an_nvme_controller_is_read_and_written_by_the_guest() {
     let Some(at) = functions(|at| read(device(at, "class")) == NVME_CLASS).first().copied() else {
         return assets::skip("an_nvme_controller_is_read_and_written_by_the_guest", "an NVMe controller to give away");
     };
     let bound = Bound::new(at);
     let directory = tempfile::tempdir().unwrap();
-    let mut guest = boot(at, descriptors(at), "ostler.nvme", directory.path());
+    let mut guest = boot(at, descriptors(at), "ostler.nvme ostler.exec=poweroff", directory.path());
     let controller = guest.wait_for("ostler-guest: nvme nvme ").unwrap();
     assert_eq!(controller, "ostler-guest: nvme nvme serial LAB model QEMU NVMe Ctrl");
     let size = guest.wait_for("ostler-guest: nvme sectors ").unwrap();

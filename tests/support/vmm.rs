@@ -4,7 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each program uses another part")]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -74,6 +74,11 @@ impl DirectVmm {
         let found = wait_for(&mut *self, text, &mut seen);
         self.seen = seen;
         found.map_err(|error| io::Error::other(format!("{error}\n{}", self.log())))
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) -> io::Result<()> {
+        self.console.write_all(format!("{line}\n").as_bytes())
     }
 
     /// Waits for its end.

@@ -54,6 +54,7 @@ nic_lines() {
 }
 nvme_lines() {
     controller=/sys/class/nvme/nvme0
+    [ -b /dev/nvme0n1 ] || return
     read -r model <$controller/model
     read -r serial <$controller/serial
     echo "ostler-guest: nvme $(driver $controller/device) serial $serial model $model"

@@ -85,7 +85,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_gives_two_devices_one_page(
-            wanted in proptest::collection::vec((0xbfff_0_u64..0xe000_8, 1_u64..16), 0..16),
+            wanted in proptest::collection::vec((0xb_fff0_u64..0xe_0008, 1_u64..16), 0..16),
         ) {
             let wanted = wanted.into_iter().map(|(base, pages)| (base << 12, pages << 12)).collect();
             let mut fitting = possible(&[], wanted, |range| *range);

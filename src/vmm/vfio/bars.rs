@@ -6,6 +6,7 @@
 //!          │ trapped            │ the guest's own   │ trapped             │ the guest's own   │
 //! ```
 //! Registers that share a page with the table are reached through a trap, at their own offsets.
+#![allow(clippy::single_range_in_vec_init, reason = "lists of areas, often of one")]
 
 use std::ops::Range;
 

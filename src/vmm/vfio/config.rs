@@ -220,9 +220,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn takes_any_device(bytes in proptest::collection::vec(any::<u8>(), SNAPSHOT_LEN)) {
+        fn takes_any_device(
+            bytes in proptest::collection::vec(any::<u8>(), SNAPSHOT_LEN),
+            first in any::<u8>(),
+            control in prop_oneof![Just(0), Just(0x7ff), any::<u16>()],
+        ) {
             let mut config: [u8; SNAPSHOT_LEN] = bytes.try_into().unwrap();
             config[0x0e] = 0;
+            config[6] |= 0x10;
+            config[0x34] = first;
+            // Often the list begins, and ends, with MSI-X.
+            let at = usize::from(first & !3);
+            if at < 0xfc {
+                config[at..at + 4].copy_from_slice(&[0x11, 0, control as u8, (control >> 8) as u8]);
+            }
             if let Ok(facts) = Facts::read(&config) {
                 prop_assert!((1..=2048).contains(&facts.msix.vectors));
                 prop_assert!(facts.bars.iter().all(|(number, _)| *number < 6));
