@@ -74,6 +74,8 @@ fn reads_cards_and_their_virtual_functions() {
     );
     assert_eq!((pf.pci_id.as_str(), pf.numa_node, pf.total_vfs), ("8086:10c9", None, 7));
     assert_eq!((pf.root_complex.as_str(), pf.root_port), ("pci0000:00", Some(bdf("00:02.0"))));
+    let on_root_bus = Path::new("/nonexistent/pci0000:00/0000:00:03.0");
+    assert_eq!(place(on_root_bus, bdf("00:03.0")), ("pci0000:00".to_owned(), None));
     let [free, used] = &pf.vfs[..] else { panic!("{pf:?}") };
     assert_eq!((free.address, free.index, free.driver.as_deref()), (bdf("01:10.0"), 0, None));
     assert_eq!((free.iommu_group, free.reset_methods.as_slice()), (Some(7), &["flr".to_owned(), "bus".to_owned()][..]));
