@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-const PUBLIC: [&str; 2] = ["ostler/v1/vm.proto", "ostler/v1/plugin.proto"];
+const PUBLIC: [&str; 3] = ["ostler/v1/vm.proto", "ostler/v1/plugin.proto", "ostler/v1/host.proto"];
 const WIRE: [&str; 1] = ["wire/v1/vmm.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

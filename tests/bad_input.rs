@@ -51,7 +51,12 @@ fn each_bad_registration_has_its_own_error_and_none_leaves_a_trace() {
         ("missing disk", good, changed(|s| s.disks = vec![disk("root", "gone.img")]), "spec.disks"),
         ("another tenant's disk", good, changed(|s| s.disks = vec![disk("root", "../globex/a.img")]), "spec.disks"),
         ("bad disk id", good, changed(|s| s.disks = vec![disk("a/b", "x.img")]), "spec.disks"),
-        ("one id twice", good, changed(|s| s.nics = vec![v1::NicSpec { id: "eth0".into() }; 2]), "spec.nics"),
+        (
+            "one id twice",
+            good,
+            changed(|s| s.nics = vec![v1::NicSpec { id: "eth0".into(), sriov: None }; 2]),
+            "spec.nics",
+        ),
         ("no name", "", changed(|_| ()), "name"),
         ("name with /", "tenants/acme/vms/a/b", changed(|_| ()), "name"),
         ("name of 300 characters", &long, changed(|_| ()), "name"),

@@ -151,3 +151,39 @@ fn refusals_have_their_exit_codes_and_hints() {
     let (code, _, error) = acme(&["plugin", "load", "/nonexistent/plugin.wasm"]);
     assert!(code == 2 && error.contains("/nonexistent/plugin.wasm"), "{error}");
 }
+
+#[test]
+fn a_virtual_function_is_asked_for_shown_and_missed() {
+    let host = Host::start();
+    let acme = |arguments: &[&str]| run(host.command("tenant-acme").args(arguments));
+    let operator = |arguments: &[&str]| run(host.command("operator-admin").args(arguments));
+    let nic = ["--nic", "id=net0,sriov,mac=02:00:00:00:00:01,vlan=100"];
+    let (code, _, error) = acme(&[&REGISTER[..], &nic].concat());
+    assert_eq!((code, error.as_str()), (0, ""));
+    let (_, json, _) = acme(&["vm", "get", "web", "-o", "json"]);
+    let vm: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let wish = &vm["spec"]["nics"][0]["sriov"];
+    assert_eq!((&wish["mac"], &wish["vlan"]), (&"02:00:00:00:00:01".into(), &100.into()));
+    assert_eq!((&vm["nics"][0]["tap"], &vm["nics"][0]["guest_address"]), (&"".into(), &"".into()));
+    let (_, text, _) = acme(&["vm", "get", "web"]);
+    assert!(text.contains("net0: SR-IOV, 02:00:00:00:00:01, VLAN 100"), "{text}");
+    for bad in ["id=net0,sriov,mac=ff:ff:ff:ff:ff:ff", "id=net0,sriov,mac=x"] {
+        let (code, _, error) =
+            acme(&[&["vm", "register", "bad", "--kernel", assets::PLACEHOLDER, "--nic"], &[bad][..]].concat());
+        assert!(code == 2 && error.contains("spec.nics[0].sriov.mac"), "{error}");
+    }
+
+    let (code, json, _) = operator(&["host", "devices", "-o", "json"]);
+    let devices: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(code == 0 && devices["physical_functions"].is_array(), "{json}");
+    let (code, _, error) = acme(&["host", "devices"]);
+    assert!(code == 1 && error.contains("an operator may see") && error.contains("NOT_ALLOWED"), "{error}");
+    let (code, _, error) = operator(&["host", "release", "0000:ff:1f.7"]);
+    assert!(code == 4 && error.contains("hint: ostler host devices"), "{error}");
+    assert_eq!(operator(&["host", "release", "eth0"]).0, 2);
+    // This host has no card to give from, or no plugin that would: the VM says which, and can be started again.
+    let (code, _, error) = acme(&["vm", "start", "web"]);
+    assert!(code == 1 && (error.contains("SR-IOV virtual function") || error.contains("select-vf")), "{error}");
+    let (_, text, _) = acme(&["vm", "get", "web"]);
+    assert!(text.contains("FAILED (launch failed: "), "{text}");
+}

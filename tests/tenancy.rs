@@ -209,3 +209,20 @@ fn two_tenants_may_use_one_name() {
     acme.destroy("web", false).unwrap();
     assert_eq!(globex.get("web").unwrap().uid, theirs.uid);
 }
+
+#[test]
+fn only_an_operator_sees_and_changes_the_devices_of_the_host() {
+    let host = Host::without_policy();
+    host.operator().devices().unwrap();
+    // Whether it exists or not: a tenant learns nothing.
+    for status in
+        [host.tenant("acme").devices().unwrap_err(), host.tenant("acme").release_device("0000:ff:1f.7").unwrap_err()]
+    {
+        let refused = facts(&status);
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::PermissionDenied, "NOT_ALLOWED"), "{refused:?}");
+    }
+    let missing = facts(&host.operator().release_device("0000:ff:1f.7").unwrap_err());
+    assert_eq!((missing.code, missing.reason.as_str()), (Code::NotFound, "DEVICE_NOT_FOUND"), "{missing:?}");
+    let malformed = facts(&host.operator().release_device("eth0").unwrap_err());
+    assert_eq!((malformed.code, malformed.metadata["field"].as_str()), (Code::InvalidArgument, "address"));
+}

@@ -14,6 +14,8 @@ mod memory;
 mod ostler;
 mod peers;
 mod report;
+#[path = "../../tests/support/vmm.rs"]
+mod vmm;
 
 use std::path::PathBuf;
 

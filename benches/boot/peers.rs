@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::ostler::wait_for;
+use super::vmm::wait_for;
 use super::{CMDLINE, Contender, Images, MEMORY_MIB, Sample, USERSPACE, VCPUS, memory};
 
 /// Those whose binaries the environment names.
@@ -59,7 +59,7 @@ fn run(command: &mut Command) -> std::io::Result<Sample> {
     let mut child = command.spawn()?;
     let mut output = child.stdout.take().ok_or_else(|| std::io::Error::other("no output"))?;
     let measured = (|| -> std::io::Result<_> {
-        wait_for(&mut output, USERSPACE)?;
+        wait_for(&mut output, USERSPACE, &mut Vec::new())?;
         let userspace_ns = started.elapsed().as_nanos() as u64;
         let memory = memory::usage(child.id(), MEMORY_MIB << 10).map_err(std::io::Error::other)?;
         std::io::copy(&mut output, &mut std::io::sink())?;

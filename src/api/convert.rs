@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::api::{scope_name, v1};
 use crate::model::{
-    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, NicSpec, Opinion, Outcome, Patch, SpecError, Verdict,
-    VmSpec, VmState,
+    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, Opinion,
+    Outcome, Patch, SpecError, Verdict, VfWish, VlanId, VmSpec, VmState,
 };
 
 /// How long a guest may take to power off when the client does not say.
@@ -46,8 +46,16 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
                 read_only: disk.is_read_only,
             })
             .collect(),
-        nics: spec.nics().iter().map(|nic| v1::NicSpec { id: nic.id.to_string() }).collect(),
+        nics: spec.nics().iter().map(nic_to_proto).collect(),
     }
+}
+
+fn nic_to_proto(nic: &NicSpec) -> v1::NicSpec {
+    let sriov = nic.vf_wish().map(|wish| v1::SriovNic {
+        mac: wish.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        vlan: wish.vlan.map_or(0, |vlan| vlan.number().into()),
+    });
+    v1::NicSpec { id: nic.id.to_string(), sriov }
 }
 
 /// A state as the API shows it. The cause of a failure travels beside it ([`failure_to_proto`]).
@@ -168,7 +176,23 @@ fn disk_from_proto(index: usize, disk: v1::DiskSpec) -> Result<DiskSpec, SpecErr
 }
 
 fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> {
-    Ok(NicSpec { id: device_id(format!("spec.nics[{index}].id"), &nic.id)? })
+    let id = device_id(format!("spec.nics[{index}].id"), &nic.id)?;
+    let Some(sriov) = &nic.sriov else { return Ok(NicSpec { id, backend: NicBackend::Tap }) };
+    let mac = match sriov.mac.as_str() {
+        "" => None,
+        text => Some(text.parse::<MacAddr>().map_err(|error: MacError| {
+            let shown: String = text.chars().take(64).collect();
+            SpecError::new(format!("spec.nics[{index}].sriov.mac"), format!("{shown:?}: {error}"))
+        })?),
+    };
+    let vlan = match sriov.vlan {
+        0 => None,
+        number => Some(u16::try_from(number).ok().and_then(VlanId::new).ok_or_else(|| {
+            let field = format!("spec.nics[{index}].sriov.vlan");
+            SpecError::new(field, format!("{number} is no VLAN: 1 to 4094, or 0 for none"))
+        })?),
+    };
+    Ok(NicSpec { id, backend: NicBackend::Sriov(VfWish { mac, vlan }) })
 }
 
 fn device_id(field: String, text: &str) -> Result<DeviceId, SpecError> {
@@ -192,7 +216,7 @@ mod tests {
                 cmdline: "quiet".into(),
             }),
             disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
-            nics: vec![v1::NicSpec { id: "eth0".into() }],
+            nics: vec![v1::NicSpec { id: "eth0".into(), sriov: None }],
         }
     }
 
@@ -210,7 +234,12 @@ mod tests {
         assert_eq!(refused_field(|s| s.vcpus = 0), "spec.vcpus");
         assert_eq!(refused_field(|s| s.disks[0].id = "a/b".into()), "spec.disks[0].id");
         assert_eq!(refused_field(|s| s.disks[0].volume = "../other/disk".into()), "spec.disks[0].volume");
-        assert_eq!(refused_field(|s| s.nics.push(v1::NicSpec { id: "x".repeat(300) })), "spec.nics[1].id");
+        assert_eq!(refused_field(|s| s.nics.push(v1::NicSpec { id: "x".repeat(300), sriov: None })), "spec.nics[1].id");
+        let sriov = |mac: &str, vlan| Some(v1::SriovNic { mac: mac.into(), vlan });
+        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("02:00", 0)), "spec.nics[0].sriov.mac");
+        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
+        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 4095)), "spec.nics[0].sriov.vlan");
+        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 1 << 16 | 1)), "spec.nics[0].sriov.vlan");
     }
 
     #[test]
@@ -291,7 +320,7 @@ mod tests {
                 memory_mib,
                 boot: has_boot.then_some(v1::BootSpec { kernel, initrd, cmdline }),
                 disks: disks.into_iter().map(|(id, volume, read_only)| v1::DiskSpec { id, volume, read_only }).collect(),
-                nics: nics.into_iter().map(|id| v1::NicSpec { id }).collect(),
+                nics: nics.into_iter().map(|id| v1::NicSpec { id, sriov: None }).collect(),
             }
         }
     }
@@ -304,7 +333,7 @@ mod tests {
             initrd in "([a-z]{1,9}(/[a-z]{1,5}){0,2}|)",
             cmdline in "[ -~]{0,200}",
             disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>()), 0..8),
-            nics in 0usize..8,
+            nics in prop::collection::vec(prop::option::of((prop::option::of(any::<[u8; 6]>()), 0u32..4095)), 0..8),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
@@ -313,7 +342,14 @@ mod tests {
                 disks: disks.into_iter().enumerate().map(|(index, (volume, read_only))| {
                     v1::DiskSpec { id: format!("disk-{index}"), volume, read_only }
                 }).collect(),
-                nics: (0..nics).map(|index| v1::NicSpec { id: format!("eth{index}") }).collect(),
+                nics: nics.into_iter().enumerate().map(|(index, sriov)| v1::NicSpec {
+                    id: format!("eth{index}"),
+                    sriov: sriov.map(|(mac, vlan)| v1::SriovNic {
+                        // A station's address: locally administered, unicast.
+                        mac: mac.map(|m| MacAddr([2, m[1], m[2], m[3], m[4], m[5]]).to_string()).unwrap_or_default(),
+                        vlan,
+                    }),
+                }).collect(),
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::units::{self, DiskArg, MemoryMib};
+use super::units::{self, DiskArg, MemoryMib, NicArg};
 
 /// Where `certs init` writes and every other command looks.
 pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Policy plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// The node's devices, for its operators
+    #[command(subcommand)]
+    Host(HostCommand),
     /// Print a shell's completion script
     #[command(hide = true)]
     Completions {
@@ -206,9 +209,9 @@ pub(crate) struct RegisterArgs {
     /// A disk: id=root,volume=hello.img[,ro] (may be repeated)
     #[arg(long = "disk", value_name = "DISK", value_parser = units::parse_disk)]
     pub(crate) disks: Vec<DiskArg>,
-    /// A network interface: id=eth0 (may be repeated)
+    /// A network interface: id=eth0, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
     #[arg(long = "nic", value_name = "NIC", value_parser = units::parse_nic)]
-    pub(crate) nics: Vec<String>,
+    pub(crate) nics: Vec<NicArg>,
 }
 
 #[derive(Debug, Args)]
@@ -272,6 +275,21 @@ pub(crate) struct ConsoleArgs {
     /// When input is not a terminal and has ended: end once the console is quiet for this long
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "2s")]
     pub(crate) linger: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// Show SR-IOV network cards, their virtual functions and who has them
+    Devices,
+    /// Reset a virtual function, give it its settings back and free it: the way out of a quarantine
+    Release(HostReleaseArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HostReleaseArgs {
+    /// PCI address of the virtual function, such as 0000:01:10.0
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) address: String,
 }
 
 #[derive(Debug, Subcommand)]

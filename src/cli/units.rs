@@ -86,11 +86,52 @@ pub(crate) fn parse_disk(text: &str) -> Result<DiskArg, String> {
     }
 }
 
-/// Reads `id=eth0` and gives the id.
-pub(crate) fn parse_nic(text: &str) -> Result<String, String> {
-    match text.split_once('=') {
-        Some(("id", id)) if !id.is_empty() && !id.contains([',', '=']) => Ok(id.to_owned()),
-        _ => Err(format!("{text:?} is not a network interface: write id=eth0")),
+/// A network interface as written: `id=eth0`, or `id=net0,sriov,vlan=100`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NicArg {
+    /// Name of the device.
+    pub(crate) id: String,
+    /// A virtual function, with what is asked of it.
+    pub(crate) sriov: Option<SriovArg>,
+}
+
+/// What is asked of a virtual function.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct SriovArg {
+    /// The guest's address; empty: policy's or the node's choice.
+    pub(crate) mac: String,
+    /// 0: none.
+    pub(crate) vlan: u32,
+}
+
+/// Reads `id=eth0` or `[id=ID,]sriov[,mac=MAC][,vlan=VLAN]`; a virtual function's id is `sriov` if none is written.
+pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
+    const FORM: &str = "write id=eth0, or sriov for a virtual function: id=net0,sriov,mac=02:00:00:00:00:01,vlan=100";
+    let (mut id, mut mac, mut vlan, mut kind) = (None, None, None, None);
+    for word in text.split(',') {
+        let (slot, value) = match word.split_once('=') {
+            Some(("id", value)) => (&mut id, value),
+            Some(("mac", value)) => (&mut mac, value),
+            Some(("vlan", value)) => (&mut vlan, value),
+            None if word == "sriov" => (&mut kind, word),
+            _ => return Err(format!("{word:?} is not a property of a network interface: {FORM}")),
+        };
+        if value.is_empty() || value.contains('=') || slot.replace(value.to_owned()).is_some() {
+            return Err(format!("{word:?} is empty, repeated or malformed: {FORM}"));
+        }
+    }
+    let vlan = vlan.map(|vlan| match vlan.parse() {
+        Ok(vlan) if (1..4095).contains(&vlan) => Ok(vlan),
+        _ => Err(format!("{vlan:?} is no VLAN: write a number from 1 to 4094")),
+    });
+    let (vlan, mac) = (vlan.transpose()?, mac.unwrap_or_default());
+    match (kind, id) {
+        (Some(kind), id) => {
+            Ok(NicArg { id: id.unwrap_or(kind), sriov: Some(SriovArg { mac, vlan: vlan.unwrap_or(0) }) })
+        }
+        (None, _) if vlan.is_some() || !mac.is_empty() => Err(format!("mac and vlan go with sriov: {FORM}")),
+        (None, Some(id)) => Ok(NicArg { id, sriov: None }),
+        (None, None) => Err(format!("id is missing: {FORM}")),
     }
 }
 
@@ -154,10 +195,18 @@ mod tests {
 
     #[test]
     fn reads_nics_and_settings() {
-        assert_eq!(parse_nic("id=eth0"), Ok("eth0".into()));
-        for text in ["eth0", "id=", "id=a,mac=x", "mac=1"] {
+        let nic = |id: &str, sriov| Ok(NicArg { id: id.into(), sriov });
+        let sriov = |mac: &str, vlan| Some(SriovArg { mac: mac.into(), vlan });
+        assert_eq!(parse_nic("id=eth0"), nic("eth0", None));
+        assert_eq!(parse_nic("sriov"), nic("sriov", sriov("", 0)));
+        assert_eq!(parse_nic("sriov,vlan=7"), nic("sriov", sriov("", 7)));
+        assert_eq!(parse_nic("id=a,sriov,mac=02:00:00:00:00:01"), nic("a", sriov("02:00:00:00:00:01", 0)));
+        for text in
+            ["eth0", "", "id=", "id=a,mac=x", "mac=1", "sriov,sriov", "sriov,vlan=0", "sriov,vlan=4095", "sriov,"]
+        {
             assert!(parse_nic(text).is_err(), "{text}");
         }
+        assert!(parse_nic("id=a,vlan=3").unwrap_err().starts_with("mac and vlan go with sriov"));
         assert_eq!(parse_setting("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(parse_setting("a="), Ok(("a".into(), String::new())));
         assert!(parse_setting("=b").is_err() && parse_setting("a").is_err());

@@ -3,6 +3,8 @@
 //! JSON keys mirror `proto/ostler/v1` and stay stable: times are RFC 3339, durations are nanoseconds (`took_ns`),
 //! enum values are their names.
 
+pub(crate) mod host;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -57,6 +59,13 @@ struct DiskView {
 #[derive(Debug, Serialize)]
 struct NicView {
     id: String,
+    sriov: Option<SriovView>,
+}
+
+#[derive(Debug, Serialize)]
+struct SriovView {
+    mac: String,
+    vlan: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,6 +75,8 @@ struct NicStatusView {
     tap: String,
     host_address: String,
     guest_address: String,
+    vf_address: String,
+    pf_interface: String,
 }
 
 /// What policy said.
@@ -128,15 +139,21 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             memory_mib: spec.memory_mib,
             boot: BootView { kernel: boot.kernel, initrd: boot.initrd, cmdline: boot.cmdline },
             disks: disks.map(|d| DiskView { id: d.id, volume: d.volume, read_only: d.read_only }).collect(),
-            nics: spec.nics.into_iter().map(|nic| NicView { id: nic.id }).collect(),
+            nics: spec.nics.into_iter().map(NicView::from).collect(),
         }
+    }
+}
+
+impl From<v1::NicSpec> for NicView {
+    fn from(nic: v1::NicSpec) -> Self {
+        Self { id: nic.id, sriov: nic.sriov.map(|sriov| SriovView { mac: sriov.mac, vlan: sriov.vlan }) }
     }
 }
 
 impl From<v1::NicStatus> for NicStatusView {
     fn from(nic: v1::NicStatus) -> Self {
-        let v1::NicStatus { id, mac, tap, host_address, guest_address } = nic;
-        Self { id, mac, tap, host_address, guest_address }
+        let v1::NicStatus { id, mac, tap, host_address, guest_address, vf_address, pf_interface } = nic;
+        Self { id, mac, tap, host_address, guest_address, vf_address, pf_interface }
     }
 }
 
@@ -204,7 +221,7 @@ impl VmView {
         add("initrd", self.spec.boot.initrd.clone());
         add("cmdline", self.spec.boot.cmdline.clone());
         add("disks", lines(self.spec.disks.iter().map(DiskView::text)));
-        add("nics", lines(self.nics.iter().map(NicStatusView::text)));
+        add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("created", self.create_time.clone().unwrap_or_default());
         add("updated", self.update_time.clone().unwrap_or_default());
@@ -222,7 +239,15 @@ impl DiskView {
 }
 
 impl NicStatusView {
-    fn text(&self) -> String {
+    fn text(&self, spec: Option<&NicView>) -> String {
+        if let Some(wish) = spec.and_then(|spec| spec.sriov.as_ref()) {
+            if !self.vf_address.is_empty() {
+                return format!("{}: {}, VF {} of {}", self.id, self.mac, self.vf_address, self.pf_interface);
+            }
+            let mac = if wish.mac.is_empty() { String::new() } else { format!(", {}", wish.mac) };
+            let vlan = if wish.vlan == 0 { String::new() } else { format!(", VLAN {}", wish.vlan) };
+            return format!("{}: SR-IOV{mac}{vlan}", self.id);
+        }
         let tap = if self.tap.is_empty() { String::new() } else { format!(", tap {}", self.tap) };
         format!("{}: {}, guest {}, host {}{tap}", self.id, self.mac, self.guest_address, self.host_address)
     }

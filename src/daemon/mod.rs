@@ -5,13 +5,14 @@
 //! ```text
 //!   rpc       gRPC and TLS: decode, call, encode
 //!   service   use cases: the order of things, and who may
-//!   authn · policy · inventory · store · supervisor      know nothing of each other
+//!   authn · policy · inventory · hostdev · store · supervisor      know nothing of each other
 //!   record · files · config                              the daemon's own vocabulary
 //! ```
 
 pub mod authn;
 mod config;
 pub mod files;
+pub mod hostdev;
 pub mod inventory;
 pub mod policy;
 pub mod record;

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{DeviceId, InstanceId, VmId};
+use super::{Bdf, DeviceId, InstanceId, VmId};
 
 /// Everything that a vmm needs to know; the descriptors travel beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,11 @@ pub enum DeviceKind {
     },
     /// virtio-rng, fed by getrandom(2) (no descriptor).
     Rng,
+    /// A PCI function of the host, passed through (two descriptors: its VFIO container, then the VFIO device).
+    Vfio {
+        /// Where it sits on the host; for logs and errors only, the vmm opens nothing.
+        host: Bdf,
+    },
 }
 
 /// A device number on PCI bus 0: 1 to 31 (0 is the host bridge).
@@ -71,7 +76,7 @@ impl PciSlot {
 }
 
 /// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {

@@ -20,7 +20,7 @@ pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use pci::{Bdf, BdfError};
-pub use spec::{BootSpec, DiskSpec, ImagePath, NicSpec, SpecError, VmSpec};
+pub use spec::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, SpecError, VmSpec};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

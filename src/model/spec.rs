@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::DeviceId;
+use super::{DeviceId, VfWish};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -99,11 +99,32 @@ pub struct DiskSpec {
     pub is_read_only: bool,
 }
 
-/// A network interface: a tap on the host with an address pair of its own.
+/// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NicSpec {
     /// Name of the device.
     pub id: DeviceId,
+    /// What is behind it on the host.
+    pub backend: NicBackend,
+}
+
+/// What is behind a network interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NicBackend {
+    /// virtio-net on a tap, with an address pair of its own.
+    Tap,
+    /// A virtual function of an SR-IOV network card, passed through; policy chooses which at each start.
+    Sriov(VfWish),
+}
+
+impl NicSpec {
+    /// What is asked of the VF, if it is to be one.
+    pub fn vf_wish(&self) -> Option<VfWish> {
+        match self.backend {
+            NicBackend::Tap => None,
+            NicBackend::Sriov(wish) => Some(wish),
+        }
+    }
 }
 
 /// A complete, valid VM.
@@ -134,6 +155,12 @@ impl VmSpec {
                 "spec.disks",
                 format!("{devices} disks and NICs, at most {MAX_DEVICES} are allowed"),
             ));
+        }
+        for (index, mac) in nics.iter().enumerate().filter_map(|(index, nic)| Some((index, nic.vf_wish()?.mac?))) {
+            if !mac.is_station() {
+                let field = format!("spec.nics[{index}].sriov.mac");
+                return Err(SpecError::new(field, format!("{mac} is no unicast address: one station cannot have it")));
+            }
         }
         let mut seen = HashSet::new();
         let named = disks.iter().map(|d| ("spec.disks", &d.id)).chain(nics.iter().map(|n| ("spec.nics", &n.id)));
@@ -234,7 +261,7 @@ mod tests {
     }
 
     fn nic(id: &str) -> NicSpec {
-        NicSpec { id: id.parse().unwrap() }
+        NicSpec { id: id.parse().unwrap(), backend: NicBackend::Tap }
     }
 
     #[test]
@@ -259,6 +286,19 @@ mod tests {
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("a")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("rng")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b")]).is_ok());
+    }
+
+    #[test]
+    fn refuses_a_group_address_for_a_nic_and_names_it() {
+        let with_mac = |mac: &str| {
+            let wish = VfWish { mac: Some(mac.parse().unwrap()), vlan: None };
+            let sriov = NicSpec { backend: NicBackend::Sriov(wish), ..nic("vf") };
+            VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), sriov])
+        };
+        assert!(with_mac("02:00:00:00:00:01").is_ok());
+        for mac in ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "03:00:00:00:00:01"] {
+            assert_eq!(with_mac(mac).unwrap_err().field, "spec.nics[1].sriov.mac", "{mac}");
+        }
     }
 
     #[test]

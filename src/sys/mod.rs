@@ -8,6 +8,8 @@ pub mod guest_buffers;
 pub mod inherit;
 pub mod packet;
 pub mod process;
+pub mod rtnl;
 pub mod sealed;
 pub mod spawn;
 pub mod tap;
+pub mod vfio;

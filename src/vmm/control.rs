@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::console;
 use super::machine::{Machine, MachineError, Mailbox, Message};
+use super::ports::{Alarm, AlarmKind};
 use crate::model::{InstanceId, VmExit, VmId};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm};
@@ -28,9 +29,12 @@ enum Token {
     Mailbox,
     InputTaken,
     Console(console::Token),
+    /// By its index in `Parts::alarms`.
+    Alarm(u32),
 }
 
 const CONSOLE_CONNECTION: u64 = 1 << 32;
+const ALARM: u64 = 1 << 33;
 
 impl Token {
     fn data(self) -> u64 {
@@ -42,6 +46,7 @@ impl Token {
             Self::Console(console::Token::Listener) => 4,
             Self::Console(console::Token::Output) => 5,
             Self::Console(console::Token::Connection(id)) => CONSOLE_CONNECTION | u64::from(id),
+            Self::Alarm(index) => ALARM | u64::from(index),
         }
     }
 
@@ -53,7 +58,8 @@ impl Token {
             3 => Self::InputTaken,
             4 => Self::Console(console::Token::Listener),
             5 => Self::Console(console::Token::Output),
-            // The lower half is the connection's id.
+            // The lower half is the index, or the connection's id.
+            alarm if alarm & ALARM != 0 => Self::Alarm((alarm & 0xffff_ffff) as u32),
             id => Self::Console(console::Token::Connection((id & 0xffff_ffff) as u32)),
         }
     }
@@ -91,6 +97,8 @@ pub struct Parts {
     pub mailbox_wake: Arc<EventFd>,
     /// Signalled when the guest has taken its input.
     pub input_taken: Arc<EventFd>,
+    /// What the host may have to tell of devices that are passed through.
+    pub alarms: Vec<Alarm>,
     /// The loop's epoll instance.
     pub epoll: Epoll,
 }
@@ -107,6 +115,9 @@ impl Control {
         control.watch(&control.parts.listener, Token::LinkListener)?;
         control.watch_raw(control.parts.mailbox_wake.as_raw_fd(), Token::Mailbox)?;
         control.watch_raw(control.parts.input_taken.as_raw_fd(), Token::InputTaken)?;
+        for (index, alarm) in (0..).zip(&control.parts.alarms) {
+            control.watch_raw(alarm.event.as_raw_fd(), Token::Alarm(index))?;
+        }
         if let Some(link) = &control.parts.link {
             control.watch(link, Token::Link)?;
         }
@@ -159,6 +170,7 @@ impl Control {
                     let _ = self.parts.input_taken.read();
                     None
                 }
+                Token::Alarm(index) => self.hear_alarm(index),
                 Token::Console(token) => {
                     self.parts.console.handle(token, event.event_set(), &self.parts.epoll);
                     None
@@ -237,6 +249,22 @@ impl Control {
         None
     }
 
+    /// The host tells something of a device.
+    fn hear_alarm(&self, index: u32) -> Option<VmExit> {
+        let alarm = self.parts.alarms.get(index as usize)?;
+        let _ = alarm.event.read();
+        let device = &alarm.device;
+        match alarm.kind {
+            AlarmKind::Error => {
+                Some(VmExit::HostError(format!("device {device}: the host saw an uncorrectable error of it")))
+            }
+            AlarmKind::Request => {
+                tracing::warn!(%device, "the host wants the device back and waits: stop the VM to release it");
+                None
+            }
+        }
+    }
+
     fn watch(&self, descriptor: &impl AsFd, token: Token) -> io::Result<()> {
         self.watch_raw(descriptor.as_fd().as_raw_fd(), token)
     }
@@ -261,6 +289,8 @@ mod tests {
             Token::Console(console::Token::Output),
             Token::Console(console::Token::Connection(0)),
             Token::Console(console::Token::Connection(u32::MAX)),
+            Token::Alarm(0),
+            Token::Alarm(u32::MAX),
         ];
         for token in tokens {
             assert_eq!(Token::of(token.data()), token);

@@ -49,8 +49,8 @@ pub struct Inheritance {
     pub console: UnixListener,
     /// The console's past.
     pub console_ring: File,
-    /// Disk image or tap of each device.
-    pub devices: HashMap<DeviceId, OwnedFd>,
+    /// Disk image or tap of each device; container and device of one that is passed through.
+    pub devices: HashMap<DeviceId, Vec<OwnedFd>>,
 }
 
 /// Sorts the descriptors and reads the configuration. The exit record is taken out first, so that the caller can write
@@ -61,7 +61,15 @@ pub fn receive(
     exit_record: &mut Option<File>,
 ) -> Result<(Launch, Inheritance), LaunchError> {
     let [named, carried] = [roles.len(), descriptors.len()];
-    let mut by_role: HashMap<Role, OwnedFd> = roles.into_iter().zip(descriptors).collect();
+    let mut devices: HashMap<DeviceId, Vec<OwnedFd>> = HashMap::new();
+    let mut by_role: HashMap<Role, OwnedFd> = HashMap::new();
+    for (role, descriptor) in roles.into_iter().zip(descriptors) {
+        match role {
+            // One device may have several, in the order of the packet.
+            Role::Device(id) => devices.entry(id).or_default().push(descriptor),
+            role => drop(by_role.insert(role, descriptor)),
+        }
+    }
     *exit_record = by_role.remove(&Role::ExitRecord).map(File::from);
     if named != carried {
         return Err(LaunchError::Count { roles: named, descriptors: carried });
@@ -75,13 +83,7 @@ pub fn receive(
         initrd: if launch.has_initrd { Some(take(Role::Initrd)?.into()) } else { None },
         console: take(Role::ConsoleListener)?.into(),
         console_ring: take(Role::ConsoleRing)?.into(),
-        devices: by_role
-            .into_iter()
-            .filter_map(|(role, fd)| match role {
-                Role::Device(id) => Some((id, fd)),
-                _ => None,
-            })
-            .collect(),
+        devices,
     };
     Ok((launch, inheritance))
 }
@@ -115,6 +117,21 @@ mod tests {
         let error = receive(roles, vec![config(), any_fd()], &mut record).unwrap_err();
         assert_eq!(error.to_string(), "launch message lacks the descriptor for Kvm");
         assert!(record.is_some());
+    }
+
+    #[test]
+    fn a_device_gets_its_descriptors_in_the_order_of_the_packet() {
+        use rustix::fs::fstat;
+        let roles = [Role::Config, Role::Kvm, Role::Kernel, Role::ConsoleListener, Role::ConsoleRing];
+        let device = Role::Device("vf".parse().unwrap());
+        let roles = roles.into_iter().chain([device.clone(), device]).collect();
+        let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
+        let [first, second] = [any_fd(), any_fd()];
+        let inodes = [&first, &second].map(|fd| fstat(fd).unwrap().st_ino);
+        let descriptors = vec![config(), any_fd(), any_fd(), listener.into(), any_fd(), first, second];
+        let (_, inheritance) = receive(roles, descriptors, &mut None).unwrap();
+        let got: Vec<_> = inheritance.devices.values().flatten().map(|fd| fstat(fd).unwrap().st_ino).collect();
+        assert_eq!(got, inodes);
     }
 
     #[test]

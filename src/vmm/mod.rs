@@ -18,6 +18,7 @@ mod legacy;
 mod machine;
 pub mod pci;
 pub mod ports;
+mod vfio;
 pub mod virtio;
 
 use std::fs::File;
@@ -30,7 +31,7 @@ use std::time::Instant;
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::model::{DeviceId, DeviceKind, DeviceLaunch, Launch, VmExit};
+use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, Launch, VmExit};
 use crate::sys;
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm, WireError, encode_ended};
@@ -39,7 +40,7 @@ use control::{Control, Identity, Parts};
 use kvm::Hypervisor;
 use launch::{Inheritance, LaunchError};
 use machine::{Machine, MachineError, Mailbox, Plan};
-use ports::PciFunction;
+use ports::{Alarm, PciFunction};
 
 /// The descriptor that the daemon leaves open for this process: its listening control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -101,6 +102,8 @@ enum StartError {
     Machine(#[from] MachineError),
     #[error("device {id}: {source}")]
     Device { id: DeviceId, source: io::Error },
+    #[error("device {id} ({host} of the host): {source}")]
+    PassedThrough { id: DeviceId, host: Bdf, source: vfio::AttachError },
     #[error(transparent)]
     Host(#[from] io::Error),
 }
@@ -151,9 +154,10 @@ fn assemble(
         console: Writer::new(ring, readers),
         input_taken: Arc::clone(&input_taken),
     })?;
+    let mut alarms = Vec::new();
     for device in &launch.devices {
-        let descriptor = inheritance.devices.remove(&device.id);
-        let function = function(device, descriptor, &machine)?;
+        let descriptors = inheritance.devices.remove(&device.id).unwrap_or_default();
+        let function = function(device, descriptors, &machine, &mut alarms)?;
         machine.attach(device.slot, function)?;
     }
     let (mailbox, receiver, mailbox_wake) = Mailbox::new()?;
@@ -166,33 +170,45 @@ fn assemble(
         mailbox: receiver,
         mailbox_wake,
         input_taken,
+        alarms,
         epoll,
     };
     Ok((parts, mailbox))
 }
 
-/// A device as the launch describes it.
+/// A device as the launch describes it. Adds what the host may have to tell of it to `alarms`.
 fn function(
     device: &DeviceLaunch,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
     machine: &Machine,
+    alarms: &mut Vec<Alarm>,
 ) -> Result<Box<dyn PciFunction>, StartError> {
     let failed = |source| StartError::Device { id: device.id.clone(), source };
-    let descriptor = || descriptor.ok_or_else(|| LaunchError::Missing(format!("device {}", device.id)));
+    let missing = || LaunchError::Missing(format!("device {}", device.id));
     let bar_base = Machine::slot_window(device.slot);
     let function = match &device.kind {
         DeviceKind::Block { is_read_only } => {
-            let disk =
-                virtio::Block::new(device.id.clone(), File::from(descriptor()?), *is_read_only).map_err(failed)?;
+            let [image] = descriptors.try_into().map_err(|_| missing())?;
+            let disk = virtio::Block::new(device.id.clone(), File::from(image), *is_read_only).map_err(failed)?;
             virtio::VirtioFunction::new(disk, machine.memory(), bar_base)
         }
         DeviceKind::Net { mac } => {
-            let nic = virtio::Net::new(device.id.clone(), descriptor()?, *mac).map_err(failed)?;
+            let [tap] = descriptors.try_into().map_err(|_| missing())?;
+            let nic = virtio::Net::new(device.id.clone(), tap, *mac).map_err(failed)?;
             virtio::VirtioFunction::new(nic, machine.memory(), bar_base)
         }
         DeviceKind::Rng => {
             let rng = virtio::Rng::new(device.id.clone()).map_err(failed)?;
             virtio::VirtioFunction::new(rng, machine.memory(), bar_base)
+        }
+        DeviceKind::Vfio { host } => {
+            let descriptors = descriptors.try_into().map_err(|_| missing())?;
+            let window = vfio::Window { base: bar_base, len: Machine::SLOT_WINDOW_LEN };
+            let (function, own) =
+                vfio::VfioFunction::new(device.id.clone(), *host, descriptors, &machine.memory(), window)
+                    .map_err(|source| StartError::PassedThrough { id: device.id.clone(), host: *host, source })?;
+            alarms.extend(own);
+            return Ok(Box::new(function));
         }
     };
     Ok(Box::new(function.map_err(failed)?))

@@ -1,6 +1,6 @@
 //! The seams between devices and the machine that holds them: traits and plain data, no behaviour.
 //!
-//! Devices (`vmm/pci`, `vmm/virtio`) import only the trunk and this file; `vmm/machine` implements and drives it.
+//! Devices (`vmm/pci`, `vmm/virtio`, `vmm/vfio`) import only the trunk and this file; `vmm/machine` implements and drives it.
 //!
 //! ```text
 //!   vCPU thread ──MMIO/ECAM exit──▶ PciFunction::{config,bar}_{read,write} ──▶ Option<Effect>
@@ -15,13 +15,17 @@ use std::sync::Arc;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::model::DeviceId;
+use crate::sys::vfio::Pages;
+
 /// Guest memory as devices see it: a snapshot per use, so that slots can grow while the VM runs.
 pub type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// What a register write asks of the machine. The device has already updated its own registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// A BAR moved, or memory decoding was switched: re-read [`PciFunction::bars`] and [`PciFunction::doorbells`].
+    /// A BAR moved, or memory decoding was switched: re-read [`PciFunction::bars`], [`PciFunction::doorbells`] and
+    /// [`PciFunction::pages`].
     BarsChanged,
     /// An MSI-X vector was programmed, masked or unmasked: re-read [`PciFunction::vectors`].
     VectorsChanged,
@@ -49,6 +53,35 @@ pub struct Doorbell {
     pub address: u64,
     /// Signalled by KVM at each write.
     pub event: Arc<EventFd>,
+}
+
+/// Pages of a device of the host that the guest reaches without an exit.
+#[derive(Debug, Clone)]
+pub struct PageMapping {
+    /// Guest-physical address.
+    pub address: u64,
+    /// What lies there.
+    pub pages: Arc<Pages>,
+}
+
+/// What a device of the host may have to tell at any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AlarmKind {
+    /// The host saw an uncorrectable error of the device.
+    Error,
+    /// The host wants the device back.
+    Request,
+}
+
+/// An event of the host's about a device: the control thread watches it.
+#[derive(Debug)]
+pub struct Alarm {
+    /// Which device.
+    pub device: DeviceId,
+    /// What it means.
+    pub kind: AlarmKind,
+    /// Written by the host.
+    pub event: EventFd,
 }
 
 /// An MSI message (PCI Local Bus 3.0 §6.8.1).
@@ -85,6 +118,11 @@ pub trait PciFunction: Send {
     fn bars(&self) -> Vec<BarMapping>;
     /// Doorbells at their present addresses (none while memory decoding is off).
     fn doorbells(&self) -> Vec<Doorbell>;
+    /// Pages of BARs that the guest reaches without an exit, at their present addresses (none while memory decoding is
+    /// off). The rest of those BARs, and all of them where the machine cannot map them, is trapped as ever.
+    fn pages(&self) -> Vec<PageMapping> {
+        Vec::new()
+    }
     /// All MSI-X vectors, in order; the number never changes.
     fn vectors(&self) -> Vec<Vector>;
     /// Performs [`Effect::Activate`] or [`Effect::Reset`]; a device that cannot sets its own `NEEDS_RESET`.

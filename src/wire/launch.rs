@@ -49,6 +49,7 @@ fn encode_device(device: &DeviceLaunch) -> proto::Device {
         DeviceKind::Block { is_read_only } => Kind::Block(proto::Block { read_only: *is_read_only }),
         DeviceKind::Net { mac } => Kind::Net(proto::Net { mac: mac.0.to_vec() }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
+        DeviceKind::Vfio { host } => Kind::Vfio(proto::Vfio { host: host.to_string() }),
     };
     proto::Device { id: device.id.to_string(), slot: device.slot.number().into(), kind: Some(kind) }
 }
@@ -63,6 +64,9 @@ fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireError> {
             DeviceKind::Net { mac: MacAddr(mac) }
         }
         Kind::Rng(_) => DeviceKind::Rng,
+        Kind::Vfio(vfio) => {
+            DeviceKind::Vfio { host: vfio.host.parse().map_err(|_| WireError::Malformed("address on the host"))? }
+        }
     };
     Ok(DeviceLaunch { id: device.id.parse()?, slot, kind })
 }
@@ -87,6 +91,7 @@ mod tests {
                 device("rng", 1, DeviceKind::Rng),
                 device("root", 2, DeviceKind::Block { is_read_only: true }),
                 device("net", 3, DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]) }),
+                device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
             ],
         }
     }

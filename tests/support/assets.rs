@@ -1,5 +1,6 @@
 //! Where kernels, disks, plugins and the binary under test are.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// A file in every host's images directory that exists and does not boot.
@@ -28,4 +29,13 @@ pub fn images() -> PathBuf {
 pub fn plugin(name: &str) -> Vec<u8> {
     let path = root("plugins", "plugins").join(format!("{name}.wasm"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask plugins`", path.display()))
+}
+
+/// Says that a test lacks something and did not run.
+pub fn skip(test: &str, needs: &str) {
+    println!("skipped: needs {needs}");
+    if let Some(list) = std::env::var_os("OSTLER_SKIPPED") {
+        let mut list = std::fs::File::options().create(true).append(true).open(list).unwrap();
+        writeln!(list, "{test}: needs {needs}").unwrap();
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use ostler::api::v1;
+use ostler::api::v1::host_service_client::HostServiceClient;
 use ostler::api::v1::plugin_service_client::PluginServiceClient;
 use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -121,6 +122,7 @@ pub struct Caller {
     pub tenant: String,
     pub vms: VirtualMachineServiceClient<Channel>,
     pub plugins: PluginServiceClient<Channel>,
+    pub host: HostServiceClient<Channel>,
 }
 
 type Answer<T> = Result<T, Status>;
@@ -130,7 +132,8 @@ impl Caller {
         Self {
             tenant: tenant.to_owned(),
             vms: VirtualMachineServiceClient::new(channel.clone()),
-            plugins: PluginServiceClient::new(channel),
+            plugins: PluginServiceClient::new(channel.clone()),
+            host: HostServiceClient::new(channel),
         }
     }
 
@@ -199,6 +202,20 @@ impl Caller {
     pub fn plugins(&self, parent: &str) -> Answer<Vec<v1::Plugin>> {
         let request = v1::ListPluginsRequest { parent: parent.to_owned() };
         wait(self.plugins.clone().list_plugins(request)).map(|list| list.into_inner().plugins)
+    }
+}
+
+impl Caller {
+    /// SR-IOV network cards of the node.
+    pub fn devices(&self) -> Answer<Vec<v1::PhysicalFunction>> {
+        let request = v1::ListHostDevicesRequest {};
+        wait(self.host.clone().list_host_devices(request)).map(|list| list.into_inner().physical_functions)
+    }
+
+    /// Has a virtual function released.
+    pub fn release_device(&self, address: &str) -> Answer<v1::DeviceLease> {
+        let request = v1::ReleaseHostDeviceRequest { address: address.to_owned() };
+        wait(self.host.clone().release_host_device(request)).map(|released| released.into_inner().lease.unwrap())
     }
 }
 

@@ -18,6 +18,7 @@ pub mod client;
 pub mod console;
 pub mod guest;
 pub mod host;
+pub mod vmm;
 pub mod wait;
 
 #[allow(unused_imports, reason = "each test binary uses another part")]

@@ -1,6 +1,8 @@
 #!/bin/sh
 # PID 1 of the test guests: loads drivers, reports what works in lines that begin with "ostler-guest:", then gives a shell.
-# Words of the kernel command line that it obeys: ip=, ostler.count, ostler.exec=poweroff|reboot|panic.
+# Words of the kernel command line that it obeys: ip=, ostler.nic (tell of the first NIC, once its link is up),
+# ostler.ping=<count> (of the gateway), ostler.nvme (tell of the first NVMe namespace; overwrites its first MiB),
+# ostler.count, ostler.exec=poweroff|reboot|panic.
 export PATH=/bin HOME=/ TERM=linux
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -24,6 +26,47 @@ done </modules
 while read -r key value rest; do
     [ "$key" = MemTotal: ] && echo "ostler-guest: cpus $(nproc) memory $value kB" && break
 done </proc/meminfo
+
+# The name of the driver of a device in sysfs.
+driver() {
+    (cd -P "$1/driver" 2>/dev/null && echo "${PWD##*/}")
+}
+# How many interrupts all vectors of a device whose name begins so have had.
+interrupts() {
+    sum=0
+    while read -r line; do
+        case $line in *"$1"*) ;; *) continue ;; esac
+        for field in ${line#*:}; do
+            case $field in *[!0-9]*) break ;; *) sum=$((sum + field)) ;; esac
+        done
+    done </proc/interrupts
+    echo $sum
+}
+nic_lines() {
+    nic=/sys/class/net/eth0
+    waited=0
+    # Carrier cannot be read while the interface is down.
+    until [ "$(cat $nic/carrier 2>/dev/null)" = 1 ] || [ $waited = 300 ]; do
+        usleep 100000
+        waited=$((waited + 1))
+    done
+    echo "ostler-guest: nic $(driver $nic/device) $(cat $nic/address) carrier $(cat $nic/carrier)"
+}
+nvme_lines() {
+    controller=/sys/class/nvme/nvme0
+    [ -b /dev/nvme0n1 ] || return
+    read -r model <$controller/model
+    read -r serial <$controller/serial
+    echo "ostler-guest: nvme $(driver $controller/device) serial $serial model $model"
+    echo "ostler-guest: nvme sectors $(cat /sys/block/nvme0n1/size)"
+    dd if=/dev/urandom of=/tmp/written bs=64k count=16 2>/dev/null
+    dd if=/tmp/written of=/dev/nvme0n1 bs=64k conv=fsync 2>/dev/null
+    echo 3 >/proc/sys/vm/drop_caches
+    dd if=/dev/nvme0n1 of=/tmp/read bs=64k count=16 2>/dev/null
+    written=$(md5sum </tmp/written)
+    [ "$written" = "$(md5sum </tmp/read)" ] && echo "ostler-guest: nvme reads what was written"
+    echo "ostler-guest: nvme interrupts $(interrupts nvme0q)"
+}
 
 gateway=
 for word in $words; do
@@ -49,6 +92,7 @@ if [ -b /dev/vda ]; then
         echo "ostler-guest: disk unreadable"
     fi
 fi
+case " $words " in *" ostler.nic "*) nic_lines ;; esac
 if [ -n "$gateway" ]; then
     if ping -c 1 -W 2 "$gateway" >/dev/null 2>&1; then
         echo "ostler-guest: ping $gateway ok"
@@ -60,6 +104,12 @@ acpid
 
 for word in $words; do
     case $word in
+    ostler.ping=*)
+        before=$(interrupts eth0)
+        ping -q -A -c "${word#*=}" "$gateway" | grep transmitted | sed 's/^/ostler-guest: ping /'
+        echo "ostler-guest: nic interrupts $before then $(interrupts eth0)"
+        ;;
+    ostler.nvme) nvme_lines ;;
     ostler.count)
         (
             count=0

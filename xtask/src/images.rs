@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! target/lab/images/linux-6.12/{vmlinux,bzImage,initrd}   linux-6.1/{vmlinux,bzImage,initrd}
+//!                   linux-6.12-full/{vmlinux,bzImage,initrd}    with drivers of physical devices: igbvf, nvme
 //!                   hello.img                             ext4, 8 MiB, one file: hello.txt
 //!                   broken/{empty,text,truncated-vmlinux,aarch64-vmlinux,truncated-bzImage}
 //! ```
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 /// What the example disk's only file says.
 pub(crate) const HELLO: &str = "hello from the block device";
 const HELLO_SIZE: &str = "8M";
+/// The lab host's own kernel as a guest: the others are for virtual devices only.
+const FULL: &str = "linux-6.12-full";
 
 /// Makes what is missing or out of date and returns the directory of the images.
 pub(crate) fn make(workspace: &Workspace) -> Result<PathBuf> {
@@ -32,8 +35,9 @@ pub(crate) fn make(workspace: &Workspace) -> Result<PathBuf> {
     }
     step("making guest images", || {
         for guest in &packages.guests {
-            boot_files(&packages, guest, &directory.join(&guest.name))?;
+            boot_files(&packages, guest, &[], &directory.join(&guest.name))?;
         }
+        boot_files(&packages, &packages.host, &initrd::PHYSICAL, &directory.join(FULL))?;
         hello(&packages, &directory.join("hello.img"))?;
         broken(&directory)
     })?;
@@ -44,16 +48,17 @@ pub(crate) fn make(workspace: &Workspace) -> Result<PathBuf> {
 /// Changes when the packages or this program do.
 fn key(packages: &Packages) -> Result<String> {
     let program = fs::metadata(std::env::current_exe()?)?;
-    let releases: Vec<&str> = packages.guests.iter().map(|guest| guest.release.as_str()).collect();
+    let kernels = packages.guests.iter().chain([&packages.host]);
+    let releases: Vec<&str> = kernels.map(|kernel| kernel.release.as_str()).collect();
     Ok(format!("{}\n{}.{}\n", releases.join("\n"), program.mtime(), program.mtime_nsec()))
 }
 
-fn boot_files(packages: &Packages, guest: &Kernel, directory: &Path) -> Result<()> {
+fn boot_files(packages: &Packages, guest: &Kernel, drivers: &[&str], directory: &Path) -> Result<()> {
     let image = fs::read(guest.image()).with_context(|| format!("cannot read {}", guest.image().display()))?;
     let vmlinux = kernel::vmlinux(&image).with_context(|| guest.image().display().to_string())?;
     write_changed(&directory.join("bzImage"), &image)?;
     write_changed(&directory.join("vmlinux"), &vmlinux)?;
-    write_changed(&directory.join("initrd"), &initrd::guest(packages, guest)?)
+    write_changed(&directory.join("initrd"), &initrd::guest(packages, guest, drivers)?)
 }
 
 fn hello(packages: &Packages, path: &Path) -> Result<()> {

@@ -11,7 +11,9 @@ use std::fs;
 const INIT: &[u8] = include_bytes!("../assets/guest-init.sh");
 const MODULES: [&str; 9] =
     ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "button", "evdev", "ext4", "squashfs"];
-const APPLETS: [&str; 40] = [
+/// Drivers of physical devices that guests get by pass-through.
+pub(crate) const PHYSICAL: [&str; 2] = ["igbvf", "nvme"];
+const APPLETS: [&str; 41] = [
     "acpid",
     "cat",
     "cttyhack",
@@ -40,6 +42,7 @@ const APPLETS: [&str; 40] = [
     "reboot",
     "rm",
     "run-parts",
+    "sed",
     "setsid",
     "sh",
     "sha256sum",
@@ -54,8 +57,8 @@ const APPLETS: [&str; 40] = [
     "wc",
 ];
 
-/// Makes the initial RAM disk for a guest kernel.
-pub(crate) fn guest(packages: &Packages, kernel: &Kernel) -> Result<Vec<u8>> {
+/// Makes the initial RAM disk for a guest kernel, with further drivers.
+pub(crate) fn guest(packages: &Packages, kernel: &Kernel, drivers: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "mnt", "tmp", "root", "var/run", "var/log", "lib/modules"] {
         archive.directory(directory)?;
@@ -74,7 +77,7 @@ pub(crate) fn guest(packages: &Packages, kernel: &Kernel) -> Result<Vec<u8>> {
     }
     archive.file("etc/acpi/PWRF/00000080", 0o755, b"#!/bin/sh\nexec poweroff -f\n")?;
     let mut list = String::new();
-    for module in closure(kernel, &MODULES)? {
+    for module in closure(kernel, &[&MODULES, drivers].concat())? {
         let name = module.path.rsplit('/').next().unwrap_or(&module.path);
         let path = format!("lib/modules/{name}");
         archive.file(&path, 0o644, &module.content)?;

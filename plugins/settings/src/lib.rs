@@ -153,9 +153,9 @@ mod tests {
 
     use super::*;
 
-    fn read(
-        entries: &[(&'static str, &'static str)],
-    ) -> Result<(Option<u64>, Option<bool>, u8, Option<usize>), Vec<Invalid>> {
+    type Read = (Option<u64>, Option<bool>, u8, Option<usize>);
+
+    fn read(entries: &[(&'static str, &'static str)]) -> Result<Read, Vec<Invalid>> {
         let source: BTreeMap<&str, &str> = entries.iter().copied().collect();
         let mut reader = Reader::new(&source, &["size", "is-on", "mode", "list"]);
         let size = reader.number("size", 1..=10);

@@ -9,6 +9,7 @@ use crate::api::v1;
 use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
+use super::super::units::NicArg;
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
@@ -59,8 +60,13 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
             cmdline: arguments.cmdline,
         }),
         disks: disks.map(|d| v1::DiskSpec { id: d.id, volume: d.volume, read_only: d.is_read_only }).collect(),
-        nics: arguments.nics.into_iter().map(|id| v1::NicSpec { id }).collect(),
+        nics: arguments.nics.into_iter().map(nic).collect(),
     }
+}
+
+fn nic(nic: NicArg) -> v1::NicSpec {
+    let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
+    v1::NicSpec { id: nic.id, sriov }
 }
 
 pub(crate) async fn start(mut client: Client, name: &str) -> Result<(), Failure> {

@@ -30,7 +30,7 @@ fn vm() -> v1::VirtualMachine {
             memory_mib: 1024,
             boot: Some(v1::BootSpec { kernel: "k".into(), ..Default::default() }),
             disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
-            nics: vec![v1::NicSpec { id: "eth0".into() }],
+            nics: vec![v1::NicSpec { id: "eth0".into(), sriov: Some(v1::SriovNic::default()) }],
         }),
         nics: vec![v1::NicStatus { id: "eth0".into(), guest_address: "172.30.0.2/30".into(), ..Default::default() }],
         create_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
@@ -62,6 +62,8 @@ fn json_keys_mirror_the_proto() {
     keys(&json["spec"], "VirtualMachineSpec");
     keys(&json["spec"]["boot"], "BootSpec");
     keys(&json["spec"]["disks"][0], "DiskSpec");
+    keys(&json["spec"]["nics"][0], "NicSpec");
+    keys(&json["spec"]["nics"][0]["sriov"], "SriovNic");
     keys(&json["nics"][0], "NicStatus");
     keys(&json["admission"], "Decision");
     keys(&json["admission"]["opinions"][0], "Opinion");

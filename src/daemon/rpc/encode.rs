@@ -3,17 +3,29 @@
 use crate::api::convert::{decision_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto};
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
-use crate::daemon::service::{PluginView, Subnet, VmRecord, WatchItem};
+use crate::daemon::service::{
+    DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem,
+};
+use crate::model::MacAddr;
+use crate::sys::rtnl::{LinkState, VfConfig};
 
 /// A VM as the API shows it.
 pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
     let process = vm.run.as_ref().and_then(|run| run.process);
-    let nics = vm.nics.iter().map(|nic| v1::NicStatus {
-        id: nic.id.to_string(),
-        mac: nic.mac.to_string(),
-        tap: process.map(|_| nic.subnet.tap_name()).unwrap_or_default(),
-        host_address: format!("{}/{}", nic.subnet.host(), Subnet::PREFIX_LEN),
-        guest_address: format!("{}/{}", nic.subnet.guest(), Subnet::PREFIX_LEN),
+    let nics = vm.spec.nics().iter().map(|nic| {
+        let mut status = v1::NicStatus { id: nic.id.to_string(), ..Default::default() };
+        if let Some(tap) = vm.nics.iter().find(|lease| lease.id == nic.id) {
+            status.mac = tap.mac.to_string();
+            status.tap = process.map(|_| tap.subnet.tap_name()).unwrap_or_default();
+            status.host_address = format!("{}/{}", tap.subnet.host(), Subnet::PREFIX_LEN);
+            status.guest_address = format!("{}/{}", tap.subnet.guest(), Subnet::PREFIX_LEN);
+        }
+        if let Some(vf) = vm.vfs.iter().find(|vf| vf.id == nic.id) {
+            status.mac = vf.mac.to_string();
+            status.vf_address = vf.address.to_string();
+            status.pf_interface = vf.pf_interface.clone();
+        }
+        status
     });
     v1::VirtualMachine {
         name: VmRef { tenant: vm.tenant.clone(), vm: vm.name.clone() }.to_string(),
@@ -52,5 +64,88 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         size_bytes: plugin.size_bytes(),
         load_time: Some(timestamp_to_proto(record.loaded)),
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
+    }
+}
+
+/// A network card as the API shows it.
+pub(super) fn physical_function(view: &DeviceView) -> v1::PhysicalFunction {
+    let DeviceView { pf, leases } = view;
+    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+    v1::PhysicalFunction {
+        address: pf.address.to_string(),
+        interface: pf.interface.clone().unwrap_or_default(),
+        driver: pf.driver.clone().unwrap_or_default(),
+        pci_id: pf.pci_id.clone(),
+        numa_node: pf.numa_node,
+        root_complex: pf.root_complex.clone(),
+        root_port: pf.root_port.map(|port| port.to_string()).unwrap_or_default(),
+        mac: pf.link.map(|link| link.mac.to_string()).unwrap_or_default(),
+        up: pf.link.is_some_and(|link| link.is_up),
+        carrier: pf.link.is_some_and(|link| link.has_carrier),
+        speed_mbps: pf.link.and_then(|link| link.speed_mbps).unwrap_or(0),
+        total_vfs: pf.total_vfs,
+        num_vfs: count(pf.vfs.len()),
+        virtual_functions: pf
+            .vfs
+            .iter()
+            .zip(leases)
+            .map(|(vf, lease)| virtual_function(vf, lease.as_deref()))
+            .collect(),
+    }
+}
+
+fn virtual_function(vf: &VirtualFunction, lease: Option<&VfLease>) -> v1::VirtualFunction {
+    let members = vf.group_members.iter().map(|member| match &member.driver {
+        Some(driver) => format!("{} {driver}", member.address),
+        None => member.address.to_string(),
+    });
+    v1::VirtualFunction {
+        address: vf.address.to_string(),
+        index: vf.index.into(),
+        driver: vf.driver.clone().unwrap_or_default(),
+        interface: vf.interface.clone().unwrap_or_default(),
+        iommu_group: vf.iommu_group,
+        group_members: members.collect(),
+        reset_methods: vf.reset_methods.clone(),
+        settings: vf.config.as_ref().map(settings),
+        lease: lease.map(device_lease),
+    }
+}
+
+fn settings(config: &VfConfig) -> v1::VirtualFunctionSettings {
+    v1::VirtualFunctionSettings {
+        mac: MacAddr(config.mac).to_string(),
+        vlan: config.vlan.id.into(),
+        spoof_check: config.checks_spoofing,
+        trust: config.is_trusted,
+        max_tx_mbps: config.max_tx_mbps,
+        link_state: match config.link_state {
+            LinkState::Auto => "auto",
+            LinkState::Enable => "enable",
+            LinkState::Disable => "disable",
+        }
+        .to_owned(),
+    }
+}
+
+/// A lease as the API shows it.
+pub(super) fn device_lease(lease: &VfLease) -> v1::DeviceLease {
+    use v1::device_lease::State;
+    let (state, reason) = match &lease.state {
+        LeaseState::Free => (State::Free, ""),
+        LeaseState::Claimed(_) => (State::Claimed, ""),
+        LeaseState::Prepared(_) => (State::Prepared, ""),
+        LeaseState::Attached(_) => (State::Attached, ""),
+        LeaseState::Releasing(_) => (State::Releasing, ""),
+        LeaseState::Quarantined { reason, .. } => (State::Quarantined, reason.as_str()),
+    };
+    let holder = lease.state.holder();
+    v1::DeviceLease {
+        state: state.into(),
+        generation: lease.generation,
+        vm_uid: holder.map(|holder| holder.vm.to_string()).unwrap_or_default(),
+        tenant: holder.map(|holder| holder.tenant.to_string()).unwrap_or_default(),
+        last_tenant: lease.last_tenant.as_ref().map(ToString::to_string).unwrap_or_default(),
+        reason: reason.to_owned(),
     }
 }

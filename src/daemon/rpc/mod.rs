@@ -8,6 +8,7 @@
 mod call;
 mod console;
 mod encode;
+mod host;
 mod listener;
 mod plugin;
 mod status;
@@ -24,6 +25,7 @@ use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::api::v1;
+use crate::api::v1::host_service_server::HostServiceServer;
 use crate::api::v1::plugin_service_server::PluginServiceServer;
 use crate::api::v1::virtual_machine_service_server::VirtualMachineServiceServer;
 use crate::daemon::service::SharedNode;
@@ -70,11 +72,15 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<VirtualMachineServiceServer<vm::VmRpc>>().await;
     health.set_serving::<PluginServiceServer<plugin::PluginRpc>>().await;
+    health.set_serving::<HostServiceServer<host::HostRpc>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let vms = VirtualMachineServiceServer::new(vm::VmRpc::new(Arc::clone(&node), ending.clone()))
+        .max_decoding_message_size(MAX_REQUEST_LEN)
+        .max_encoding_message_size(MAX_RESPONSE_LEN);
+    let hosts = HostServiceServer::new(host::HostRpc::new(Arc::clone(&node)))
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
     let plugins = PluginServiceServer::new(plugin::PluginRpc::new(node))
@@ -92,6 +98,7 @@ pub async fn serve(
         .layer(InterceptorLayer::new(call::require_caller))
         .add_service(vms)
         .add_service(plugins)
+        .add_service(hosts)
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(connections, async move { ended(&mut ending).await });

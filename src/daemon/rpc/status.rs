@@ -8,8 +8,8 @@ use std::error::Error;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::daemon::service::{AuthnError, CallError, ServiceError};
-use crate::model::{Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
+use crate::daemon::service::{AuthnError, CallError, DeviceError, ServiceError};
+use crate::model::{Bdf, Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
 
 const DOMAIN: &str = "ostler";
 
@@ -45,6 +45,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Call(CallError::Interrupted { state }) => {
             status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
         }
+        ServiceError::Device(error) => device(error, text),
         ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
         ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
         ServiceError::Plugin { source, .. } => {
@@ -53,6 +54,23 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
         ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
         ServiceError::Ending => status(Code::Unavailable, text, "SHUTTING_DOWN", []),
+    }
+}
+
+fn device(error: &DeviceError, text: String) -> Status {
+    let metadata = |address: &Bdf| vec![("address", address.to_string())];
+    match error {
+        DeviceError::NoSuchDevice(address) => status(Code::NotFound, text, "DEVICE_NOT_FOUND", metadata(address)),
+        DeviceError::NotHeld(address) => status(Code::FailedPrecondition, text, "DEVICE_NOT_HELD", metadata(address)),
+        DeviceError::InUse { address, vm, .. } => {
+            let metadata = metadata(address).into_iter().chain([("vm", vm.clone())]);
+            status(Code::FailedPrecondition, text, "DEVICE_IN_USE", metadata)
+        }
+        DeviceError::Unclean { address, reason } => {
+            let metadata = metadata(address).into_iter().chain([("cause", reason.clone())]);
+            status(Code::Internal, text, "DEVICE_UNCLEAN", metadata)
+        }
+        DeviceError::Unreadable(_) => status(Code::Internal, text, "HOST_FAILED", []),
     }
 }
 

@@ -1,10 +1,11 @@
-//! From a directory to a node that serves: opens the store, loads plugins, takes over VMs. Key function: [`Node::open`].
+//! From a directory to a node that serves: opens the store, loads plugins, cleans devices, takes over VMs. Key function: [`Node::open`].
 
 use std::io;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use super::devices::HostDevices;
 use super::ledger::{Handles, Ledger};
 use super::plugins::Plugins;
 use super::register::TenantTurns;
@@ -12,7 +13,7 @@ use super::{Node, Places};
 use crate::daemon::inventory::{AddressPool, HostFacts, Network};
 use crate::daemon::policy::{PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::store::{Store, StoreError};
-use crate::daemon::supervisor::Supervisor;
+use crate::daemon::supervisor::{Devices, Supervisor};
 
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +38,22 @@ impl Node {
         let (store, found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
         let policy = PolicyHost::start(PolicyConfig::default())?;
+        let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, &policy).await);
+        let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
+        devices.reconcile(&found.vms).await;
         let taken = found.vms.iter().flat_map(|vm| vm.nics.iter().map(|nic| nic.subnet));
         let addresses = AddressPool::new(network, taken);
         let handles = Handles::default();
         let ledger = Ledger { store: store.clone(), addresses: addresses.clone(), handles: handles.clone() };
         let files = places.files();
-        let supervisor = Supervisor::new(files.clone(), &places.run, &places.data, &places.vmm, Arc::new(ledger));
-
-        let supervisor = Arc::new(supervisor);
+        let supervisor = Arc::new(Supervisor::new(
+            files.clone(),
+            &places.run,
+            &places.data,
+            &places.vmm,
+            Arc::new(ledger),
+            Arc::clone(&devices) as Arc<dyn Devices>,
+        ));
         let known: Vec<_> = found.vms.iter().map(|vm| vm.uid).collect();
         supervisor.sweep(&known).await;
         let mut resumed = JoinSet::new();
@@ -54,9 +63,8 @@ impl Node {
             resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
         }
         while resumed.join_next().await.is_some() {}
-        let plugins = Plugins::restore(&places.plugins(), found.plugins, &policy).await;
         let turns = TenantTurns::default();
-        Ok(Self { store, supervisor, handles, policy, plugins, files, facts, addresses, turns })
+        Ok(Self { store, supervisor, handles, policy, plugins, devices, files, facts, addresses, turns })
     }
 
     /// Waits until everything that is known is on disk. The node is of no use afterwards; VMs run on.

@@ -1,5 +1,6 @@
 //! Why a call failed. Key type: [`ServiceError`]; `rpc/status.rs` turns it into a gRPC status.
 
+use super::DeviceError;
 use crate::daemon::inventory::PoolExhausted;
 use crate::daemon::policy::LoadError;
 use crate::daemon::store::StoreError;
@@ -42,6 +43,9 @@ pub enum ServiceError {
     /// The VM's state or end forbids it.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// A device of the host.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// No addresses are left.
     #[error(transparent)]
     Addresses(#[from] PoolExhausted),

@@ -5,6 +5,7 @@
 mod access;
 mod boot;
 mod console;
+mod devices;
 mod error;
 mod ledger;
 mod lifecycle;
@@ -17,15 +18,18 @@ use std::sync::Arc;
 
 pub use crate::daemon::authn::{AuthnError, Principal, identify};
 use crate::daemon::files::Files;
+pub use crate::daemon::inventory::VirtualFunction;
 use crate::daemon::inventory::{AddressPool, HostFacts};
 use crate::daemon::policy::PolicyHost;
-pub use crate::daemon::record::{Subnet, VmRecord};
+pub use crate::daemon::record::{LeaseState, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
 pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
 pub use access::Whose;
 pub use boot::BootError;
 pub use console::Console;
+use devices::HostDevices;
+pub use devices::{DeviceError, DeviceView};
 pub use error::ServiceError;
 use ledger::Handles;
 pub use plugins::PluginView;
@@ -39,7 +43,8 @@ pub struct Node {
     supervisor: Arc<Supervisor>,
     handles: Handles,
     policy: PolicyHost,
-    plugins: Plugins,
+    plugins: Arc<Plugins>,
+    devices: Arc<HostDevices>,
     files: Files,
     facts: HostFacts,
     addresses: AddressPool,

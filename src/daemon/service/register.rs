@@ -54,8 +54,9 @@ impl Node {
         self.check_host(&tenant, &spec).await?;
 
         let uid = VmId::new();
-        let lease = self.addresses.lease(spec.nics().len())?;
-        let nics = spec.nics().iter().zip(lease.subnets());
+        let taps = spec.nics().iter().filter(|nic| nic.vf_wish().is_none());
+        let lease = self.addresses.lease(taps.clone().count())?;
+        let nics = taps.zip(lease.subnets());
         let nics =
             nics.map(|(nic, subnet)| NicLease { id: nic.id.clone(), subnet: *subnet, mac: mac_of(uid, &nic.id) });
         let now = SystemTime::now();
@@ -64,6 +65,7 @@ impl Node {
             tenant,
             name,
             nics: nics.collect(),
+            vfs: Vec::new(),
             spec,
             state: VmState::Registered,
             run: None,

@@ -12,14 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::PluginRecord;
 use super::decision::StoredDecision;
-use crate::daemon::record::{NicLease, Run, Subnet, VmRecord, mac_of};
+use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
-    BootSpec, DiskSpec, FailureCause, ImagePath, NicSpec, PluginDigest, PolicyScope, VmExit, VmSpec, VmState,
+    BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, VfWish, VlanId,
+    VmExit, VmSpec, VmState,
 };
 use crate::sys::process::Identity;
 
 /// Number of the format that is written.
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 
 /// Why a record was refused, for people.
 pub(super) type Unusable = String;
@@ -34,6 +35,8 @@ struct StoredVm {
     state: StoredState,
     run: Option<StoredRun>,
     nics: Vec<StoredNic>,
+    #[serde(default)]
+    vfs: Vec<StoredVf>,
     created_ms: u64,
     updated_ms: u64,
     admission: StoredDecision,
@@ -48,6 +51,15 @@ struct StoredSpec {
     cmdline: String,
     disks: Vec<StoredDisk>,
     nics: Vec<String>,
+    /// Those of `nics` that are virtual functions, with what is asked of them.
+    #[serde(default)]
+    vf_wishes: BTreeMap<String, StoredWish>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredWish {
+    mac: Option<String>,
+    vlan: Option<u16>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -96,6 +108,14 @@ struct StoredNic {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredVf {
+    id: String,
+    address: String,
+    pf_interface: String,
+    mac: String,
+}
+
+#[derive(Serialize, Deserialize)]
 struct StoredPlugin {
     format: u32,
     tenant: Option<String>,
@@ -121,6 +141,7 @@ pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
         state: store_state(&vm.state),
         run: vm.run.as_ref().map(store_run),
         nics: vm.nics.iter().map(|n| StoredNic { id: n.id.to_string(), network: n.subnet.network() }).collect(),
+        vfs: vm.vfs.iter().map(store_vf).collect(),
         created_ms: to_ms(vm.created),
         updated_ms: to_ms(vm.updated),
         admission: StoredDecision::from(&vm.admission),
@@ -144,6 +165,7 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         state: load_state(vm.state),
         run: vm.run.map(load_run).transpose()?,
         nics,
+        vfs: vm.vfs.into_iter().map(load_vf).collect::<Result<_, _>>()?,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
         admission: vm.admission.load()?,
@@ -179,11 +201,11 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
     })
 }
 
-fn to_json(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_else(|error| unreachable!("plain structs with text keys: {error}"))
 }
 
-fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Unusable> {
+pub(super) fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Unusable> {
     let header: Header = serde_json::from_slice(bytes).map_err(text)?;
     if header.format != FORMAT {
         return Err(format!("it has format {}, this daemon reads format {FORMAT}", header.format));
@@ -191,7 +213,7 @@ fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Unusable> {
     serde_json::from_slice(bytes).map_err(text)
 }
 
-fn text(error: impl std::fmt::Display) -> Unusable {
+pub(super) fn text(error: impl std::fmt::Display) -> Unusable {
     error.to_string()
 }
 
@@ -213,7 +235,42 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
             })
             .collect(),
         nics: spec.nics().iter().map(|nic| nic.id.to_string()).collect(),
+        vf_wishes: spec
+            .nics()
+            .iter()
+            .filter_map(|nic| Some((nic.id.to_string(), store_wish(nic.vf_wish()?))))
+            .collect(),
     }
+}
+
+fn store_wish(wish: VfWish) -> StoredWish {
+    StoredWish { mac: wish.mac.map(|mac| mac.to_string()), vlan: wish.vlan.map(VlanId::number) }
+}
+
+fn load_wish(wish: &StoredWish) -> Result<VfWish, Unusable> {
+    let vlan = |number| VlanId::new(number).ok_or_else(|| format!("{number} is no VLAN"));
+    Ok(VfWish {
+        mac: wish.mac.as_ref().map(|mac| mac.parse()).transpose().map_err(text)?,
+        vlan: wish.vlan.map(vlan).transpose()?,
+    })
+}
+
+fn store_vf(vf: &VfNic) -> StoredVf {
+    StoredVf {
+        id: vf.id.to_string(),
+        address: vf.address.to_string(),
+        pf_interface: vf.pf_interface.clone(),
+        mac: vf.mac.to_string(),
+    }
+}
+
+fn load_vf(vf: StoredVf) -> Result<VfNic, Unusable> {
+    Ok(VfNic {
+        id: vf.id.parse().map_err(text)?,
+        address: vf.address.parse().map_err(text)?,
+        pf_interface: vf.pf_interface,
+        mac: vf.mac.parse().map_err(text)?,
+    })
 }
 
 fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
@@ -230,7 +287,11 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
         })
     });
     let disks = disks.collect::<Result<_, _>>()?;
-    let nics = spec.nics.iter().map(|id| id.parse().map(|id| NicSpec { id }).map_err(text));
+    let nics = spec.nics.iter().map(|id| {
+        let wish = spec.vf_wishes.get(id).map(load_wish).transpose()?;
+        let backend = wish.map_or(NicBackend::Tap, NicBackend::Sriov);
+        Ok::<_, Unusable>(NicSpec { id: id.parse().map_err(text)?, backend })
+    });
     let nics = nics.collect::<Result<_, _>>()?;
     VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)
 }
@@ -353,8 +414,27 @@ mod tests {
             vm.state = state;
             assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
         }
+        let wish = VfWish { mac: "02:00:00:00:00:01".parse().ok(), vlan: VlanId::new(100) };
+        let nic = NicSpec { id: "vf0".parse().unwrap(), backend: NicBackend::Sriov(wish) };
+        vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![vm.spec.nics()[0].clone(), nic]).unwrap();
+        vm.vfs = vec![VfNic {
+            id: "vf0".parse().unwrap(),
+            address: "0000:01:10.1".parse().unwrap(),
+            pf_interface: "eth0".into(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+        }];
+        assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
         vm.run = None;
         assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
+    }
+
+    #[test]
+    fn reads_a_record_from_before_there_were_virtual_functions() {
+        let vm = samples::running("acme", "web");
+        let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&vm)).unwrap();
+        assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
+        assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
+        assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What survives the daemon. Key types: [`Store`], [`Change`], [`PluginRecord`].
+//! What survives the daemon. Key types: [`Store`], [`Change`], [`PluginRecord`], [`Snapshot`].
 //!
 //! A redb file, owned by one thread: others send it changes and get an answer once they are on disk. Every change of a
 //! VM is published, in the order in which it was written, to those who watch; the same thread keeps the snapshot that
@@ -14,6 +14,7 @@
 
 mod decision;
 mod format;
+mod lease;
 mod thread;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::daemon::record::VmRecord;
+use crate::daemon::record::{VfKey, VfLease, VmRecord};
 use crate::model::{PluginDigest, PluginId, PolicyScope, VmId};
 use thread::{Shared, Write};
 
@@ -55,6 +56,9 @@ pub enum StoreError {
         /// What is wrong.
         reason: String,
     },
+    /// Somebody else changed the lease in between, or it is not what the caller took it for.
+    #[error("the lease of virtual function {0} has changed meanwhile")]
+    Stale(VfKey),
     /// The store's thread is gone: the daemon is ending.
     #[error("store is closed")]
     Closed,
@@ -86,13 +90,15 @@ pub struct Change {
     pub is_gone: bool,
 }
 
-/// All VMs at one moment.
+/// All VMs and leases at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    /// Of the last change in it.
+    /// Of the last change of a VM in it.
     pub revision: u64,
     /// By id.
     pub vms: BTreeMap<VmId, Arc<VmRecord>>,
+    /// Of virtual functions that somebody ever had.
+    pub leases: BTreeMap<VfKey, Arc<VfLease>>,
 }
 
 /// What was found in the file.
@@ -102,6 +108,8 @@ pub struct Found {
     pub vms: Vec<VmRecord>,
     /// Every plugin.
     pub plugins: Vec<PluginRecord>,
+    /// Every lease.
+    pub leases: Vec<VfLease>,
 }
 
 /// A handle to the store; clones share it.
@@ -116,7 +124,8 @@ impl Store {
     pub fn open(path: &Path) -> Result<(Self, Found), StoreError> {
         let (database, found, revision) = thread::open(path)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
-        let shared = Arc::new(Shared::new(Snapshot { revision, vms }, broadcast::Sender::new(CHANGES_LEN)));
+        let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
+        let shared = Arc::new(Shared::new(Snapshot { revision, vms, leases }, broadcast::Sender::new(CHANGES_LEN)));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
         thread::spawn(database, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
@@ -141,6 +150,12 @@ impl Store {
     /// Remembers a plugin, in place of one of the same scope and name.
     pub async fn put_plugin(&self, plugin: PluginRecord) -> Result<(), StoreError> {
         self.write(|done| Write::Plugin { plugin, done }).await
+    }
+
+    /// Remembers a lease's change, if it follows the last one that the store has ([`VfLease::generation`]): of several
+    /// that take the same virtual function at once, one succeeds and the others get [`StoreError::Stale`].
+    pub async fn put_lease(&self, lease: VfLease) -> Result<(), StoreError> {
+        self.write(|done| Write::Lease { lease, done }).await
     }
 
     /// Waits until everything is on disk and the file is closed. Later writes are refused.
@@ -220,6 +235,38 @@ mod tests {
         let second = changes.recv().await.unwrap();
         assert_eq!((second.revision, second.is_gone), (3, true));
         assert!(store.snapshot().vms.is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_many_that_claim_one_virtual_function_at_once_one_gets_it() {
+        use crate::daemon::record::{LeaseEvent, lease_samples as samples};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let (store, _) = Store::open(&path).unwrap();
+        let unheld = samples::unheld(0);
+        let claims = (0..20).map(|_| unheld.after(LeaseEvent::Claim(samples::holder("acme"))).unwrap());
+        let writes: Vec<_> = claims
+            .map(|claim| {
+                let store = store.clone();
+                tokio::spawn(async move { store.put_lease(claim.clone()).await.map(|()| claim) })
+            })
+            .collect();
+        let mut winners = Vec::new();
+        for write in writes {
+            match write.await.unwrap() {
+                Ok(claim) => winners.push(claim),
+                Err(error) => assert!(matches!(error, StoreError::Stale(key) if key == unheld.key), "{error}"),
+            }
+        }
+        assert_eq!(winners.len(), 1);
+        assert_eq!(*store.snapshot().leases[&unheld.key], winners[0]);
+        // What is late is refused, in whatever way it differs.
+        let releasing = winners[0].after(LeaseEvent::Release).unwrap();
+        store.put_lease(releasing.clone()).await.unwrap();
+        assert!(matches!(store.put_lease(releasing.clone()).await, Err(StoreError::Stale(_))));
+        store.close().await;
+        let (_, found) = Store::open(&path).unwrap();
+        assert_eq!(found.leases, [releasing]);
     }
 
     #[tokio::test]

@@ -1,16 +1,18 @@
 //! The thread that owns the database: commits in batches, then publishes. Key types: [`Write`], [`Shared`].
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Change, Found, PluginRecord, Snapshot, StoreError, format};
-use crate::daemon::record::VmRecord;
+use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease};
+use crate::daemon::record::{VfKey, VfLease, VmRecord};
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
+const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const REVISION: &str = "revision";
 
@@ -34,6 +36,10 @@ pub(super) enum Write {
     },
     Plugin {
         plugin: PluginRecord,
+        done: Done,
+    },
+    Lease {
+        lease: VfLease,
         done: Done,
     },
     /// Ends the thread once everything before it is on disk.
@@ -65,7 +71,7 @@ impl Shared {
         (Arc::clone(&snapshot), self.changes.subscribe())
     }
 
-    fn publish(&self, changes: Vec<Change>) {
+    fn publish(&self, changes: Vec<Change>, leases: Vec<Arc<VfLease>>) {
         let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&current);
         for change in changes {
@@ -78,6 +84,7 @@ impl Shared {
             // Nobody watching is no error.
             let _ = self.changes.send(change);
         }
+        next.leases.extend(leases.into_iter().map(|lease| (lease.key, lease)));
         *current = Arc::new(next);
     }
 }
@@ -95,6 +102,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     transaction.open_table(VMS)?;
     transaction.open_table(PLUGINS)?;
+    transaction.open_table(LEASES)?;
     transaction.open_table(COUNTERS)?;
     Ok(transaction.commit()?)
 }
@@ -104,9 +112,10 @@ fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
     let transaction = database.begin_read().map_err(|error| io(error.into()))?;
     let vms = read_table(&transaction, VMS, "vms", format::decode_vm)?;
     let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
+    let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
     let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
-    Ok((Found { vms, plugins }, revision))
+    Ok((Found { vms, plugins, leases }, revision))
 }
 
 fn read_table<T>(
@@ -139,12 +148,17 @@ fn run(database: Database, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
     let mut batch = Vec::with_capacity(BATCH_LEN);
     let mut closing = None;
     while closing.is_none() && queue.blocking_recv_many(&mut batch, BATCH_LEN) > 0 {
-        let mut revision = shared.snapshot().revision;
+        let snapshot = shared.snapshot();
+        let mut revision = snapshot.revision;
         let mut planned = Vec::with_capacity(batch.len());
+        let mut generations = HashMap::new();
         for write in batch.drain(..) {
-            match plan(write, &mut revision) {
-                Ok(write) => planned.push(write),
-                Err(done) => closing = Some(done),
+            match write {
+                Write::Close { done } => closing = Some(done),
+                Write::Lease { lease, done } if !follows(&lease, &snapshot, &mut generations) => {
+                    let _ = done.send(Err(StoreError::Stale(lease.key)));
+                }
+                write => planned.extend(plan(write, &mut revision)),
             }
         }
         let failure = commit(&database, &planned, revision).err().map(Arc::new);
@@ -154,12 +168,15 @@ fn run(database: Database, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
         let is_ok = failure.is_none();
         let mut answers = Vec::with_capacity(planned.len());
         let mut changes = Vec::with_capacity(planned.len());
+        let mut leases = Vec::new();
         for write in planned {
+            // A lease is an intent: one that is not on disk is none, and nothing was done about it yet.
+            leases.extend(write.lease.filter(|_| is_ok));
             // A new VM that is not on disk does not exist; a change that is not on disk has happened all the same.
             changes.extend(write.change.filter(|_| is_ok || !write.is_new));
             answers.push(write.done);
         }
-        shared.publish(changes);
+        shared.publish(changes, leases);
         for done in answers {
             // Nobody waits for the answer any more: fine.
             let _ = done.send(failure.clone().map_or(Ok(()), |error| Err(StoreError::Io(error))));
@@ -171,6 +188,16 @@ fn run(database: Database, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
     }
 }
 
+/// Whether a lease's change is the next one after the last, those before it in this batch included.
+fn follows(lease: &VfLease, snapshot: &Snapshot, batch: &mut HashMap<VfKey, u64>) -> bool {
+    let last = batch.entry(lease.key).or_insert_with(|| snapshot.leases.get(&lease.key).map_or(0, |l| l.generation));
+    let is_next = lease.generation == *last + 1;
+    if is_next {
+        *last = lease.generation;
+    }
+    is_next
+}
+
 /// A write, down to its row.
 struct Planned {
     table: TableDefinition<'static, &'static str, &'static [u8]>,
@@ -178,30 +205,35 @@ struct Planned {
     /// `None` removes the row.
     value: Option<Vec<u8>>,
     change: Option<Change>,
+    lease: Option<Arc<VfLease>>,
     is_new: bool,
     done: Done,
 }
 
-/// The write's row and change; `Err` with whom to tell if it is the end.
-fn plan(write: Write, revision: &mut u64) -> Result<Planned, Done> {
+/// The write's row and change; `None` for the end, which has none.
+fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
     let mut change = |vm: VmRecord, is_gone| {
         *revision += 1;
         Some(Change { revision: *revision, vm: Arc::new(vm), is_gone })
     };
-    Ok(match write {
+    Some(match write {
         Write::Vm { vm, is_new, done } => {
             let (key, value) = (vm.uid.to_string(), Some(format::encode_vm(&vm)));
-            Planned { table: VMS, key, value, change: change(vm, false), is_new, done }
+            Planned { table: VMS, key, value, change: change(vm, false), lease: None, is_new, done }
         }
         Write::RemoveVm { vm, done } => {
             let key = vm.uid.to_string();
-            Planned { table: VMS, key, value: None, change: change(vm, true), is_new: false, done }
+            Planned { table: VMS, key, value: None, change: change(vm, true), lease: None, is_new: false, done }
         }
         Write::Plugin { plugin, done } => {
             let (key, value) = (format::plugin_key(&plugin), Some(format::encode_plugin(&plugin)));
-            Planned { table: PLUGINS, key, value, change: None, is_new: false, done }
+            Planned { table: PLUGINS, key, value, change: None, lease: None, is_new: false, done }
         }
-        Write::Close { done } => return Err(done),
+        Write::Lease { lease, done } => {
+            let (key, value) = (lease.key.to_string(), Some(lease::encode_lease(&lease)));
+            Planned { table: LEASES, key, value, change: None, lease: Some(Arc::new(lease)), is_new: false, done }
+        }
+        Write::Close { .. } => return None,
     })
 }
 

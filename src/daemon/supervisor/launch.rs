@@ -1,6 +1,8 @@
-//! Makes a run: opens what the vmm may not open itself, starts its process. Key functions: [`spawn`], [`Spawned::send`].
+//! Makes a run: opens what the vmm may not open itself, starts its process. Key functions: [`launch`],
+//! [`Spawned::send`].
 //!
 //! ```text
+//!   launch: devices of the host are claimed (unless the VM kept them through a reset)
 //!   spawn (blocking): run dir · control.sock (bound) ──fd 3──▶ vmm process
 //!   vm_task: records pid and start time
 //!   send: connects to control.sock ── Launch{roles} + descriptors ──▶ vmm; our copies are closed
@@ -14,14 +16,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
 use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
-use super::{Shared, VmPaths};
-use crate::daemon::record::{Subnet, VmRecord};
+use super::{DevicesError, Shared, VmPaths};
+use crate::daemon::record::{Subnet, VfNic, VmRecord};
 use crate::model::{DeviceId, DiskSpec, InstanceId, SpecError, VmId};
 use crate::sys;
 use crate::sys::packet::Listener;
@@ -40,6 +43,8 @@ pub(super) enum LaunchError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     File(#[from] SpecError),
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     #[error("disk {disk} ({volume}) is in use by another running VM")]
     DiskInUse { disk: DeviceId, volume: String },
     #[error("cannot open /dev/kvm: {0}; load the kvm module and let the daemon read and write the device")]
@@ -58,6 +63,8 @@ pub(super) enum LaunchError {
 #[derive(Debug)]
 pub(super) struct Spawned {
     pub(super) process: Process,
+    /// Virtual functions that the VM has for this run.
+    pub(super) vfs: Vec<VfNic>,
     roles: Vec<Role>,
     descriptors: Vec<OwnedFd>,
 }
@@ -80,8 +87,25 @@ pub(super) fn arg0(uid: VmId) -> String {
     format!("ostler-vm-{uid}")
 }
 
+/// Claims the devices that `vm` needs and has not, then makes the run `instance`.
+pub(super) async fn launch(
+    shared: Arc<Shared>,
+    mut vm: VmRecord,
+    instance: InstanceId,
+) -> Result<Spawned, LaunchError> {
+    let wants_vfs = vm.spec.nics().iter().any(|nic| nic.vf_wish().is_some());
+    if wants_vfs {
+        if vm.vfs.is_empty() {
+            vm.vfs = shared.devices.claim(vm.clone()).await?;
+        }
+        shared.devices.attach(vm.uid).await?;
+    }
+    let spawned = tokio::task::spawn_blocking(move || spawn(&shared, &vm, instance)).await;
+    spawned.unwrap_or_else(|error| Err(LaunchError::Spawn(io::Error::other(error))))
+}
+
 /// Opens everything for `vm` and starts its process. Blocks. What it opened is closed again on an error.
-pub(super) fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned, LaunchError> {
+fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned, LaunchError> {
     let paths = shared.paths(vm.uid);
     let launch = plan(vm, instance)?;
     make_dirs(&paths)?;
@@ -104,6 +128,9 @@ pub(super) fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Res
     for nic in &vm.nics {
         passed.push((Role::Device(nic.id.clone()), open_tap(nic.subnet)?.into()));
     }
+    for vf in &vm.vfs {
+        passed.extend(shared.devices.open(vf)?.map(|descriptor| (Role::Device(vf.id.clone()), descriptor)));
+    }
     passed.push((Role::ConsoleListener, console.into()));
     passed.push((Role::ConsoleRing, make_ring(&paths.console_ring()).map_err(host("console ring"))?.into()));
     let exit_record = create(&paths.exit_record(instance)).map_err(host("exit record"))?;
@@ -113,7 +140,7 @@ pub(super) fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Res
     let process = sys::spawn::detached(&shared.vmm, &arg0(vm.uid), &["vmm".as_ref()], control.as_fd(), log)
         .map_err(LaunchError::Spawn)?;
     let (roles, descriptors) = passed.into_iter().unzip();
-    Ok(Spawned { process, roles, descriptors })
+    Ok(Spawned { process, vfs: vm.vfs.clone(), roles, descriptors })
 }
 
 /// Both directories, empty of what an earlier run left (except its console and its log).

@@ -4,6 +4,7 @@
 //!  service ──Call──▶ vm_task ── step(state, event) ──▶ effects: launch · press · kill · release
 //!                       │ ▲                                │
 //!          Journal ◀────┘ └── link (Ready), pidfd (end) ◀──┴── vmm process
+//!          Devices ◀── claimed before a launch, released when the run has ended
 //! ```
 //!
 //! Intent goes to the [`Journal`] before each effect; `reconcile` finishes after a restart what the journal says. The
@@ -11,12 +12,14 @@
 
 mod launch;
 mod link;
+mod live;
 mod paths;
 mod plan;
 mod reconcile;
 mod vm_task;
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +28,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
-use crate::daemon::record::VmRecord;
+use crate::daemon::record::{VfNic, VmRecord};
 use crate::model::{FailureCause, Refused, VmId};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
 use vm_task::{Call, VmTask, Wanted};
@@ -47,6 +50,26 @@ pub trait Journal: Send + Sync + 'static {
     fn update(&self, vm: VmRecord) -> BoxFuture<'_, Result<(), JournalError>>;
     /// `vm` is gone, with everything that it held; its addresses are free.
     fn remove(&self, vm: VmRecord) -> BoxFuture<'_, Result<(), JournalError>>;
+}
+
+/// A VM cannot have the devices that it wants; the text goes to the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DevicesError(pub String);
+
+/// Gives VMs devices of the host and takes them back. Whatever it begins it also records, so that a daemon after this
+/// one can finish it.
+pub trait Devices: Send + Sync + 'static {
+    /// Chooses and prepares a virtual function for each NIC of `vm` that is to be one. On an error some may be `vm`'s
+    /// already: [`release`](Self::release) gives them back.
+    fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>>;
+    /// Records that everything that `vm` has is about to go to its process.
+    fn attach(&self, vm: VmId) -> BoxFuture<'_, Result<(), DevicesError>>;
+    /// The descriptors of a virtual function that is its VM's, in the order that a launch has them: its VFIO container,
+    /// then the device. Blocks while the kernel resets it.
+    fn open(&self, vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError>;
+    /// Takes back everything that `vm` has, clean. What cannot be cleaned is nobody's from then on.
+    fn release(&self, vm: VmId) -> BoxFuture<'_, ()>;
 }
 
 /// Why a call on a VM failed.
@@ -86,6 +109,8 @@ pub(crate) struct Shared {
     pub(crate) vmm: PathBuf,
     /// Where intents are written.
     pub(crate) journal: Arc<dyn Journal>,
+    /// Where devices of the host come from.
+    pub(crate) devices: Arc<dyn Devices>,
 }
 
 impl Shared {
@@ -96,9 +121,16 @@ impl Shared {
 
 impl Supervisor {
     /// `run_dir` and `state_dir` are made (0700) if they are absent.
-    pub fn new(files: Files, run_dir: &Path, data_dir: &Path, vmm: &Path, journal: Arc<dyn Journal>) -> Self {
+    pub fn new(
+        files: Files,
+        run_dir: &Path,
+        data_dir: &Path,
+        vmm: &Path,
+        journal: Arc<dyn Journal>,
+        devices: Arc<dyn Devices>,
+    ) -> Self {
         let (run_dir, state_dir) = (run_dir.join("vms"), data_dir.join("vms"));
-        Self { shared: Arc::new(Shared { files, run_dir, state_dir, vmm: vmm.to_owned(), journal }) }
+        Self { shared: Arc::new(Shared { files, run_dir, state_dir, vmm: vmm.to_owned(), journal, devices }) }
     }
 
     /// Where `uid`'s files are.

@@ -11,7 +11,7 @@ pub(super) enum PlanError {
     #[error("too many devices for one PCI bus")]
     Slots,
     /// Records and spec disagree about a NIC.
-    #[error("a NIC has no address")]
+    #[error("a NIC has no address or no device of the host")]
     NoLease,
 }
 
@@ -21,6 +21,10 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
     let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
     let disks = spec.disks().iter().map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only })));
     let nics = spec.nics().iter().map(|nic| {
+        if nic.vf_wish().is_some() {
+            let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
+            return Ok((&nic.id, DeviceKind::Vfio { host: vf.address }));
+        }
         let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
         Ok((&nic.id, DeviceKind::Net { mac: lease.mac }))
     });
@@ -60,8 +64,8 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::record::samples;
-    use crate::model::{BootSpec, NicSpec};
+    use crate::daemon::record::{VfNic, samples};
+    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, VfWish};
 
     #[test]
     fn lays_out_rng_disks_and_nics_in_order() {
@@ -92,8 +96,23 @@ mod tests {
     #[test]
     fn refuses_a_nic_without_an_address() {
         let mut vm = samples::running("acme", "web");
-        let other = NicSpec { id: "eth1".parse().unwrap() };
+        let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap };
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![other]).unwrap();
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease));
+    }
+
+    #[test]
+    fn a_virtual_function_sits_where_its_nic_stands_in_the_spec() {
+        let mut vm = samples::running("acme", "web");
+        let vf = NicSpec { id: "vf".parse().unwrap(), backend: NicBackend::Sriov(VfWish::default()) };
+        let nics = vec![vf.clone(), vm.spec.nics()[0].clone()];
+        vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], nics).unwrap();
+        assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease), "it has none yet");
+        let address = Bdf::new(0, 1, 16, 0).unwrap();
+        let mac = vm.nics[0].mac;
+        vm.vfs = vec![VfNic { id: vf.id, address, pf_interface: "eth0".into(), mac }];
+        let launch = plan(&vm, InstanceId::new()).unwrap();
+        assert_eq!(launch.devices[1].kind, DeviceKind::Vfio { host: address });
+        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac });
     }
 }

@@ -11,7 +11,7 @@
 use super::Shared;
 use super::launch::arg0;
 use super::link::{Link, watch};
-use super::vm_task::{Live, read_exit_record};
+use super::live::{Live, read_exit_record};
 use crate::daemon::record::VmRecord;
 use crate::model::{Event, InstanceId, VmExit, VmId, VmState};
 use crate::sys::process::{Process, find_by_arg0};

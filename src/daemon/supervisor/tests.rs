@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{BoxFuture, CallError, Journal, JournalError, Supervisor, VmHandle};
+use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
-use crate::daemon::record::{VmRecord, samples};
-use crate::model::{BootSpec, DiskSpec, ImagePath, VmExit, VmId, VmSpec, VmState};
+use crate::daemon::record::{VfNic, VmRecord, samples};
+use crate::model::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, VfWish, VmExit, VmId, VmSpec, VmState};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, Role, ToVmm, decode_launch, encode_ended};
@@ -106,9 +106,37 @@ impl Journal for Notebook {
     }
 }
 
+/// A host without devices: it notes what is asked of it.
+#[derive(Default)]
+struct NoDevices {
+    asked: Mutex<Vec<&'static str>>,
+}
+
+impl Devices for NoDevices {
+    fn claim(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
+        self.asked.lock().unwrap().push("claim");
+        Box::pin(std::future::ready(Err(DevicesError("no virtual function is free".into()))))
+    }
+
+    fn attach(&self, _vm: VmId) -> BoxFuture<'_, Result<(), DevicesError>> {
+        self.asked.lock().unwrap().push("attach");
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn open(&self, _vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError> {
+        Err(DevicesError("there is none".into()))
+    }
+
+    fn release(&self, _vm: VmId) -> BoxFuture<'_, ()> {
+        self.asked.lock().unwrap().push("release");
+        Box::pin(std::future::ready(()))
+    }
+}
+
 struct Bench {
     dir: tempfile::TempDir,
     notebook: Arc<Notebook>,
+    devices: Arc<NoDevices>,
     vmm: PathBuf,
 }
 
@@ -123,14 +151,15 @@ impl Bench {
         std::fs::set_permissions(&vmm, PermissionsExt::from_mode(0o700)).unwrap();
         std::fs::create_dir_all(dir.path().join("volumes/acme")).unwrap();
         let notebook = Notebook { last: watch::Sender::new(None), states: Mutex::default() };
-        Self { dir, notebook: Arc::new(notebook), vmm }
+        Self { dir, notebook: Arc::new(notebook), devices: Arc::default(), vmm }
     }
 
     fn supervisor(&self) -> Supervisor {
         let path = self.dir.path();
         let files = Files::new(path, &path.join("volumes"));
         let journal = Arc::clone(&self.notebook) as Arc<dyn Journal>;
-        Supervisor::new(files, &path.join("sockets"), &path.join("data"), &self.vmm, journal)
+        let devices = Arc::clone(&self.devices) as Arc<dyn Devices>;
+        Supervisor::new(files, &path.join("sockets"), &path.join("data"), &self.vmm, journal, devices)
     }
 
     /// A registered VM whose vmm does what `script` says.
@@ -225,6 +254,20 @@ async fn a_launch_that_fails_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_gets_no_device_fails_with_the_reason_and_gives_back_what_it_has() {
+    let bench = Bench::new();
+    let vm = bench.vm("run");
+    let nic = NicSpec { id: "vf".parse().unwrap(), backend: NicBackend::Sriov(VfWish::default()) };
+    let spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![nic]).unwrap();
+    let handle = bench.supervisor().adopt_new(VmRecord { spec, ..vm.clone() });
+    let error = handle.start().await.unwrap_err();
+    assert!(error.to_string().contains("no virtual function is free"), "{error}");
+    assert_eq!(*bench.devices.asked.lock().unwrap(), ["claim", "release"]);
+    assert_eq!(bench.states(), ["STARTING", "FAILED"]);
+    assert!(!bench.has_run_dir(vm.uid));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_vmm_that_dies_leaves_a_failed_vm_with_the_cause() {
     let bench = Bench::new();
     let vm = bench.vm("run");
@@ -292,6 +335,7 @@ async fn a_guest_that_resets_is_launched_again_as_a_new_run() {
     let again = bench
         .until(|vm| vm.as_ref().is_some_and(|vm| vm.state == VmState::Running && instance(vm) != instance(&first)));
     assert!(is_alive(&again.await.unwrap()));
+    assert!(bench.devices.asked.lock().unwrap().is_empty(), "a guest's reset takes no devices away");
     handle.destroy(true).await.unwrap();
 }
 

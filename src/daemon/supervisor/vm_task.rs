@@ -1,32 +1,28 @@
 //! The task that owns one VM. Key type: [`VmTask`], a driver of `model::step`: it feeds events in and performs effects.
 //!
 //! ```text
-//!   Phase:  Idle ──Launch──▶ Launching (blocking pool) ──▶ Live (process + link) ──end seen──▶ Idle
+//!   Phase:  Idle ──Launch──▶ Launching (own task) ──▶ Live (process + link) ──end seen──▶ Idle
 //! ```
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::launch::{self, LaunchError, Spawned};
-use super::link::{Link, LinkError, watch};
+use super::link::{Link, LinkError};
+use super::live::{KILL_TIMEOUT, Live, cause, read_exit_record};
 use super::reconcile::Resumption;
 use super::{CallError, Shared, VmPaths};
 use crate::daemon::record::{Run, VmRecord};
 use crate::model::{Effect, Event, InstanceId, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
-use crate::wire::{FromVmm, ToVmm, decode_ended};
+use crate::wire::{FromVmm, ToVmm};
 
 /// How long a vmm may take from its launch message to running vCPUs.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a vmm that was told to end may take before it is killed by signal.
-const KILL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest exit record that is read, in bytes: a cause is a sentence.
-const MAX_EXIT_RECORD_LEN: u64 = 4096;
 
 /// What a call wants to come true.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,43 +37,6 @@ pub(super) enum Wanted {
 pub(super) struct Call {
     pub(super) wanted: Wanted,
     pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
-}
-
-/// A process with what belongs to it.
-#[derive(Debug)]
-pub(super) struct Live {
-    process: AsyncFd<Process>,
-    link: Option<Link>,
-    /// When it must have reported Ready; `None` once it did.
-    ready_by: Option<Instant>,
-    /// When it is killed by signal.
-    kill_by: Option<Instant>,
-    /// How it ended by its own last word, or by ours if we ended it.
-    last_word: Option<VmExit>,
-}
-
-impl Live {
-    pub(super) fn new(process: Process, link: Option<Link>) -> std::io::Result<Self> {
-        let process = watch(process)?;
-        Ok(Self { process, link, ready_by: None, kill_by: None, last_word: None })
-    }
-
-    /// Ends the process: by word if it listens, by signal if not or if it does not hurry.
-    fn kill(&mut self) {
-        let is_told = self.link.as_ref().is_some_and(|link| link.send(&ToVmm::Kill, &[]).is_ok());
-        if is_told {
-            self.kill_by.get_or_insert(Instant::now() + KILL_TIMEOUT);
-        } else {
-            self.kill_by_signal();
-        }
-    }
-
-    fn kill_by_signal(&mut self) {
-        self.kill_by = None;
-        if let Err(error) = self.process.get_ref().kill() {
-            tracing::error!(%error, pid = self.process.get_ref().identity().pid, "cannot kill a vmm process");
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -186,6 +145,11 @@ impl VmTask {
             if effects.contains(&Effect::Release) {
                 // Before it is recorded: what is recorded as ended holds nothing any more.
                 self.perform(Effect::Release).await;
+                // A guest that resets keeps its devices: they are its own until it is off.
+                if !effects.contains(&Effect::Launch) {
+                    self.shared.devices.release(self.vm.uid).await;
+                    self.vm.vfs.clear();
+                }
             }
             let recorded = if effects.contains(&Effect::Remove) {
                 Ok(()) // removed below, once everything is released
@@ -269,7 +233,8 @@ impl VmTask {
     fn launch(&mut self) {
         let Some(run) = &self.vm.run else { return };
         let (shared, vm, instance) = (Arc::clone(&self.shared), self.vm.clone(), run.instance);
-        let spawn = tokio::task::spawn_blocking(move || launch::spawn(&shared, &vm, instance));
+        // In a task of its own: calls are answered meanwhile, and a claim is finished even if nobody waits for it.
+        let spawn = tokio::spawn(launch::launch(shared, vm, instance));
         self.phase = Phase::Launching { spawn, is_unwanted: false };
     }
 
@@ -284,6 +249,7 @@ impl VmTask {
         if let Some(run) = &mut self.vm.run {
             run.process = Some(spawned.process.identity());
         }
+        self.vm.vfs.clone_from(&spawned.vfs);
         let recorded = self.shared.journal.update(self.vm.clone()).await;
         let (process, link, last_word) = match recorded {
             Err(error) => (spawned.process, None, Some(VmExit::LaunchFailed(error.to_string()))),
@@ -437,27 +403,6 @@ fn verdict(wanted: &Wanted, vm: &VmRecord, is_gone: bool) -> Option<Result<VmRec
             VmState::Registered | VmState::Starting | VmState::Running | VmState::Failed(_) | VmState::Destroying,
         ) => interrupted(),
     }
-}
-
-/// How a run ended: its exit record, else its last message (or what we did to it), else how the process ended.
-fn cause(last_word: Option<VmExit>, record: Option<VmExit>, end: End) -> VmExit {
-    if let Some(exit) = record.or(last_word) {
-        return exit;
-    }
-    VmExit::Vanished(match end {
-        End::Signal(signal) => format!("killed by signal {signal}"),
-        End::Exited(code) => format!("ended with status {code} and without a record; see its log"),
-        End::Unknown => "process ended without a record".to_owned(),
-    })
-}
-
-/// What the vmm wrote about the end of `instance`, if it came to it.
-pub(super) async fn read_exit_record(paths: &VmPaths, instance: InstanceId) -> Option<VmExit> {
-    use tokio::io::AsyncReadExt;
-    let file = tokio::fs::File::open(paths.exit_record(instance)).await.ok()?;
-    let mut record = Vec::new();
-    file.take(MAX_EXIT_RECORD_LEN).read_to_end(&mut record).await.ok()?;
-    decode_ended(&record).ok()
 }
 
 async fn live_news(live: &mut Live) -> News {

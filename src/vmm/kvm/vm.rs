@@ -1,5 +1,8 @@
 //! One VM: memory slots, interrupt controller, eventfds, routes. Key type: [`Vm`].
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry,
     kvm_userspace_memory_region,
@@ -9,6 +12,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Hypervisor, KvmError, Named, Vcpu, cpuid};
+use crate::sys::vfio::Pages;
 
 /// Where an interrupt of a device goes: GSI, message address, message data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +29,10 @@ pub struct MsiRoute {
 pub struct Vm {
     fd: VmFd,
     cpuid: cpuid::Supported,
-    // Keeps the mappings that the slots point at for as long as the VM exists.
-    _memory: GuestMemoryMmap,
+    // Keep the mappings that the slots point at for as long as the VM exists.
+    memory: GuestMemoryMmap,
+    /// Pages of devices, with their addresses, by memory slot.
+    pages: BTreeMap<u32, (u64, Arc<Pages>)>,
 }
 
 impl Vm {
@@ -42,7 +48,7 @@ impl Vm {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the region is mapped with that length and stays mapped: `_memory` outlives the VM's descriptor
+            // SAFETY: the region is mapped with that length and stays mapped: `memory` outlives the VM's descriptor
             // (fields drop in order), and regions of one `GuestMemoryMmap` do not overlap.
             unsafe { fd.set_user_memory_region(slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
         }
@@ -51,7 +57,37 @@ impl Vm {
         let has_tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let supported =
             kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).named("KVM_GET_SUPPORTED_CPUID")?;
-        Ok(Self { fd, cpuid: cpuid::Supported::new(supported, has_tsc_deadline), _memory: memory })
+        Ok(Self { fd, cpuid: cpuid::Supported::new(supported, has_tsc_deadline), memory, pages: BTreeMap::new() })
+    }
+
+    /// Shows the guest a device's pages at `address`, which nothing else of this kind and no RAM has.
+    pub fn map_pages(&mut self, address: u64, pages: Arc<Pages>) -> Result<(), KvmError> {
+        let first = self.memory.num_regions() as u32;
+        let number = (first..).find(|slot| !self.pages.contains_key(slot)).unwrap_or(u32::MAX);
+        let slot = kvm_userspace_memory_region {
+            slot: number,
+            flags: 0,
+            guest_phys_addr: address,
+            memory_size: pages.len_bytes(),
+            userspace_addr: pages.address(),
+        };
+        // SAFETY: the pages are mapped with that length and stay mapped while the slot exists: `self.pages` keeps them
+        // until it is deleted, and outlives the VM's descriptor. KVM refuses a slot that overlaps another one.
+        unsafe { self.fd.set_user_memory_region(slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
+        self.pages.insert(number, (address, pages));
+        Ok(())
+    }
+
+    /// Undoes [`Self::map_pages`] at `address`: from then on accesses there exit.
+    pub fn unmap_pages(&mut self, address: u64) -> Result<(), KvmError> {
+        let found = self.pages.iter().find(|(_, (at, _))| *at == address);
+        let Some(number) = found.map(|(&number, _)| number) else { return Ok(()) };
+        // Length 0 deletes a slot (KVM api §4.35).
+        let slot = kvm_userspace_memory_region { slot: number, ..Default::default() };
+        // SAFETY: nothing is mapped by it.
+        unsafe { self.fd.set_user_memory_region(slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
+        self.pages.remove(&number);
+        Ok(())
     }
 
     /// Creates vCPU `index` of `count`, in the state after reset.

@@ -106,6 +106,11 @@ pub fn slot_window(slot: u8) -> u64 {
     PCI_WINDOW + u64::from(slot) * SLOT_WINDOW_LEN
 }
 
+/// Whether a range lies in the window where BARs may be mapped: there is no RAM, ECAM or interrupt controller.
+pub fn is_in_pci_window(base: u64, len: u64) -> bool {
+    base >= PCI_WINDOW && base.checked_add(len).is_some_and(|end| end <= PCI_WINDOW + PCI_WINDOW_LEN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

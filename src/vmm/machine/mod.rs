@@ -7,6 +7,7 @@ mod bus;
 mod irq;
 mod layout;
 mod memory;
+mod pages;
 mod vcpu;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use super::ports::{Doorbell, Effect, GuestMemory, PciFunction};
 use crate::model::PciSlot;
 use bus::Bus;
 use irq::IrqTable;
+use pages::PageTable;
 pub use vcpu::{Mailbox, Message};
 
 /// Why a machine could not be built or changed.
@@ -111,6 +113,7 @@ pub struct Machine {
     irqs: IrqTable,
     /// Doorbells as KVM knows them, by slot.
     doorbells: BTreeMap<u8, Vec<Doorbell>>,
+    pages: PageTable,
     /// Raises the generic event device's interrupt.
     power_button: EventFd,
     /// Until they run.
@@ -149,6 +152,7 @@ impl Machine {
             bus: Arc::new(Bus::new(serial, PciBus::new())),
             irqs: IrqTable::default(),
             doorbells: BTreeMap::new(),
+            pages: PageTable::default(),
             power_button,
             vcpus,
         })
@@ -164,6 +168,9 @@ impl Machine {
         // The window ends below 4 GiB, as a test of the layout shows.
         layout::slot_window(slot.number()) as u32
     }
+
+    /// Length of that space in bytes.
+    pub const SLOT_WINDOW_LEN: u64 = layout::SLOT_WINDOW_LEN;
 
     /// Puts a function into a slot.
     pub fn attach(&mut self, slot: PciSlot, function: Box<dyn PciFunction>) -> Result<(), MachineError> {
@@ -217,12 +224,12 @@ impl Machine {
         }
     }
 
-    /// Makes bus and doorbells agree with where the function's BARs are now.
+    /// Makes bus, doorbells and mapped pages agree with where the function's BARs are now.
     fn sync_bars(&mut self, slot: u8) -> Result<(), MachineError> {
         let Some(function) = self.bus.function(slot) else { return Ok(()) };
-        let (bars, wanted) = {
+        let (bars, wanted, pages) = {
             let function = function.lock().unwrap_or_else(PoisonError::into_inner);
-            (function.bars(), function.doorbells())
+            (function.bars(), function.doorbells(), function.pages())
         };
         self.bus.set_windows(slot, &bars);
         let present = self.doorbells.remove(&slot).unwrap_or_default();
@@ -234,7 +241,7 @@ impl Machine {
             self.vm.add_doorbell(&new.event, new.address)?;
         }
         self.doorbells.insert(slot, wanted);
-        Ok(())
+        Ok(self.pages.sync(&mut self.vm, slot, pages)?)
     }
 
     /// Makes KVM's routes and irqfds agree with the function's vectors.

@@ -34,11 +34,13 @@ const MAX_VECTORS: u16 = 2048;
 pub struct MsixLayout {
     /// Number of vectors, 1 to 2048.
     pub vectors: u16,
-    /// BAR of both.
-    pub bar: u8,
-    /// Offset of the table in the BAR, a multiple of 8.
+    /// BAR of the table.
+    pub table_bar: u8,
+    /// Offset of the table in its BAR, a multiple of 8.
     pub table: u32,
-    /// Offset of the pending bits in the BAR, a multiple of 8.
+    /// BAR of the pending bits.
+    pub pending_bar: u8,
+    /// Offset of the pending bits in their BAR, a multiple of 8.
     pub pending: u32,
 }
 
@@ -60,13 +62,16 @@ impl Msix {
         if !(1..=MAX_VECTORS).contains(&layout.vectors) {
             return Err(bad(format!("{} MSI-X vectors, 1 to {MAX_VECTORS} are possible", layout.vectors)));
         }
-        if layout.bar > 5 || !layout.table.is_multiple_of(8) || !layout.pending.is_multiple_of(8) {
+        if layout.table_bar.max(layout.pending_bar) > 5
+            || !layout.table.is_multiple_of(8)
+            || !layout.pending.is_multiple_of(8)
+        {
             return Err(bad(format!("impossible MSI-X layout {layout:?}")));
         }
         let mut body = Vec::with_capacity(10);
         body.extend((layout.vectors - 1).to_le_bytes());
-        body.extend((layout.table | u32::from(layout.bar)).to_le_bytes());
-        body.extend((layout.pending | u32::from(layout.bar)).to_le_bytes());
+        body.extend((layout.table | u32::from(layout.table_bar)).to_le_bytes());
+        body.extend((layout.pending | u32::from(layout.pending_bar)).to_le_bytes());
         let capability = caps.add(config, ID, &body).map_err(io::Error::other)?;
         config.set_writable(capability + CONTROL, &(CONTROL_ENABLE | CONTROL_FUNCTION_MASK).to_le_bytes());
 
@@ -202,7 +207,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LAYOUT: MsixLayout = MsixLayout { vectors: 3, bar: 0, table: 0x4000, pending: 0x5000 };
+    const LAYOUT: MsixLayout = MsixLayout { vectors: 3, table_bar: 0, table: 0x4000, pending_bar: 0, pending: 0x5000 };
 
     fn msix() -> (ConfigSpace, Msix) {
         let (vendor, device, revision, class) = (1, 2, 3, 4);
@@ -275,7 +280,8 @@ mod tests {
         for layout in [
             MsixLayout { vectors: 0, ..LAYOUT },
             MsixLayout { vectors: 2049, ..LAYOUT },
-            MsixLayout { bar: 6, ..LAYOUT },
+            MsixLayout { table_bar: 6, ..LAYOUT },
+            MsixLayout { pending_bar: 6, ..LAYOUT },
             MsixLayout { table: 4, ..LAYOUT },
         ] {
             assert!(Msix::new(&mut config, &mut Capabilities::default(), layout).is_err(), "{layout:?}");

@@ -118,7 +118,8 @@ impl VirtioFunction {
         let mut caps = Capabilities::default();
         let window = add_capabilities(&mut config, &mut caps, queues as u32, identity.config.len() as u32)?;
         // One vector per queue and one for configuration changes.
-        let layout = MsixLayout { vectors: queues as u16 + 1, bar: BAR, table: TABLE, pending: PENDING };
+        let vectors = queues as u16 + 1;
+        let layout = MsixLayout { vectors, table_bar: BAR, table: TABLE, pending_bar: BAR, pending: PENDING };
         let msix = Msix::new(&mut config, &mut caps, layout)?;
         let signals = Arc::new(Signals::new(msix.events().to_vec(), queues));
         let kick = |_| EventFd::new(EFD_NONBLOCK).map(Arc::new);

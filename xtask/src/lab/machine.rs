@@ -169,7 +169,7 @@ impl<'a> Machine<'a> {
             "-monitor",
             if shape.is_shell { "none" } else { "stdio" },
         ]);
-        command.args(["-device", "intel-iommu,intremap=on,caching-mode=on"]);
+        command.args(["-device", "intel-iommu,intremap=on,caching-mode=on,snoop-control=on"]);
         let payload = self.directory.join("payload.img");
         for (image, writable) in [(&self.host.root, false), (&payload, false), (&self.host.images, false)] {
             drive(command, image, writable);

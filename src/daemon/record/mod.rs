@@ -1,7 +1,9 @@
-//! What the daemon remembers of a VM. Key types: [`VmRecord`], [`Run`], [`NicLease`].
+//! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`], [`VfLease`].
 //!
 //! The daemon's own vocabulary: `supervisor` changes records, `store` keeps them, `service` and `rpc` show them. A
 //! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
+
+mod vf;
 
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
@@ -10,6 +12,9 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmName, VmSpec, VmState};
 use crate::sys::process::Identity;
+#[cfg(test)]
+pub use vf::samples as lease_samples;
+pub use vf::{Holder, LeaseEvent, LeaseRefused, LeaseState, VfKey, VfLease, VfNic};
 
 /// A registered VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +31,11 @@ pub struct VmRecord {
     pub state: VmState,
     /// The current run; `None` when there is none.
     pub run: Option<Run>,
-    /// Addresses that are its own until it is destroyed, in the order of `spec.nics()`.
+    /// Addresses that are its own until it is destroyed, in the order of those of `spec.nics()` that have a tap.
     pub nics: Vec<NicLease>,
+    /// Virtual functions that it has, in the order of those of `spec.nics()` that are one; empty while it has none. They
+    /// stay its own when its guest resets.
+    pub vfs: Vec<VfNic>,
     /// When it was registered.
     pub created: SystemTime,
     /// Of the last change of state.
@@ -115,14 +123,14 @@ pub mod samples {
 
     use super::*;
     use crate::model::{
-        BootSpec, DiskSpec, ImagePath, NicSpec, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope,
-        Verdict,
+        BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, Opinion, Outcome, Patch, PluginDigest, PolicyFault,
+        PolicyScope, Verdict,
     };
 
     /// A running VM with a disk and a NIC.
     pub fn running(tenant: &str, name: &str) -> VmRecord {
         let uid = VmId::new();
-        let nic = NicSpec { id: "eth0".parse().unwrap() };
+        let nic = NicSpec { id: "eth0".parse().unwrap(), backend: NicBackend::Tap };
         let disk = DiskSpec {
             id: "root".parse().unwrap(),
             volume: ImagePath::new("v", "root.img").unwrap(),
@@ -149,6 +157,7 @@ pub mod samples {
                 id: nic.id,
                 subnet: Subnet::new(Ipv4Addr::new(172, 30, 0, 4)).unwrap(),
             }],
+            vfs: vec![],
             created: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             updated: SystemTime::UNIX_EPOCH + Duration::from_secs(2),
             admission: Decision {

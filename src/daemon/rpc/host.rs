@@ -1,0 +1,51 @@
+//! `HostService`: decode, call, encode. Key type: [`HostRpc`].
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::call::{caller, in_own_task};
+use super::{encode, status};
+use crate::api::v1;
+use crate::api::v1::host_service_server::HostService;
+use crate::daemon::service::SharedNode;
+use crate::model::{Bdf, BdfError, SpecError};
+
+pub(super) struct HostRpc {
+    node: SharedNode,
+}
+
+impl HostRpc {
+    pub(super) fn new(node: SharedNode) -> Self {
+        Self { node }
+    }
+}
+
+#[tonic::async_trait]
+impl HostService for HostRpc {
+    async fn list_host_devices(
+        &self,
+        request: Request<v1::ListHostDevicesRequest>,
+    ) -> Result<Response<v1::ListHostDevicesResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let node = Arc::clone(&self.node);
+        let devices = in_own_task(async move { node.list_devices(&principal).await }).await?;
+        let physical_functions = devices.iter().map(encode::physical_function).collect();
+        Ok(Response::new(v1::ListHostDevicesResponse { physical_functions }))
+    }
+
+    async fn release_host_device(
+        &self,
+        request: Request<v1::ReleaseHostDeviceRequest>,
+    ) -> Result<Response<v1::ReleaseHostDeviceResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let address: Bdf = request
+            .get_ref()
+            .address
+            .parse()
+            .map_err(|error: BdfError| status::bad_field(&SpecError::new("address", error.to_string())))?;
+        let node = Arc::clone(&self.node);
+        let lease = in_own_task(async move { node.release_device(&principal, address).await }).await?;
+        Ok(Response::new(v1::ReleaseHostDeviceResponse { lease: Some(encode::device_lease(&lease)) }))
+    }
+}

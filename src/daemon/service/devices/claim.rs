@@ -1,0 +1,117 @@
+//! A VM's virtual functions from the wish to the bound device. Implements `supervisor::Devices` for [`HostDevices`].
+
+use std::os::fd::OwnedFd;
+
+use super::choose::{self, Candidate, key_of};
+use super::{HostDevices, hostdev, on_host, place_of, read};
+use crate::daemon::inventory::Devices;
+use crate::daemon::record::{Holder, LeaseEvent, VfKey, VfLease, VfNic, VmRecord, mac_of};
+use crate::daemon::store::StoreError;
+use crate::daemon::supervisor::{BoxFuture, DevicesError};
+use crate::model::{NicSpec, VfDecision, VfOutcome, VfWish, VmId};
+use crate::sys::rtnl::VfConfig;
+
+/// How often policy is asked anew because others took everything that it chose.
+const MAX_ROUNDS: usize = 3;
+
+impl crate::daemon::supervisor::Devices for HostDevices {
+    fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
+        Box::pin(async move {
+            let mut given = Vec::new();
+            for (nic, wish) in vm.spec.nics().iter().filter_map(|nic| Some((nic, nic.vf_wish()?))) {
+                given.push(self.claim_one(&vm, nic, wish).await?);
+            }
+            Ok(given)
+        })
+    }
+
+    fn attach(&self, uid: VmId) -> BoxFuture<'_, Result<(), DevicesError>> {
+        Box::pin(async move {
+            for lease in self.held_by(uid) {
+                self.advance(&lease, LeaseEvent::Attached).await.map_err(DevicesError)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn open(&self, vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError> {
+        let opened = hostdev::open(vf.address).map_err(|error| DevicesError(error.to_string()))?;
+        Ok([opened.container, opened.device])
+    }
+
+    fn release(&self, uid: VmId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            for lease in self.held_by(uid) {
+                // What went wrong is in the log and in the lease.
+                let _ = self.clean(lease).await;
+            }
+        })
+    }
+}
+
+impl HostDevices {
+    async fn claim_one(&self, vm: &VmRecord, nic: &NicSpec, wish: VfWish) -> Result<VfNic, DevicesError> {
+        for _ in 0..MAX_ROUNDS {
+            let devices = read().await.map_err(DevicesError)?;
+            let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
+            let decision = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await;
+            tracing::info!(tenant = %vm.tenant, vm = %vm.name, nic = %nic.id, ?decision.outcome, took = ?decision.took, "VF decision");
+            let (order, settings) = match decision {
+                VfDecision { outcome: VfOutcome::Select { order, settings }, .. } => (order, settings),
+                VfDecision { outcome: VfOutcome::Deny { code, message, plugin }, .. } => {
+                    let who = plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+                    return Err(DevicesError(format!("{who} gives NIC {} no VF: {message} ({code})", nic.id)));
+                }
+            };
+            let mac = settings.mac.unwrap_or_else(|| mac_of(vm.uid, &nic.id));
+            for candidate in order.into_iter().filter_map(|index| offer.candidates.get(index)) {
+                let (uid, tenant) = (vm.uid, vm.tenant.clone());
+                let holder = Holder { vm: uid, tenant, nic: nic.id.clone(), mac, original: candidate.original };
+                if let Some(lease) = self.take(candidate, holder, &devices).await? {
+                    self.make_ready(&lease, choose::wanted(&settings, mac)).await?;
+                    let pf_interface = candidate.pf_interface.clone();
+                    return Ok(VfNic { id: nic.id.clone(), address: lease.address, pf_interface, mac });
+                }
+            }
+        }
+        Err(DevicesError(format!("other VMs took every VF that policy chose for NIC {}; try again", nic.id)))
+    }
+
+    /// Records the claim; `None` if somebody was faster.
+    async fn take(
+        &self,
+        candidate: &Candidate,
+        holder: Holder,
+        devices: &Devices,
+    ) -> Result<Option<VfLease>, DevicesError> {
+        let _addressing = self.addressing.lock().await;
+        let mac = holder.mac;
+        if choose::is_mac_taken(mac, candidate.lease.key, devices, &self.store.snapshot().leases) {
+            return Err(DevicesError(format!("another network interface of this node has the address {mac} already")));
+        }
+        let claim = candidate.lease.after(LeaseEvent::Claim(holder));
+        let claim = claim.map_err(|refused| DevicesError(refused.to_string()))?;
+        match self.store.put_lease(claim.clone()).await {
+            Ok(()) => Ok(Some(claim)),
+            Err(StoreError::Stale(_)) => Ok(None),
+            Err(error) => Err(DevicesError(error.to_string())),
+        }
+    }
+
+    /// Looks at the claimed function once more, then sets, binds and resets it.
+    async fn make_ready(&self, lease: &VfLease, wanted: VfConfig) -> Result<(), DevicesError> {
+        let key = lease.key;
+        on_host(move || prepare_on_host(key, &wanted)).await.map_err(DevicesError)?;
+        self.advance(lease, LeaseEvent::Prepared).await.map(drop).map_err(DevicesError)
+    }
+}
+
+fn prepare_on_host(key: VfKey, wanted: &VfConfig) -> Result<(), String> {
+    let devices = Devices::read().map_err(|error| error.to_string())?;
+    let found = devices.vfs().find(|(pf, vf)| key_of(pf, vf) == Some(key));
+    let Some((pf, vf)) = found else { return Err("the chosen VF is not there any more; try again".into()) };
+    if let Some(reason) = choose::unfit(pf, vf) {
+        return Err(format!("VF {} cannot be lent any more: {reason}", vf.address));
+    }
+    hostdev::prepare(&place_of(pf, vf)?, wanted).map_err(|error| error.to_string())
+}

@@ -1,0 +1,228 @@
+//! Devices of the host for VMs: who gets which, and giving them back. Key types: [`HostDevices`], [`DeviceView`].
+//!
+//! The only place that knows inventory, leases, policy and hostdev together. A lease is written before each change on
+//! the host; what a daemon that was killed left half done is told by its leases.
+//!
+//! ```text
+//!   claim:    inventory ─ leases ─▶ candidates ─▶ policy ranks ─▶ CLAIMED (first writer wins) ─▶ checked again
+//!             ─▶ hostdev::prepare ─▶ PREPARED            attach: ATTACHED, then the descriptors go to the vmm
+//!   release:  RELEASING ─▶ hostdev::release ─▶ FREE, or QUARANTINED with the reason
+//! ```
+
+mod choose;
+mod claim;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use super::plugins::Plugins;
+use super::{Node, Principal, ServiceError};
+use crate::daemon::hostdev;
+use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
+use crate::daemon::policy::PolicyHost;
+use crate::daemon::record::{LeaseEvent, LeaseState, VfKey, VfLease, VmRecord};
+use crate::daemon::store::Store;
+use crate::daemon::supervisor::DevicesError;
+use crate::model::{Bdf, VmId};
+use crate::sys::rtnl::VfConfig;
+use choose::key_of;
+
+/// How long one device may take on the host before it counts as stuck. The kernel waits up to 60 s for a function
+/// that does not come back from its reset (`PCI_RESET_WAIT`).
+const HOST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A call about a device that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No virtual function has this address.
+    #[error("this node has no virtual function {0}")]
+    NoSuchDevice(Bdf),
+    /// There is nothing to release.
+    #[error("virtual function {0} is free: there is nothing to release")]
+    NotHeld(Bdf),
+    /// A VM runs with it.
+    #[error("virtual function {address} is {state} for the running VM {vm}; stop the VM first")]
+    InUse {
+        /// Which one.
+        address: Bdf,
+        /// Where it is.
+        state: &'static str,
+        /// `tenant/name`.
+        vm: String,
+    },
+    /// It could not be cleaned.
+    #[error("virtual function {address} stays in quarantine: {reason}")]
+    Unclean {
+        /// Which one.
+        address: Bdf,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The host's devices cannot be read.
+    #[error("cannot read the host's devices: {0}")]
+    Unreadable(String),
+}
+
+/// A card with its virtual functions and their leases.
+#[derive(Debug, Clone)]
+pub struct DeviceView {
+    /// The card.
+    pub pf: PhysicalFunction,
+    /// Leases of `pf.vfs`, in their order.
+    pub leases: Vec<Option<Arc<VfLease>>>,
+}
+
+/// Gives VMs virtual functions and takes them back.
+pub(super) struct HostDevices {
+    store: Store,
+    policy: PolicyHost,
+    plugins: Arc<Plugins>,
+    /// Rank: above the store's. Held from the check that nobody has an address to the record of who gets it.
+    addressing: Mutex<()>,
+}
+
+impl HostDevices {
+    pub(super) fn new(store: Store, policy: PolicyHost, plugins: Arc<Plugins>) -> Self {
+        Self { store, policy, plugins, addressing: Mutex::default() }
+    }
+
+    /// After a restart, before VMs are taken over: cleans what a VM held that has no process any more.
+    pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord]) {
+        let has_process = |uid: VmId| vms.iter().any(|vm| vm.uid == uid && vm.state.has_process());
+        let mut cleaning = JoinSet::new();
+        for lease in self.store.snapshot().leases.values() {
+            match &lease.state {
+                LeaseState::Free => {}
+                LeaseState::Quarantined { reason, .. } => {
+                    tracing::warn!(vf = %lease.address, reason, "in quarantine; `ostler host release` tries again");
+                }
+                LeaseState::Claimed(holder)
+                | LeaseState::Prepared(holder)
+                | LeaseState::Attached(holder)
+                | LeaseState::Releasing(holder) => {
+                    if !has_process(holder.vm) {
+                        let (devices, lease) = (Arc::clone(self), VfLease::clone(lease));
+                        cleaning.spawn(async move { drop(devices.clean(lease).await) });
+                    }
+                }
+            }
+        }
+        while cleaning.join_next().await.is_some() {}
+    }
+
+    /// Everything that `uid` holds; what is in quarantine stays there.
+    fn held_by(&self, uid: VmId) -> Vec<VfLease> {
+        let snapshot = self.store.snapshot();
+        let is_held = |lease: &&Arc<VfLease>| {
+            !matches!(lease.state, LeaseState::Quarantined { .. })
+                && lease.state.holder().is_some_and(|holder| holder.vm == uid)
+        };
+        snapshot.leases.values().filter(is_held).map(|lease| VfLease::clone(lease)).collect()
+    }
+
+    /// Cleans a device and frees it; quarantines it if that fails. The error is what went wrong.
+    async fn clean(&self, lease: VfLease) -> Result<VfLease, DeviceError> {
+        let address = lease.address;
+        let unclean = |reason: String| DeviceError::Unclean { address, reason };
+        let Some(holder) = lease.state.holder() else { return Err(DeviceError::NotHeld(address)) };
+        let (key, original) = (lease.key, holder.original);
+        let releasing = self.advance(&lease, LeaseEvent::Release).await.map_err(unclean)?;
+        match on_host(move || clean_on_host(key, address, &original)).await {
+            Ok(()) => {
+                tracing::info!(vf = %address, "virtual function is clean and free");
+                self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)
+            }
+            Err(reason) => {
+                tracing::error!(vf = %address, reason, "virtual function goes to quarantine");
+                self.advance(&releasing, LeaseEvent::Unclean(reason.clone())).await.map_err(unclean)?;
+                Err(unclean(reason))
+            }
+        }
+    }
+
+    /// Writes the lease's next state.
+    async fn advance(&self, lease: &VfLease, event: LeaseEvent) -> Result<VfLease, String> {
+        let next = lease.after(event).map_err(|refused| refused.to_string())?;
+        self.store.put_lease(next.clone()).await.map_err(|error| error.to_string())?;
+        Ok(next)
+    }
+}
+
+/// Reads the host's devices.
+async fn read() -> Result<Devices, String> {
+    on_host(|| Devices::read().map_err(|error| error.to_string())).await
+}
+
+/// Runs blocking work on the host within [`HOST_TIMEOUT`]; what is stuck in the kernel after that goes on by itself.
+async fn on_host<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    match tokio::time::timeout(HOST_TIMEOUT, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => Err(format!("the work on the host ended early: {error}")),
+        Err(_elapsed) => Err(format!("the host did not finish within {} s", HOST_TIMEOUT.as_secs())),
+    }
+}
+
+fn clean_on_host(key: VfKey, address: Bdf, original: &VfConfig) -> Result<(), String> {
+    let devices = Devices::read().map_err(|error| error.to_string())?;
+    if let Some(pf) = devices.pfs.iter().find(|pf| pf.address == key.pf && pf.link.is_none() && !pf.vfs.is_empty()) {
+        return Err(format!("network card {} has no driver that shows its settings", pf.address));
+    }
+    let found = devices.vfs().find(|(pf, vf)| key_of(pf, vf) == Some(key));
+    let Some((pf, vf)) = found else {
+        // With the function went its settings and whatever a guest left in it.
+        tracing::warn!(vf = %address, "virtual function is not there any more");
+        return Ok(());
+    };
+    let place = place_of(pf, vf)?;
+    hostdev::release(&place, original).map_err(|error| error.to_string())
+}
+
+fn place_of(pf: &PhysicalFunction, vf: &VirtualFunction) -> Result<hostdev::VfPlace, String> {
+    let pf_interface = pf.interface.clone().ok_or_else(|| format!("network card {} has no driver", pf.address))?;
+    Ok(hostdev::VfPlace { pf_interface, index: vf.index, address: vf.address })
+}
+
+impl Node {
+    /// Network cards with virtual functions and who has them. For operators.
+    pub async fn list_devices(&self, principal: &Principal) -> Result<Vec<DeviceView>, ServiceError> {
+        require_operator(principal)?;
+        let devices = read().await.map_err(DeviceError::Unreadable)?;
+        let leases = &self.store.snapshot().leases;
+        let view = |pf: PhysicalFunction| {
+            let of_vfs = pf.vfs.iter().map(|vf| leases.get(&key_of(&pf, vf)?).cloned());
+            DeviceView { leases: of_vfs.collect(), pf }
+        };
+        Ok(devices.pfs.into_iter().map(view).collect())
+    }
+
+    /// Cleans a virtual function that no running VM has, and frees it. For operators.
+    pub async fn release_device(&self, principal: &Principal, address: Bdf) -> Result<VfLease, ServiceError> {
+        require_operator(principal)?;
+        let snapshot = self.store.snapshot();
+        let held = snapshot.leases.values().find(|lease| lease.address == address && lease.state != LeaseState::Free);
+        let Some((lease, holder)) = held.and_then(|lease| Some((lease, lease.state.holder()?))) else {
+            let devices = read().await.map_err(DeviceError::Unreadable)?;
+            let is_there = devices.vf(address).is_some();
+            return Err(
+                if is_there { DeviceError::NotHeld(address) } else { DeviceError::NoSuchDevice(address) }.into()
+            );
+        };
+        let is_quarantined = matches!(lease.state, LeaseState::Quarantined { .. });
+        if let Some(vm) = snapshot.vms.get(&holder.vm).filter(|vm| vm.state.has_process() && !is_quarantined) {
+            let vm = format!("{}/{}", vm.tenant, vm.name);
+            return Err(DeviceError::InUse { address, state: lease.state.name(), vm }.into());
+        }
+        tracing::info!(vf = %address, %principal, "release asked for");
+        Ok(self.devices.clean(VfLease::clone(lease)).await?)
+    }
+}
+
+fn require_operator(principal: &Principal) -> Result<(), ServiceError> {
+    match principal {
+        Principal::Operator(_) => Ok(()),
+        Principal::Tenant(_) => Err(ServiceError::NotAllowed { needs: "an operator may see and change the host" }),
+    }
+}

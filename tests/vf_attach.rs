@@ -1,0 +1,280 @@
+//! Virtual functions of the lab's network card for VMs: chosen by policy, set, given, taken back. Boots guests (feature
+//! `lab`). What the card shows is asked with `ip`, not with the code under test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ostler::api::v1;
+use ostler::api::v1::device_lease::State as Lease;
+use ostler::api::v1::virtual_machine::State;
+use support::guest::bootable;
+use support::wait::{BOOT, SOON, until};
+use support::{Caller, Host, assets, facts};
+
+const DEVICES: &str = "/sys/bus/pci/devices";
+/// There is one card: tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+fn write(path: impl AsRef<Path>, text: &str) {
+    fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The lab's network card with some virtual functions, for the time of a test.
+struct Card {
+    _turn: MutexGuard<'static, ()>,
+    directory: PathBuf,
+    interface: String,
+}
+
+impl Card {
+    fn with_vfs(count: u32) -> Option<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        run("modprobe", &["-a", "igb", "vfio-pci"]);
+        let mut functions = fs::read_dir(DEVICES).unwrap().map(|entry| entry.unwrap().path());
+        let directory = functions.find(|path| path.join("sriov_numvfs").exists() && path.join("net").exists())?;
+        let interface =
+            fs::read_dir(directory.join("net")).unwrap().next()?.unwrap().file_name().into_string().unwrap();
+        let card = Self { _turn: turn, directory, interface };
+        run("ip", &["link", "set", &card.interface, "up"]);
+        card.wait_for_carrier();
+        write(card.directory.join("sriov_drivers_autoprobe"), "0");
+        write(card.directory.join("sriov_numvfs"), &count.to_string());
+        // Making functions resets the card.
+        card.wait_for_carrier();
+        Some(card)
+    }
+
+    fn wait_for_carrier(&self) {
+        let carrier = format!("/sys/class/net/{}/carrier", self.interface);
+        until("the card's carrier", SOON, || (read(&carrier) == "1").then_some(()));
+    }
+
+    /// What the card shows of its virtual functions.
+    fn shown(&self) -> Vec<serde_json::Value> {
+        let link: serde_json::Value =
+            serde_json::from_str(&run("ip", &["-j", "link", "show", "dev", &self.interface])).unwrap();
+        link[0]["vfinfo_list"].as_array().unwrap().clone()
+    }
+
+    /// A virtual function's directory.
+    fn vf(&self, index: u64) -> PathBuf {
+        fs::canonicalize(self.directory.join(format!("virtfn{index}"))).unwrap()
+    }
+
+    /// No function has a driver, or is kept for one.
+    fn assert_unbound(&self, count: u64) {
+        for index in 0..count {
+            let vf = self.vf(index);
+            assert!(!vf.join("driver").exists(), "{} is bound", vf.display());
+            assert_eq!(read(vf.join("driver_override")), "(null)");
+        }
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        let _ = fs::write(self.directory.join("sriov_numvfs"), "0");
+    }
+}
+
+/// A VM with a virtual function as `vf`.
+fn with_vf(mac: &str, vlan: u32, words: &str) -> v1::VirtualMachineSpec {
+    let mut spec = bootable("linux-6.12-full", "vmlinux");
+    spec.memory_mib = 512;
+    spec.boot.as_mut().unwrap().cmdline = words.to_owned();
+    spec.nics = vec![v1::NicSpec { id: "vf".into(), sriov: Some(v1::SriovNic { mac: mac.into(), vlan }) }];
+    spec
+}
+
+/// A node whose operator lets tenants have virtual functions, in VLAN 100 if they wish.
+fn host() -> Host {
+    let host = Host::with_guests();
+    let sriov_net = assets::plugin("sriov-net");
+    host.operator().load("operator/plugins/sriov-net", &sriov_net, &[("vlans", "100")]).unwrap();
+    host
+}
+
+/// Leases by number on the card; `STATE_UNSPECIFIED` for one that nobody ever had.
+fn leases(host: &Host) -> Vec<v1::DeviceLease> {
+    let card = host.operator().devices().unwrap().remove(0);
+    card.virtual_functions.into_iter().map(|vf| vf.lease.unwrap_or_default()).collect()
+}
+
+fn states(host: &Host) -> Vec<Lease> {
+    leases(host).iter().map(v1::DeviceLease::state).collect()
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn reaches(caller: &Caller, vm: &str, state: State) -> v1::VirtualMachine {
+    until(state.as_str_name(), BOOT, || caller.get(vm).ok().filter(|vm| vm.state() == state))
+}
+
+#[test]
+fn two_tenants_with_their_own_plugins_get_functions_and_give_them_back_as_they_were() {
+    const NAME: &str = "two_tenants_with_their_own_plugins_get_functions_and_give_them_back_as_they_were";
+    let Some(card) = Card::with_vfs(2) else { return assets::skip(NAME, "an SR-IOV network card") };
+    let before = card.shown();
+    let host = host();
+    let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
+    let sriov_net = assets::plugin("sriov-net");
+    acme.load("tenants/acme/plugins/own", &sriov_net, &[("macs", "02:aa"), ("max-tx-mbps", "100")]).unwrap();
+    globex.load("tenants/globex/plugins/own", &sriov_net, &[("vlans", "100")]).unwrap();
+
+    // An address that acme's own plugin does not allow, a VLAN that the operator's does not: nothing changes.
+    acme.register("wrong-mac", with_vf("02:bb:00:00:00:01", 0, "")).unwrap();
+    globex.register("wrong-vlan", with_vf("", 7, "")).unwrap();
+    for (caller, vm) in [(&acme, "wrong-mac"), (&globex, "wrong-vlan")] {
+        let refused = facts(&caller.start(vm).unwrap_err());
+        assert!(refused.message.contains("policy plugin"), "{refused:?}");
+        let failed = caller.get(vm).unwrap();
+        assert_eq!((failed.state(), failed.nics[0].vf_address.as_str()), (State::Failed, ""));
+    }
+    assert_eq!((card.shown(), states(&host)), (before.clone(), vec![Lease::Unspecified; 2]));
+
+    let mac = "02:aa:00:00:00:01";
+    acme.register("web", with_vf(mac, 0, "ip=10.0.2.20::10.0.2.2:255.255.255.0::eth0:off ostler.nic")).unwrap();
+    let running = acme.start("web").unwrap();
+    let nic = &running.nics[0];
+    assert_eq!((nic.mac.as_str(), nic.pf_interface.as_str()), (mac, card.interface.as_str()));
+    globex.register("web", with_vf("", 100, "")).unwrap();
+    let other = globex.start("web").unwrap();
+    assert_ne!(other.nics[0].vf_address, nic.vf_address);
+    assert_eq!(states(&host), [Lease::Attached; 2]);
+    let shown = card.shown();
+    let of = |nic: &v1::NicStatus| {
+        let shown = shown.iter().find(|vf| vf["address"] == nic.mac.as_str());
+        shown.unwrap_or_else(|| panic!("no function has {}: {shown:?}", nic.mac)).clone()
+    };
+    assert_eq!((&of(nic)["rate"]["max_tx"], &of(nic)["spoofchk"]), (&100.into(), &true.into()));
+    assert_eq!(of(&other.nics[0])["vlan_list"][0]["vlan"], 100);
+    // An address is given once, and both functions are taken.
+    acme.register("late", with_vf("", 0, "")).unwrap();
+    let late = acme.start("late").unwrap_err();
+    assert!(late.message().contains("of 2, 2 are taken"), "{late:?}");
+    assert!(!late.message().contains("globex"));
+
+    let line = host.console(&acme, "web").expect("ostler-guest: nic ");
+    assert!(line.contains(&format!("nic igbvf {mac} carrier 1")), "{line}");
+    acme.stop("web", Some(0)).unwrap();
+    globex.destroy("web", true).unwrap();
+    assert_eq!(card.shown(), before);
+    card.assert_unbound(2);
+    let leases = leases(&host);
+    assert!(leases.iter().all(|lease| lease.state() == Lease::Free && lease.vm_uid.is_empty()), "{leases:?}");
+    let mut last: Vec<_> = leases.iter().map(|lease| lease.last_tenant.as_str()).collect();
+    last.sort_unstable();
+    assert_eq!(last, ["acme", "globex"]);
+    assert_eq!(acme.get("web").unwrap().nics[0].vf_address, "");
+}
+
+#[test]
+fn of_two_starts_for_the_last_function_one_wins_and_a_killed_daemon_loses_nothing() {
+    const NAME: &str = "of_two_starts_for_the_last_function_one_wins_and_a_killed_daemon_loses_nothing";
+    let Some(card) = Card::with_vfs(1) else { return assets::skip(NAME, "an SR-IOV network card") };
+    let before = card.shown();
+    let mut host = host();
+    let callers = [host.tenant("acme"), host.tenant("globex")];
+    for caller in &callers {
+        caller.register("web", with_vf("", 0, "")).unwrap();
+    }
+    let started = std::thread::scope(|scope| {
+        let starts = callers.each_ref().map(|caller| scope.spawn(|| caller.start("web")));
+        starts.map(|start| start.join().unwrap())
+    });
+    assert_eq!(started.iter().filter(|start| start.is_ok()).count(), 1, "{started:?}");
+    let winner = if started[0].is_ok() { "acme" } else { "globex" };
+    let running = started.into_iter().find_map(Result::ok).unwrap();
+    assert_eq!((states(&host), leases(&host)[0].tenant.as_str()), (vec![Lease::Attached], winner));
+
+    // While it runs a daemon that is killed costs it nothing.
+    let shown = card.shown();
+    host.kill_daemon();
+    host.start_daemon();
+    let adopted = host.tenant(winner).get("web").unwrap();
+    assert_eq!((adopted.state(), &adopted.nics, adopted.vmm_pid), (State::Running, &running.nics, running.vmm_pid));
+    assert_eq!((states(&host), card.shown()), (vec![Lease::Attached], shown));
+    let in_use = facts(&host.operator().release_device(&running.nics[0].vf_address).unwrap_err());
+    assert_eq!(in_use.reason, "DEVICE_IN_USE", "{in_use:?}");
+
+    // It ends while no daemon is there: the next one cleans.
+    host.kill_daemon();
+    kill(running.vmm_pid);
+    host.start_daemon();
+    reaches(&host.tenant(winner), "web", State::Failed);
+    assert_eq!((states(&host), card.shown()), (vec![Lease::Free], before.clone()));
+    card.assert_unbound(1);
+
+    // Killed in the middle of a start, wherever that is: the function is clean, or its VM runs with it.
+    let caller = host.tenant(winner);
+    let start = std::thread::spawn(move || caller.start("web").map(drop));
+    until("the claim", SOON, || (states(&host) != [Lease::Free]).then_some(()));
+    host.kill_daemon();
+    assert!(start.join().unwrap().is_err());
+    host.start_daemon();
+    let caller = host.tenant(winner);
+    let settled = until("the end of the start", BOOT, || {
+        caller.get("web").ok().filter(|vm| matches!(vm.state(), State::Failed | State::Running))
+    });
+    if settled.state() == State::Running {
+        assert_eq!(states(&host), [Lease::Attached]);
+        caller.stop("web", Some(0)).unwrap();
+    }
+    assert_eq!((states(&host), card.shown()), (vec![Lease::Free], before));
+    card.assert_unbound(1);
+}
+
+#[test]
+fn a_function_that_cannot_be_reset_is_quarantined_until_an_operator_has_it_released() {
+    const NAME: &str = "a_function_that_cannot_be_reset_is_quarantined_until_an_operator_has_it_released";
+    let Some(card) = Card::with_vfs(1) else { return assets::skip(NAME, "an SR-IOV network card") };
+    let before = card.shown();
+    let host = host();
+    let (acme, operator) = (host.tenant("acme"), host.operator());
+    acme.register("web", with_vf("", 0, "")).unwrap();
+    let address = acme.start("web").unwrap().nics[0].vf_address.clone();
+    // An empty line: no method is to be used (linux/Documentation/ABI/testing/sysfs-bus-pci).
+    write(card.vf(0).join("reset_method"), "\n");
+    acme.stop("web", Some(0)).unwrap();
+    let lease = leases(&host).remove(0);
+    assert_eq!(lease.state(), Lease::Quarantined);
+    assert!(lease.reason.contains("cannot be reset"), "{lease:?}");
+    let refused = acme.start("web").unwrap_err();
+    assert!(refused.message().contains("no SR-IOV virtual function is free"), "{refused:?}");
+    let unclean = facts(&operator.release_device(&address).unwrap_err());
+    assert_eq!(unclean.reason, "DEVICE_UNCLEAN", "{unclean:?}");
+    let denied = facts(&acme.release_device(&address).unwrap_err());
+    assert_eq!(denied.reason, "NOT_ALLOWED", "{denied:?}");
+
+    write(card.vf(0).join("reset_method"), "default\n");
+    let (tree, released) = (host.command("operator-admin").args(["host", "devices"]).output().unwrap(), operator);
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    assert!(tree.contains("VF 0") && tree.contains("QUARANTINED for acme's VM"), "{tree}");
+    println!("{tree}");
+    assert_eq!(released.release_device(&address).unwrap().state(), Lease::Free);
+    assert_eq!(card.shown(), before);
+    card.assert_unbound(1);
+    assert_eq!(facts(&released.release_device(&address).unwrap_err()).reason, "DEVICE_NOT_HELD");
+    assert_eq!(acme.start("web").unwrap().nics[0].vf_address, address);
+    acme.destroy("web", true).unwrap();
+    assert_eq!(card.shown(), before);
+}
