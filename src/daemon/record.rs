@@ -28,6 +28,8 @@ pub struct VmRecord {
     pub run: Option<Run>,
     /// Addresses that are its own until it is destroyed, in the order of `spec.nics()`.
     pub nics: Vec<NicLease>,
+    /// User and group id of its vmm on the host, its own until it is destroyed.
+    pub user: u32,
     /// When it was registered.
     pub created: SystemTime,
     /// Of the last change of state.
@@ -149,6 +151,7 @@ pub mod samples {
                 id: nic.id,
                 subnet: Subnet::new(Ipv4Addr::new(172, 30, 0, 4)).unwrap(),
             }],
+            user: 0x4f00_0004,
             created: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             updated: SystemTime::UNIX_EPOCH + Duration::from_secs(2),
             admission: Decision {

@@ -6,6 +6,7 @@
 mod decision;
 mod exit;
 mod id;
+mod jail;
 mod launch;
 mod lifecycle;
 mod spec;
@@ -13,8 +14,9 @@ mod spec;
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope, Verdict,
 };
-pub use exit::VmExit;
+pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
+pub use jail::{JailArgsError, JailFacts};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use spec::{BootSpec, DiskSpec, ImagePath, NicSpec, SpecError, VmSpec};

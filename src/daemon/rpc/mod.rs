@@ -8,6 +8,7 @@
 mod call;
 mod console;
 mod encode;
+mod jail;
 mod listener;
 mod plugin;
 mod status;

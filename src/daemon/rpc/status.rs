@@ -46,6 +46,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
             status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
         }
         ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
+        ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
         ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
         ServiceError::Plugin { source, .. } => {
             status(Code::InvalidArgument, text, "PLUGIN_REFUSED", [("cause", source.to_string())])

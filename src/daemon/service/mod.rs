@@ -6,6 +6,7 @@ mod access;
 mod boot;
 mod console;
 mod error;
+mod inspect;
 mod ledger;
 mod lifecycle;
 mod plugins;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 pub use crate::daemon::authn::{AuthnError, Principal, identify};
 use crate::daemon::files::Files;
-use crate::daemon::inventory::{AddressPool, HostFacts};
+use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::record::{Subnet, VmRecord};
 use crate::daemon::store::Store;
@@ -27,6 +28,7 @@ pub use access::Whose;
 pub use boot::BootError;
 pub use console::Console;
 pub use error::ServiceError;
+pub use inspect::Confinement;
 use ledger::Handles;
 pub use plugins::PluginView;
 use plugins::Plugins;
@@ -43,6 +45,7 @@ pub struct Node {
     files: Files,
     facts: HostFacts,
     addresses: AddressPool,
+    users: UserPool,
     turns: TenantTurns,
 }
 
@@ -75,6 +78,15 @@ impl Places {
     fn files(&self) -> Files {
         Files::new(Path::new(&self.images), Path::new(&self.volumes))
     }
+}
+
+/// How VMs are confined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JailConfig {
+    /// Directory of cgroup v2 below which every VM has a group.
+    pub cgroup: PathBuf,
+    /// First of the user ids that vmm processes run as.
+    pub first_user: u32,
 }
 
 /// A node that several calls use at once.

@@ -55,6 +55,7 @@ impl Node {
 
         let uid = VmId::new();
         let lease = self.addresses.lease(spec.nics().len())?;
+        let user = self.users.lease()?;
         let nics = spec.nics().iter().zip(lease.subnets());
         let nics =
             nics.map(|(nic, subnet)| NicLease { id: nic.id.clone(), subnet: *subnet, mac: mac_of(uid, &nic.id) });
@@ -67,6 +68,7 @@ impl Node {
             spec,
             state: VmState::Registered,
             run: None,
+            user: user.id(),
             created: now,
             updated: now,
             admission,
@@ -78,6 +80,7 @@ impl Node {
             return Err(error.into());
         }
         lease.commit();
+        user.commit();
         tracing::info!(tenant = %vm.tenant, vm = %vm.name, %uid, "registered");
         Ok(vm)
     }

@@ -34,6 +34,9 @@ struct StoredVm {
     state: StoredState,
     run: Option<StoredRun>,
     nics: Vec<StoredNic>,
+    /// 0: of a daemon that gave VMs no user of their own.
+    #[serde(default)]
+    user: u32,
     created_ms: u64,
     updated_ms: u64,
     admission: StoredDecision,
@@ -121,6 +124,7 @@ pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
         state: store_state(&vm.state),
         run: vm.run.as_ref().map(store_run),
         nics: vm.nics.iter().map(|n| StoredNic { id: n.id.to_string(), network: n.subnet.network() }).collect(),
+        user: vm.user,
         created_ms: to_ms(vm.created),
         updated_ms: to_ms(vm.updated),
         admission: StoredDecision::from(&vm.admission),
@@ -144,6 +148,7 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         state: load_state(vm.state),
         run: vm.run.map(load_run).transpose()?,
         nics,
+        user: vm.user,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
         admission: vm.admission.load()?,

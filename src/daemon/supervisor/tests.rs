@@ -130,7 +130,7 @@ impl Bench {
         let path = self.dir.path();
         let files = Files::new(path, &path.join("volumes"));
         let journal = Arc::clone(&self.notebook) as Arc<dyn Journal>;
-        Supervisor::new(files, &path.join("sockets"), &path.join("data"), &self.vmm, journal)
+        Supervisor::new(files, &path.join("sockets"), &path.join("data"), &self.vmm, None, journal)
     }
 
     /// A registered VM whose vmm does what `script` says.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::end;
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError, watch};
 use super::reconcile::Resumption;
@@ -19,14 +20,12 @@ use super::{CallError, Shared, VmPaths};
 use crate::daemon::record::{Run, VmRecord};
 use crate::model::{Effect, Event, InstanceId, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
-use crate::wire::{FromVmm, ToVmm, decode_ended};
+use crate::wire::{FromVmm, ToVmm};
 
 /// How long a vmm may take from its launch message to running vCPUs.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a vmm that was told to end may take before it is killed by signal.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest exit record that is read, in bytes: a cause is a sentence.
-const MAX_EXIT_RECORD_LEN: u64 = 4096;
 
 /// What a call wants to come true.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,6 +253,7 @@ impl VmTask {
                 self.phase = Phase::Idle;
                 let run_dir = self.paths.run_dir().to_owned();
                 blocking(move || launch::remove_dir(&run_dir), "run directory").await;
+                self.shared.remove_cgroup(self.vm.uid).await;
             }
             Effect::Remove => {
                 let state_dir = self.paths.state_dir().to_owned();
@@ -374,10 +374,13 @@ impl VmTask {
         let Phase::Live(live) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
         let end = live.process.get_ref().try_reap().ok().flatten().unwrap_or(End::Unknown);
         let record = match &self.vm.run {
-            Some(run) => read_exit_record(&self.paths, run.instance).await,
+            Some(run) => end::read_record(&self.paths, run.instance).await,
             None => None,
         };
-        let exit = cause(live.last_word, record, end);
+        let exit = match record.or(live.last_word) {
+            Some(exit) => exit,
+            None => end::inferred(end, live.process.get_ref().identity(), &self.paths).await,
+        };
         self.apply(Event::Exited(exit)).await;
     }
 
@@ -439,27 +442,6 @@ fn verdict(wanted: &Wanted, vm: &VmRecord, is_gone: bool) -> Option<Result<VmRec
     }
 }
 
-/// How a run ended: its exit record, else its last message (or what we did to it), else how the process ended.
-fn cause(last_word: Option<VmExit>, record: Option<VmExit>, end: End) -> VmExit {
-    if let Some(exit) = record.or(last_word) {
-        return exit;
-    }
-    VmExit::Vanished(match end {
-        End::Signal(signal) => format!("killed by signal {signal}"),
-        End::Exited(code) => format!("ended with status {code} and without a record; see its log"),
-        End::Unknown => "process ended without a record".to_owned(),
-    })
-}
-
-/// What the vmm wrote about the end of `instance`, if it came to it.
-pub(super) async fn read_exit_record(paths: &VmPaths, instance: InstanceId) -> Option<VmExit> {
-    use tokio::io::AsyncReadExt;
-    let file = tokio::fs::File::open(paths.exit_record(instance)).await.ok()?;
-    let mut record = Vec::new();
-    file.take(MAX_EXIT_RECORD_LEN).read_to_end(&mut record).await.ok()?;
-    decode_ended(&record).ok()
-}
-
 async fn live_news(live: &mut Live) -> News {
     let link = async {
         match &live.link {
@@ -479,7 +461,7 @@ fn process_killed_unless(process: &Process, is_wanted: bool) -> std::io::Result<
 }
 
 fn launch_leftovers_killed(vm: &VmRecord) {
-    for process in crate::sys::process::find_by_arg0(&launch::arg0(vm.uid)).unwrap_or_default() {
+    for process in crate::sys::process::find_by_arg0(&launch::arg0(vm.uid), vm.user).unwrap_or_default() {
         let _ = process.kill();
     }
 }
