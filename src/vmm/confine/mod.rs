@@ -198,6 +198,23 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_every_call_with_its_reason() {
+        let documented = include_str!("../../../docs/jail.md");
+        for row in Kind::ALL.into_iter().flat_map(Kind::rows) {
+            let line = documented.lines().find(|line| {
+                line.starts_with(&format!("| `{}` |", row.name)) && line.ends_with(&format!("| {} |", row.why))
+            });
+            let line = line.unwrap_or_else(|| panic!("docs/jail.md lacks: {} | {}", row.name, row.why));
+            if let Args::OneOf(_, values) = row.args {
+                assert!(values.iter().all(|(name, _)| line.contains(&format!("`{name}`"))), "{line}");
+            }
+        }
+        let listed = documented.lines().filter(|line| line.starts_with("| `")).count();
+        let own = [tables::COMMON, tables::VCPU, tables::IO, tables::CONTROL].map(<[Row]>::len);
+        assert_eq!(listed, own.iter().sum::<usize>(), "docs/jail.md lists a call that no table has");
+    }
+
+    #[test]
     fn filters_fit_the_kernel_s_limit() {
         for kind in Kind::ALL {
             let len = kind.program().unwrap().len();
