@@ -86,7 +86,7 @@ fn a_running_guest_s_process_has_only_what_it_needs() {
     let held: Vec<_> = held.map(|held| held.target.rsplit('/').next().unwrap()).collect();
     let is_expected =
         |name: &&str| ["vmm.log", "console.ring", "hello.img"].contains(name) || name.starts_with("exit-");
-    assert!(held.iter().all(|name| is_expected(name)), "{held:?}");
+    assert!(held.iter().all(is_expected), "{held:?}");
 
     // Who may look: its tenant and operators, while there is something to look at.
     assert_eq!(host.operator().inspect_jail("web").unwrap().pid, vm.vmm_pid);

@@ -134,8 +134,8 @@ pub fn read(pid: u32) -> io::Result<Confinement> {
     Ok(Confinement {
         pid,
         own_pid: numbers(&status, "NSpid").last().copied().ok_or_else(|| unexpected("status"))?,
-        // A process that may not be dumped is shown as root's (proc(5)).
-        is_dumpable: fs::metadata(&dir)?.uid() == uids.get(1).copied().unwrap_or_default(),
+        // The files of a process that may not be dumped are root's, its directory is not (proc(5)).
+        is_dumpable: fs::metadata(dir.join("status"))?.uid() == uids.get(1).copied().unwrap_or_default(),
         uids,
         gids: numbers(&status, "Gid"),
         groups: numbers(&status, "Groups"),

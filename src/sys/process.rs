@@ -118,7 +118,6 @@ pub fn find_by_arg0(name: &str, uid: u32) -> io::Result<Vec<Process>> {
         if !is_named(pid) {
             continue;
         }
-        // One that cannot be dumped is shown as root's.
         let is_own = uids.contains(&std::os::unix::fs::MetadataExt::uid(&entry.metadata()?));
         // Opened first, looked at again afterwards: the id may have changed hands in between.
         if let Ok(process) = Process::open(pid)
