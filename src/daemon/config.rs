@@ -35,7 +35,7 @@ pub struct ServeConfig {
     pub client_ca: Option<PathBuf>,
     /// From which NICs get their /30s. Default 172.30.0.0/16.
     pub network: Network,
-    /// How VMs are confined; `None`: not at all, for tests. Default /sys/fs/cgroup/ostler, users from 0x4f000000 on.
+    /// How VMs are confined; `None`: not at all (`--no-jail`). Default /sys/fs/cgroup/ostler, users from 0x4f000000 on.
     pub jail: Option<JailConfig>,
     /// The program that is run as `<program> jail`, or `<program> vmm` without a jail. Default: this one.
     pub vmm: PathBuf,

@@ -90,7 +90,7 @@ pub(crate) struct Shared {
     pub(crate) state_dir: PathBuf,
     /// The program that is run in the role `jail`, or `vmm` without one.
     pub(crate) vmm: PathBuf,
-    /// What VMs are confined with; `None` only in tests.
+    /// What VMs are confined with; `None`: nothing (`--no-jail`).
     pub(crate) jail: Option<Jail>,
     /// Where intents are written.
     pub(crate) journal: Arc<dyn Journal>,
