@@ -3,6 +3,7 @@
 pub mod api;
 pub mod cli;
 pub mod daemon;
+pub mod jail;
 pub mod model;
 pub mod sys;
 pub mod vmm;

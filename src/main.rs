@@ -4,13 +4,16 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use ostler::cli::{self, Invocation, ServeArgs};
-use ostler::daemon::{self, ServeConfig};
+use ostler::daemon::{self, JailConfig, ServeConfig};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // Before anything else: a vmm starts with as little as can be, and parses no arguments.
-    if std::env::args_os().nth(1).is_some_and(|role| role == "vmm") {
-        return ostler::vmm::run();
+    // Before anything else: these two start with as little as can be.
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("jail") => return ostler::jail::run(arguments),
+        Some("vmm") => return ostler::vmm::run(),
+        _ => {}
     }
     match cli::parse() {
         Invocation::Serve(arguments) => serve(arguments),
@@ -49,6 +52,7 @@ fn serve_config(arguments: ServeArgs) -> Result<ServeConfig, String> {
         network,
         trust_domain: arguments.trust_domain,
         data_dir: arguments.data_dir,
+        jail: (!arguments.no_jail).then_some(JailConfig { cgroup: arguments.cgroup, first_user: arguments.first_user }),
         ..ServeConfig::default()
     })
 }

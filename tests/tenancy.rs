@@ -128,6 +128,7 @@ fn probes(caller: &Caller, name: &str) -> Vec<Status> {
         caller.get(name).unwrap_err(),
         caller.start(name).unwrap_err(),
         caller.stop(name, Some(0)).unwrap_err(),
+        caller.inspect_jail(name).unwrap_err(),
         caller.destroy(name, false).unwrap_err(),
         caller.destroy(name, true).unwrap_err(),
         support::console::Console::attach(caller, name).end().1.unwrap_err(),
@@ -151,7 +152,7 @@ fn anothers_vm_looks_exactly_like_a_missing_one() {
     for (missing, anothers) in before.iter().zip(&after) {
         assert_eq!(shown(missing), shown(anothers));
     }
-    for status in &before[..6] {
+    for status in &before[..7] {
         assert_eq!(status.code(), Code::NotFound, "{status:?}");
     }
     assert_eq!(globex.get("secret").unwrap().state(), v1::virtual_machine::State::Registered);

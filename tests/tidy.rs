@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may import with `use crate::…`, besides itself and what lies below it. The longest prefix counts.
-const MAY_IMPORT: [(&str, &[&str]); 28] = [
+const MAY_IMPORT: [(&str, &[&str]); 30] = [
     ("lib", &[]),
     ("model", &[]),
     ("sys", &[]),
@@ -26,6 +26,8 @@ const MAY_IMPORT: [(&str, &[&str]); 28] = [
     ("daemon/supervisor", &["daemon/record", "daemon/files", "model", "wire", "sys"]),
     ("daemon/record", &["model", "sys"]),
     ("daemon/files", &["model", "sys"]),
+    // Takes everything from itself, then becomes the vmm.
+    ("jail", &["model", "sys"]),
     // One virtual machine: control -> machine -> devices, KVM and boot -> ports.
     ("vmm", &["vmm", "model", "wire", "sys"]),
     (
@@ -49,19 +51,21 @@ const MAY_IMPORT: [(&str, &[&str]); 28] = [
     ("vmm/pci", &["vmm/ports", "model", "sys"]),
     ("vmm/legacy", &["vmm/ports", "model", "sys"]),
     ("vmm/console", &["vmm/ports", "model", "wire", "sys"]),
+    ("vmm/confine", &["sys"]),
     ("vmm/kvm", &["vmm/ports", "model", "sys"]),
     ("vmm/boot", &["vmm/ports", "model", "sys"]),
     ("vmm/ports", &["model", "sys"]),
-    ("main", &["cli", "daemon", "vmm"]),
+    ("main", &["cli", "daemon", "jail", "vmm"]),
 ];
 
 /// Files that may hold `unsafe` blocks, functions or implementations, with their number. It may go down freely (and
 /// must then be lowered here), and up only with a reviewed line here.
-const UNSAFE: [(&str, usize); 8] = [
+const UNSAFE: [(&str, usize); 9] = [
     ("src/sys/disk_ring.rs", 1),
     ("src/sys/guest_buffers.rs", 4),
     ("src/sys/inherit.rs", 2),
-    ("src/sys/spawn.rs", 1),
+    ("src/sys/namespaces.rs", 2),
+    ("src/sys/spawn.rs", 3),
     ("src/sys/tap.rs", 5),
     ("src/sys/vfio.rs", 11),
     ("src/vmm/kvm/mod.rs", 1),
@@ -317,7 +321,7 @@ fn only_the_table_names_roles() {
         .filter(|path| path.is_dir())
         .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
         .collect();
-    let known = ["api", "cli", "daemon", "model", "sys", "vmm", "wire"].map(str::to_owned);
+    let known = ["api", "cli", "daemon", "jail", "model", "sys", "vmm", "wire"].map(str::to_owned);
     assert_eq!(folders, BTreeSet::from(known), "a new role needs its rows in MAY_IMPORT");
 }
 

@@ -118,6 +118,15 @@ pub struct ServeArgs {
     /// Private IPv4 network that VM links are cut from, /30 each
     #[arg(long, default_value = "172.30.0.0/16", value_name = "CIDR")]
     pub network: String,
+    /// Where every VM gets a cgroup of its own; must lie in a cgroup v2 file system
+    #[arg(long, default_value = "/sys/fs/cgroup/ostler", value_name = "DIR")]
+    pub cgroup: PathBuf,
+    /// First of the 65,536 user ids that vmm processes run as, one per VM; give them to nobody else
+    #[arg(long, default_value_t = 0x4f00_0000, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub first_user: u32,
+    /// Run vmm processes with the daemon's own rights and without limits: to try things out, never for tenants
+    #[arg(long, conflicts_with_all = ["cgroup", "first_user"])]
+    pub no_jail: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -174,6 +183,8 @@ pub(crate) enum VmCommand {
     Get(NameArg),
     /// Show VMs
     List(ListArgs),
+    /// Show what a VM's process has and may do, as the kernel sees it
+    InspectJail(NameArg),
     /// Print every change of state, in order
     Watch(WatchArgs),
     /// Attach to a VM's serial console; Ctrl-] detaches

@@ -94,6 +94,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             VmCommand::Stop(stop) => commands::vm::stop(client().await?, stop).await,
             VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
             VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
+            VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
             VmCommand::List(list) => commands::vm::list(client().await?, list).await,
             VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
             VmCommand::Console(console) => commands::console::console(client().await?, console).await,

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use super::inventory::Network;
+use super::inventory::{FIRST_USER, Network};
 use super::rpc::TlsFiles;
-use super::service::Places;
+use super::service::{JailConfig, Places};
 use super::supervisor::MAX_RUN_DIR_LEN;
 
 /// Everything that a daemon can be told. `None` is a place below the data directory.
@@ -37,7 +37,9 @@ pub struct ServeConfig {
     pub client_crl: Option<PathBuf>,
     /// From which NICs get their /30s. Default 172.30.0.0/16.
     pub network: Network,
-    /// The program that is run as `<program> vmm`. Default: this one.
+    /// How VMs are confined; `None`: not at all (`--no-jail`). Default /sys/fs/cgroup/ostler, users from 0x4f000000 on.
+    pub jail: Option<JailConfig>,
+    /// The program that is run as `<program> jail`, or `<program> vmm` without a jail. Default: this one.
     pub vmm: PathBuf,
     /// The SPIFFE trust domain of client certificates. Default ostler.local.
     pub trust_domain: String,
@@ -56,6 +58,7 @@ impl Default for ServeConfig {
             client_ca: None,
             client_crl: None,
             network: Network::default(),
+            jail: Some(JailConfig { cgroup: "/sys/fs/cgroup/ostler".into(), first_user: FIRST_USER }),
             vmm: "/proc/self/exe".into(),
             trust_domain: "ostler.local".into(),
         }

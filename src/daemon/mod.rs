@@ -32,7 +32,7 @@ use tokio::sync::watch;
 pub use config::{PlacesError, ServeConfig};
 pub use inventory::{Network, NetworkError};
 pub use rpc::{RpcError, TlsError};
-pub use service::BootError;
+pub use service::{BootError, JailConfig};
 
 /// Why a daemon does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,7 @@ async fn serve_until(
     let listen_error = |source| ServeError::Listen { address: config.listen, source };
     // Bound before VMs are taken over (a taken port is told at once), served after.
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
-    let node = Arc::new(service::Node::open(&places, config.network).await?);
+    let node = Arc::new(service::Node::open(&places, config.network, config.jail.as_ref()).await?);
     ready(listener.local_addr().map_err(listen_error)?);
     let served = rpc::serve(Arc::clone(&node), listener, (files, trust), config.trust_domain, ending).await;
     node.close().await;

@@ -62,6 +62,7 @@ impl Daemon {
             listen: "127.0.0.1:0".parse().unwrap(),
             data_dir: dir.path().join("data"),
             run_dir: dir.path().join("run"),
+            jail: None,
             ..ServeConfig::default()
         };
         let mut daemon = Self { dir, authority, config, ending: watch::Sender::new(false), serving: None, port: 0 };

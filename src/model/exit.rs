@@ -21,6 +21,9 @@ pub enum VmExit {
     Vanished(String),
 }
 
+/// Exit status of a process that failed to become a vmm: its jail could not be built.
+pub const JAIL_FAILED: u8 = 22;
+
 impl VmExit {
     /// The vmm's process exit status for this end. `Vanished` has none: the process did not choose it.
     pub fn code(&self) -> u8 {

@@ -6,6 +6,7 @@
 mod decision;
 mod exit;
 mod id;
+mod jail;
 mod launch;
 mod lifecycle;
 mod pci;
@@ -15,8 +16,9 @@ mod vf;
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope, Verdict,
 };
-pub use exit::VmExit;
+pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
+pub use jail::{JailArgsError, JailFacts};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use pci::{Bdf, BdfError};

@@ -3,9 +3,13 @@
 //! One of the few folders where `unsafe` may stand (see `tests/tidy.rs`).
 
 pub mod beneath;
+pub mod cgroup;
+pub mod confinement;
 pub mod disk_ring;
 pub mod guest_buffers;
 pub mod inherit;
+pub mod kernel_log;
+pub mod namespaces;
 pub mod packet;
 pub mod process;
 pub mod rtnl;

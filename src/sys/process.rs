@@ -43,6 +43,11 @@ impl Process {
         Ok(Self { pidfd, identity: Identity { pid, start_time: start_time(pid)? } })
     }
 
+    /// A handle from the pidfd that a child was made with (clone(2), `CLONE_PIDFD`).
+    pub(super) fn from_child(pidfd: OwnedFd, pid: u32) -> io::Result<Self> {
+        Ok(Self { pidfd, identity: Identity { pid, start_time: start_time(pid)? } })
+    }
+
     /// A handle for exactly the process of `identity`, or `None` when that one is gone.
     pub fn find(identity: Identity) -> io::Result<Option<Self>> {
         let pidfd = match rustix::process::pidfd_open(to_pid(identity.pid)?, PidfdFlags::empty()) {
@@ -98,10 +103,10 @@ impl AsFd for Process {
     }
 }
 
-/// Living processes whose `argv[0]` is `name` and that run as this user: how a leftover is found of which no id was
-/// recorded. `name` must be one that nothing else uses.
-pub fn find_by_arg0(name: &str) -> io::Result<Vec<Process>> {
-    let own_uid = rustix::process::geteuid().as_raw();
+/// Living processes whose `argv[0]` is `name` and that run as this user or as `uid`: how a leftover is found of which no
+/// id was recorded. `name` must be one that nothing else uses.
+pub fn find_by_arg0(name: &str, uid: u32) -> io::Result<Vec<Process>> {
+    let uids = [rustix::process::geteuid().as_raw(), uid];
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
@@ -113,7 +118,7 @@ pub fn find_by_arg0(name: &str) -> io::Result<Vec<Process>> {
         if !is_named(pid) {
             continue;
         }
-        let is_own = std::os::unix::fs::MetadataExt::uid(&entry.metadata()?) == own_uid;
+        let is_own = uids.contains(&std::os::unix::fs::MetadataExt::uid(&entry.metadata()?));
         // Opened first, looked at again afterwards: the id may have changed hands in between.
         if let Ok(process) = Process::open(pid)
             && is_own

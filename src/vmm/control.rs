@@ -12,9 +12,9 @@ use std::sync::mpsc::Receiver;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::console;
 use super::machine::{Machine, MachineError, Mailbox, Message};
 use super::ports::{Alarm, AlarmKind};
+use super::{confine, console};
 use crate::model::{InstanceId, VmExit, VmId};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm};
@@ -124,9 +124,9 @@ impl Control {
         Ok(control)
     }
 
-    /// Starts the vCPUs.
+    /// Starts the vCPUs; this thread and theirs are confined from here on.
     pub fn start(&mut self, mailbox: &Mailbox) -> Result<(), MachineError> {
-        self.parts.machine.run(mailbox)
+        self.parts.machine.run(mailbox, confine::vcpu, confine::control)
     }
 
     /// Runs until the run is over, and says how it ended. The daemon has been told by then.

@@ -1,7 +1,8 @@
 //! One virtual machine in one process: threads, no async. Receives its sealed configuration and every descriptor from
 //! the daemon and opens nothing itself.
 //!
-//! Key function: [`run`], the role's entry. Flow: `launch` (what came) → `machine` (built) → `control` (runs).
+//! Key function: [`run`], the role's entry. Flow: `launch` (what came) → `machine` (built) → `confine` (what it may call
+//! from here on) → `control` (runs).
 //!
 //! ```text
 //!   control thread ── epoll: daemon's link · console · mailbox          one
@@ -10,6 +11,7 @@
 //! ```
 
 mod boot;
+pub mod confine;
 mod console;
 mod control;
 mod kvm;
@@ -52,8 +54,14 @@ pub fn run() -> ExitCode {
     tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(io::stderr).init();
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{panic}");
-        std::process::abort();
+        // Not abort: the first process of a pid namespace is deaf to its own signals.
+        std::process::exit(VmExit::HostError(String::new()).code().into());
     }));
+    // What jail and daemon took away before stays away; this one is given back by each exec.
+    if let Err(error) = sys::namespaces::hide_memory() {
+        tracing::error!(%error, "cannot hide the guest's memory from other processes");
+        return ExitCode::from(VmExit::HostError(String::new()).code());
+    }
     let Some(listener) = sys::inherit::descriptor(CONTROL_FD).map(Listener::from_fd) else {
         tracing::error!("`ostler vmm` is started by `ostler serve`, with a control socket as descriptor {CONTROL_FD}");
         return ExitCode::from(VmExit::LaunchFailed(String::new()).code());
@@ -190,16 +198,16 @@ fn function(
         DeviceKind::Block { is_read_only } => {
             let [image] = descriptors.try_into().map_err(|_| missing())?;
             let disk = virtio::Block::new(device.id.clone(), File::from(image), *is_read_only).map_err(failed)?;
-            virtio::VirtioFunction::new(disk, machine.memory(), bar_base)
+            virtio::VirtioFunction::new(disk, machine.memory(), bar_base, confine::io)
         }
         DeviceKind::Net { mac } => {
             let [tap] = descriptors.try_into().map_err(|_| missing())?;
             let nic = virtio::Net::new(device.id.clone(), tap, *mac).map_err(failed)?;
-            virtio::VirtioFunction::new(nic, machine.memory(), bar_base)
+            virtio::VirtioFunction::new(nic, machine.memory(), bar_base, confine::io)
         }
         DeviceKind::Rng => {
             let rng = virtio::Rng::new(device.id.clone()).map_err(failed)?;
-            virtio::VirtioFunction::new(rng, machine.memory(), bar_base)
+            virtio::VirtioFunction::new(rng, machine.memory(), bar_base, confine::io)
         }
         DeviceKind::Vfio { host } => {
             let descriptors = descriptors.try_into().map_err(|_| missing())?;

@@ -129,6 +129,9 @@ pub trait PciFunction: Send {
     fn apply(&mut self, effect: Effect);
 }
 
+/// How a thread confines itself for good (`vmm/confine`): the first thing that it does.
+pub type Confine = fn() -> std::io::Result<()>;
+
 /// What a guest asks of the machine as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerRequest {

@@ -167,6 +167,11 @@ impl Caller {
         wait(self.vms.clone().start_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
+    pub fn inspect_jail(&self, vm: &str) -> Answer<v1::VirtualMachineJail> {
+        let request = v1::InspectVirtualMachineJailRequest { name: self.name(vm) };
+        wait(self.vms.clone().inspect_virtual_machine_jail(request)).map(tonic::Response::into_inner)
+    }
+
     /// `grace_ms` as in the API: unset is 30 s, zero is by force.
     pub fn stop(&self, vm: &str, grace_ms: Option<u64>) -> Answer<v1::VirtualMachine> {
         let grace = grace_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);

@@ -20,6 +20,8 @@ pub struct Host {
     // Short: sockets live below it, and their paths have at most 107 bytes.
     directory: tempfile::TempDir,
     images: PathBuf,
+    /// Where VMs have their cgroups; without one they run without a jail, which only tests without guests do.
+    cgroup: Option<PathBuf>,
     daemon: Option<Child>,
     port: u16,
 }
@@ -49,6 +51,7 @@ impl Host {
 
     fn launch(images: Option<PathBuf>) -> Self {
         let directory = tempfile::Builder::new().prefix("ost").tempdir_in("/tmp").unwrap();
+        let cgroup = images.is_some().then(|| Path::new("/sys/fs/cgroup").join(directory.path().file_name().unwrap()));
         let images = images.unwrap_or_else(|| {
             let images = directory.path().join("data/images");
             fs::create_dir_all(&images).unwrap();
@@ -66,7 +69,7 @@ impl Host {
         }
         let made = init.output().unwrap();
         assert!(made.status.success(), "certs init: {}", String::from_utf8_lossy(&made.stderr));
-        let mut host = Self { directory, images, daemon: None, port: 0 };
+        let mut host = Self { directory, images, cgroup, daemon: None, port: 0 };
         host.start_daemon();
         host
     }
@@ -105,8 +108,12 @@ impl Host {
 
     fn spawn_daemon(&self) -> Child {
         let log = File::options().create(true).append(true).open(self.directory.path().join("daemon.log")).unwrap();
-        Command::new(assets::binary())
-            .arg("serve")
+        let mut command = Command::new(assets::binary());
+        match &self.cgroup {
+            Some(cgroup) => command.arg("serve").arg("--cgroup").arg(cgroup),
+            None => command.args(["serve", "--no-jail"]),
+        };
+        command
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .arg("--data-dir")
             .arg(self.data())
@@ -214,6 +221,13 @@ impl Host {
         entries.map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
     }
 
+    /// Cgroups of VMs.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let Some(cgroup) = &self.cgroup else { return Vec::new() };
+        let entries = fs::read_dir(cgroup.join("vms")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_dir()).collect()
+    }
+
     /// What the daemon logged so far.
     pub fn daemon_log(&self) -> String {
         tail(&self.directory.path().join("daemon.log"))
@@ -255,6 +269,11 @@ impl Drop for Host {
             let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
             if let Some(pid) = pid {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        if let Some(cgroup) = &self.cgroup {
+            for group in self.cgroups().into_iter().chain([cgroup.join("vms"), cgroup.clone()]) {
+                let _ = fs::remove_dir(group);
             }
         }
     }

@@ -3,6 +3,7 @@
 pub(crate) mod certs;
 pub(crate) mod console;
 pub(crate) mod host;
+pub(crate) mod jail;
 pub(crate) mod plugin;
 pub(crate) mod vm;
 pub(crate) mod watch;

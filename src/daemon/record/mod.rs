@@ -36,6 +36,8 @@ pub struct VmRecord {
     /// Virtual functions that it has, in the order of those of `spec.nics()` that are one; empty while it has none. They
     /// stay its own when its guest resets.
     pub vfs: Vec<VfNic>,
+    /// User and group id of its vmm on the host, its own until it is destroyed.
+    pub user: u32,
     /// When it was registered.
     pub created: SystemTime,
     /// Of the last change of state.
@@ -158,6 +160,7 @@ pub mod samples {
                 subnet: Subnet::new(Ipv4Addr::new(172, 30, 0, 4)).unwrap(),
             }],
             vfs: vec![],
+            user: 0x4f00_0004,
             created: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             updated: SystemTime::UNIX_EPOCH + Duration::from_secs(2),
             admission: Decision {

@@ -9,6 +9,7 @@ mod call;
 mod console;
 mod encode;
 mod host;
+mod jail;
 mod listener;
 mod plugin;
 mod status;

@@ -47,6 +47,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
         }
         ServiceError::Device(error) => device(error, text),
         ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
+        ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
         ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
         ServiceError::Plugin { source, .. } => {
             status(Code::InvalidArgument, text, "PLUGIN_REFUSED", [("cause", source.to_string())])

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::call::{caller, in_own_task};
-use super::{Ending, console, encode, ended, status};
+use super::{Ending, console, encode, ended, jail, status};
 use crate::api::convert::{grace_from_proto, spec_from_proto};
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
@@ -91,6 +91,17 @@ impl VirtualMachineService for VmRpc {
         let node = Arc::clone(&self.node);
         let vm = in_own_task(async move { node.stop_vm(&principal, &name.tenant, &name.vm, grace).await }).await?;
         Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn inspect_virtual_machine_jail(
+        &self,
+        request: Request<v1::InspectVirtualMachineJailRequest>,
+    ) -> Result<Response<v1::VirtualMachineJail>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let inspected = self.node.inspect_jail(&principal, &name.tenant, &name.vm).await;
+        let (vm, confinement) = inspected.map_err(|error| status::of(&error))?;
+        Ok(Response::new(jail::encode(&vm, confinement)))
     }
 
     async fn destroy_virtual_machine(

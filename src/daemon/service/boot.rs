@@ -9,11 +9,11 @@ use super::devices::HostDevices;
 use super::ledger::{Handles, Ledger};
 use super::plugins::Plugins;
 use super::register::TenantTurns;
-use super::{Node, Places};
-use crate::daemon::inventory::{AddressPool, HostFacts, Network};
+use super::{JailConfig, Node, Places};
+use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, UserPool, UsersExhausted};
 use crate::daemon::policy::{PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::store::{Store, StoreError};
-use crate::daemon::supervisor::{Devices, Supervisor};
+use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
 
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,12 @@ pub enum BootError {
     /// The host.
     #[error("cannot read what this host has")]
     Facts(#[source] io::Error),
+    /// Nothing to confine VMs with.
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    /// VMs without a user of their own, and none to give them.
+    #[error(transparent)]
+    Users(#[from] UsersExhausted),
     /// The policy host.
     #[error("cannot start the policy host")]
     Policy(#[from] PolicyStartError),
@@ -32,10 +38,18 @@ pub enum BootError {
 impl Node {
     /// Opens what a daemon before this one left in `places`, or begins anew. When it returns, every VM has its
     /// task again: what runs is taken over, what ended meanwhile is about to be told.
-    pub async fn open(places: &Places, network: Network) -> Result<Self, BootError> {
+    ///
+    /// Without `jail` vmm processes run with the daemon's own rights.
+    pub async fn open(places: &Places, network: Network, jail: Option<&JailConfig>) -> Result<Self, BootError> {
+        // First of all: a node that cannot confine VMs touches none.
+        let first_user = jail.map_or(FIRST_USER, |jail| jail.first_user);
+        let jail = jail.map(|jail| Jail::prepare(&jail.cgroup)).transpose()?;
+        if jail.is_none() {
+            tracing::warn!("VMs run without a jail: with the daemon's rights, and without limits");
+        }
         let path = places.store();
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
-        let (store, found) = opened.unwrap_or(Err(StoreError::Closed))?;
+        let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
         let policy = PolicyHost::start(PolicyConfig::default())?;
         let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, &policy).await);
@@ -43,14 +57,26 @@ impl Node {
         devices.reconcile(&found.vms).await;
         let taken = found.vms.iter().flat_map(|vm| vm.nics.iter().map(|nic| nic.subnet));
         let addresses = AddressPool::new(network, taken);
+        let users = UserPool::new(first_user, found.vms.iter().map(|vm| vm.user).filter(|user| *user != 0));
+        for vm in found.vms.iter_mut().filter(|vm| vm.user == 0) {
+            let lease = users.lease()?;
+            vm.user = lease.id();
+            lease.commit();
+        }
         let handles = Handles::default();
-        let ledger = Ledger { store: store.clone(), addresses: addresses.clone(), handles: handles.clone() };
+        let ledger = Ledger {
+            store: store.clone(),
+            addresses: addresses.clone(),
+            users: users.clone(),
+            handles: handles.clone(),
+        };
         let files = places.files();
         let supervisor = Arc::new(Supervisor::new(
             files.clone(),
             &places.run,
             &places.data,
             &places.vmm,
+            jail,
             Arc::new(ledger),
             Arc::clone(&devices) as Arc<dyn Devices>,
         ));
@@ -64,7 +90,7 @@ impl Node {
         }
         while resumed.join_next().await.is_some() {}
         let turns = TenantTurns::default();
-        Ok(Self { store, supervisor, handles, policy, plugins, devices, files, facts, addresses, turns })
+        Ok(Self { store, supervisor, handles, policy, plugins, devices, files, facts, addresses, users, turns })
     }
 
     /// Waits until everything that is known is on disk. The node is of no use afterwards; VMs run on.

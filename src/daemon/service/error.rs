@@ -1,7 +1,7 @@
 //! Why a call failed. Key type: [`ServiceError`]; `rpc/status.rs` turns it into a gRPC status.
 
 use super::DeviceError;
-use crate::daemon::inventory::PoolExhausted;
+use crate::daemon::inventory::{PoolExhausted, UsersExhausted};
 use crate::daemon::policy::LoadError;
 use crate::daemon::store::StoreError;
 use crate::daemon::supervisor::CallError;
@@ -49,6 +49,9 @@ pub enum ServiceError {
     /// No addresses are left.
     #[error(transparent)]
     Addresses(#[from] PoolExhausted),
+    /// No user ids are left.
+    #[error(transparent)]
+    Users(#[from] UsersExhausted),
     /// The store failed.
     #[error("the node cannot record this")]
     Store(#[from] StoreError),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::daemon::inventory::AddressPool;
+use crate::daemon::inventory::{AddressPool, UserPool};
 use crate::daemon::record::VmRecord;
 use crate::daemon::store::{Store, StoreError};
 use crate::daemon::supervisor::{BoxFuture, Journal, JournalError, VmHandle};
@@ -35,6 +35,7 @@ impl Handles {
 pub(super) struct Ledger {
     pub(super) store: Store,
     pub(super) addresses: AddressPool,
+    pub(super) users: UserPool,
     pub(super) handles: Handles,
 }
 
@@ -46,10 +47,11 @@ impl Journal for Ledger {
     fn remove(&self, vm: VmRecord) -> BoxFuture<'_, Result<(), JournalError>> {
         Box::pin(async move {
             let subnets: Vec<_> = vm.nics.iter().map(|nic| nic.subnet).collect();
-            let uid = vm.uid;
+            let (uid, user) = (vm.uid, vm.user);
             self.store.remove_vm(vm).await.map_err(reason)?;
-            // Only now: an address must not be given away while a record on disk still holds it.
+            // Only now: neither must be given away while a record on disk still holds it.
             subnets.into_iter().for_each(|subnet| self.addresses.release(subnet));
+            self.users.release(user);
             self.handles.remove(uid);
             Ok(())
         })

@@ -7,6 +7,7 @@ mod boot;
 mod console;
 mod devices;
 mod error;
+mod inspect;
 mod ledger;
 mod lifecycle;
 mod plugins;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 pub use crate::daemon::authn::{AuthnError, Principal, identify};
 use crate::daemon::files::Files;
 pub use crate::daemon::inventory::VirtualFunction;
-use crate::daemon::inventory::{AddressPool, HostFacts};
+use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::record::{LeaseState, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
@@ -31,6 +32,7 @@ pub use console::Console;
 use devices::HostDevices;
 pub use devices::{DeviceError, DeviceView};
 pub use error::ServiceError;
+pub use inspect::Confinement;
 use ledger::Handles;
 pub use plugins::PluginView;
 use plugins::Plugins;
@@ -48,6 +50,7 @@ pub struct Node {
     files: Files,
     facts: HostFacts,
     addresses: AddressPool,
+    users: UserPool,
     turns: TenantTurns,
 }
 
@@ -80,6 +83,15 @@ impl Places {
     fn files(&self) -> Files {
         Files::new(Path::new(&self.images), Path::new(&self.volumes))
     }
+}
+
+/// How VMs are confined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JailConfig {
+    /// Directory of cgroup v2 below which every VM has a group.
+    pub cgroup: PathBuf,
+    /// First of the user ids that vmm processes run as.
+    pub first_user: u32,
 }
 
 /// A node that several calls use at once.

@@ -56,6 +56,7 @@ impl Node {
         let uid = VmId::new();
         let taps = spec.nics().iter().filter(|nic| nic.vf_wish().is_none());
         let lease = self.addresses.lease(taps.clone().count())?;
+        let user = self.users.lease()?;
         let nics = taps.zip(lease.subnets());
         let nics =
             nics.map(|(nic, subnet)| NicLease { id: nic.id.clone(), subnet: *subnet, mac: mac_of(uid, &nic.id) });
@@ -69,6 +70,7 @@ impl Node {
             spec,
             state: VmState::Registered,
             run: None,
+            user: user.id(),
             created: now,
             updated: now,
             admission,
@@ -80,6 +82,7 @@ impl Node {
             return Err(error.into());
         }
         lease.commit();
+        user.commit();
         tracing::info!(tenant = %vm.tenant, vm = %vm.name, %uid, "registered");
         Ok(vm)
     }

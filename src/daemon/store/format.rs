@@ -37,6 +37,9 @@ struct StoredVm {
     nics: Vec<StoredNic>,
     #[serde(default)]
     vfs: Vec<StoredVf>,
+    /// 0: of a daemon that gave VMs no user of their own.
+    #[serde(default)]
+    user: u32,
     created_ms: u64,
     updated_ms: u64,
     admission: StoredDecision,
@@ -142,6 +145,7 @@ pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
         run: vm.run.as_ref().map(store_run),
         nics: vm.nics.iter().map(|n| StoredNic { id: n.id.to_string(), network: n.subnet.network() }).collect(),
         vfs: vm.vfs.iter().map(store_vf).collect(),
+        user: vm.user,
         created_ms: to_ms(vm.created),
         updated_ms: to_ms(vm.updated),
         admission: StoredDecision::from(&vm.admission),
@@ -166,6 +170,7 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         run: vm.run.map(load_run).transpose()?,
         nics,
         vfs: vm.vfs.into_iter().map(load_vf).collect::<Result<_, _>>()?,
+        user: vm.user,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
         admission: vm.admission.load()?,

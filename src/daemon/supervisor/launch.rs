@@ -3,16 +3,17 @@
 //!
 //! ```text
 //!   launch: devices of the host are claimed (unless the VM kept them through a reset)
-//!   spawn (blocking): run dir · control.sock (bound) ──fd 3──▶ vmm process
+//!   spawn (blocking): run dir · cgroup · control.sock (bound) ──fd 3──▶ jail, then vmm process
 //!   vm_task: records pid and start time
 //!   send: connects to control.sock ── Launch{roles} + descriptors ──▶ vmm; our copies are closed
 //! ```
 //! Until `send` the vmm holds nothing but its socket: a daemon that dies in between leaves a process that ends by
 //! itself, or is found by its name (`arg0`) and killed.
 
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -25,10 +26,12 @@ use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::record::{Subnet, VfNic, VmRecord};
-use crate::model::{DeviceId, DiskSpec, InstanceId, SpecError, VmId};
+use crate::model::{DeviceId, DiskSpec, InstanceId, JailFacts, SpecError, VmId};
 use crate::sys;
+use crate::sys::cgroup::CgroupError;
 use crate::sys::packet::Listener;
 use crate::sys::process::Process;
+use crate::sys::spawn::Isolation;
 use crate::wire::{Role, ToVmm, console_ring, encode_launch};
 
 /// How long a resource of the run before may linger: the kernel closes descriptors of a ring after its process is gone.
@@ -53,6 +56,8 @@ pub(super) enum LaunchError {
     Tap { name: String, source: io::Error },
     #[error("cannot prepare {what}: {source}")]
     Host { what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error("cannot start the vmm process: {0}")]
     Spawn(io::Error),
     #[error("cannot send the launch: {0}")]
@@ -120,9 +125,13 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
     if let Some(initrd) = shared.files.initrd(&vm.spec)? {
         passed.push((Role::Initrd, initrd.into()));
     }
+    let mut longest_file_bytes = 0;
     for (index, disk) in vm.spec.disks().iter().enumerate() {
         let image = shared.files.disk(&vm.tenant, index, disk)?;
         lock(&image, disk)?;
+        if !disk.is_read_only {
+            longest_file_bytes = longest_file_bytes.max(image.metadata().map_err(host("disk"))?.len());
+        }
         passed.push((Role::Device(disk.id.clone()), image.into()));
     }
     for nic in &vm.nics {
@@ -137,10 +146,32 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
     passed.push((Role::ExitRecord, exit_record.into()));
 
     let log = create(&paths.log()).map_err(host("vmm log"))?;
-    let process = sys::spawn::detached(&shared.vmm, &arg0(vm.uid), &["vmm".as_ref()], control.as_fd(), log)
-        .map_err(LaunchError::Spawn)?;
+    let facts = JailFacts::new(&launch, vm.user, longest_file_bytes);
+    let process = start(shared, vm.uid, &facts, control.as_fd(), log)?;
     let (roles, descriptors) = passed.into_iter().unzip();
     Ok(Spawned { process, vfs: vm.vfs.clone(), roles, descriptors })
+}
+
+/// Starts the process: in its cgroup and as the role `jail`, which becomes the vmm; without a jail as the vmm itself.
+fn start(
+    shared: &Shared,
+    uid: VmId,
+    facts: &JailFacts,
+    control: BorrowedFd<'_>,
+    log: File,
+) -> Result<Process, LaunchError> {
+    let (program, name) = (&shared.vmm, arg0(uid));
+    let started = match &shared.jail {
+        None => sys::spawn::detached(program, &name, &["vmm".as_ref()], control, log),
+        Some(jail) => {
+            let cgroup = jail.make(uid, facts)?;
+            let facts = facts.to_args();
+            let args: Vec<&OsStr> = std::iter::once("jail".as_ref()).chain(facts.iter().map(OsStr::new)).collect();
+            let isolation = Isolation { cgroup: Some(cgroup.as_fd()), has_own_pids: true };
+            sys::spawn::isolated(program, &name, &args, control, log, isolation)
+        }
+    };
+    started.map_err(LaunchError::Spawn)
 }
 
 /// Both directories, empty of what an earlier run left (except its console and its log).

@@ -10,6 +10,8 @@
 //! Intent goes to the [`Journal`] before each effect; `reconcile` finishes after a restart what the journal says. The
 //! vmm processes outlive the daemon: nothing here ends them when it is dropped.
 
+mod end;
+mod jail;
 mod launch;
 mod link;
 mod live;
@@ -19,6 +21,7 @@ mod reconcile;
 mod vm_task;
 
 use std::future::Future;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -30,6 +33,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::daemon::files::Files;
 use crate::daemon::record::{VfNic, VmRecord};
 use crate::model::{FailureCause, Refused, VmId};
+use crate::sys::confinement::{self, Confinement};
+use crate::sys::process::{Identity, Process};
+pub use jail::{Jail, JailError};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
 use vm_task::{Call, VmTask, Wanted};
 
@@ -105,8 +111,10 @@ pub(crate) struct Shared {
     pub(crate) run_dir: PathBuf,
     /// Consoles, exit records and logs: `<data>/vms/<uid>/`.
     pub(crate) state_dir: PathBuf,
-    /// The program that is run in the role `vmm`.
+    /// The program that is run in the role `jail`, or `vmm` without one.
     pub(crate) vmm: PathBuf,
+    /// What VMs are confined with; `None`: nothing (`--no-jail`).
+    pub(crate) jail: Option<Jail>,
     /// Where intents are written.
     pub(crate) journal: Arc<dyn Journal>,
     /// Where devices of the host come from.
@@ -117,6 +125,17 @@ impl Shared {
     pub(crate) fn paths(&self, uid: VmId) -> VmPaths {
         VmPaths::new(&self.run_dir, &self.state_dir, uid)
     }
+
+    /// Removes the cgroup of `uid`, if there is one, and says so where it cannot.
+    pub(crate) async fn remove_cgroup(self: &Arc<Self>, uid: VmId) {
+        let shared = Arc::clone(self);
+        let removed = tokio::task::spawn_blocking(move || shared.jail.as_ref().map_or(Ok(()), |jail| jail.remove(uid)));
+        match removed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%uid, %error, "cannot remove a cgroup"),
+            Err(error) => tracing::error!(%uid, %error, "cannot remove a cgroup"),
+        }
+    }
 }
 
 impl Supervisor {
@@ -126,16 +145,30 @@ impl Supervisor {
         run_dir: &Path,
         data_dir: &Path,
         vmm: &Path,
+        jail: Option<Jail>,
         journal: Arc<dyn Journal>,
         devices: Arc<dyn Devices>,
     ) -> Self {
         let (run_dir, state_dir) = (run_dir.join("vms"), data_dir.join("vms"));
-        Self { shared: Arc::new(Shared { files, run_dir, state_dir, vmm: vmm.to_owned(), journal, devices }) }
+        Self { shared: Arc::new(Shared { files, run_dir, state_dir, vmm: vmm.to_owned(), jail, journal, devices }) }
     }
 
     /// Where `uid`'s files are.
     pub fn paths(&self, uid: VmId) -> VmPaths {
         self.shared.paths(uid)
+    }
+
+    /// What `process` has and may do, as the kernel shows it; `None` when it is gone.
+    pub async fn confinement(&self, process: Identity) -> io::Result<Option<Confinement>> {
+        let read = tokio::task::spawn_blocking(move || {
+            if Process::find(process)?.is_none() {
+                return Ok(None);
+            }
+            let read = confinement::read(process.pid);
+            // Only if it was the same process all the time.
+            if Process::find(process)?.is_none() { Ok(None) } else { read.map(Some) }
+        });
+        read.await.map_err(io::Error::other)?
     }
 
     /// A task for a VM that has just been registered.
@@ -155,8 +188,14 @@ impl Supervisor {
         tokio::spawn(task.run(resumption));
     }
 
-    /// Removes what belongs to no VM in `known`: directories of VMs whose registration or removal was cut short.
+    /// Removes what belongs to no VM in `known`: directories and cgroups of VMs whose registration or removal was cut
+    /// short.
     pub async fn sweep(&self, known: &[VmId]) {
+        let unknown = self.shared.jail.iter().flat_map(Jail::vms).filter(|uid| !known.contains(uid));
+        for uid in unknown.collect::<Vec<_>>() {
+            tracing::info!(%uid, "removing the cgroup of an unknown VM");
+            self.shared.remove_cgroup(uid).await;
+        }
         for dir in [&self.shared.run_dir, &self.shared.state_dir] {
             let Ok(mut entries) = tokio::fs::read_dir(dir).await else { continue };
             while let Ok(Some(entry)) = entries.next_entry().await {

@@ -8,10 +8,12 @@
 //!   a process            none                                 its exit record decides, else FAILED
 //! ```
 
-use super::Shared;
+use std::sync::Arc;
+
 use super::launch::arg0;
 use super::link::{Link, watch};
-use super::live::{Live, read_exit_record};
+use super::live::Live;
+use super::{Shared, end};
 use crate::daemon::record::VmRecord;
 use crate::model::{Event, InstanceId, VmExit, VmId, VmState};
 use crate::sys::process::{Process, find_by_arg0};
@@ -87,7 +89,7 @@ pub(super) struct Resumption {
 }
 
 /// Gathers the facts, decides, and does away with what must not go on.
-pub(super) async fn resume(shared: &Shared, vm: &VmRecord) -> Resumption {
+pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
     let paths = shared.paths(vm.uid);
     let run = vm.run.as_ref();
     let recorded = run.and_then(|run| run.process);
@@ -104,7 +106,7 @@ pub(super) async fn resume(shared: &Shared, vm: &VmRecord) -> Resumption {
         }
     }
     let exit = match run {
-        Some(run) => read_exit_record(&paths, run.instance).await,
+        Some(run) => end::read_record(&paths, run.instance).await,
         None => None,
     };
     let facts = Facts { process: fact, exit };
@@ -118,23 +120,24 @@ pub(super) async fn resume(shared: &Shared, vm: &VmRecord) -> Resumption {
         // Only what a daemon that died in between did not remove.
         Action::Leave => {
             let _ = tokio::fs::remove_dir_all(paths.run_dir()).await;
+            shared.remove_cgroup(vm.uid).await;
             return Resumption::default();
         }
         Action::Kill(events) | Action::Settle(events) => events,
     };
     // Also processes of which a daemon that was killed could not record the id.
     let leftovers = tokio::task::spawn_blocking({
-        let name = arg0(vm.uid);
-        move || find_by_arg0(&name).unwrap_or_default()
+        let (name, user) = (arg0(vm.uid), vm.user);
+        move || find_by_arg0(&name, user).unwrap_or_default()
     });
     for leftover in process.into_iter().chain(leftovers.await.unwrap_or_default()) {
-        end(leftover).await;
+        kill(leftover).await;
     }
     Resumption { live: None, events }
 }
 
 /// Kills a process and waits until it is gone.
-async fn end(process: Process) {
+async fn kill(process: Process) {
     tracing::warn!(pid = process.identity().pid, "killing a vmm process that cannot be taken over");
     if let Err(error) = process.kill() {
         return tracing::error!(%error, "cannot kill it");

@@ -159,7 +159,7 @@ impl Bench {
         let files = Files::new(path, &path.join("volumes"));
         let journal = Arc::clone(&self.notebook) as Arc<dyn Journal>;
         let devices = Arc::clone(&self.devices) as Arc<dyn Devices>;
-        Supervisor::new(files, &path.join("sockets"), &path.join("data"), &self.vmm, journal, devices)
+        Supervisor::new(files, &path.join("sockets"), &path.join("data"), &self.vmm, None, journal, devices)
     }
 
     /// A registered VM whose vmm does what `script` says.

@@ -11,9 +11,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::end;
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
-use super::live::{KILL_TIMEOUT, Live, cause, read_exit_record};
+use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
 use super::{CallError, Shared, VmPaths};
 use crate::daemon::record::{Run, VmRecord};
@@ -218,6 +219,7 @@ impl VmTask {
                 self.phase = Phase::Idle;
                 let run_dir = self.paths.run_dir().to_owned();
                 blocking(move || launch::remove_dir(&run_dir), "run directory").await;
+                self.shared.remove_cgroup(self.vm.uid).await;
             }
             Effect::Remove => {
                 let state_dir = self.paths.state_dir().to_owned();
@@ -340,10 +342,13 @@ impl VmTask {
         let Phase::Live(live) = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
         let end = live.process.get_ref().try_reap().ok().flatten().unwrap_or(End::Unknown);
         let record = match &self.vm.run {
-            Some(run) => read_exit_record(&self.paths, run.instance).await,
+            Some(run) => end::read_record(&self.paths, run.instance).await,
             None => None,
         };
-        let exit = cause(live.last_word, record, end);
+        let exit = match record.or(live.last_word) {
+            Some(exit) => exit,
+            None => end::inferred(end, live.process.get_ref().identity(), &self.paths).await,
+        };
         self.apply(Event::Exited(exit)).await;
     }
 
@@ -424,7 +429,7 @@ fn process_killed_unless(process: &Process, is_wanted: bool) -> std::io::Result<
 }
 
 fn launch_leftovers_killed(vm: &VmRecord) {
-    for process in crate::sys::process::find_by_arg0(&launch::arg0(vm.uid)).unwrap_or_default() {
+    for process in crate::sys::process::find_by_arg0(&launch::arg0(vm.uid), vm.user).unwrap_or_default() {
         let _ = process.kill();
     }
 }

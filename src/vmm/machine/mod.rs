@@ -24,7 +24,7 @@ use super::kvm::{EntryPoint, Hypervisor, KvmError, Lacks, Vcpu, Vm};
 use super::legacy::power;
 use super::legacy::serial::Serial;
 use super::pci::{PciBus, SlotTaken};
-use super::ports::{Doorbell, Effect, GuestMemory, PciFunction};
+use super::ports::{Confine, Doorbell, Effect, GuestMemory, PciFunction};
 use crate::model::PciSlot;
 use bus::Bus;
 use irq::IrqTable;
@@ -179,14 +179,16 @@ impl Machine {
         self.sync_vectors(slot.number())
     }
 
-    /// Starts the vCPUs.
-    pub fn run(&mut self, mailbox: &Mailbox) -> Result<(), MachineError> {
+    /// Starts the vCPUs. Their threads begin with `confine_vcpu`; the calling thread does `confine_own` before it lets
+    /// them go, and can make no thread afterwards.
+    pub fn run(&mut self, mailbox: &Mailbox, confine_vcpu: Confine, confine_own: Confine) -> Result<(), MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
         let start = Arc::new(Barrier::new(vcpus.len() + 1));
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            vcpu::spawn(index, vcpu, Arc::clone(&self.bus), mailbox.clone(), Arc::clone(&start))
+            vcpu::spawn(index, vcpu, Arc::clone(&self.bus), mailbox.clone(), Arc::clone(&start), confine_vcpu)
                 .map_err(host("vCPU thread"))?;
         }
+        confine_own().map_err(host("system call filter"))?;
         start.wait();
         Ok(())
     }

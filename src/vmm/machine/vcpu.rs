@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::bus::{Bus, Request};
 use crate::model::VmExit;
 use crate::vmm::kvm::{Exit, Vcpu};
-use crate::vmm::ports::{Effect, PowerRequest};
+use crate::vmm::ports::{Confine, Effect, PowerRequest};
 
 /// From a vCPU thread to the control thread.
 #[derive(Debug)]
@@ -51,17 +51,22 @@ impl Mailbox {
     }
 }
 
-/// Starts the thread of vCPU `index`; the guest begins when all have come to `start`.
+/// Starts the thread of vCPU `index`, which begins with `confine`; the guest begins when all have come to `start`.
 pub(super) fn spawn(
     index: usize,
     vcpu: Vcpu,
     bus: Arc<Bus>,
     mailbox: Mailbox,
     start: Arc<Barrier>,
+    confine: Confine,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+        let confined = confine();
         start.wait();
-        run(vcpu, &bus, &mailbox);
+        match confined {
+            Ok(()) => run(vcpu, &bus, &mailbox),
+            Err(error) => end(&mailbox, VmExit::HostError(format!("cannot confine a vCPU thread: {error}"))),
+        }
     })
 }
 

@@ -84,7 +84,7 @@ pub(in crate::vmm::virtio) struct Driver {
 impl Driver {
     pub(in crate::vmm::virtio) fn probe(device: impl Device) -> Self {
         let memory = memory();
-        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE).unwrap();
+        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, || Ok(())).unwrap();
         let mut driver = Self {
             function,
             memory,

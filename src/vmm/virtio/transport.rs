@@ -27,7 +27,7 @@ use super::queue::{Ring, RingFault};
 use super::signals::Signals;
 use super::worker::Worker;
 use crate::vmm::pci::{BarKind, Bars, Capabilities, ConfigSpace, Identity, Msix, MsixLayout};
-use crate::vmm::ports::{BarMapping, Doorbell, Effect, GuestMemory, PciFunction, Vector};
+use crate::vmm::ports::{BarMapping, Confine, Doorbell, Effect, GuestMemory, PciFunction, Vector};
 
 /// Longest that the control thread waits for the worker.
 const RESET_WAIT: Duration = Duration::from_secs(1);
@@ -101,7 +101,8 @@ impl VirtioFunction {
 
     /// Puts `device` behind a PCI function and spawns its thread. `bar_base`: guest-physical address that BAR 0 is
     /// assigned to, a multiple of [`VirtioFunction::BAR_LEN`]; it decodes once the driver switches memory space on.
-    pub fn new(device: impl Device, memory: GuestMemory, bar_base: u32) -> io::Result<Self> {
+    /// The thread begins with `confine`.
+    pub fn new(device: impl Device, memory: GuestMemory, bar_base: u32, confine: Confine) -> io::Result<Self> {
         let identity = device.identity();
         let queues = identity.queue_sizes.len();
         let mut config = ConfigSpace::new(Identity {
@@ -125,7 +126,7 @@ impl VirtioFunction {
         let kick = |_| EventFd::new(EFD_NONBLOCK).map(Arc::new);
         let kicks = (0..queues).map(kick).collect::<io::Result<Vec<_>>>()?;
         let common = CommonConfig::new(identity.features | FEATURES, &identity.queue_sizes, signals.clone());
-        let worker = Worker::spawn(&identity.id, device, kicks.clone(), signals.clone())?;
+        let worker = Worker::spawn(&identity.id, device, kicks.clone(), signals.clone(), confine)?;
         Ok(Self {
             id: identity.id,
             config,

@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{Active, Device, Fault, Next, Wake};
 use super::signals::Signals;
+use crate::vmm::ports::Confine;
 
 /// Epoll data: queue numbers from 0, then these.
 const COMMAND: u64 = u64::MAX;
@@ -51,12 +52,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Spawns the thread for `device`, which listens to `kicks` (by queue) and reports through `signals`.
+    /// Spawns the thread for `device`, which begins with `confine`, listens to `kicks` (by queue) and reports through
+    /// `signals`.
     pub(super) fn spawn(
         id: &str,
         device: impl Device,
         kicks: Vec<Arc<EventFd>>,
         signals: Arc<Signals>,
+        confine: Confine,
     ) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK)?;
         let epoll = Epoll::new()?;
@@ -72,7 +75,7 @@ impl Worker {
         let own =
             Owner { id: id.to_owned(), device, epoll, inbox, wake: wake.try_clone()?, kicks, signals, active: None };
         let name: String = format!("vio-{id}").chars().take(NAME_LEN).collect();
-        let thread = std::thread::Builder::new().name(name).spawn(move || own.run())?;
+        let thread = std::thread::Builder::new().name(name).spawn(move || own.run(confine))?;
         Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
     }
 
@@ -121,7 +124,11 @@ struct Owner<D> {
 }
 
 impl<D: Device> Owner<D> {
-    fn run(mut self) {
+    fn run(mut self, confine: Confine) {
+        if let Err(error) = confine() {
+            // Better no device than one that is not confined.
+            return self.fail(Fault::Host(error));
+        }
         let mut next = Next::Wait;
         let mut events = [EpollEvent::default(); BATCH];
         loop {

@@ -1,0 +1,199 @@
+//! What a jail depends on of the VM in it. Key type: [`JailFacts`].
+//!
+//! `daemon/supervisor` derives it from a launch, sizes the cgroup by it and passes it to the role `jail` as arguments;
+//! `jail/plan` turns it into steps.
+
+use std::str::FromStr;
+
+use super::{DeviceKind, Launch};
+
+/// Threads beside the guest's and the devices': the control thread, and KVM's own for the VM (`vhost_task`).
+const OWN_THREADS: u64 = 2;
+/// Kernel workers that io_uring may start for one disk (bounded by its queue, `io-wq`).
+const WORKERS_PER_DISK: u64 = 64;
+/// Descriptors beside those of devices and vCPUs: control, console with its connections, epoll, log, KVM, images.
+const OWN_DESCRIPTORS: u64 = 64;
+/// Descriptors of one device: its own, queues, vectors, worker.
+const DESCRIPTORS_PER_DEVICE: u64 = 32;
+/// Memory beside the guest's: the program, its heap and stacks, KVM's own structures.
+const OWN_MEMORY_BYTES: u64 = 64 << 20;
+/// The same for each vCPU or device.
+const MEMORY_PER_THREAD_BYTES: u64 = 4 << 20;
+/// Guest memory divided by this is what its page tables take at most: 8 bytes per 4 KiB page, twice (the process' and
+/// the guest's second level), and as much again.
+const PAGE_TABLES_SHARE: u64 = 128;
+/// Memory that may be locked without passthrough, in bytes: nothing is.
+const LOCKED_BYTES: u64 = 0;
+/// Memory locked beside the guest's when devices are passed through, in bytes.
+const LOCKED_SLACK_BYTES: u64 = 64 << 20;
+
+/// What limits and identity of a jail follow from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JailFacts {
+    /// User and group id, of this VM alone; not 0.
+    pub uid: u32,
+    /// vCPUs, at least 1.
+    pub vcpus: u32,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Devices, those below included.
+    pub devices: u32,
+    /// Devices with an I/O ring.
+    pub disks: u32,
+    /// Devices of the host that the guest drives itself.
+    pub passed_through: u32,
+    /// Length of the longest file that is written, in bytes.
+    pub longest_file_bytes: u64,
+}
+
+impl JailFacts {
+    /// The facts of a launch that runs as `uid`; `longest_file_bytes` is of its disk images.
+    pub fn new(launch: &Launch, uid: u32, longest_file_bytes: u64) -> Self {
+        let count = |is_counted: fn(&DeviceKind) -> bool| {
+            // At most 31 slots.
+            launch.devices.iter().filter(|device| is_counted(&device.kind)).count() as u32
+        };
+        Self {
+            uid,
+            vcpus: launch.vcpus,
+            memory_bytes: launch.memory_bytes,
+            devices: count(|_| true),
+            disks: count(|kind| matches!(kind, DeviceKind::Block { .. })),
+            passed_through: count(|kind| matches!(kind, DeviceKind::Vfio { .. })),
+            longest_file_bytes,
+        }
+    }
+
+    /// Threads at most, kernel workers of its rings included.
+    pub fn threads(&self) -> u64 {
+        OWN_THREADS + u64::from(self.vcpus) + u64::from(self.devices) + WORKERS_PER_DISK * u64::from(self.disks)
+    }
+
+    /// Descriptors at most.
+    pub fn descriptors(&self) -> u64 {
+        OWN_DESCRIPTORS + u64::from(self.vcpus) + DESCRIPTORS_PER_DEVICE * u64::from(self.devices)
+    }
+
+    /// Bytes of any file at most: the guest's memory is one too.
+    pub fn file_bytes(&self) -> u64 {
+        self.memory_bytes.max(self.longest_file_bytes)
+    }
+
+    /// Bytes of memory that may be locked: DMA mappings lock the whole guest, once for each device's own address space.
+    pub fn locked_bytes(&self) -> u64 {
+        match self.passed_through {
+            0 => LOCKED_BYTES,
+            count => self.memory_bytes.saturating_mul(count.into()).saturating_add(LOCKED_SLACK_BYTES),
+        }
+    }
+
+    /// Bytes of memory that the process may take, the guest's included.
+    pub fn resident_bytes(&self) -> u64 {
+        let threads = u64::from(self.vcpus) + u64::from(self.devices);
+        let overhead = OWN_MEMORY_BYTES + threads * MEMORY_PER_THREAD_BYTES + self.memory_bytes / PAGE_TABLES_SHARE;
+        self.memory_bytes.saturating_add(overhead)
+    }
+
+    /// As arguments of `ostler jail`.
+    pub fn to_args(&self) -> [String; 7] {
+        let Self { uid, vcpus, memory_bytes, devices, disks, passed_through, longest_file_bytes } = *self;
+        [
+            format!("uid={uid}"),
+            format!("vcpus={vcpus}"),
+            format!("memory={memory_bytes}"),
+            format!("devices={devices}"),
+            format!("disks={disks}"),
+            format!("passed-through={passed_through}"),
+            format!("longest-file={longest_file_bytes}"),
+        ]
+    }
+
+    /// Reads the arguments, in any order; each must be there once, and no other.
+    pub fn from_args(args: impl IntoIterator<Item = String>) -> Result<Self, JailArgsError> {
+        let mut found = std::collections::BTreeMap::new();
+        for arg in args {
+            let Some((key, value)) = arg.split_once('=') else { return Err(JailArgsError(arg)) };
+            if found.insert(key.to_owned(), value.to_owned()).is_some() {
+                return Err(JailArgsError(arg));
+            }
+        }
+        let facts = Self {
+            uid: take(&mut found, "uid")?,
+            vcpus: take(&mut found, "vcpus")?,
+            memory_bytes: take(&mut found, "memory")?,
+            devices: take(&mut found, "devices")?,
+            disks: take(&mut found, "disks")?,
+            passed_through: take(&mut found, "passed-through")?,
+            longest_file_bytes: take(&mut found, "longest-file")?,
+        };
+        match found.pop_first() {
+            Some((key, _)) => Err(JailArgsError(key)),
+            None if facts.uid == 0 => Err(JailArgsError("uid".to_owned())),
+            None => Ok(facts),
+        }
+    }
+}
+
+/// An argument of the role is missing, unknown, double or no number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("bad or missing argument {0:?}; `ostler jail` is started by `ostler serve`")]
+pub struct JailArgsError(String);
+
+fn take<T: FromStr>(found: &mut std::collections::BTreeMap<String, String>, key: &str) -> Result<T, JailArgsError> {
+    let bad = || JailArgsError(key.to_owned());
+    found.remove(key).ok_or_else(bad)?.parse().map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn facts() -> JailFacts {
+        JailFacts {
+            uid: 0x4f00_0001,
+            vcpus: 2,
+            memory_bytes: 1 << 30,
+            devices: 3,
+            disks: 1,
+            passed_through: 0,
+            longest_file_bytes: 5 << 30,
+        }
+    }
+
+    #[test]
+    fn arguments_round_trip_and_nothing_else_is_taken() {
+        let facts = facts();
+        assert_eq!(JailFacts::from_args(facts.to_args()), Ok(facts));
+        let mut lacking = facts.to_args().to_vec();
+        lacking.pop();
+        assert!(JailFacts::from_args(lacking).unwrap_err().to_string().contains("longest-file"));
+        let more = facts.to_args().into_iter().chain(["shell=1".to_owned()]);
+        assert!(JailFacts::from_args(more).unwrap_err().to_string().contains("shell"));
+        let twice = facts.to_args().into_iter().chain(["uid=7".to_owned()]);
+        assert!(JailFacts::from_args(twice).is_err());
+        assert!(JailFacts::from_args(JailFacts { uid: 0, ..facts }.to_args()).is_err(), "root is no jail's user");
+    }
+
+    #[test]
+    fn only_passthrough_may_lock_memory() {
+        assert_eq!(facts().locked_bytes(), 0);
+        let two = JailFacts { passed_through: 2, ..facts() };
+        assert_eq!(two.locked_bytes(), (2 << 30) + (64 << 20));
+        let absurd = JailFacts { passed_through: 9, memory_bytes: u64::MAX, ..facts() };
+        assert_eq!(absurd.locked_bytes(), u64::MAX);
+    }
+
+    #[test]
+    fn the_file_limit_holds_guest_memory_and_the_longest_disk() {
+        assert_eq!(facts().file_bytes(), 5 << 30);
+        assert_eq!(JailFacts { longest_file_bytes: 0, ..facts() }.file_bytes(), 1 << 30);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_foreign_arguments(args in proptest::collection::vec("\\PC{0,12}", 0..9)) {
+            let _ = JailFacts::from_args(args);
+        }
+    }
+}

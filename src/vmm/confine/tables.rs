@@ -1,0 +1,96 @@
+//! Which system calls each kind of thread may make once the machine is built, and why. Data only: a line per call.
+//!
+//! To allow another call or ioctl, add its line here and to `docs/jail.md`, which a test compares. What is in none of
+//! these tables ends the process.
+
+use super::{Args, Row};
+
+/// `PROT_EXEC` (mmap(2)).
+const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
+
+/// ioctl request with an argument that the kernel reads (asm-generic/ioctl.h, `_IOW`).
+const fn iow(kind: u8, number: u8, len: usize) -> u64 {
+    1 << 30 | (len as u64) << 16 | (kind as u64) << 8 | number as u64
+}
+
+/// ioctls of KVM (linux/kvm.h, `KVMIO`).
+const KVM: u8 = 0xae;
+/// `KVM_RUN`: `_IO(KVMIO, 0x80)`.
+pub(super) const KVM_RUN: u64 = (KVM as u64) << 8 | 0x80;
+const KVM_SET_USER_MEMORY_REGION: u64 = iow(KVM, 0x46, size_of::<kvm_bindings::kvm_userspace_memory_region>());
+const KVM_SET_GSI_ROUTING: u64 = iow(KVM, 0x6a, size_of::<kvm_bindings::kvm_irq_routing>());
+const KVM_IRQFD: u64 = iow(KVM, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
+const KVM_IOEVENTFD: u64 = iow(KVM, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
+/// `FIONBIO` (asm-generic/ioctls.h).
+const FIONBIO: u64 = 0x5421;
+
+/// Every thread: memory, locks, the end.
+pub(super) const COMMON: &[Row] = &[
+    Row::any("read", libc::SYS_read, "eventfds: kicks, wake-ups"),
+    Row::any("write", libc::SYS_write, "eventfds, log, exit record"),
+    Row::any("close", libc::SYS_close, "connections of consoles and daemons, descriptors that came unasked"),
+    Row::any("futex", libc::SYS_futex, "locks, channels, joins"),
+    Row::any("brk", libc::SYS_brk, "heap"),
+    Row::new("mmap", libc::SYS_mmap, Args::Without(2, EXECUTABLE), "heap; never executable"),
+    Row::new("mprotect", libc::SYS_mprotect, Args::Without(2, EXECUTABLE), "heap of a thread grows; never executable"),
+    Row::any("munmap", libc::SYS_munmap, "heap, stacks, guest memory at the end"),
+    Row::any("mremap", libc::SYS_mremap, "large buffers grow"),
+    Row::any("madvise", libc::SYS_madvise, "heap and stacks are given back"),
+    Row::any("clock_gettime", libc::SYS_clock_gettime, "time limits and log lines, where the vDSO cannot"),
+    Row::any("clock_nanosleep", libc::SYS_clock_nanosleep, "pause before a submission is tried again"),
+    Row::any("sched_yield", libc::SYS_sched_yield, "contended locks and channels"),
+    Row::any("rt_sigprocmask", libc::SYS_rt_sigprocmask, "end of a thread"),
+    Row::any("sigaltstack", libc::SYS_sigaltstack, "end of a thread"),
+    Row::any("restart_syscall", libc::SYS_restart_syscall, "a wait goes on after a stop signal"),
+    Row::any("exit", libc::SYS_exit, "end of a thread"),
+    Row::any("exit_group", libc::SYS_exit_group, "end of the process"),
+];
+
+/// vCPU threads.
+pub(super) const VCPU: &[Row] = &[
+    Row::new("ioctl", libc::SYS_ioctl, Args::OneOf(1, &[("KVM_RUN", KVM_RUN)]), "runs the guest"),
+    Row::any("pread64", libc::SYS_pread64, "registers of a device of the host that share a page with its MSI-X table"),
+    Row::any("pwrite64", libc::SYS_pwrite64, "the same, and the bits of its configuration space that are forwarded"),
+];
+
+/// Devices' threads.
+pub(super) const IO: &[Row] = &[
+    Row::any("epoll_wait", libc::SYS_epoll_wait, "waits for kicks, commands, completions"),
+    Row::any(
+        "io_uring_enter",
+        libc::SYS_io_uring_enter,
+        "disk; the ring is restricted to one file and three operations",
+    ),
+    Row::any("readv", libc::SYS_readv, "frames from the tap"),
+    Row::any("writev", libc::SYS_writev, "frames to the tap"),
+    Row::any("getrandom", libc::SYS_getrandom, "entropy device"),
+];
+
+/// The control thread.
+pub(super) const CONTROL: &[Row] = &[
+    Row::any("epoll_wait", libc::SYS_epoll_wait, "waits for everything below"),
+    Row::any("epoll_ctl", libc::SYS_epoll_ctl, "connections come and go"),
+    Row::any("accept4", libc::SYS_accept4, "a restarted daemon, a console; both sockets were bound by the daemon"),
+    Row::any("recvmsg", libc::SYS_recvmsg, "the daemon's packets"),
+    Row::any("sendmsg", libc::SYS_sendmsg, "packets to the daemon"),
+    Row::any("recvfrom", libc::SYS_recvfrom, "console input"),
+    Row::any("sendto", libc::SYS_sendto, "console output; no socket here is without a peer"),
+    Row::any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
+    Row::any("pread64", libc::SYS_pread64, "a device of the host loses its bus mastering at the end"),
+    Row::any("pwrite64", libc::SYS_pwrite64, "the same"),
+    Row::new(
+        "ioctl",
+        libc::SYS_ioctl,
+        Args::OneOf(
+            1,
+            &[
+                ("KVM_IRQFD", KVM_IRQFD),
+                ("KVM_IOEVENTFD", KVM_IOEVENTFD),
+                ("KVM_SET_GSI_ROUTING", KVM_SET_GSI_ROUTING),
+                ("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION),
+                ("FIONBIO", FIONBIO),
+            ],
+        ),
+        "interrupts, doorbells and BARs as the guest programs its devices; a console's connection does not block",
+    ),
+];
