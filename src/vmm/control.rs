@@ -99,6 +99,8 @@ pub struct Parts {
     pub input_taken: Arc<EventFd>,
     /// What the host may have to tell of devices that are passed through.
     pub alarms: Vec<Alarm>,
+    /// What this thread and the vCPUs' are confined with.
+    pub threads: confine::Threads,
     /// The loop's epoll instance.
     pub epoll: Epoll,
 }
@@ -126,7 +128,8 @@ impl Control {
 
     /// Starts the vCPUs; this thread and theirs are confined from here on.
     pub fn start(&mut self, mailbox: &Mailbox) -> Result<(), MachineError> {
-        self.parts.machine.run(mailbox, confine::vcpu, confine::control)
+        let confine::Threads { vcpu, control } = self.parts.threads;
+        self.parts.machine.run(mailbox, vcpu, control)
     }
 
     /// Runs until the run is over, and says how it ended. The daemon has been told by then.

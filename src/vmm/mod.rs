@@ -169,6 +169,8 @@ fn assemble(
         machine.attach(device.slot, function)?;
     }
     let (mailbox, receiver, mailbox_wake) = Mailbox::new()?;
+    let has_devices = launch.devices.iter().any(|device| matches!(device.kind, DeviceKind::Vfio { .. }));
+    let threads = if has_devices { confine::Threads::WITH_DEVICES } else { confine::Threads::EMULATED };
     let parts = Parts {
         identity: Identity { vm: launch.vm, instance: launch.instance },
         machine,
@@ -179,6 +181,7 @@ fn assemble(
         mailbox_wake,
         input_taken,
         alarms,
+        threads,
         epoll,
     };
     Ok((parts, mailbox))

@@ -23,6 +23,10 @@ pub enum Kind {
     Io,
     /// Owns the machine.
     Control,
+    /// Runs a vCPU of a VM that has devices of the host.
+    DeviceVcpu,
+    /// Owns such a machine.
+    DeviceControl,
 }
 
 /// One allowed system call.
@@ -77,16 +81,18 @@ impl Row {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Vcpu, Self::Io, Self::Control];
+    pub const ALL: [Self; 5] = [Self::Vcpu, Self::Io, Self::Control, Self::DeviceVcpu, Self::DeviceControl];
 
-    /// The calls that threads of this kind may make.
+    /// The calls that threads of this kind may make; a call that stands twice may have the arguments of either row.
     pub fn rows(self) -> impl Iterator<Item = &'static Row> {
-        let own = match self {
-            Self::Vcpu => tables::VCPU,
-            Self::Io => tables::IO,
-            Self::Control => tables::CONTROL,
+        let (own, besides): (_, &[Row]) = match self {
+            Self::Vcpu => (tables::VCPU, &[]),
+            Self::Io => (tables::IO, &[]),
+            Self::Control => (tables::CONTROL, &[]),
+            Self::DeviceVcpu => (tables::VCPU, tables::DEVICE_VCPU),
+            Self::DeviceControl => (tables::CONTROL, tables::DEVICE_CONTROL),
         };
-        tables::COMMON.iter().chain(own)
+        tables::COMMON.iter().chain(own).chain(besides)
     }
 
     /// Confines the calling thread for good.
@@ -96,18 +102,13 @@ impl Kind {
     }
 
     fn program(self) -> Result<BpfProgram, seccompiler::BackendError> {
-        let mut rules = BTreeMap::new();
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
         for row in self.rows() {
-            rules.insert(row.number, row.rules()?);
+            rules.entry(row.number).or_default().extend(row.rules()?);
         }
         let (otherwise, allowed) = (SeccompAction::KillProcess, SeccompAction::Allow);
         SeccompFilter::new(rules, otherwise, allowed, TargetArch::x86_64)?.try_into()
     }
-}
-
-/// Confines a vCPU thread.
-pub fn vcpu() -> io::Result<()> {
-    Kind::Vcpu.apply()
 }
 
 /// Confines a device's thread.
@@ -115,9 +116,20 @@ pub fn io() -> io::Result<()> {
     Kind::Io.apply()
 }
 
-/// Confines the control thread.
-pub fn control() -> io::Result<()> {
-    Kind::Control.apply()
+/// What confines the threads of one machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Threads {
+    /// A vCPU's.
+    pub vcpu: fn() -> io::Result<()>,
+    /// The control thread.
+    pub control: fn() -> io::Result<()>,
+}
+
+impl Threads {
+    /// For a VM whose devices are all emulated.
+    pub const EMULATED: Self = Self { vcpu: || Kind::Vcpu.apply(), control: || Kind::Control.apply() };
+    /// For a VM that has devices of the host: a few calls more.
+    pub const WITH_DEVICES: Self = Self { vcpu: || Kind::DeviceVcpu.apply(), control: || Kind::DeviceControl.apply() };
 }
 
 #[cfg(test)]
@@ -131,8 +143,17 @@ mod tests {
 
     #[test]
     fn tables_keep_to_their_bounds_and_name_each_call_once() {
-        for (kind, most) in [(Kind::Vcpu, 21), (Kind::Io, 30), (Kind::Control, 34)] {
-            let names = names(kind);
+        for kind in Kind::ALL {
+            let most = match kind {
+                Kind::Vcpu | Kind::DeviceVcpu => 21,
+                Kind::Io => 30,
+                Kind::Control | Kind::DeviceControl => 34,
+            };
+            let mut names = names(kind);
+            if kind == Kind::DeviceControl {
+                // Its ioctls stand in both tables, each with other requests.
+                assert_eq!(names.pop(), Some("ioctl"));
+            }
             assert!(names.len() <= most, "{kind:?}: {}", names.len());
             assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{kind:?} names a call twice");
             let numbers: BTreeSet<_> = kind.rows().map(|row| row.number).collect();
@@ -179,7 +200,7 @@ mod tests {
             for row in kind.rows().filter(|row| row.number == libc::SYS_ioctl) {
                 let Args::OneOf(1, requests) = row.args else { panic!("{kind:?}: an ioctl of any request") };
                 let runs = requests.iter().any(|(_, request)| *request == tables::KVM_RUN);
-                assert_eq!(runs, kind == Kind::Vcpu);
+                assert_eq!(runs, matches!(kind, Kind::Vcpu | Kind::DeviceVcpu));
             }
             let memory: Vec<_> = kind.rows().filter(|row| ["mmap", "mprotect"].contains(&row.name)).collect();
             assert!(memory.len() == 2 && memory.iter().all(|row| matches!(row.args, Args::Without(2, 4))));
@@ -194,6 +215,9 @@ mod tests {
         let expected =
             [("KVM_IRQFD", 0x4020_ae76), ("KVM_IOEVENTFD", 0x4040_ae79), ("KVM_SET_GSI_ROUTING", 0x4008_ae6a)];
         assert_eq!(requests[..3], expected);
+        let with_devices: Vec<_> = Kind::DeviceControl.rows().filter(|row| row.name == "ioctl").collect();
+        let Args::OneOf(_, requests) = with_devices[1].args else { panic!("no requests") };
+        assert_eq!(requests, [("KVM_SET_USER_MEMORY_REGION", 0x4020_ae46)]);
         assert_eq!(tables::KVM_RUN, 0xae80);
     }
 
@@ -210,7 +234,9 @@ mod tests {
             }
         }
         let listed = documented.lines().filter(|line| line.starts_with("| `")).count();
-        let own = [tables::COMMON, tables::VCPU, tables::IO, tables::CONTROL].map(<[Row]>::len);
+        let own =
+            [tables::COMMON, tables::VCPU, tables::IO, tables::CONTROL, tables::DEVICE_VCPU, tables::DEVICE_CONTROL];
+        let own = own.map(<[Row]>::len);
         assert_eq!(listed, own.iter().sum::<usize>(), "docs/jail.md lists a call that no table has");
     }
 

@@ -47,9 +47,12 @@ pub(super) const COMMON: &[Row] = &[
 ];
 
 /// vCPU threads.
-pub(super) const VCPU: &[Row] = &[
-    Row::new("ioctl", libc::SYS_ioctl, Args::OneOf(1, &[("KVM_RUN", KVM_RUN)]), "runs the guest"),
-    Row::any("pread64", libc::SYS_pread64, "registers of a device of the host that share a page with its MSI-X table"),
+pub(super) const VCPU: &[Row] =
+    &[Row::new("ioctl", libc::SYS_ioctl, Args::OneOf(1, &[("KVM_RUN", KVM_RUN)]), "runs the guest")];
+
+/// vCPU threads of a VM with devices of the host, besides.
+pub(super) const DEVICE_VCPU: &[Row] = &[
+    Row::any("pread64", libc::SYS_pread64, "registers of such a device that share a page with its MSI-X table"),
     Row::any("pwrite64", libc::SYS_pwrite64, "the same, and the bits of its configuration space that are forwarded"),
 ];
 
@@ -76,8 +79,6 @@ pub(super) const CONTROL: &[Row] = &[
     Row::any("recvfrom", libc::SYS_recvfrom, "console input"),
     Row::any("sendto", libc::SYS_sendto, "console output; no socket here is without a peer"),
     Row::any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
-    Row::any("pread64", libc::SYS_pread64, "a device of the host loses its bus mastering at the end"),
-    Row::any("pwrite64", libc::SYS_pwrite64, "the same"),
     Row::new(
         "ioctl",
         libc::SYS_ioctl,
@@ -87,10 +88,21 @@ pub(super) const CONTROL: &[Row] = &[
                 ("KVM_IRQFD", KVM_IRQFD),
                 ("KVM_IOEVENTFD", KVM_IOEVENTFD),
                 ("KVM_SET_GSI_ROUTING", KVM_SET_GSI_ROUTING),
-                ("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION),
                 ("FIONBIO", FIONBIO),
             ],
         ),
-        "interrupts, doorbells and BARs as the guest programs its devices; a console's connection does not block",
+        "interrupts and doorbells as the guest programs its devices; a console's connection does not block",
+    ),
+];
+
+/// The control thread of a VM with devices of the host, besides.
+pub(super) const DEVICE_CONTROL: &[Row] = &[
+    Row::any("pread64", libc::SYS_pread64, "such a device loses its bus mastering at the end"),
+    Row::any("pwrite64", libc::SYS_pwrite64, "the same, at the end"),
+    Row::new(
+        "ioctl",
+        libc::SYS_ioctl,
+        Args::OneOf(1, &[("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION)]),
+        "BARs of such a device move as the guest programs them",
     ),
 ];
