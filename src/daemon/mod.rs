@@ -23,6 +23,7 @@ mod supervisor;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -51,6 +52,14 @@ pub enum ServeError {
     Listen {
         /// Where.
         address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its audit log.
+    #[error("cannot open the audit log {path}")]
+    Audit {
+        /// The file.
+        path: PathBuf,
         /// Why.
         source: io::Error,
     },
@@ -87,12 +96,14 @@ async fn serve_until(
     let files = config.tls_files();
     let trust = rpc::Trust::load(&files)?;
     let (places, _lock) = config.claim()?;
+    let path = places.data.join("audit.log");
+    let audit = rpc::Audit::open(&path).map_err(|source| ServeError::Audit { path, source })?;
     let listen_error = |source| ServeError::Listen { address: config.listen, source };
     // Bound before VMs are taken over (a taken port is told at once), served after.
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let node = Arc::new(service::Node::open(&places, config.network, config.jail.as_ref()).await?);
     ready(listener.local_addr().map_err(listen_error)?);
-    let served = rpc::serve(Arc::clone(&node), listener, (files, trust), config.trust_domain, ending).await;
+    let served = rpc::serve(Arc::clone(&node), listener, (files, trust), audit, config.trust_domain, ending).await;
     node.close().await;
     Ok(served?)
 }

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::audit::{Audit, Change};
 use super::vm::{Responses, vm_ref};
 use super::{Ending, ended, status};
 use crate::api::v1::{ConsoleRequest, ConsoleResponse};
@@ -22,13 +23,18 @@ type Output = mpsc::Sender<Result<ConsoleResponse, Status>>;
 /// Opens the console that the first request names.
 pub(super) async fn open(
     node: &SharedNode,
+    audit: &Audit,
     principal: Principal,
     mut requests: Streaming<ConsoleRequest>,
     ending: Ending,
 ) -> Result<Responses<ConsoleResponse>, Status> {
     let first = requests.message().await?.unwrap_or_default();
     let name = vm_ref(&first.name)?;
-    let console = node.open_console(&principal, &name.tenant, &name.vm).await.map_err(|error| status::of(&error))?;
+    // Whoever reads a console may type into it too.
+    let change = Change::new(&principal, "Console", &name);
+    let console = node.open_console(&principal, &name.tenant, &name.vm).await.map_err(|error| status::of(&error));
+    audit.record(&change, console.as_ref().map(drop));
+    let console = console?;
     let (responses, stream) = mpsc::channel(QUEUE_LEN);
     match console {
         Console::Live(socket) => {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::call::{caller, in_own_task};
+use super::audit::{Audit, Change};
+use super::call::{audited, caller, in_own_task};
 use super::{encode, status};
 use crate::api::v1;
 use crate::api::v1::host_service_server::HostService;
@@ -13,11 +14,12 @@ use crate::model::{Bdf, BdfError, SpecError};
 
 pub(super) struct HostRpc {
     node: SharedNode,
+    audit: Arc<Audit>,
 }
 
 impl HostRpc {
-    pub(super) fn new(node: SharedNode) -> Self {
-        Self { node }
+    pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
+        Self { node, audit }
     }
 }
 
@@ -45,7 +47,9 @@ impl HostService for HostRpc {
             .parse()
             .map_err(|error: BdfError| status::bad_field(&SpecError::new("address", error.to_string())))?;
         let node = Arc::clone(&self.node);
-        let lease = in_own_task(async move { node.release_device(&principal, address).await }).await?;
+        let change = Change::new(&principal, "ReleaseHostDevice", address);
+        let work = async move { node.release_device(&principal, address).await };
+        let lease = audited(&self.audit, change, work).await?;
         Ok(Response::new(v1::ReleaseHostDeviceResponse { lease: Some(encode::device_lease(&lease)) }))
     }
 }

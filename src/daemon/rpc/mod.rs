@@ -5,6 +5,7 @@
 //!   each call: caller from the connection ── own task (survives a client that hangs up; may panic alone) ──▶ service
 //! ```
 
+mod audit;
 mod call;
 mod console;
 mod encode;
@@ -30,6 +31,7 @@ use crate::api::v1::host_service_server::HostServiceServer;
 use crate::api::v1::plugin_service_server::PluginServiceServer;
 use crate::api::v1::virtual_machine_service_server::VirtualMachineServiceServer;
 use crate::daemon::service::SharedNode;
+pub use audit::Audit;
 pub use tls::{TlsError, TlsFiles, Trust};
 
 /// Longest request, in bytes: a spec is some kilobytes, a chunk of a plugin 64 KiB.
@@ -67,6 +69,7 @@ pub async fn serve(
     node: SharedNode,
     listener: TcpListener,
     (files, trust): (TlsFiles, Trust),
+    audit: Audit,
     trust_domain: String,
     mut ending: Ending,
 ) -> Result<(), RpcError> {
@@ -78,13 +81,14 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let vms = VirtualMachineServiceServer::new(vm::VmRpc::new(Arc::clone(&node), ending.clone()))
+    let audit = Arc::new(audit);
+    let vms = VirtualMachineServiceServer::new(vm::VmRpc::new(Arc::clone(&node), Arc::clone(&audit), ending.clone()))
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
-    let hosts = HostServiceServer::new(host::HostRpc::new(Arc::clone(&node)))
+    let hosts = HostServiceServer::new(host::HostRpc::new(Arc::clone(&node), Arc::clone(&audit)))
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
-    let plugins = PluginServiceServer::new(plugin::PluginRpc::new(node))
+    let plugins = PluginServiceServer::new(plugin::PluginRpc::new(node, audit))
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::{caller, in_own_task};
+use super::audit::{Audit, Change};
+use super::call::{audited, caller};
 use super::{encode, status};
 use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin_service_server::PluginService;
@@ -17,11 +18,12 @@ const MAX_COMPONENT_LEN: usize = 16 << 20;
 
 pub(super) struct PluginRpc {
     node: SharedNode,
+    audit: Arc<Audit>,
 }
 
 impl PluginRpc {
-    pub(super) fn new(node: SharedNode) -> Self {
-        Self { node }
+    pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
+        Self { node, audit }
     }
 }
 
@@ -50,8 +52,9 @@ impl PluginService for PluginRpc {
         }
         let node = Arc::clone(&self.node);
         let settings = settings.into_iter().collect();
-        let view =
-            in_own_task(async move { node.load_plugin(&principal, scope, plugin, component, settings).await }).await?;
+        let change = Change::new(&principal, "LoadPlugin", name);
+        let work = async move { node.load_plugin(&principal, scope, plugin, component, settings).await };
+        let view = audited(&self.audit, change, work).await?;
         Ok(Response::new(encode::plugin(&view)))
     }
 

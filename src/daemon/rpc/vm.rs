@@ -8,7 +8,8 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::{caller, in_own_task};
+use super::audit::{Audit, Change};
+use super::call::{audited, caller};
 use super::{Ending, console, encode, ended, jail, status};
 use crate::api::convert::{grace_from_proto, spec_from_proto};
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
@@ -24,12 +25,13 @@ pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Se
 
 pub(super) struct VmRpc {
     node: SharedNode,
+    audit: Arc<Audit>,
     ending: Ending,
 }
 
 impl VmRpc {
-    pub(super) fn new(node: SharedNode, ending: Ending) -> Self {
-        Self { node, ending }
+    pub(super) fn new(node: SharedNode, audit: Arc<Audit>, ending: Ending) -> Self {
+        Self { node, audit, ending }
     }
 }
 
@@ -45,7 +47,9 @@ impl VirtualMachineService for VmRpc {
         let principal = caller(request.extensions())?;
         let (name, spec) = decode_registration(request.into_inner()).map_err(|error| status::bad_field(&error))?;
         let node = Arc::clone(&self.node);
-        let vm = in_own_task(async move { node.register_vm(&principal, name.tenant, name.vm, spec).await }).await?;
+        let change = Change::new(&principal, "RegisterVirtualMachine", &name);
+        let work = async move { node.register_vm(&principal, name.tenant, name.vm, spec).await };
+        let vm = audited(&self.audit, change, work).await?;
         Ok(Response::new(encode::vm(&vm)))
     }
 
@@ -77,7 +81,9 @@ impl VirtualMachineService for VmRpc {
         let principal = caller(request.extensions())?;
         let name = vm_ref(&request.get_ref().name)?;
         let node = Arc::clone(&self.node);
-        let vm = in_own_task(async move { node.start_vm(&principal, &name.tenant, &name.vm).await }).await?;
+        let change = Change::new(&principal, "StartVirtualMachine", &name);
+        let work = async move { node.start_vm(&principal, &name.tenant, &name.vm).await };
+        let vm = audited(&self.audit, change, work).await?;
         Ok(Response::new(encode::vm(&vm)))
     }
 
@@ -89,7 +95,9 @@ impl VirtualMachineService for VmRpc {
         let name = vm_ref(&request.get_ref().name)?;
         let grace = grace_from_proto(request.get_ref().grace).map_err(|error| status::bad_field(&error))?;
         let node = Arc::clone(&self.node);
-        let vm = in_own_task(async move { node.stop_vm(&principal, &name.tenant, &name.vm, grace).await }).await?;
+        let change = Change::new(&principal, "StopVirtualMachine", &name);
+        let work = async move { node.stop_vm(&principal, &name.tenant, &name.vm, grace).await };
+        let vm = audited(&self.audit, change, work).await?;
         Ok(Response::new(encode::vm(&vm)))
     }
 
@@ -112,7 +120,9 @@ impl VirtualMachineService for VmRpc {
         let name = vm_ref(&request.get_ref().name)?;
         let is_forced = request.get_ref().force;
         let node = Arc::clone(&self.node);
-        in_own_task(async move { node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced).await }).await?;
+        let change = Change::new(&principal, "DestroyVirtualMachine", &name);
+        let work = async move { node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced).await };
+        audited(&self.audit, change, work).await?;
         Ok(Response::new(v1::DestroyVirtualMachineResponse {}))
     }
 
@@ -147,7 +157,8 @@ impl VirtualMachineService for VmRpc {
         request: Request<Streaming<v1::ConsoleRequest>>,
     ) -> Result<Response<Self::ConsoleStream>, Status> {
         let principal = caller(request.extensions())?;
-        let stream = console::open(&self.node, principal, request.into_inner(), self.ending.clone()).await?;
+        let stream =
+            console::open(&self.node, &self.audit, principal, request.into_inner(), self.ending.clone()).await?;
         Ok(Response::new(stream))
     }
 }
