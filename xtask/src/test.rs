@@ -88,8 +88,12 @@ impl Message {
 /// Runs the chore.
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
     let assets = assets(workspace)?;
-    let (ostler, mut programs) = build_tests(workspace)?;
+    let (ostler, mut programs) = build_tests(workspace, &arguments.programs)?;
     if !arguments.programs.is_empty() {
+        if let Some(unknown) = arguments.programs.iter().find(|name| !programs.iter().any(|p| p.name == **name)) {
+            let known: Vec<_> = programs.iter().map(|program| program.name.as_str()).collect();
+            bail!("there is no test program {unknown}; there are {}", known.join(", "));
+        }
         programs.retain(|program| arguments.programs.contains(&program.name));
     }
     let (guest, host): (Vec<Program>, Vec<Program>) = programs.into_iter().partition(|program| program.needs_guests);
@@ -146,11 +150,12 @@ pub(crate) fn assets(workspace: &Workspace) -> Result<PathBuf> {
     Ok(assets)
 }
 
-/// Builds the `ostler` program and every test program, in one call of cargo: two would choose different features for a few
-/// shared crates, and compile all that stands on those twice.
-fn build_tests(workspace: &Workspace) -> Result<(PathBuf, Vec<Program>)> {
+/// Builds the `ostler` program and the test programs in question (all, if none is named), in one call of cargo: two would
+/// choose different features for a few shared crates, and compile all that stands on those twice.
+fn build_tests(workspace: &Workspace, wanted: &[String]) -> Result<(PathBuf, Vec<Program>)> {
     let (guests, has_feature) = guest_tests(&workspace.root().join("Cargo.toml"))?;
-    let mut command = vec!["test", "--release", "--workspace", "--no-run", "--lib", "--bins", "--tests"];
+    let mut command = vec!["test", "--release", "--workspace", "--no-run"];
+    command.extend(targets(wanted, |name| workspace.root().join("tests").join(format!("{name}.rs")).is_file()));
     if has_feature {
         command.extend(["--features", "ostler/lab"]);
     }
@@ -171,11 +176,26 @@ fn build_tests(workspace: &Workspace) -> Result<(PathBuf, Vec<Program>)> {
             Some(Program { name, executable: message.executable?, package_directory, needs_guests })
         })
         .collect();
-    if let Some(unknown) = guests.iter().find(|guest| !programs.iter().any(|program| program.name == **guest)) {
+    if let Some(unknown) = guests.iter().find(|guest| !workspace.root().join(format!("tests/{guest}.rs")).is_file()) {
         bail!("Cargo.toml names the guest test {unknown}, but there is no tests/{unknown}.rs");
     }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((ostler, programs))
+}
+
+/// What cargo is to build for the programs in question. A test program brings the `ostler` program with it.
+fn targets(wanted: &[String], is_test: impl Fn(&str) -> bool) -> Vec<&str> {
+    if wanted.is_empty() || wanted.iter().any(|name| name != "lib" && !is_test(name)) {
+        return vec!["--lib", "--bins", "--tests"];
+    }
+    let mut targets = vec!["--test", "tidy"];
+    for name in wanted {
+        match name.as_str() {
+            "lib" => targets.push("--lib"),
+            name => targets.extend(["--test", name]),
+        }
+    }
+    targets
 }
 
 /// The guest tests that the root package names, and whether they stand behind its feature `lab`.
@@ -385,6 +405,17 @@ mod tests {
             tally,
             Tally { passed: 1, failed: vec!["lib::d".into()], skipped: vec!["lib::c: ignored, slow".into()] }
         );
+    }
+
+    #[test]
+    fn builds_no_more_than_was_asked_for() {
+        let targets = |wanted: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            targets(&wanted, |name| name == "tidy" || name == "create_vm").join(" ")
+        };
+        assert_eq!(targets(&[]), "--lib --bins --tests");
+        assert_eq!(targets(&["create_vm", "lib"]), "--test tidy --test create_vm --lib");
+        assert_eq!(targets(&["create_vm", "xtask"]), "--lib --bins --tests", "a program's own unit tests");
     }
 
     #[test]
