@@ -10,7 +10,7 @@
 //!   vio-<device>   ── queues, disk or tap; irqfd ──▶ guest              one per device
 //! ```
 
-mod boot;
+pub mod boot;
 pub mod confine;
 mod console;
 mod control;

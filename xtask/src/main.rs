@@ -1,4 +1,4 @@
-//! Project chores: packages, guest images, the lab, tests, demo, bench.
+//! Project chores: packages, guest images, the lab, tests, fuzzing, demo, bench.
 //!
 //! `cargo xtask <command> --help` explains each. Everything that is downloaded or built here lies under `target/lab`
 //! and is made once. The lab (an emulated host with real KVM, VFIO and taps) is in `lab/`.
@@ -7,11 +7,11 @@ mod archive;
 mod bench;
 mod debian;
 mod demo;
+mod fuzz;
 mod images;
 mod initrd;
 mod kernel;
 mod lab;
-
 mod modules;
 mod packages;
 mod plugins;
@@ -41,6 +41,8 @@ enum Chore {
     Lab(lab::LabArguments),
     /// Compare start-up and memory with other hypervisors, in one lab boot; writes target/bench.json
     Bench(bench::BenchArguments),
+    /// Feed the devices, loaders and decoders what no guest, file or peer should send; targets lie in fuzz/
+    Fuzz(fuzz::FuzzArguments),
     /// Show the whole path: certificates, daemon, policy, a VM and its shell, a VM that is denied
     Demo(demo::DemoArguments),
     /// Build the policy plugins and the tests' hostile ones into target/plugins
@@ -75,6 +77,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Probe => lab::probe::verdict(&workspace).map(|verdict| println!("{verdict}"))?,
         Chore::Lab(lab) => return lab::run_chore(&workspace, lab),
         Chore::Bench(bench) => return bench::run(&workspace, bench),
+        Chore::Fuzz(fuzz) => return fuzz::run(&workspace, fuzz),
         Chore::Demo(demo) => return demo::run(&workspace, demo),
         Chore::Test(test) => return test::run(&workspace, test),
         Chore::ProbeGuest => {}

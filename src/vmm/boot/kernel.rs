@@ -186,7 +186,7 @@ fn load_bzimage(memory: &GuestMemoryMmap, image: &mut File, placement: &Placemen
     }
     check_bzimage_len(image, &header)?;
     // The kernel unpacks itself in place and needs `init_size` bytes from where it runs (boot.rst, init_size).
-    let end = loaded.kernel_load.0.max(header.pref_address) + u64::from(header.init_size);
+    let end = loaded.kernel_load.0.max(header.pref_address).saturating_add(header.init_size.into());
     if end > placement.low_ram_end {
         return Err(BootError::DoesNotFit("kernel"));
     }
@@ -202,4 +202,42 @@ fn check_bzimage_len(image: &mut File, header: &setup_header) -> Result<(), Boot
         return Err(BootError::Damaged(format!("it has {len} bytes, its header promises {promised}")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use vm_memory::GuestAddress;
+
+    /// The smallest image that loads: where the fuzzer begins, after a byte that is the fuzzer's own.
+    const BZIMAGE: &[u8] = include_bytes!("../../../fuzz/seeds/loader/bzimage");
+    const PREF_ADDRESS: usize = 0x258;
+
+    fn load_bytes(bytes: &[u8]) -> Result<Kernel, BootError> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let at = GuestAddress;
+        let placement = Placement {
+            boot_info: at(0x6000),
+            memory_map: at(0x7000),
+            modules: at(0x7f00),
+            cmdline: at(0x2_0000),
+            rsdp: at(0xe_0000),
+            himem: at(0x10_0000),
+            low_ram_end: 32 << 20,
+        };
+        load(&memory, &mut file, &placement)
+    }
+
+    #[test]
+    fn refuses_a_bzimage_that_would_unpack_itself_beyond_the_guest() {
+        let mut image = BZIMAGE[1..].to_vec();
+        assert!(matches!(load_bytes(&image).unwrap().format, Format::BzImage(_)));
+        for address in [32 << 20, u64::MAX - 0x1000, u64::MAX] {
+            image[PREF_ADDRESS..PREF_ADDRESS + 8].copy_from_slice(&address.to_le_bytes());
+            assert!(matches!(load_bytes(&image), Err(BootError::DoesNotFit("kernel"))), "{address:#x}");
+        }
+    }
 }
