@@ -44,6 +44,8 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
                 id: disk.id.to_string(),
                 volume: disk.volume.to_string(),
                 read_only: disk.is_read_only,
+                direct: disk.is_direct,
+                queues: disk.queues.into(),
             })
             .collect(),
         nics: spec.nics().iter().map(nic_to_proto).collect(),
@@ -172,6 +174,9 @@ fn disk_from_proto(index: usize, disk: v1::DiskSpec) -> Result<DiskSpec, SpecErr
         id: device_id(format!("spec.disks[{index}].id"), &disk.id)?,
         volume: ImagePath::new(&format!("spec.disks[{index}].volume"), &disk.volume)?,
         is_read_only: disk.read_only,
+        is_direct: disk.direct,
+        // Which numbers are too many is for the spec to say.
+        queues: u16::try_from(disk.queues.max(1)).unwrap_or(u16::MAX),
     })
 }
 
@@ -215,7 +220,13 @@ mod tests {
                 initrd: "linux-6.12/initrd".into(),
                 cmdline: "quiet".into(),
             }),
-            disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
+            disks: vec![v1::DiskSpec {
+                id: "root".into(),
+                volume: "hello.img".into(),
+                read_only: true,
+                direct: true,
+                queues: 2,
+            }],
             nics: vec![v1::NicSpec { id: "eth0".into(), sriov: None }],
         }
     }
@@ -235,6 +246,8 @@ mod tests {
         assert_eq!(refused_field(|s| s.disks[0].id = "a/b".into()), "spec.disks[0].id");
         assert_eq!(refused_field(|s| s.disks[0].volume = "../other/disk".into()), "spec.disks[0].volume");
         assert_eq!(refused_field(|s| s.nics.push(v1::NicSpec { id: "x".repeat(300), sriov: None })), "spec.nics[1].id");
+        assert_eq!(refused_field(|s| s.disks[0].queues = 9), "spec.disks[0].queues");
+        assert_eq!(refused_field(|s| s.disks[0].queues = 1 << 16), "spec.disks[0].queues");
         let sriov = |mac: &str, vlan| Some(v1::SriovNic { mac: mac.into(), vlan });
         assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("02:00", 0)), "spec.nics[0].sriov.mac");
         assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
@@ -312,14 +325,16 @@ mod tests {
             initrd in "(\\PC{0,12}|[a-z]{1,9}(/[a-z.]{1,5}){0,2}|)",
             cmdline in "([ -~]{0,30}|\\PC{0,12})",
             has_boot in prop::bool::weighted(0.9),
-            disks in prop::collection::vec(("([a-z0-9-]{0,4}|\\PC{0,4})", "([a-z./]{0,8})", any::<bool>()), 0..4),
+            disks in prop::collection::vec(("([a-z0-9-]{0,4}|\\PC{0,4})", "([a-z./]{0,8})", any::<bool>(), any::<bool>(), prop_oneof![1u32..9, 1u32..]), 0..4),
             nics in prop::collection::vec("([a-z0-9-]{0,4}|\\PC{0,4})", 0..30),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
                 memory_mib,
                 boot: has_boot.then_some(v1::BootSpec { kernel, initrd, cmdline }),
-                disks: disks.into_iter().map(|(id, volume, read_only)| v1::DiskSpec { id, volume, read_only }).collect(),
+                disks: disks.into_iter().map(|(id, volume, read_only, direct, queues)| {
+                    v1::DiskSpec { id, volume, read_only, direct, queues }
+                }).collect(),
                 nics: nics.into_iter().map(|id| v1::NicSpec { id, sriov: None }).collect(),
             }
         }
@@ -332,15 +347,15 @@ mod tests {
             kernel in "[a-z0-9]{1,9}(/[a-z0-9]{1,5}){0,2}",
             initrd in "([a-z]{1,9}(/[a-z]{1,5}){0,2}|)",
             cmdline in "[ -~]{0,200}",
-            disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>()), 0..8),
+            disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>(), any::<bool>(), 1u32..=8), 0..8),
             nics in prop::collection::vec(prop::option::of((prop::option::of(any::<[u8; 6]>()), 0u32..4095)), 0..8),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
                 memory_mib,
                 boot: Some(v1::BootSpec { kernel, initrd, cmdline }),
-                disks: disks.into_iter().enumerate().map(|(index, (volume, read_only))| {
-                    v1::DiskSpec { id: format!("disk-{index}"), volume, read_only }
+                disks: disks.into_iter().enumerate().map(|(index, (volume, read_only, direct, queues))| {
+                    v1::DiskSpec { id: format!("disk-{index}"), volume, read_only, direct, queues }
                 }).collect(),
                 nics: nics.into_iter().enumerate().map(|(index, sriov)| v1::NicSpec {
                     id: format!("eth{index}"),

@@ -217,7 +217,7 @@ pub(crate) struct RegisterArgs {
     /// Words added to the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     pub(crate) cmdline: String,
-    /// A disk: id=root,volume=hello.img[,ro] (may be repeated)
+    /// A disk: id=root,volume=hello.img[,ro][,direct][,queues=N] (may be repeated)
     #[arg(long = "disk", value_name = "DISK", value_parser = units::parse_disk)]
     pub(crate) disks: Vec<DiskArg>,
     /// A network interface: id=eth0, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)

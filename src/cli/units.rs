@@ -62,25 +62,39 @@ pub(crate) struct DiskArg {
     pub(crate) volume: String,
     /// The guest may only read.
     pub(crate) is_read_only: bool,
+    /// Past the host's page cache.
+    pub(crate) is_direct: bool,
+    /// 0: the node's choice.
+    pub(crate) queues: u32,
 }
 
-/// Reads `id=root,volume=hello.img[,ro|rw]`.
+/// Reads `id=root,volume=hello.img[,ro|rw][,direct][,queues=N]`.
 pub(crate) fn parse_disk(text: &str) -> Result<DiskArg, String> {
-    const FORM: &str = "write id=root,volume=hello.img and ,ro if the guest may only read";
-    let (mut id, mut volume, mut access) = (None, None, None);
+    const FORM: &str = "write id=root,volume=hello.img and ,ro if the guest may only read (further: direct, queues=4)";
+    let (mut id, mut volume, mut access, mut direct, mut queues) = (None, None, None, None, None);
     for word in text.split(',') {
         let (slot, value) = match word.split_once('=') {
             Some(("id", value)) => (&mut id, value),
             Some(("volume", value)) => (&mut volume, value),
+            Some(("queues", value)) => (&mut queues, value),
             None if matches!(word, "ro" | "rw") => (&mut access, word),
+            None if word == "direct" => (&mut direct, word),
             _ => return Err(format!("{word:?} is not a property of a disk: {FORM}")),
         };
         if value.is_empty() || slot.replace(value.to_owned()).is_some() {
             return Err(format!("{word:?} is empty or repeated: {FORM}"));
         }
     }
+    let queues = queues.map(|text| match text.parse() {
+        Ok(queues) if queues > 0 => Ok(queues),
+        _ => Err(format!("{text:?} is no number of queues: {FORM}")),
+    });
+    let queues = queues.transpose()?.unwrap_or(0);
     match (id, volume) {
-        (Some(id), Some(volume)) => Ok(DiskArg { id, volume, is_read_only: access.as_deref() == Some("ro") }),
+        (Some(id), Some(volume)) => {
+            let is_read_only = access.as_deref() == Some("ro");
+            Ok(DiskArg { id, volume, is_read_only, is_direct: direct.is_some(), queues })
+        }
         (None, _) => Err(format!("id is missing: {FORM}")),
         (_, None) => Err(format!("volume is missing: {FORM}")),
     }
@@ -183,12 +197,30 @@ mod tests {
 
     #[test]
     fn reads_disks_and_names_what_is_missing() {
-        let disk = |is_read_only| DiskArg { id: "root".into(), volume: "a/b.img".into(), is_read_only };
+        let disk = |is_read_only| DiskArg {
+            id: "root".into(),
+            volume: "a/b.img".into(),
+            is_read_only,
+            is_direct: false,
+            queues: 0,
+        };
         assert_eq!(parse_disk("id=root,volume=a/b.img,ro"), Ok(disk(true)));
         assert_eq!(parse_disk("volume=a/b.img,id=root"), Ok(disk(false)));
+        let many = parse_disk("id=root,volume=a/b.img,ro,direct,queues=4");
+        assert_eq!(many, Ok(DiskArg { is_direct: true, queues: 4, ..disk(true) }));
         assert!(parse_disk("volume=x").unwrap_err().starts_with("id is missing"));
         assert!(parse_disk("id=x").unwrap_err().starts_with("volume is missing"));
-        for text in ["", "root", "id=a,id=b,volume=x", "id=,volume=x", "id=a,volume=x,size=3", "id=a,volume=x,ro,rw"] {
+        for text in [
+            "",
+            "root",
+            "id=a,id=b,volume=x",
+            "id=,volume=x",
+            "id=a,volume=x,size=3",
+            "id=a,volume=x,ro,rw",
+            "id=a,volume=x,queues=0",
+            "id=a,volume=x,queues=x",
+            "id=a,volume=x,direct=1",
+        ] {
             assert!(parse_disk(text).is_err(), "{text}");
         }
     }

@@ -54,6 +54,8 @@ struct DiskView {
     id: String,
     volume: String,
     read_only: bool,
+    direct: bool,
+    queues: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -138,9 +140,16 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             boot: BootView { kernel: boot.kernel, initrd: boot.initrd, cmdline: boot.cmdline },
-            disks: disks.map(|d| DiskView { id: d.id, volume: d.volume, read_only: d.read_only }).collect(),
+            disks: disks.map(DiskView::from).collect(),
             nics: spec.nics.into_iter().map(NicView::from).collect(),
         }
+    }
+}
+
+impl From<v1::DiskSpec> for DiskView {
+    fn from(disk: v1::DiskSpec) -> Self {
+        let v1::DiskSpec { id, volume, read_only, direct, queues } = disk;
+        Self { id, volume, read_only, direct, queues }
     }
 }
 
@@ -234,7 +243,14 @@ impl VmView {
 
 impl DiskView {
     fn text(&self) -> String {
-        format!("{}: {} ({})", self.id, self.volume, if self.read_only { "ro" } else { "rw" })
+        let mut words = vec![if self.read_only { "ro" } else { "rw" }.to_owned()];
+        if self.direct {
+            words.push("direct".to_owned());
+        }
+        if self.queues > 1 {
+            words.push(format!("{} queues", self.queues));
+        }
+        format!("{}: {} ({})", self.id, self.volume, words.join(", "))
     }
 }
 

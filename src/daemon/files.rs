@@ -1,11 +1,16 @@
 //! Kernels, initrds and disk images, below the directories that the operator chose. Key type: [`Files`].
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::model::{DiskSpec, ImagePath, SpecError, TenantId, VmSpec};
 use crate::sys::beneath::{self, Access};
+
+/// Bytes of a disk's sector (VIRTIO 1.2 §5.2.4).
+const SECTOR_LEN: u64 = 512;
 
 /// Opens what a spec names, and nothing outside.
 #[derive(Debug, Clone)]
@@ -35,8 +40,14 @@ impl Files {
         let access = if disk.is_read_only { Access::Read } else { Access::ReadWrite };
         let field = format!("spec.disks[{index}].volume");
         let dir = self.volumes.join(tenant.as_str());
-        beneath::open(&dir, disk.volume.as_str(), access)
-            .map_err(|error| refusal(&field, &disk.volume, &format!("the volumes of tenant {tenant}"), &error))
+        let file = beneath::open(&dir, disk.volume.as_str(), access)
+            .map_err(|error| refusal(&field, &disk.volume, &format!("the volumes of tenant {tenant}"), &error))?;
+        let unusable = |reason: String| SpecError::new(&field, format!("{:?} {reason}", disk.volume.as_str()));
+        check_len(&file).map_err(unusable)?;
+        if disk.is_direct {
+            bypass_cache(&file).map_err(|error| unusable(format!("cannot be used with direct I/O here: {error}")))?;
+        }
+        Ok(file)
     }
 
     /// Whether everything that `spec` names can be opened; the first that cannot is the error.
@@ -50,6 +61,23 @@ impl Files {
         beneath::open(&self.images, path.as_str(), Access::Read)
             .map_err(|error| refusal(field, path, "the node's images", &error))
     }
+}
+
+/// Whether the image has whole sectors, and at least one; what is wrong with it if not.
+fn check_len(file: &File) -> Result<(), String> {
+    let mut file = file;
+    let len = file.seek(SeekFrom::End(0)).map_err(|error| format!("has no length: {error}"))?;
+    match len {
+        0 => Err("is empty: a disk has at least one sector of 512 bytes".to_owned()),
+        len if !len.is_multiple_of(SECTOR_LEN) => {
+            Err(format!("has {len} bytes, which are no whole sectors of {SECTOR_LEN}: make it longer or shorter"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bypass_cache(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(file, rustix::fs::fcntl_getfl(file)? | OFlags::DIRECT)?)
 }
 
 fn refusal(field: &str, path: &ImagePath, place: &str, error: &io::Error) -> SpecError {
@@ -77,6 +105,8 @@ mod tests {
             id: "root".parse().unwrap(),
             volume: ImagePath::new("v", "root.img").unwrap(),
             is_read_only: false,
+            is_direct: false,
+            queues: 1,
         };
         let spec = VmSpec::new(1, 128, boot, vec![disk], vec![]).unwrap();
 
@@ -88,7 +118,13 @@ mod tests {
         assert_eq!(files.check(&tenant, &spec).unwrap_err().field, "spec.disks[0].volume");
 
         std::fs::create_dir_all(dir.path().join("volumes/acme")).unwrap();
-        std::fs::write(dir.path().join("volumes/acme/root.img"), b"x").unwrap();
+        let image = dir.path().join("volumes/acme/root.img");
+        for (len, word) in [(0, "empty"), (1, "1 bytes"), (1000, "1000 bytes")] {
+            std::fs::write(&image, vec![0; len]).unwrap();
+            let error = files.check(&tenant, &spec).unwrap_err();
+            assert!(error.field == "spec.disks[0].volume" && error.reason.contains(word), "{error}");
+        }
+        std::fs::write(&image, [0; 512]).unwrap();
         assert_eq!(files.check(&tenant, &spec), Ok(()));
         assert!(files.check(&"bob".parse().unwrap(), &spec).is_err(), "another tenant's volumes");
     }

@@ -44,6 +44,8 @@ pub enum DeviceKind {
     Block {
         /// Writes are refused, and the guest is told so (`VIRTIO_BLK_F_RO`).
         is_read_only: bool,
+        /// Request queues, at least 1 (`VIRTIO_BLK_F_MQ`).
+        queues: u16,
     },
     /// virtio-net on a tap (one descriptor).
     Net {

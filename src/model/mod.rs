@@ -22,7 +22,7 @@ pub use jail::{JailArgsError, JailFacts};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use pci::{Bdf, BdfError};
-pub use spec::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, SpecError, VmSpec};
+pub use spec::{BootSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, NicBackend, NicSpec, SpecError, VmSpec};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

@@ -22,6 +22,9 @@ const CMDLINE_RESERVE: usize = 256;
 /// Longest image path, in bytes.
 const MAX_IMAGE_PATH_LEN: usize = 255;
 
+/// Request queues that a disk may have: a jail's limit of descriptors counts on it.
+pub const MAX_DISK_QUEUES: u16 = 8;
+
 /// Why a spec was refused: the field, as the API names it, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
@@ -97,6 +100,10 @@ pub struct DiskSpec {
     pub volume: ImagePath,
     /// The guest may only read.
     pub is_read_only: bool,
+    /// The host's page cache is bypassed (`O_DIRECT`, open(2)).
+    pub is_direct: bool,
+    /// Request queues, 1 to [`MAX_DISK_QUEUES`].
+    pub queues: u16,
 }
 
 /// A network interface.
@@ -160,6 +167,12 @@ impl VmSpec {
             if !mac.is_station() {
                 let field = format!("spec.nics[{index}].sriov.mac");
                 return Err(SpecError::new(field, format!("{mac} is no unicast address: one station cannot have it")));
+            }
+        }
+        for (index, disk) in disks.iter().enumerate() {
+            if !(1..=MAX_DISK_QUEUES).contains(&disk.queues) {
+                let reason = format!("{} queues, 1 to {MAX_DISK_QUEUES} are allowed", disk.queues);
+                return Err(SpecError::new(format!("spec.disks[{index}].queues"), reason));
             }
         }
         let mut seen = HashSet::new();

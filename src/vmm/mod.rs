@@ -198,9 +198,10 @@ fn function(
     let missing = || LaunchError::Missing(format!("device {}", device.id));
     let bar_base = Machine::slot_window(device.slot);
     let function = match &device.kind {
-        DeviceKind::Block { is_read_only } => {
+        DeviceKind::Block { is_read_only, queues } => {
             let [image] = descriptors.try_into().map_err(|_| missing())?;
-            let disk = virtio::Block::new(device.id.clone(), File::from(image), *is_read_only).map_err(failed)?;
+            let (id, image) = (device.id.clone(), File::from(image));
+            let disk = virtio::Block::new(id, image, *is_read_only, *queues).map_err(failed)?;
             virtio::VirtioFunction::new(disk, machine.memory(), bar_base, confine::io)
         }
         DeviceKind::Net { mac } => {

@@ -3,7 +3,7 @@
 use prost::Message;
 
 use super::{WireError, proto};
-use crate::model::{DeviceKind, DeviceLaunch, Launch, MacAddr, PciSlot};
+use crate::model::{DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MacAddr, PciSlot};
 
 /// The sealed configuration's bytes.
 pub fn encode_launch(launch: &Launch) -> Vec<u8> {
@@ -46,7 +46,9 @@ pub fn decode_launch(bytes: &[u8]) -> Result<Launch, WireError> {
 fn encode_device(device: &DeviceLaunch) -> proto::Device {
     use proto::device::Kind;
     let kind = match &device.kind {
-        DeviceKind::Block { is_read_only } => Kind::Block(proto::Block { read_only: *is_read_only }),
+        DeviceKind::Block { is_read_only, queues } => {
+            Kind::Block(proto::Block { read_only: *is_read_only, queues: (*queues).into() })
+        }
         DeviceKind::Net { mac } => Kind::Net(proto::Net { mac: mac.0.to_vec() }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
         DeviceKind::Vfio { host } => Kind::Vfio(proto::Vfio { host: host.to_string() }),
@@ -58,7 +60,11 @@ fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireError> {
     use proto::device::Kind;
     let slot = u8::try_from(device.slot).ok().and_then(PciSlot::new).ok_or(WireError::Malformed("slot"))?;
     let kind = match device.kind.ok_or(WireError::Malformed("device without a kind"))? {
-        Kind::Block(block) => DeviceKind::Block { is_read_only: block.read_only },
+        Kind::Block(block) => {
+            let queues = u16::try_from(block.queues).ok().filter(|queues| (1..=MAX_DISK_QUEUES).contains(queues));
+            let queues = queues.ok_or(WireError::Malformed("queues of a disk"))?;
+            DeviceKind::Block { is_read_only: block.read_only, queues }
+        }
         Kind::Net(net) => {
             let mac = net.mac.try_into().map_err(|_| WireError::Malformed("MAC address"))?;
             DeviceKind::Net { mac: MacAddr(mac) }
@@ -89,7 +95,7 @@ mod tests {
             has_initrd: true,
             devices: vec![
                 device("rng", 1, DeviceKind::Rng),
-                device("root", 2, DeviceKind::Block { is_read_only: true }),
+                device("root", 2, DeviceKind::Block { is_read_only: true, queues: 4 }),
                 device("net", 3, DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]) }),
                 device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
             ],
@@ -107,6 +113,15 @@ mod tests {
         let mut launch = launch();
         launch.devices[1].slot = launch.devices[0].slot;
         assert!(decode_launch(&encode_launch(&launch)).is_err());
+    }
+
+    #[test]
+    fn refuses_a_disk_without_queues_or_with_too_many() {
+        for queues in [0, MAX_DISK_QUEUES + 1] {
+            let mut launch = launch();
+            launch.devices[1].kind = DeviceKind::Block { is_read_only: false, queues };
+            assert!(decode_launch(&encode_launch(&launch)).is_err());
+        }
     }
 
     proptest! {

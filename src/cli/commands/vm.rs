@@ -9,7 +9,7 @@ use crate::api::v1;
 use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::NicArg;
+use super::super::units::{DiskArg, NicArg};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
@@ -59,9 +59,14 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
             initrd: arguments.initrd.unwrap_or_default(),
             cmdline: arguments.cmdline,
         }),
-        disks: disks.map(|d| v1::DiskSpec { id: d.id, volume: d.volume, read_only: d.is_read_only }).collect(),
+        disks: disks.map(disk).collect(),
         nics: arguments.nics.into_iter().map(nic).collect(),
     }
+}
+
+fn disk(disk: DiskArg) -> v1::DiskSpec {
+    let DiskArg { id, volume, is_read_only, is_direct, queues } = disk;
+    v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues }
 }
 
 fn nic(nic: NicArg) -> v1::NicSpec {

@@ -137,6 +137,8 @@ pub mod samples {
             id: "root".parse().unwrap(),
             volume: ImagePath::new("v", "root.img").unwrap(),
             is_read_only: true,
+            is_direct: true,
+            queues: 2,
         };
         let boot = BootSpec {
             kernel: ImagePath::new("k", "linux/vmlinux").unwrap(),

@@ -70,6 +70,15 @@ struct StoredDisk {
     id: String,
     volume: String,
     read_only: bool,
+    #[serde(default)]
+    direct: bool,
+    #[serde(default = "one")]
+    queues: u16,
+}
+
+/// Queues of a disk from before it could have several.
+fn one() -> u16 {
+    1
 }
 
 #[derive(Serialize, Deserialize)]
@@ -237,6 +246,8 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
                 id: disk.id.to_string(),
                 volume: disk.volume.to_string(),
                 read_only: disk.is_read_only,
+                direct: disk.is_direct,
+                queues: disk.queues,
             })
             .collect(),
         nics: spec.nics().iter().map(|nic| nic.id.to_string()).collect(),
@@ -289,6 +300,8 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
             id: disk.id.parse().map_err(text)?,
             volume: ImagePath::new("volume", &disk.volume).map_err(text)?,
             is_read_only: disk.read_only,
+            is_direct: disk.direct,
+            queues: disk.queues,
         })
     });
     let disks = disks.collect::<Result<_, _>>()?;
@@ -440,6 +453,15 @@ mod tests {
         assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
         assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
+    }
+
+    #[test]
+    fn reads_a_disk_from_before_it_could_be_direct_or_have_queues() {
+        let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&samples::running("acme", "web"))).unwrap();
+        let disk = json["spec"]["disks"][0].as_object_mut().unwrap();
+        assert!(disk.remove("direct").is_some() && disk.remove("queues").is_some());
+        let disk = decode_vm(json.to_string().as_bytes()).unwrap().spec.disks()[0].clone();
+        assert_eq!((disk.is_direct, disk.queues), (false, 1));
     }
 
     #[test]

@@ -253,7 +253,8 @@ mod tests {
     use crate::model::ImagePath;
 
     fn disk(is_read_only: bool) -> DiskSpec {
-        DiskSpec { id: "root".parse().unwrap(), volume: ImagePath::new("v", "x.img").unwrap(), is_read_only }
+        let volume = ImagePath::new("v", "x.img").unwrap();
+        DiskSpec { id: "root".parse().unwrap(), volume, is_read_only, is_direct: false, queues: 1 }
     }
 
     #[test]

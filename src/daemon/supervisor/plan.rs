@@ -19,7 +19,8 @@ pub(super) enum PlanError {
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
     let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
-    let disks = spec.disks().iter().map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only })));
+    let disks = spec.disks().iter();
+    let disks = disks.map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only, queues: d.queues })));
     let nics = spec.nics().iter().map(|nic| {
         if nic.vf_wish().is_some() {
             let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
@@ -73,7 +74,7 @@ mod tests {
         let launch = plan(&vm, InstanceId::new()).unwrap();
         let devices: Vec<_> = launch.devices.iter().map(|d| (d.slot.number(), d.id.as_str())).collect();
         assert_eq!(devices, [(1, "rng"), (2, "root"), (3, "eth0")]);
-        assert_eq!(launch.devices[1].kind, DeviceKind::Block { is_read_only: true });
+        assert_eq!(launch.devices[1].kind, DeviceKind::Block { is_read_only: true, queues: 2 });
         assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac: vm.nics[0].mac });
         assert_eq!(launch.memory_bytes, 256 << 20);
         assert!(launch.has_initrd);

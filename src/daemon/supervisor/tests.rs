@@ -407,7 +407,7 @@ async fn a_disk_is_written_by_one_running_vm_only() {
     let with_disk = |is_read_only| {
         let vm = bench.vm("run");
         let volume = ImagePath::new("v", "data.img").unwrap();
-        let disk = DiskSpec { id: "data".parse().unwrap(), volume, is_read_only };
+        let disk = DiskSpec { id: "data".parse().unwrap(), volume, is_read_only, is_direct: false, queues: 1 };
         VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk], vec![]).unwrap(), ..vm }
     };
     let supervisor = bench.supervisor();

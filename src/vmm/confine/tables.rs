@@ -62,7 +62,7 @@ pub(super) const IO: &[Row] = &[
     Row::any(
         "io_uring_enter",
         libc::SYS_io_uring_enter,
-        "disk; the ring is restricted to one file and three operations",
+        "disk; the ring is restricted to one file and four operations",
     ),
     Row::any("readv", libc::SYS_readv, "frames from the tap"),
     Row::any("writev", libc::SYS_writev, "frames to the tap"),
