@@ -59,7 +59,7 @@ fn each_bad_registration_has_its_own_error_and_none_leaves_a_trace() {
         (
             "one id twice",
             good,
-            changed(|s| s.nics = vec![v1::NicSpec { id: "eth0".into(), sriov: None }; 2]),
+            changed(|s| s.nics = vec![v1::NicSpec { id: "eth0".into(), ..Default::default() }; 2]),
             "spec.nics",
         ),
         ("no name", "", changed(|_| ()), "name"),

@@ -1,5 +1,5 @@
-//! Disks under a stock driver: what is written is read back and lies on the host, in every mode; holes, zeroes, queues.
-//! Boots guests (feature `lab`).
+//! Disks under a stock driver: what is written is read back and lies on the host, in every mode; holes, zeroes, queues,
+//! growth and limits while the guest runs. Boots guests (feature `lab`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -9,12 +9,16 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use ostler::api::v1;
 use sha2::{Digest, Sha256};
 use support::Host;
 use support::console::Console;
 use support::guest::{boot, linux};
+use support::wait::{SOON, until};
+use support::{Caller, facts};
+use tonic::Code;
 
 const MIB: u64 = 1 << 20;
 
@@ -200,4 +204,114 @@ fn images_that_make_no_disk_are_refused_by_name() {
     run(Command::new("umount").arg("-l").arg(plain));
     let refused = refused.unwrap_err();
     assert!(refused.message().contains("direct I/O"), "{refused:?}");
+}
+
+/// Waits until the guest sees this many sectors.
+fn has_sectors(console: &mut Console, sectors: u64) {
+    until("the guest's new size", SOON, || {
+        (console.number("size", "cat /sys/block/vda/size") == sectors).then_some(())
+    });
+}
+
+#[test]
+fn a_disk_grows_under_its_guest_and_never_shrinks() {
+    let host = Host::with_guests();
+    let volumes = Volumes::ext4(&host, "acme");
+    let file = volumes.add("data.img", 4 * MIB, 7);
+    let (acme, operator) = (host.tenant("acme"), host.operator());
+    let (mut console, _) = boot(&host, &acme, "web", with_disks(vec![disk("data.img")]));
+    assert_eq!(console.number("size", "cat /sys/block/vda/size"), 4 * MIB / 512);
+
+    // Longer than the limit on files with which the process was started: its guest has 256 MiB.
+    let grown = 300 * MIB;
+    let refused = acme.resize_disk("web", "data", grown).unwrap_err();
+    assert_eq!(facts(&refused).reason, "NOT_ALLOWED", "a tenant does not take the host's space");
+    assert_eq!(operator.resize_disk("web", "data", grown).unwrap(), grown);
+    has_sectors(&mut console, grown / 512);
+    console.run("printf at-the-new-end | dd of=/dev/vda bs=512 seek=614399 conv=sync,fsync,notrunc");
+    let mut bytes = [0; 14];
+    file.read_exact_at(&mut bytes, grown - 512).unwrap();
+    assert_eq!(&bytes, b"at-the-new-end");
+    let jail = acme.inspect_jail("web").unwrap();
+    let limit = jail.limits.iter().find(|limit| limit.name == "Max file size").unwrap();
+    assert_eq!(limit.hard.parse::<u64>().unwrap(), grown);
+
+    for (size, word) in [(4 * MIB, "only grows"), (grown + 1, "whole sectors")] {
+        let facts = facts(&operator.resize_disk("web", "data", size).unwrap_err());
+        assert_eq!((facts.code, facts.metadata["field"].as_str()), (Code::InvalidArgument, "size_bytes"), "{facts:?}");
+        assert!(facts.message.contains(word), "{facts:?}");
+    }
+    let missing = facts(&acme.resize_disk("web", "gone", 0).unwrap_err());
+    assert_eq!(missing.metadata["field"], "disk");
+    assert_eq!(
+        host.tenant("globex").resize_disk("tenants/acme/vms/web", "data", 0).unwrap_err().code(),
+        Code::NotFound
+    );
+
+    // Grown on the host by somebody else: the tenant has its guest told.
+    file.set_len(grown + MIB).unwrap();
+    assert_eq!(acme.resize_disk("web", "data", 0).unwrap(), grown + MIB);
+    has_sectors(&mut console, (grown + MIB) / 512);
+    // Shortened behind everybody's back: said, and the guest is not told.
+    file.set_len(grown).unwrap();
+    let shorter = facts(&acme.resize_disk("web", "data", 0).unwrap_err());
+    assert_eq!(shorter.reason, "CHANGE_FAILED", "{shorter:?}");
+    assert_eq!(console.number("size", "cat /sys/block/vda/size"), (grown + MIB) / 512);
+    acme.stop("web", Some(0)).unwrap();
+    assert_eq!(operator.resize_disk("web", "data", grown + 2 * MIB).unwrap(), grown + 2 * MIB, "while it is off");
+    acme.start("web").unwrap();
+    let mut console = host.console(&acme, "web");
+    console.expect_ready();
+    has_sectors(&mut console, (grown + 2 * MIB) / 512);
+}
+
+fn rates(bytes_per_second: u64, operations_per_second: u64) -> v1::RateLimits {
+    v1::RateLimits { bytes_per_second, operations_per_second, ..Default::default() }
+}
+
+/// How long the guest takes to read `count` times `unit` bytes past its cache.
+fn reading(console: &mut Console, unit: u64, count: u64) -> Duration {
+    let start = Instant::now();
+    let read = console.run(&format!("dd if=/dev/vda bs={unit} count={count} iflag=direct 2>/dev/null | wc -c"));
+    assert!(read.contains(&format!("\n{}", unit * count)), "{read}");
+    start.elapsed()
+}
+
+fn limits_of(caller: &Caller) -> Option<v1::RateLimits> {
+    caller.get("web").unwrap().spec.unwrap().disks[0].limits
+}
+
+#[test]
+fn limits_hold_change_while_the_guest_runs_and_stay() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    host.add_volume("acme", "data.img", &vec![7; 4 << 20]);
+    let limited = v1::DiskSpec { limits: Some(rates(MIB, 0)), ..disk("data.img") };
+    let (mut console, _) = boot(&host, &acme, "web", with_disks(vec![limited]));
+    // 2 MiB at 1 MiB/s, of which a tenth is saved up.
+    let took = reading(&mut console, 64 << 10, 32);
+    assert!(took >= Duration::from_millis(1850), "{took:?}");
+    // 40 requests at 20 per second, of which two are saved up.
+    acme.limit("web", "data", rates(0, 20)).unwrap();
+    let took = reading(&mut console, 512, 40);
+    assert!(took >= Duration::from_millis(1850), "{took:?}");
+    let shown = limits_of(&acme).unwrap();
+    assert_eq!((shown.operations_per_second, shown.operations_burst, shown.bytes_per_second), (20, 2, 0));
+    // What waits for a minute goes at once when the limit is gone.
+    acme.limit("web", "data", rates(10_000, 0)).unwrap();
+    console.type_line("dd if=/dev/vda bs=64k count=10 iflag=direct 2>/dev/null | wc -c");
+    assert_eq!(acme.limit("web", "data", rates(0, 0)).unwrap().spec.unwrap().disks[0].limits, None);
+    console.expect_within("655360", SOON);
+    // And what is set stays for the next run.
+    acme.limit("web", "data", rates(MIB, 0)).unwrap();
+    acme.stop("web", Some(0)).unwrap();
+    acme.start("web").unwrap();
+    let mut console = host.console(&acme, "web");
+    console.expect_ready();
+    let took = reading(&mut console, 64 << 10, 32);
+    assert!(took >= Duration::from_millis(1850), "{took:?}");
+    for (device, limits, field) in [("gone", rates(1, 1), "device"), ("data", rates(u64::MAX, 0), "limits")] {
+        let facts = facts(&acme.limit("web", device, limits).unwrap_err());
+        assert!(facts.metadata["field"].starts_with(field), "{facts:?}");
+    }
 }

@@ -50,6 +50,33 @@ impl Files {
         Ok(file)
     }
 
+    /// The length of `tenant`'s disk number `index` in bytes, after it was made `wanted` bytes long, if that is not less.
+    /// A disk that is read-only stays as it is, and so does a block device. The new length survives a crash.
+    pub fn grow(
+        &self,
+        tenant: &TenantId,
+        index: usize,
+        disk: &DiskSpec,
+        wanted: Option<u64>,
+    ) -> Result<u64, SpecError> {
+        let mut file = self.disk(tenant, index, disk)?;
+        let failed = |error: io::Error| SpecError::new("size_bytes", format!("the volume cannot be resized: {error}"));
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let Some(wanted) = wanted.filter(|&wanted| wanted != len) else { return Ok(len) };
+        let refuse = |reason: String| Err(SpecError::new("size_bytes", reason));
+        if disk.is_read_only {
+            return refuse(format!("disk {} is read-only: grow its volume on the host", disk.id));
+        }
+        if wanted < len {
+            return refuse(format!("{wanted} bytes, the volume has {len}: a disk in use only grows"));
+        }
+        if !wanted.is_multiple_of(SECTOR_LEN) {
+            return refuse(format!("{wanted} bytes are no whole sectors of {SECTOR_LEN}"));
+        }
+        file.set_len(wanted).and_then(|()| file.sync_all()).map_err(failed)?;
+        Ok(wanted)
+    }
+
     /// Whether everything that `spec` names can be opened; the first that cannot is the error.
     pub fn check(&self, tenant: &TenantId, spec: &VmSpec) -> Result<(), SpecError> {
         self.kernel(spec)?;
@@ -93,7 +120,7 @@ fn refusal(field: &str, path: &ImagePath, place: &str, error: &io::Error) -> Spe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::BootSpec;
+    use crate::model::{BootSpec, RateLimits};
 
     #[test]
     fn names_the_field_and_the_path_that_is_missing() {
@@ -107,6 +134,7 @@ mod tests {
             is_read_only: false,
             is_direct: false,
             queues: 1,
+            limits: RateLimits::default(),
         };
         let spec = VmSpec::new(1, 128, boot, vec![disk], vec![]).unwrap();
 
@@ -126,6 +154,15 @@ mod tests {
         }
         std::fs::write(&image, [0; 512]).unwrap();
         assert_eq!(files.check(&tenant, &spec), Ok(()));
+        let grown = |wanted| files.grow(&tenant, 0, &spec.disks()[0], wanted);
+        assert_eq!((grown(None), grown(Some(512)), grown(Some(4096))), (Ok(512), Ok(512), Ok(4096)));
+        assert_eq!(std::fs::metadata(&image).unwrap().len(), 4096);
+        for wanted in [0, 512, 4095, 4097, u64::MAX, !511] {
+            assert_eq!(grown(Some(wanted)).unwrap_err().field, "size_bytes", "{wanted}");
+        }
+        let read_only = DiskSpec { is_read_only: true, ..spec.disks()[0].clone() };
+        assert!(files.grow(&tenant, 0, &read_only, Some(8192)).is_err());
+        assert_eq!(std::fs::metadata(&image).unwrap().len(), 4096);
         assert!(files.check(&"bob".parse().unwrap(), &spec).is_err(), "another tenant's volumes");
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::{DeviceId, VfWish};
+use super::{DeviceId, RateLimits, VfWish};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -104,6 +104,8 @@ pub struct DiskSpec {
     pub is_direct: bool,
     /// Request queues, 1 to [`MAX_DISK_QUEUES`].
     pub queues: u16,
+    /// What it may move.
+    pub limits: RateLimits,
 }
 
 /// A network interface.
@@ -119,17 +121,32 @@ pub struct NicSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NicBackend {
     /// virtio-net on a tap, with an address pair of its own.
-    Tap,
+    Tap(TapSpec),
     /// A virtual function of an SR-IOV network card, passed through; policy chooses which at each start.
     Sriov(VfWish),
+}
+
+/// A virtio-net interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TapSpec {
+    /// What it may move in each direction.
+    pub limits: RateLimits,
 }
 
 impl NicSpec {
     /// What is asked of the VF, if it is to be one.
     pub fn vf_wish(&self) -> Option<VfWish> {
         match self.backend {
-            NicBackend::Tap => None,
+            NicBackend::Tap(_) => None,
             NicBackend::Sriov(wish) => Some(wish),
+        }
+    }
+
+    /// What there is to say of its tap, if it has one.
+    pub fn tap(&self) -> Option<TapSpec> {
+        match self.backend {
+            NicBackend::Tap(tap) => Some(tap),
+            NicBackend::Sriov(_) => None,
         }
     }
 }
@@ -222,6 +239,18 @@ impl VmSpec {
         Ok(self)
     }
 
+    /// The same VM with other limits of one device. `None` if it has no such disk, nor such a NIC on a tap.
+    pub fn with_limits(mut self, device: &DeviceId, limits: RateLimits) -> Option<Self> {
+        if let Some(disk) = self.disks.iter_mut().find(|disk| disk.id == *device) {
+            disk.limits = limits;
+            return Some(self);
+        }
+        let nic = self.nics.iter_mut().find(|nic| nic.id == *device)?;
+        let NicBackend::Tap(tap) = &mut nic.backend else { return None };
+        tap.limits = limits;
+        Some(self)
+    }
+
     /// The same VM with another memory size (a policy patch).
     pub fn with_memory_mib(mut self, memory_mib: u64) -> Result<Self, SpecError> {
         check_memory(memory_mib)?;
@@ -274,7 +303,7 @@ mod tests {
     }
 
     fn nic(id: &str) -> NicSpec {
-        NicSpec { id: id.parse().unwrap(), backend: NicBackend::Tap }
+        NicSpec { id: id.parse().unwrap(), backend: NicBackend::Tap(TapSpec::default()) }
     }
 
     #[test]
@@ -299,6 +328,19 @@ mod tests {
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("a")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("rng")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b")]).is_ok());
+    }
+
+    #[test]
+    fn limits_go_to_the_device_that_is_named_and_no_other() {
+        let vf = NicSpec { backend: NicBackend::Sriov(VfWish::default()), ..nic("vf") };
+        let spec = VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b"), vf]).unwrap();
+        let limits = RateLimits { bandwidth: super::super::Rate::new("f", 7, 0).ok(), operations: None };
+        let changed = spec.clone().with_limits(&"b".parse().unwrap(), limits).unwrap();
+        let of = |index: usize| changed.nics()[index].tap().unwrap().limits;
+        assert_eq!((of(0), of(1)), (RateLimits::default(), limits));
+        for missing in ["vf", "rng", "nobody"] {
+            assert_eq!(spec.clone().with_limits(&missing.parse().unwrap(), limits), None, "{missing}");
+        }
     }
 
     #[test]

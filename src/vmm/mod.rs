@@ -173,6 +173,7 @@ fn assemble(
     let threads = if has_devices { confine::Threads::WITH_DEVICES } else { confine::Threads::EMULATED };
     let parts = Parts {
         identity: Identity { vm: launch.vm, instance: launch.instance },
+        slots: launch.devices.iter().map(|device| (device.id.clone(), device.slot.number())).collect(),
         machine,
         listener,
         link: Some(link),
@@ -198,15 +199,15 @@ fn function(
     let missing = || LaunchError::Missing(format!("device {}", device.id));
     let bar_base = Machine::slot_window(device.slot);
     let function = match &device.kind {
-        DeviceKind::Block { is_read_only, queues } => {
+        DeviceKind::Block { is_read_only, queues, limits } => {
             let [image] = descriptors.try_into().map_err(|_| missing())?;
             let (id, image) = (device.id.clone(), File::from(image));
-            let disk = virtio::Block::new(id, image, *is_read_only, *queues).map_err(failed)?;
+            let disk = virtio::Block::new(id, image, *is_read_only, *queues, *limits).map_err(failed)?;
             virtio::VirtioFunction::new(disk, machine.memory(), bar_base, confine::io)
         }
-        DeviceKind::Net { mac } => {
+        DeviceKind::Net { mac, limits } => {
             let [tap] = descriptors.try_into().map_err(|_| missing())?;
-            let nic = virtio::Net::new(device.id.clone(), tap, *mac).map_err(failed)?;
+            let nic = virtio::Net::new(device.id.clone(), tap, *mac, *limits).map_err(failed)?;
             virtio::VirtioFunction::new(nic, machine.memory(), bar_base, confine::io)
         }
         DeviceKind::Rng => {

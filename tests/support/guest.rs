@@ -37,7 +37,7 @@ pub fn disk(id: &str, volume: &str, read_only: bool) -> v1::DiskSpec {
 }
 
 pub fn nic(id: &str) -> v1::NicSpec {
-    v1::NicSpec { id: id.to_owned(), sriov: None }
+    v1::NicSpec { id: id.to_owned(), ..Default::default() }
 }
 
 /// Registers, starts, and waits for the guest's shell; gives what the guest printed on the way.

@@ -14,8 +14,8 @@ use super::PluginRecord;
 use super::decision::StoredDecision;
 use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
-    BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, VfWish, VlanId,
-    VmExit, VmSpec, VmState,
+    BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, Rate, RateLimits,
+    TapSpec, VfWish, VlanId, VmExit, VmSpec, VmState,
 };
 use crate::sys::process::Identity;
 
@@ -57,6 +57,9 @@ struct StoredSpec {
     /// Those of `nics` that are virtual functions, with what is asked of them.
     #[serde(default)]
     vf_wishes: BTreeMap<String, StoredWish>,
+    /// The others, where there is something to say.
+    #[serde(default)]
+    taps: BTreeMap<String, StoredTap>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +77,21 @@ struct StoredDisk {
     direct: bool,
     #[serde(default = "one")]
     queues: u16,
+    #[serde(default)]
+    limits: StoredLimits,
+}
+
+/// What there is to say of a NIC on a tap.
+#[derive(Serialize, Deserialize)]
+struct StoredTap {
+    limits: StoredLimits,
+}
+
+/// Per second and at once; a rate of 0: no limit.
+#[derive(Default, Serialize, Deserialize)]
+struct StoredLimits {
+    bytes: (u64, u64),
+    operations: (u64, u64),
 }
 
 /// Queues of a disk from before it could have several.
@@ -248,6 +266,7 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
                 read_only: disk.is_read_only,
                 direct: disk.is_direct,
                 queues: disk.queues,
+                limits: store_limits(disk.limits),
             })
             .collect(),
         nics: spec.nics().iter().map(|nic| nic.id.to_string()).collect(),
@@ -256,7 +275,25 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
             .iter()
             .filter_map(|nic| Some((nic.id.to_string(), store_wish(nic.vf_wish()?))))
             .collect(),
+        taps: spec
+            .nics()
+            .iter()
+            .filter_map(|nic| Some((nic.id.to_string(), StoredTap { limits: store_limits(nic.tap()?.limits) })))
+            .collect(),
     }
+}
+
+fn store_limits(limits: RateLimits) -> StoredLimits {
+    let parts = |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.per_second(), rate.burst()));
+    StoredLimits { bytes: parts(limits.bandwidth), operations: parts(limits.operations) }
+}
+
+fn load_limits(limits: &StoredLimits) -> Result<RateLimits, Unusable> {
+    let rate = |(per_second, burst)| match per_second {
+        0 => Ok(None),
+        _ => Rate::new("limits", per_second, burst).map(Some).map_err(text),
+    };
+    Ok(RateLimits { bandwidth: rate(limits.bytes)?, operations: rate(limits.operations)? })
 }
 
 fn store_wish(wish: VfWish) -> StoredWish {
@@ -302,12 +339,14 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
             is_read_only: disk.read_only,
             is_direct: disk.direct,
             queues: disk.queues,
+            limits: load_limits(&disk.limits)?,
         })
     });
     let disks = disks.collect::<Result<_, _>>()?;
     let nics = spec.nics.iter().map(|id| {
         let wish = spec.vf_wishes.get(id).map(load_wish).transpose()?;
-        let backend = wish.map_or(NicBackend::Tap, NicBackend::Sriov);
+        let limits = spec.taps.get(id).map(|tap| load_limits(&tap.limits)).transpose()?.unwrap_or_default();
+        let backend = wish.map_or(NicBackend::Tap(TapSpec { limits }), NicBackend::Sriov);
         Ok::<_, Unusable>(NicSpec { id: id.parse().map_err(text)?, backend })
     });
     let nics = nics.collect::<Result<_, _>>()?;
@@ -452,6 +491,7 @@ mod tests {
         let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&vm)).unwrap();
         assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
+        assert!(json["spec"].as_object_mut().unwrap().remove("taps").is_some());
         assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
     }
 
@@ -459,9 +499,9 @@ mod tests {
     fn reads_a_disk_from_before_it_could_be_direct_or_have_queues() {
         let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&samples::running("acme", "web"))).unwrap();
         let disk = json["spec"]["disks"][0].as_object_mut().unwrap();
-        assert!(disk.remove("direct").is_some() && disk.remove("queues").is_some());
+        assert!(["direct", "queues", "limits"].iter().all(|field| disk.remove(*field).is_some()));
         let disk = decode_vm(json.to_string().as_bytes()).unwrap().spec.disks()[0].clone();
-        assert_eq!((disk.is_direct, disk.queues), (false, 1));
+        assert_eq!((disk.is_direct, disk.queues, disk.limits), (false, 1, RateLimits::default()));
     }
 
     #[test]

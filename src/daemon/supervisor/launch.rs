@@ -250,11 +250,18 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ImagePath;
+    use crate::model::{ImagePath, RateLimits};
 
     fn disk(is_read_only: bool) -> DiskSpec {
         let volume = ImagePath::new("v", "x.img").unwrap();
-        DiskSpec { id: "root".parse().unwrap(), volume, is_read_only, is_direct: false, queues: 1 }
+        DiskSpec {
+            id: "root".parse().unwrap(),
+            volume,
+            is_read_only,
+            is_direct: false,
+            queues: 1,
+            limits: RateLimits::default(),
+        }
     }
 
     #[test]

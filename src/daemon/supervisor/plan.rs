@@ -20,14 +20,16 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
     let spec = &vm.spec;
     let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
     let disks = spec.disks().iter();
-    let disks = disks.map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only, queues: d.queues })));
+    let disks = disks
+        .map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only, queues: d.queues, limits: d.limits })));
     let nics = spec.nics().iter().map(|nic| {
         if nic.vf_wish().is_some() {
             let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
             return Ok((&nic.id, DeviceKind::Vfio { host: vf.address }));
         }
         let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
-        Ok((&nic.id, DeviceKind::Net { mac: lease.mac }))
+        let limits = nic.tap().unwrap_or_default().limits;
+        Ok((&nic.id, DeviceKind::Net { mac: lease.mac, limits }))
     });
     let mut devices = Vec::new();
     for (number, device) in (1u8..).zip(std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics)) {
@@ -66,7 +68,7 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::{VfNic, samples};
-    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, VfWish};
+    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, RateLimits, TapSpec, VfWish};
 
     #[test]
     fn lays_out_rng_disks_and_nics_in_order() {
@@ -74,8 +76,11 @@ mod tests {
         let launch = plan(&vm, InstanceId::new()).unwrap();
         let devices: Vec<_> = launch.devices.iter().map(|d| (d.slot.number(), d.id.as_str())).collect();
         assert_eq!(devices, [(1, "rng"), (2, "root"), (3, "eth0")]);
-        assert_eq!(launch.devices[1].kind, DeviceKind::Block { is_read_only: true, queues: 2 });
-        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac: vm.nics[0].mac });
+        assert_eq!(
+            launch.devices[1].kind,
+            DeviceKind::Block { is_read_only: true, queues: 2, limits: vm.spec.disks()[0].limits }
+        );
+        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac: vm.nics[0].mac, limits: RateLimits::default() });
         assert_eq!(launch.memory_bytes, 256 << 20);
         assert!(launch.has_initrd);
     }
@@ -97,7 +102,7 @@ mod tests {
     #[test]
     fn refuses_a_nic_without_an_address() {
         let mut vm = samples::running("acme", "web");
-        let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap };
+        let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap(TapSpec::default()) };
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![other]).unwrap();
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease));
     }
@@ -114,6 +119,6 @@ mod tests {
         vm.vfs = vec![VfNic { id: vf.id, address, pf_interface: "eth0".into(), mac }];
         let launch = plan(&vm, InstanceId::new()).unwrap();
         assert_eq!(launch.devices[1].kind, DeviceKind::Vfio { host: address });
-        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac });
+        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac, limits: RateLimits::default() });
     }
 }

@@ -67,6 +67,7 @@ pub(super) const IO: &[Row] = &[
     Row::any("readv", libc::SYS_readv, "frames from the tap"),
     Row::any("writev", libc::SYS_writev, "frames to the tap"),
     Row::any("getrandom", libc::SYS_getrandom, "entropy device"),
+    Row::any("timerfd_settime", libc::SYS_timerfd_settime, "what exceeds a rate limit waits"),
 ];
 
 /// The control thread.

@@ -6,16 +6,18 @@
 //! ```
 //! Key types: [`VirtioFunction`], [`Block`], [`Net`], [`Rng`]. `vmm/machine` constructs them and drives them through
 //! `vmm/ports.rs`. All threads, rings and descriptors exist once the constructors have returned; later system calls are
-//! epoll_pwait, read, write, readv, writev, getrandom, io_uring_enter and futex.
+//! epoll_pwait, read, write, readv, writev, getrandom, io_uring_enter, timerfd_settime and futex.
 //!
 //! Whatever a driver writes, the worst outcome is `DEVICE_NEEDS_RESET`, counted by [`VirtioFunction::faults`].
 
 mod block;
+mod bucket;
 mod chain;
 mod common;
 mod device;
 #[cfg(test)]
 mod hostile;
+mod limiter;
 mod net;
 mod queue;
 mod rng;

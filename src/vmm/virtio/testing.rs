@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Block, Device, Net, Rng, VirtioFunction};
-use crate::model::MacAddr;
+use crate::model::{MacAddr, RateLimits};
 use crate::vmm::ports::{Effect, GuestMemory, PciFunction};
 
 pub(in crate::vmm::virtio) const BAR_BASE: u32 = 0xe000_0000;
@@ -39,7 +39,11 @@ pub(in crate::vmm::virtio) fn block(sectors: u64, is_read_only: bool) -> (Block,
 pub(in crate::vmm::virtio) fn block_with(sectors: u64, is_read_only: bool, queues: u16) -> (Block, std::fs::File) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(sectors * 512).unwrap();
-    (Block::new("disk-0".parse().unwrap(), file.try_clone().unwrap(), is_read_only, queues).unwrap(), file)
+    (
+        Block::new("disk-0".parse().unwrap(), file.try_clone().unwrap(), is_read_only, queues, RateLimits::default())
+            .unwrap(),
+        file,
+    )
 }
 
 /// A NIC on one end of a packet socket pair, which keeps frames apart as a tap does; the other end is the network.
@@ -47,7 +51,7 @@ pub(in crate::vmm::virtio) fn net() -> (Net, OwnedFd) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (tap, network) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
-    (Net::new("net-0".parse().unwrap(), tap, MacAddr([2, 0, 0, 0, 0, 9])).unwrap(), network)
+    (Net::new("net-0".parse().unwrap(), tap, MacAddr([2, 0, 0, 0, 0, 9]), RateLimits::default()).unwrap(), network)
 }
 
 pub(in crate::vmm::virtio) fn rng() -> Rng {

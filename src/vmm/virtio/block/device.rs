@@ -15,10 +15,14 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use super::engine::{Engine, StartError, Task};
 use super::image::Image;
-use super::request::{self, Geometry, ID_LEN, Kind, MAX_RANGE_SECTORS, Refusal, SECTOR_LEN, SEG_MAX, SIZE_MAX};
-use crate::model::DeviceId;
+use super::request::{
+    self, Geometry, ID_LEN, Kind, MAX_DATA_LEN, MAX_RANGE_SECTORS, Refusal, SECTOR_LEN, SEG_MAX, SIZE_MAX,
+};
+use crate::model::{DeviceChange, DeviceId, RateLimits};
+use crate::vmm::ports::ChangeError;
 use crate::vmm::virtio::chain::{self, Chain, Segment};
 use crate::vmm::virtio::device::{Active, Device, Fault, Identity, Next, Wake};
+use crate::vmm::virtio::limiter::Limiter;
 use crate::vmm::virtio::queue::{Ring, RingFault};
 
 const QUEUE_SIZE: u16 = 256;
@@ -45,20 +49,21 @@ pub struct Block {
     /// Number of queues.
     queues: u16,
     engine: Engine<Pending>,
+    limiter: Limiter,
     /// The queue that is looked at first; moves on, so that none is served last for ever.
     first: usize,
-    /// Queues were left with requests that had no room.
+    /// Queues were left with requests that had no room, or must wait by the limits.
     is_behind: bool,
 }
 
 impl Block {
     /// A disk with `queues` (at least 1) request queues on `image`, a regular file or a block device, open for reading
     /// and, unless `is_read_only`, for writing; with `O_DIRECT` the page cache is bypassed. Its length is whole blocks.
-    /// Sets up io_uring: call it before system calls are restricted.
-    pub fn new(id: DeviceId, image: File, is_read_only: bool, queues: u16) -> io::Result<Self> {
+    /// It moves what `limits` allow. Sets up io_uring: call it before system calls are restricted.
+    pub fn new(id: DeviceId, image: File, is_read_only: bool, queues: u16, limits: RateLimits) -> io::Result<Self> {
         let image = Image::examine(image, is_read_only)?;
-        let engine = Engine::new(&image)?;
-        Ok(Self { id, image, is_read_only, queues: queues.max(1), engine, first: 0, is_behind: false })
+        let (engine, limiter) = (Engine::new(&image)?, Limiter::new(limits)?);
+        Ok(Self { id, image, is_read_only, queues: queues.max(1), engine, limiter, first: 0, is_behind: false })
     }
 
     fn geometry(&self, is_write_through: bool) -> Geometry {
@@ -122,13 +127,21 @@ impl Block {
         is_write_through: bool,
     ) -> Result<Next, Fault> {
         for _ in 0..ring.size() {
-            if !self.engine.has_room() {
-                // The next completion brings us back.
+            if !self.engine.has_room() || self.limiter.is_holding() {
+                // The next completion, or the limiter's timer, brings us back.
                 self.is_behind = true;
                 return Ok(Next::Wait);
             }
             match ring.pop(&**memory)? {
-                Some(chain) => self.take(number, chain, ring, memory, is_write_through)?,
+                Some(chain) => {
+                    if !self.limiter.admit(cost(&chain))? {
+                        ring.put_back();
+                        // It is asked for first when the timer fires.
+                        (self.first, self.is_behind) = (number, true);
+                        return Ok(Next::Wait);
+                    }
+                    self.take(number, chain, ring, memory, is_write_through)?;
+                }
                 None if ring.listen(&**memory)? => {}
                 None => return Ok(Next::Wait),
             }
@@ -201,6 +214,13 @@ impl Block {
     }
 }
 
+/// Bytes that a request may move: its data, its header and status included. One that asks for more than a disk
+/// offers is refused, and pays no more for it.
+fn cost(chain: &Chain) -> u64 {
+    let len = chain::len(&chain.readable).saturating_add(chain::len(&chain.writable));
+    len.min(MAX_DATA_LEN)
+}
+
 /// What became of a request that was not refused.
 enum Started {
     InFlight,
@@ -241,8 +261,8 @@ impl Device for Block {
         }
     }
 
-    fn backend(&self) -> Option<RawFd> {
-        Some(self.engine.as_raw_fd())
+    fn backends(&self) -> Vec<RawFd> {
+        vec![self.engine.as_raw_fd(), self.limiter.as_raw_fd()]
     }
 
     fn run(&mut self, active: &mut Active, wake: Wake) -> Result<Next, Fault> {
@@ -259,7 +279,7 @@ impl Device for Block {
             let has_work = match wake {
                 Wake::Any => true,
                 Wake::Queue(kicked) => was_behind || kicked == number,
-                Wake::Backend => was_behind,
+                Wake::Backend(_) => was_behind,
             };
             if has_work
                 && let Some(ring) = rings.get_mut(number).and_then(Option::as_mut)
@@ -276,11 +296,32 @@ impl Device for Block {
             ring.signal(&*memory)?;
         }
         // All that was in flight may have arrived above, and then nothing else brings us back.
-        Ok(if self.is_behind && self.engine.has_room() { Next::Again } else { next })
+        let can_go_on = self.is_behind && self.engine.has_room() && !self.limiter.is_holding();
+        Ok(if can_go_on { Next::Again } else { next })
+    }
+
+    fn change(&mut self, change: DeviceChange) -> Result<Option<Vec<u8>>, ChangeError> {
+        match change {
+            DeviceChange::Resized => {
+                let len = self.image.read_len().map_err(|error| ChangeError::Refused(error.to_string()))?;
+                if len < self.image.len {
+                    let was = self.image.len;
+                    let text = format!("the image has {len} bytes, the guest knows {was}: a disk in use only grows");
+                    return Err(ChangeError::Refused(text));
+                }
+                self.image.len = len;
+                Ok(Some(self.config()))
+            }
+            DeviceChange::Limits(limits) => {
+                self.limiter.set(limits);
+                Ok(None)
+            }
+        }
     }
 
     fn stop(&mut self) {
         self.engine.drain();
+        self.limiter.forget();
         self.is_behind = false;
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use super::Block;
+use crate::model::{DeviceChange, Rate, RateLimits};
 use crate::vmm::ports::PciFunction;
 use crate::vmm::virtio::testing::*;
 
@@ -227,7 +228,8 @@ fn direct_io_takes_unaligned_buffers_too() {
     if rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file).unwrap() | OFlags::DIRECT).is_err() {
         return println!("skipped: the directory of temporary files has no direct I/O");
     }
-    let device = Block::new("disk-0".parse().unwrap(), file.try_clone().unwrap(), false, 1).unwrap();
+    let device =
+        Block::new("disk-0".parse().unwrap(), file.try_clone().unwrap(), false, 1, RateLimits::default()).unwrap();
     let mut driver = Driver::probe(device);
     driver.bring_up(ALL_FEATURES);
     for (number, address, len) in [(1, 0x1000, 4096), (2, 0x1001, 4096), (3, 0x1010, 0x8000), (4, 0x1200, 512)] {
@@ -241,6 +243,78 @@ fn direct_io_takes_unaligned_buffers_too() {
         driver.write(at, &vec![0; len as usize]);
         assert_eq!(request(&mut driver, IN, 8, &pieces(WRITE)), (0, len + 1), "{number}");
         assert_eq!(driver.read(at, len as usize), bytes, "{number}");
+    }
+}
+
+#[test]
+fn a_disk_that_grew_tells_its_driver_and_one_that_shrank_does_not() {
+    let (mut driver, file) = up(8, false);
+    while driver.has_interrupt(0, std::time::Duration::ZERO) {}
+    let past_the_end = [piece(DATA + 0x1000, 512, WRITE)];
+    assert_eq!(request(&mut driver, IN, 8, &past_the_end).0, 1);
+    let generation = driver.common::<1>(0x15);
+    file.set_len(16 * 512).unwrap();
+    driver.function.change(DeviceChange::Resized).unwrap();
+    driver.wait_interrupt(0);
+    assert_ne!(driver.common::<1>(0x15), generation);
+    let mut capacity = [0; 8];
+    driver.function_config(&mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), 16);
+    assert_eq!(request(&mut driver, IN, 8, &past_the_end), (0, 513));
+    assert_eq!(request(&mut driver, IN, 16, &past_the_end).0, 1);
+    for len in [15 * 512, 16 * 512 + 1, 0] {
+        file.set_len(len).unwrap();
+        let refused = driver.function.change(DeviceChange::Resized).unwrap_err();
+        assert!(refused.to_string().contains(&format!("has {len} bytes")), "{refused}");
+    }
+    driver.function_config(&mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), 16, "what was refused changed nothing");
+    assert!(!driver.has_interrupt(0, std::time::Duration::ZERO));
+    // Without a driver there is nobody to interrupt, and the next one sees the length.
+    driver.reset();
+    file.set_len(32 * 512).unwrap();
+    driver.function.change(DeviceChange::Resized).unwrap();
+    driver.function_config(&mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), 32);
+    let generation = driver.common::<1>(0x15);
+    driver.reset();
+    assert_eq!(driver.common::<1>(0x15), generation, "a reset hides no change");
+    let mut rng = Driver::probe(rng());
+    assert!(rng.function.change(DeviceChange::Resized).is_err());
+}
+
+#[test]
+fn what_exceeds_the_limits_waits_and_is_served_then() {
+    let rate = |per_second| Rate::new("f", per_second, 0).ok();
+    let cases = [
+        RateLimits { bandwidth: rate(100_000), operations: None },
+        RateLimits { bandwidth: None, operations: rate(100) },
+    ];
+    for limits in cases {
+        let (device, _file) = block_with(64, false, 2);
+        let mut driver = Driver::probe(device);
+        driver.bring_up(ALL_FEATURES);
+        driver.function.change(DeviceChange::Limits(limits)).unwrap();
+        let start = std::time::Instant::now();
+        // 40 requests of 512 bytes and 17 of header and status; the burst is a tenth of a second's worth.
+        for number in 0..40_u16 {
+            assert_eq!(request_on(&mut driver, number % 2, IN, 0, &[piece(DATA + 0x1000, 512, WRITE)]), (0, 513));
+        }
+        let least = if limits.bandwidth.is_some() { 40 * 529 * 10 - 100_000 } else { 300_000 };
+        assert!(start.elapsed().as_micros() >= least, "{limits:?}: {:?}", start.elapsed());
+        // One that waits for long is let go when the limit is lifted.
+        let slow = RateLimits { bandwidth: rate(1), operations: None };
+        driver.function.change(DeviceChange::Limits(slow)).unwrap();
+        let pieces = [header(&driver, DATA, IN, 0), piece(DATA + 0x1000, 512, WRITE), piece(STATUS, 1, WRITE)];
+        driver.send(0, &pieces);
+        assert!(!driver.has_interrupt(1, std::time::Duration::from_millis(20)));
+        driver.function.change(DeviceChange::Limits(RateLimits::default())).unwrap();
+        driver.wait_used(0);
+        // And a reset does not wait for it.
+        driver.function.change(DeviceChange::Limits(slow)).unwrap();
+        driver.send(0, &pieces);
+        driver.send(1, &pieces);
+        driver.reset();
     }
 }
 
@@ -268,14 +342,21 @@ fn an_image_that_shrank_gives_errors_not_zeros() {
 fn refuses_images_that_cannot_serve() {
     let id = || "disk".parse().unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    assert!(Block::new(id(), file.reopen().unwrap(), false, 1).is_err(), "empty");
+    assert!(Block::new(id(), file.reopen().unwrap(), false, 1, RateLimits::default()).is_err(), "empty");
     file.write_all(&[0; 1000]).unwrap();
-    assert!(Block::new(id(), file.reopen().unwrap(), false, 1).is_err(), "no whole sectors");
+    assert!(Block::new(id(), file.reopen().unwrap(), false, 1, RateLimits::default()).is_err(), "no whole sectors");
     file.write_all(&[0; 24]).unwrap();
-    assert!(Block::new(id(), File::open(file.path()).unwrap(), false, 1).is_err(), "not writable");
-    assert!(Block::new(id(), File::options().write(true).open(file.path()).unwrap(), true, 1).is_err(), "not readable");
-    assert!(Block::new(id(), File::open(file.path()).unwrap(), true, 1).is_ok());
-    assert!(Block::new(id(), file.reopen().unwrap(), false, 1).is_ok());
+    assert!(
+        Block::new(id(), File::open(file.path()).unwrap(), false, 1, RateLimits::default()).is_err(),
+        "not writable"
+    );
+    assert!(
+        Block::new(id(), File::options().write(true).open(file.path()).unwrap(), true, 1, RateLimits::default())
+            .is_err(),
+        "not readable"
+    );
+    assert!(Block::new(id(), File::open(file.path()).unwrap(), true, 1, RateLimits::default()).is_ok());
+    assert!(Block::new(id(), file.reopen().unwrap(), false, 1, RateLimits::default()).is_ok());
 }
 
 /// More chains than the engine takes at once, all offered before the first is looked at.

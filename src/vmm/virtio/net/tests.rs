@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::*;
+use crate::vmm::ports::PciFunction;
 use crate::vmm::virtio::testing::*;
 
 const BUFFER: u32 = 2048;
@@ -134,6 +135,29 @@ fn drops_what_is_no_frame_and_goes_on() {
 }
 
 #[test]
+fn limits_hold_each_direction_on_its_own() {
+    use crate::model::Rate;
+    let (mut driver, network) = up();
+    // The burst holds the longest frame, the second one waits.
+    let limits = RateLimits { bandwidth: Rate::new("f", 1_000_000, 0).ok(), operations: Rate::new("f", 20, 1).ok() };
+    driver.function.change(DeviceChange::Limits(limits)).unwrap();
+    let start = std::time::Instant::now();
+    for number in 0..5 {
+        driver.send(TRANSMIT as u16, &[piece(DATA, 12 + 60, 0)]);
+        assert_eq!(driver.wait_used(1), (number * 2, 0));
+        from_network(&network, &[1; 60]);
+        driver.send(RECEIVE as u16, &[piece(DATA, BUFFER, WRITE)]);
+        assert_eq!(driver.wait_used(0), (number * 2 + 1, 72));
+    }
+    // Both directions side by side: four pauses of 50 ms, not eight.
+    assert!(start.elapsed() >= Duration::from_millis(195), "{:?}", start.elapsed());
+    driver.function.change(DeviceChange::Limits(RateLimits::default())).unwrap();
+    driver.send(TRANSMIT as u16, &[piece(DATA, 12 + 60, 0)]);
+    driver.wait_used(1);
+    assert_eq!(driver.function.faults(), 0);
+}
+
+#[test]
 fn refuses_a_tap_that_would_block_its_thread() {
     let (blocking, _other) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
@@ -142,7 +166,7 @@ fn refuses_a_tap_that_would_block_its_thread() {
         None,
     )
     .unwrap();
-    assert!(Net::new("net".parse().unwrap(), blocking, MacAddr([2, 0, 0, 0, 0, 1])).is_err());
+    assert!(Net::new("net".parse().unwrap(), blocking, MacAddr([2, 0, 0, 0, 0, 1]), RateLimits::default()).is_err());
 }
 
 /// The thread's CPU time stands still while the tap has frames and the guest has no buffers.
