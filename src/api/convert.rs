@@ -59,7 +59,8 @@ fn nic_to_proto(nic: &NicSpec) -> v1::NicSpec {
         vlan: wish.vlan.map_or(0, |vlan| vlan.number().into()),
     });
     let limits = nic.tap().and_then(|tap| limits_to_proto(tap.limits));
-    v1::NicSpec { id: nic.id.to_string(), sriov, limits }
+    let queues = nic.tap().map_or(0, |tap| tap.queues.into());
+    v1::NicSpec { id: nic.id.to_string(), sriov, limits, queues }
 }
 
 /// Limits as the API shows them; none at all is nothing.
@@ -212,7 +213,15 @@ fn disk_from_proto(index: usize, disk: v1::DiskSpec) -> Result<DiskSpec, SpecErr
 fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> {
     let id = device_id(format!("spec.nics[{index}].id"), &nic.id)?;
     let limits = limits_from_proto(&format!("spec.nics[{index}].limits"), nic.limits)?;
-    let Some(sriov) = &nic.sriov else { return Ok(NicSpec { id, backend: NicBackend::Tap(TapSpec { limits }) }) };
+    let Some(sriov) = &nic.sriov else {
+        // Which numbers are too many is for the spec to say.
+        let queues = u16::try_from(nic.queues.max(1)).unwrap_or(u16::MAX);
+        return Ok(NicSpec { id, backend: NicBackend::Tap(TapSpec { limits, queues }) });
+    };
+    if nic.queues != 0 {
+        let reason = "queues go with a tap: a virtual function has those of its card";
+        return Err(SpecError::new(format!("spec.nics[{index}].queues"), reason));
+    }
     if limits != RateLimits::default() {
         let reason = "a virtual function has no limits here: its card keeps them (policy may set a rate)";
         return Err(SpecError::new(format!("spec.nics[{index}].limits"), reason));
@@ -262,7 +271,7 @@ mod tests {
                 queues: 2,
                 limits: limits(10 << 20, 0),
             }],
-            nics: vec![v1::NicSpec { id: "eth0".into(), ..Default::default() }],
+            nics: vec![v1::NicSpec { id: "eth0".into(), queues: 2, ..Default::default() }],
         }
     }
 
@@ -305,15 +314,22 @@ mod tests {
         assert_eq!(
             refused_field(|s| {
                 s.nics[0].sriov = Some(v1::SriovNic::default());
+                s.nics[0].queues = 0;
                 s.nics[0].limits = limits(1, 0);
             }),
             "spec.nics[0].limits"
         );
-        let sriov = |mac: &str, vlan| Some(v1::SriovNic { mac: mac.into(), vlan });
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("02:00", 0)), "spec.nics[0].sriov.mac");
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 4095)), "spec.nics[0].sriov.vlan");
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 1 << 16 | 1)), "spec.nics[0].sriov.vlan");
+        assert_eq!(refused_field(|s| s.nics[0].queues = 5), "spec.nics[0].queues");
+        assert_eq!(refused_field(|s| s.nics[0].sriov = Some(v1::SriovNic::default())), "spec.nics[0].queues");
+        let sriov = |mac: &str, vlan| v1::NicSpec {
+            id: "vf".into(),
+            sriov: Some(v1::SriovNic { mac: mac.into(), vlan }),
+            ..Default::default()
+        };
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("02:00", 0)), "spec.nics[0].sriov.mac");
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("", 4095)), "spec.nics[0].sriov.vlan");
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("", 1 << 16 | 1)), "spec.nics[0].sriov.vlan");
     }
 
     #[test]
@@ -396,7 +412,7 @@ mod tests {
                 disks: disks.into_iter().map(|(id, volume, read_only, direct, queues)| {
                     v1::DiskSpec { id, volume, read_only, direct, queues, limits: None }
                 }).collect(),
-                nics: nics.into_iter().map(|id| v1::NicSpec { id, ..Default::default() }).collect(),
+                nics: nics.into_iter().map(|id| v1::NicSpec { id, queues: 1, ..Default::default() }).collect(),
             }
         }
     }
@@ -427,6 +443,7 @@ mod tests {
                         vlan,
                     }),
                     limits: if sriov.is_some() { None } else { limits(0, index as u64) },
+                    queues: if sriov.is_some() { 0 } else { index as u32 % 4 + 1 },
                 }).collect(),
             }
         }

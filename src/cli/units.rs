@@ -124,11 +124,7 @@ pub(crate) fn parse_disk(text: &str) -> Result<DiskArg, String> {
             return Err(format!("{word:?} is empty or repeated: {FORM}"));
         }
     }
-    let queues = queues.map(|text| match text.parse() {
-        Ok(queues) if queues > 0 => Ok(queues),
-        _ => Err(format!("{text:?} is no number of queues: {FORM}")),
-    });
-    let queues = queues.transpose()?.unwrap_or(0);
+    let queues = parse_queues(queues)?;
     let rates = Rates::parse(bandwidth, iops)?;
     match (id, volume) {
         (Some(id), Some(volume)) => {
@@ -137,6 +133,15 @@ pub(crate) fn parse_disk(text: &str) -> Result<DiskArg, String> {
         }
         (None, _) => Err(format!("id is missing: {FORM}")),
         (_, None) => Err(format!("volume is missing: {FORM}")),
+    }
+}
+
+/// A number of queues, if one was written.
+fn parse_queues(text: Option<String>) -> Result<u32, String> {
+    let Some(text) = text else { return Ok(0) };
+    match text.parse() {
+        Ok(queues) if queues > 0 => Ok(queues),
+        _ => Err(format!("{text:?} is no number of queues: write queues=2")),
     }
 }
 
@@ -149,6 +154,8 @@ pub(crate) struct NicArg {
     pub(crate) sriov: Option<SriovArg>,
     /// What one on a tap may move in each direction.
     pub(crate) rates: Rates,
+    /// Pairs of queues of one on a tap; 0: the node's choice.
+    pub(crate) queues: u32,
 }
 
 /// What is asked of a virtual function.
@@ -160,15 +167,17 @@ pub(crate) struct SriovArg {
     pub(crate) vlan: u32,
 }
 
-/// Reads `id=eth0[,bandwidth=SIZE][,iops=N]` or `[id=ID,]sriov[,mac=MAC][,vlan=VLAN]`; a virtual function's id is `sriov` if none is written.
+/// Reads `id=eth0[,queues=N][,bandwidth=SIZE][,iops=N]` or `[id=ID,]sriov[,mac=MAC][,vlan=VLAN]`; a virtual function's id is `sriov` if none is written.
 pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
     const FORM: &str = "write id=eth0, or sriov for a virtual function: id=net0,sriov,mac=02:00:00:00:00:01,vlan=100";
-    let (mut id, mut mac, mut vlan, mut kind, mut bandwidth, mut iops) = (None, None, None, None, None, None);
+    let (mut id, mut mac, mut vlan, mut kind) = (None, None, None, None);
+    let (mut bandwidth, mut iops, mut queues) = (None, None, None);
     for word in text.split(',') {
         let (slot, value) = match word.split_once('=') {
             Some(("id", value)) => (&mut id, value),
             Some(("mac", value)) => (&mut mac, value),
             Some(("vlan", value)) => (&mut vlan, value),
+            Some(("queues", value)) => (&mut queues, value),
             Some(("bandwidth", value)) => (&mut bandwidth, value),
             Some(("iops", value)) => (&mut iops, value),
             None if word == "sriov" => (&mut kind, word),
@@ -183,13 +192,13 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
         _ => Err(format!("{vlan:?} is no VLAN: write a number from 1 to 4094")),
     });
     let (vlan, mac) = (vlan.transpose()?, mac.unwrap_or_default());
-    let rates = Rates::parse(bandwidth, iops)?;
+    let (rates, queues) = (Rates::parse(bandwidth, iops)?, parse_queues(queues)?);
     match (kind, id) {
         (Some(kind), id) => {
-            Ok(NicArg { id: id.unwrap_or(kind), sriov: Some(SriovArg { mac, vlan: vlan.unwrap_or(0) }), rates })
+            Ok(NicArg { id: id.unwrap_or(kind), sriov: Some(SriovArg { mac, vlan: vlan.unwrap_or(0) }), rates, queues })
         }
         (None, _) if vlan.is_some() || !mac.is_empty() => Err(format!("mac and vlan go with sriov: {FORM}")),
-        (None, Some(id)) => Ok(NicArg { id, sriov: None, rates }),
+        (None, Some(id)) => Ok(NicArg { id, sriov: None, rates, queues }),
         (None, None) => Err(format!("id is missing: {FORM}")),
     }
 }
@@ -286,7 +295,7 @@ mod tests {
 
     #[test]
     fn reads_nics_and_settings() {
-        let nic = |id: &str, sriov| Ok(NicArg { id: id.into(), sriov, rates: Rates::default() });
+        let nic = |id: &str, sriov| Ok(NicArg { id: id.into(), sriov, rates: Rates::default(), queues: 0 });
         let sriov = |mac: &str, vlan| Some(SriovArg { mac: mac.into(), vlan });
         assert_eq!(parse_nic("id=eth0"), nic("eth0", None));
         assert_eq!(parse_nic("sriov"), nic("sriov", sriov("", 0)));

@@ -72,6 +72,7 @@ struct NicView {
     id: String,
     sriov: Option<SriovView>,
     limits: Option<LimitsView>,
+    queues: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -181,7 +182,7 @@ impl From<v1::DiskSpec> for DiskView {
 impl From<v1::NicSpec> for NicView {
     fn from(nic: v1::NicSpec) -> Self {
         let sriov = nic.sriov.map(|sriov| SriovView { mac: sriov.mac, vlan: sriov.vlan });
-        Self { id: nic.id, sriov, limits: nic.limits.map(LimitsView::from) }
+        Self { id: nic.id, sriov, limits: nic.limits.map(LimitsView::from), queues: nic.queues }
     }
 }
 

@@ -49,12 +49,14 @@ pub enum DeviceKind {
         /// What it may move.
         limits: RateLimits,
     },
-    /// virtio-net on a tap (one descriptor).
+    /// virtio-net on a tap (a descriptor for each of its queues).
     Net {
         /// The guest's address.
         mac: MacAddr,
         /// What it may move in each direction.
         limits: RateLimits,
+        /// Pairs of queues, at least 1 (`VIRTIO_NET_F_MQ`).
+        queues: u16,
     },
     /// virtio-rng, fed by getrandom(2) (no descriptor).
     Rng,

@@ -24,7 +24,9 @@ pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacErr
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use limits::{Rate, RateLimits};
 pub use pci::{Bdf, BdfError};
-pub use spec::{BootSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, NicBackend, NicSpec, SpecError, TapSpec, VmSpec};
+pub use spec::{
+    BootSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, SpecError, TapSpec, VmSpec,
+};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

@@ -24,6 +24,12 @@ const MAX_IMAGE_PATH_LEN: usize = 255;
 
 /// Request queues that a disk may have: a jail's limit of descriptors counts on it.
 pub const MAX_DISK_QUEUES: u16 = 8;
+/// Pairs of queues that a NIC may have: the same.
+pub const MAX_NIC_QUEUES: u16 = 4;
+
+/// Descriptors that all devices together may need of the host: a launch is one packet, which carries 64 at most
+/// (`wire::MAX_DESCRIPTORS`), some of them for the VM itself.
+const MAX_DEVICE_DESCRIPTORS: usize = 56;
 
 /// Why a spec was refused: the field, as the API names it, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,10 +133,19 @@ pub enum NicBackend {
 }
 
 /// A virtio-net interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TapSpec {
     /// What it may move in each direction.
     pub limits: RateLimits,
+    /// Pairs of queues, 1 to [`MAX_NIC_QUEUES`].
+    pub queues: u16,
+}
+
+impl Default for TapSpec {
+    /// Without limits, one pair.
+    fn default() -> Self {
+        Self { limits: RateLimits::default(), queues: 1 }
+    }
 }
 
 impl NicSpec {
@@ -191,6 +206,21 @@ impl VmSpec {
                 let reason = format!("{} queues, 1 to {MAX_DISK_QUEUES} are allowed", disk.queues);
                 return Err(SpecError::new(format!("spec.disks[{index}].queues"), reason));
             }
+        }
+        for (index, nic) in nics.iter().enumerate() {
+            let queues = nic.tap().unwrap_or_default().queues;
+            if !(1..=MAX_NIC_QUEUES).contains(&queues) {
+                let reason = format!("{queues} pairs of queues, 1 to {MAX_NIC_QUEUES} are allowed");
+                return Err(SpecError::new(format!("spec.nics[{index}].queues"), reason));
+            }
+        }
+        // A disk has one; a virtual function its container and itself.
+        let of_nic = |nic: &NicSpec| nic.tap().map_or(2, |tap| usize::from(tap.queues));
+        let descriptors = disks.len() + nics.iter().map(of_nic).sum::<usize>();
+        if descriptors > MAX_DEVICE_DESCRIPTORS {
+            let reason =
+                format!("{descriptors} queues of NICs and disks, at most {MAX_DEVICE_DESCRIPTORS} are allowed");
+            return Err(SpecError::new("spec.nics", reason));
         }
         let mut seen = HashSet::new();
         let named = disks.iter().map(|d| ("spec.disks", &d.id)).chain(nics.iter().map(|n| ("spec.nics", &n.id)));
@@ -328,6 +358,18 @@ mod tests {
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("a")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("rng")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b")]).is_ok());
+    }
+
+    #[test]
+    fn a_launch_fits_into_one_packet() {
+        let nics = |count, queues| -> Vec<_> {
+            let tap = NicBackend::Tap(TapSpec { queues, ..TapSpec::default() });
+            (0..count).map(|index| NicSpec { backend: tap, ..nic(&format!("eth{index}")) }).collect()
+        };
+        assert!(VmSpec::new(1, 128, boot(), vec![], nics(14, 4)).is_ok());
+        assert_eq!(VmSpec::new(1, 128, boot(), vec![], nics(15, 4)).unwrap_err().field, "spec.nics");
+        assert!(VmSpec::new(1, 128, boot(), vec![], nics(24, 1)).is_ok());
+        assert_eq!(VmSpec::new(1, 128, boot(), vec![], nics(1, 5)).unwrap_err().field, "spec.nics[0].queues");
     }
 
     #[test]

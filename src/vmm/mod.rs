@@ -25,7 +25,7 @@ pub mod virtio;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -205,9 +205,12 @@ fn function(
             let disk = virtio::Block::new(id, image, *is_read_only, *queues, *limits).map_err(failed)?;
             virtio::VirtioFunction::new(disk, machine.memory(), bar_base, confine::io)
         }
-        DeviceKind::Net { mac, limits } => {
-            let [tap] = descriptors.try_into().map_err(|_| missing())?;
-            let nic = virtio::Net::new(device.id.clone(), tap, *mac, *limits).map_err(failed)?;
+        DeviceKind::Net { mac, limits, queues } => {
+            let first = descriptors.first().filter(|_| descriptors.len() == usize::from(*queues));
+            let known = sys::tap::known_offloads(first.ok_or_else(missing)?.as_fd());
+            let control = virtio::TapControl::KERNEL;
+            let nic =
+                virtio::Net::new(device.id.clone(), descriptors, *mac, known, *limits, control).map_err(failed)?;
             virtio::VirtioFunction::new(nic, machine.memory(), bar_base, confine::io)
         }
         DeviceKind::Rng => {

@@ -3,7 +3,9 @@
 use prost::Message;
 
 use super::{WireError, proto};
-use crate::model::{DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MacAddr, PciSlot, Rate, RateLimits};
+use crate::model::{
+    DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MacAddr, PciSlot, Rate, RateLimits,
+};
 
 /// The sealed configuration's bytes.
 pub fn encode_launch(launch: &Launch) -> Vec<u8> {
@@ -51,9 +53,11 @@ fn encode_device(device: &DeviceLaunch) -> proto::Device {
             queues: (*queues).into(),
             limits: Some(encode_limits(*limits)),
         }),
-        DeviceKind::Net { mac, limits } => {
-            Kind::Net(proto::Net { mac: mac.0.to_vec(), limits: Some(encode_limits(*limits)) })
-        }
+        DeviceKind::Net { mac, limits, queues } => Kind::Net(proto::Net {
+            mac: mac.0.to_vec(),
+            limits: Some(encode_limits(*limits)),
+            queues: (*queues).into(),
+        }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
         DeviceKind::Vfio { host } => Kind::Vfio(proto::Vfio { host: host.to_string() }),
     };
@@ -71,7 +75,9 @@ fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireError> {
         }
         Kind::Net(net) => {
             let mac = net.mac.try_into().map_err(|_| WireError::Malformed("MAC address"))?;
-            DeviceKind::Net { mac: MacAddr(mac), limits: decode_limits(net.limits)? }
+            let queues = u16::try_from(net.queues).ok().filter(|queues| (1..=MAX_NIC_QUEUES).contains(queues));
+            let queues = queues.ok_or(WireError::Malformed("queues of a NIC"))?;
+            DeviceKind::Net { mac: MacAddr(mac), limits: decode_limits(net.limits)?, queues }
         }
         Kind::Rng(_) => DeviceKind::Rng,
         Kind::Vfio(vfio) => {
@@ -127,7 +133,11 @@ mod tests {
             devices: vec![
                 device("rng", 1, DeviceKind::Rng),
                 device("root", 2, DeviceKind::Block { is_read_only: true, queues: 4, limits: limits() }),
-                device("net", 3, DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]), limits: RateLimits::default() }),
+                device(
+                    "net",
+                    3,
+                    DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]), limits: RateLimits::default(), queues: 2 },
+                ),
                 device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
             ],
         }

@@ -71,7 +71,7 @@ fn disk(disk: DiskArg) -> v1::DiskSpec {
 
 fn nic(nic: NicArg) -> v1::NicSpec {
     let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
-    v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates) }
+    v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues }
 }
 
 fn limits(rates: Rates) -> Option<v1::RateLimits> {

@@ -37,7 +37,12 @@ fn vm() -> v1::VirtualMachine {
                 queues: 2,
                 limits: None,
             }],
-            nics: vec![v1::NicSpec { id: "eth0".into(), sriov: Some(v1::SriovNic::default()), limits: None }],
+            nics: vec![v1::NicSpec {
+                id: "eth0".into(),
+                sriov: Some(v1::SriovNic::default()),
+                limits: None,
+                queues: 0,
+            }],
         }),
         nics: vec![v1::NicStatus { id: "eth0".into(), guest_address: "172.30.0.2/30".into(), ..Default::default() }],
         create_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),

@@ -84,7 +84,10 @@ struct StoredDisk {
 /// What there is to say of a NIC on a tap.
 #[derive(Serialize, Deserialize)]
 struct StoredTap {
+    #[serde(default)]
     limits: StoredLimits,
+    #[serde(default = "one")]
+    queues: u16,
 }
 
 /// Per second and at once; a rate of 0: no limit.
@@ -94,7 +97,7 @@ struct StoredLimits {
     operations: (u64, u64),
 }
 
-/// Queues of a disk from before it could have several.
+/// Queues of a device from before it could have several.
 fn one() -> u16 {
     1
 }
@@ -275,12 +278,16 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
             .iter()
             .filter_map(|nic| Some((nic.id.to_string(), store_wish(nic.vf_wish()?))))
             .collect(),
-        taps: spec
-            .nics()
-            .iter()
-            .filter_map(|nic| Some((nic.id.to_string(), StoredTap { limits: store_limits(nic.tap()?.limits) })))
-            .collect(),
+        taps: spec.nics().iter().filter_map(|nic| Some((nic.id.to_string(), store_tap(nic.tap()?)))).collect(),
     }
+}
+
+fn store_tap(tap: TapSpec) -> StoredTap {
+    StoredTap { limits: store_limits(tap.limits), queues: tap.queues }
+}
+
+fn load_tap(tap: &StoredTap) -> Result<TapSpec, Unusable> {
+    Ok(TapSpec { limits: load_limits(&tap.limits)?, queues: tap.queues })
 }
 
 fn store_limits(limits: RateLimits) -> StoredLimits {
@@ -345,8 +352,8 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
     let disks = disks.collect::<Result<_, _>>()?;
     let nics = spec.nics.iter().map(|id| {
         let wish = spec.vf_wishes.get(id).map(load_wish).transpose()?;
-        let limits = spec.taps.get(id).map(|tap| load_limits(&tap.limits)).transpose()?.unwrap_or_default();
-        let backend = wish.map_or(NicBackend::Tap(TapSpec { limits }), NicBackend::Sriov);
+        let tap = spec.taps.get(id).map(load_tap).transpose()?.unwrap_or_default();
+        let backend = wish.map_or(NicBackend::Tap(tap), NicBackend::Sriov);
         Ok::<_, Unusable>(NicSpec { id: id.parse().map_err(text)?, backend })
     });
     let nics = nics.collect::<Result<_, _>>()?;

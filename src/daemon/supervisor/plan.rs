@@ -1,7 +1,7 @@
 //! From a VM's record to what its vmm is told; pure. Key function: [`plan`].
 
 use crate::daemon::record::{NicLease, Subnet, VmRecord};
-use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, VmSpec};
+use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, TapSpec, VmSpec};
 use crate::sys::tap;
 
 /// A VM cannot be laid out: a record that no longer fits this daemon's limits.
@@ -28,8 +28,8 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
             return Ok((&nic.id, DeviceKind::Vfio { host: vf.address }));
         }
         let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
-        let limits = nic.tap().unwrap_or_default().limits;
-        Ok((&nic.id, DeviceKind::Net { mac: lease.mac, limits }))
+        let TapSpec { limits, queues } = nic.tap().unwrap_or_default();
+        Ok((&nic.id, DeviceKind::Net { mac: lease.mac, limits, queues }))
     });
     let mut devices = Vec::new();
     for (number, device) in (1u8..).zip(std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics)) {
@@ -68,7 +68,7 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::{VfNic, samples};
-    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, RateLimits, TapSpec, VfWish};
+    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, RateLimits, VfWish};
 
     #[test]
     fn lays_out_rng_disks_and_nics_in_order() {
@@ -80,7 +80,10 @@ mod tests {
             launch.devices[1].kind,
             DeviceKind::Block { is_read_only: true, queues: 2, limits: vm.spec.disks()[0].limits }
         );
-        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac: vm.nics[0].mac, limits: RateLimits::default() });
+        assert_eq!(
+            launch.devices[2].kind,
+            DeviceKind::Net { mac: vm.nics[0].mac, limits: RateLimits::default(), queues: 1 }
+        );
         assert_eq!(launch.memory_bytes, 256 << 20);
         assert!(launch.has_initrd);
     }
@@ -119,6 +122,6 @@ mod tests {
         vm.vfs = vec![VfNic { id: vf.id, address, pf_interface: "eth0".into(), mac }];
         let launch = plan(&vm, InstanceId::new()).unwrap();
         assert_eq!(launch.devices[1].kind, DeviceKind::Vfio { host: address });
-        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac, limits: RateLimits::default() });
+        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac, limits: RateLimits::default(), queues: 1 });
     }
 }

@@ -8,8 +8,9 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Block, Device, Net, Rng, VirtioFunction};
+use super::{Block, Device, Net, Rng, TapControl, VirtioFunction};
 use crate::model::{MacAddr, RateLimits};
+use crate::sys::tap::Offloads;
 use crate::vmm::ports::{Effect, GuestMemory, PciFunction};
 
 pub(in crate::vmm::virtio) const BAR_BASE: u32 = 0xe000_0000;
@@ -48,10 +49,20 @@ pub(in crate::vmm::virtio) fn block_with(sectors: u64, is_read_only: bool, queue
 
 /// A NIC on one end of a packet socket pair, which keeps frames apart as a tap does; the other end is the network.
 pub(in crate::vmm::virtio) fn net() -> (Net, OwnedFd) {
+    let (net, mut networks) = net_with(1, Offloads::NONE);
+    (net, networks.remove(0))
+}
+
+/// The same with several pairs of queues, each with a network of its own, on a tap that can do `known`.
+pub(in crate::vmm::virtio) fn net_with(pairs: usize, known: Offloads) -> (Net, Vec<OwnedFd>) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let (tap, network) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
-    (Net::new("net-0".parse().unwrap(), tap, MacAddr([2, 0, 0, 0, 0, 9]), RateLimits::default()).unwrap(), network)
+    let pair = |_| rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
+    let (taps, networks) = (0..pairs).map(pair).unzip();
+    // A socket knows no offloads, and is always attached: the device itself moves no frames on what it detached.
+    let control = TapControl { set_offloads: |_, _| Ok(()), set_queue: |_, _| Ok(()) };
+    let (id, mac) = ("net-0".parse().unwrap(), MacAddr([2, 0, 0, 0, 0, 9]));
+    (Net::new(id, taps, mac, known, RateLimits::default(), control).unwrap(), networks)
 }
 
 pub(in crate::vmm::virtio) fn rng() -> Rng {
