@@ -19,7 +19,11 @@ fn changed(change: impl FnOnce(&mut v1::VirtualMachineSpec)) -> Option<v1::Virtu
 }
 
 fn disk(id: &str, volume: &str) -> v1::DiskSpec {
-    v1::DiskSpec { id: id.into(), volume: volume.into(), read_only: false }
+    v1::DiskSpec { id: id.into(), volume: volume.into(), read_only: false, ..Default::default() }
+}
+
+fn many(id: &str, volume: &str) -> v1::DiskSpec {
+    v1::DiskSpec { queues: 9, ..disk(id, volume) }
 }
 
 fn boot(spec: &mut v1::VirtualMachineSpec) -> &mut v1::BootSpec {
@@ -50,11 +54,12 @@ fn each_bad_registration_has_its_own_error_and_none_leaves_a_trace() {
         ("memory beyond counting", good, changed(|s| s.memory_mib = u64::MAX), "spec.memory_mib"),
         ("missing disk", good, changed(|s| s.disks = vec![disk("root", "gone.img")]), "spec.disks"),
         ("another tenant's disk", good, changed(|s| s.disks = vec![disk("root", "../globex/a.img")]), "spec.disks"),
+        ("too many queues", good, changed(|s| s.disks = vec![many("root", "gone.img")]), "spec.disks[0].queues"),
         ("bad disk id", good, changed(|s| s.disks = vec![disk("a/b", "x.img")]), "spec.disks"),
         (
             "one id twice",
             good,
-            changed(|s| s.nics = vec![v1::NicSpec { id: "eth0".into(), sriov: None }; 2]),
+            changed(|s| s.nics = vec![v1::NicSpec { id: "eth0".into(), ..Default::default() }; 2]),
             "spec.nics",
         ),
         ("no name", "", changed(|_| ()), "name"),

@@ -98,7 +98,11 @@ fn with_vf(mac: &str, vlan: u32, words: &str) -> v1::VirtualMachineSpec {
     let mut spec = bootable("linux-6.12-full", "vmlinux");
     spec.memory_mib = 512;
     spec.boot.as_mut().unwrap().cmdline = words.to_owned();
-    spec.nics = vec![v1::NicSpec { id: "vf".into(), sriov: Some(v1::SriovNic { mac: mac.into(), vlan }) }];
+    spec.nics = vec![v1::NicSpec {
+        id: "vf".into(),
+        sriov: Some(v1::SriovNic { mac: mac.into(), vlan }),
+        ..Default::default()
+    }];
     spec
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::api::{scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, Opinion,
-    Outcome, Patch, SpecError, Verdict, VfWish, VlanId, VmSpec, VmState,
+    Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec, VmState,
 };
 
 /// How long a guest may take to power off when the client does not say.
@@ -44,6 +44,9 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
                 id: disk.id.to_string(),
                 volume: disk.volume.to_string(),
                 read_only: disk.is_read_only,
+                direct: disk.is_direct,
+                queues: disk.queues.into(),
+                limits: limits_to_proto(disk.limits),
             })
             .collect(),
         nics: spec.nics().iter().map(nic_to_proto).collect(),
@@ -55,7 +58,35 @@ fn nic_to_proto(nic: &NicSpec) -> v1::NicSpec {
         mac: wish.mac.map(|mac| mac.to_string()).unwrap_or_default(),
         vlan: wish.vlan.map_or(0, |vlan| vlan.number().into()),
     });
-    v1::NicSpec { id: nic.id.to_string(), sriov }
+    let limits = nic.tap().and_then(|tap| limits_to_proto(tap.limits));
+    let queues = nic.tap().map_or(0, |tap| tap.queues.into());
+    v1::NicSpec { id: nic.id.to_string(), sriov, limits, queues }
+}
+
+/// Limits as the API shows them; none at all is nothing.
+fn limits_to_proto(limits: RateLimits) -> Option<v1::RateLimits> {
+    let RateLimits { bandwidth, operations } = limits;
+    let parts = |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.per_second(), rate.burst()));
+    let ((bytes_per_second, bytes_burst), (operations_per_second, operations_burst)) =
+        (parts(bandwidth), parts(operations));
+    let shown = v1::RateLimits { bytes_per_second, bytes_burst, operations_per_second, operations_burst };
+    (limits != RateLimits::default()).then_some(shown)
+}
+
+/// Limits from a request; `field` names them in errors.
+pub fn limits_from_proto(field: &str, limits: Option<v1::RateLimits>) -> Result<RateLimits, SpecError> {
+    let limits = limits.unwrap_or_default();
+    let rate = |what: &str, per_second, burst| match (per_second, burst) {
+        (0, 0) => Ok(None),
+        (0, burst) => {
+            Err(SpecError::new(format!("{field}.{what}_burst"), format!("a burst of {burst} goes with a rate")))
+        }
+        (per_second, burst) => Rate::new(&format!("{field}.{what}_per_second"), per_second, burst).map(Some),
+    };
+    Ok(RateLimits {
+        bandwidth: rate("bytes", limits.bytes_per_second, limits.bytes_burst)?,
+        operations: rate("operations", limits.operations_per_second, limits.operations_burst)?,
+    })
 }
 
 /// A state as the API shows it. The cause of a failure travels beside it ([`failure_to_proto`]).
@@ -172,12 +203,29 @@ fn disk_from_proto(index: usize, disk: v1::DiskSpec) -> Result<DiskSpec, SpecErr
         id: device_id(format!("spec.disks[{index}].id"), &disk.id)?,
         volume: ImagePath::new(&format!("spec.disks[{index}].volume"), &disk.volume)?,
         is_read_only: disk.read_only,
+        is_direct: disk.direct,
+        // Which numbers are too many is for the spec to say.
+        queues: u16::try_from(disk.queues.max(1)).unwrap_or(u16::MAX),
+        limits: limits_from_proto(&format!("spec.disks[{index}].limits"), disk.limits)?,
     })
 }
 
 fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> {
     let id = device_id(format!("spec.nics[{index}].id"), &nic.id)?;
-    let Some(sriov) = &nic.sriov else { return Ok(NicSpec { id, backend: NicBackend::Tap }) };
+    let limits = limits_from_proto(&format!("spec.nics[{index}].limits"), nic.limits)?;
+    let Some(sriov) = &nic.sriov else {
+        // Which numbers are too many is for the spec to say.
+        let queues = u16::try_from(nic.queues.max(1)).unwrap_or(u16::MAX);
+        return Ok(NicSpec { id, backend: NicBackend::Tap(TapSpec { limits, queues }) });
+    };
+    if nic.queues != 0 {
+        let reason = "queues go with a tap: a virtual function has those of its card";
+        return Err(SpecError::new(format!("spec.nics[{index}].queues"), reason));
+    }
+    if limits != RateLimits::default() {
+        let reason = "a virtual function has no limits here: its card keeps them (policy may set a rate)";
+        return Err(SpecError::new(format!("spec.nics[{index}].limits"), reason));
+    }
     let mac = match sriov.mac.as_str() {
         "" => None,
         text => Some(text.parse::<MacAddr>().map_err(|error: MacError| {
@@ -215,9 +263,28 @@ mod tests {
                 initrd: "linux-6.12/initrd".into(),
                 cmdline: "quiet".into(),
             }),
-            disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
-            nics: vec![v1::NicSpec { id: "eth0".into(), sriov: None }],
+            disks: vec![v1::DiskSpec {
+                id: "root".into(),
+                volume: "hello.img".into(),
+                read_only: true,
+                direct: true,
+                queues: 2,
+                limits: limits(10 << 20, 0),
+            }],
+            nics: vec![v1::NicSpec { id: "eth0".into(), queues: 2, ..Default::default() }],
         }
+    }
+
+    /// As the API shows them: bursts named, and nothing where there is no limit.
+    fn limits(bytes: u64, operations: u64) -> Option<v1::RateLimits> {
+        let burst = |rate: u64| if rate == 0 { 0 } else { (rate / 10).max(1) };
+        let limits = v1::RateLimits {
+            bytes_per_second: bytes,
+            bytes_burst: burst(bytes),
+            operations_per_second: operations,
+            operations_burst: burst(operations),
+        };
+        (bytes + operations > 0).then_some(limits)
     }
 
     fn refused_field(change: impl FnOnce(&mut v1::VirtualMachineSpec)) -> String {
@@ -234,12 +301,35 @@ mod tests {
         assert_eq!(refused_field(|s| s.vcpus = 0), "spec.vcpus");
         assert_eq!(refused_field(|s| s.disks[0].id = "a/b".into()), "spec.disks[0].id");
         assert_eq!(refused_field(|s| s.disks[0].volume = "../other/disk".into()), "spec.disks[0].volume");
-        assert_eq!(refused_field(|s| s.nics.push(v1::NicSpec { id: "x".repeat(300), sriov: None })), "spec.nics[1].id");
-        let sriov = |mac: &str, vlan| Some(v1::SriovNic { mac: mac.into(), vlan });
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("02:00", 0)), "spec.nics[0].sriov.mac");
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 4095)), "spec.nics[0].sriov.vlan");
-        assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 1 << 16 | 1)), "spec.nics[0].sriov.vlan");
+        assert_eq!(
+            refused_field(|s| s.nics.push(v1::NicSpec { id: "x".repeat(300), ..Default::default() })),
+            "spec.nics[1].id"
+        );
+        assert_eq!(refused_field(|s| s.disks[0].queues = 9), "spec.disks[0].queues");
+        assert_eq!(refused_field(|s| s.disks[0].queues = 1 << 16), "spec.disks[0].queues");
+        let burst = v1::RateLimits { bytes_burst: 1, ..Default::default() };
+        assert_eq!(refused_field(|s| s.disks[0].limits = Some(burst)), "spec.disks[0].limits.bytes_burst");
+        let huge = v1::RateLimits { operations_per_second: u64::MAX, ..Default::default() };
+        assert_eq!(refused_field(|s| s.nics[0].limits = Some(huge)), "spec.nics[0].limits.operations_per_second");
+        assert_eq!(
+            refused_field(|s| {
+                s.nics[0].sriov = Some(v1::SriovNic::default());
+                s.nics[0].queues = 0;
+                s.nics[0].limits = limits(1, 0);
+            }),
+            "spec.nics[0].limits"
+        );
+        assert_eq!(refused_field(|s| s.nics[0].queues = 5), "spec.nics[0].queues");
+        assert_eq!(refused_field(|s| s.nics[0].sriov = Some(v1::SriovNic::default())), "spec.nics[0].queues");
+        let sriov = |mac: &str, vlan| v1::NicSpec {
+            id: "vf".into(),
+            sriov: Some(v1::SriovNic { mac: mac.into(), vlan }),
+            ..Default::default()
+        };
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("02:00", 0)), "spec.nics[0].sriov.mac");
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("", 4095)), "spec.nics[0].sriov.vlan");
+        assert_eq!(refused_field(|s| s.nics[0] = sriov("", 1 << 16 | 1)), "spec.nics[0].sriov.vlan");
     }
 
     #[test]
@@ -312,15 +402,17 @@ mod tests {
             initrd in "(\\PC{0,12}|[a-z]{1,9}(/[a-z.]{1,5}){0,2}|)",
             cmdline in "([ -~]{0,30}|\\PC{0,12})",
             has_boot in prop::bool::weighted(0.9),
-            disks in prop::collection::vec(("([a-z0-9-]{0,4}|\\PC{0,4})", "([a-z./]{0,8})", any::<bool>()), 0..4),
+            disks in prop::collection::vec(("([a-z0-9-]{0,4}|\\PC{0,4})", "([a-z./]{0,8})", any::<bool>(), any::<bool>(), prop_oneof![1u32..9, 1u32..]), 0..4),
             nics in prop::collection::vec("([a-z0-9-]{0,4}|\\PC{0,4})", 0..30),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
                 memory_mib,
                 boot: has_boot.then_some(v1::BootSpec { kernel, initrd, cmdline }),
-                disks: disks.into_iter().map(|(id, volume, read_only)| v1::DiskSpec { id, volume, read_only }).collect(),
-                nics: nics.into_iter().map(|id| v1::NicSpec { id, sriov: None }).collect(),
+                disks: disks.into_iter().map(|(id, volume, read_only, direct, queues)| {
+                    v1::DiskSpec { id, volume, read_only, direct, queues, limits: None }
+                }).collect(),
+                nics: nics.into_iter().map(|id| v1::NicSpec { id, queues: 1, ..Default::default() }).collect(),
             }
         }
     }
@@ -332,15 +424,16 @@ mod tests {
             kernel in "[a-z0-9]{1,9}(/[a-z0-9]{1,5}){0,2}",
             initrd in "([a-z]{1,9}(/[a-z]{1,5}){0,2}|)",
             cmdline in "[ -~]{0,200}",
-            disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>()), 0..8),
+            disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>(), any::<bool>(), 1u32..=8), 0..8),
             nics in prop::collection::vec(prop::option::of((prop::option::of(any::<[u8; 6]>()), 0u32..4095)), 0..8),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
                 memory_mib,
                 boot: Some(v1::BootSpec { kernel, initrd, cmdline }),
-                disks: disks.into_iter().enumerate().map(|(index, (volume, read_only))| {
-                    v1::DiskSpec { id: format!("disk-{index}"), volume, read_only }
+                disks: disks.into_iter().enumerate().map(|(index, (volume, read_only, direct, queues))| {
+                    let limits = limits(u64::from(queues) * 1000, queues.into());
+                    v1::DiskSpec { id: format!("disk-{index}"), volume, read_only, direct, queues, limits }
                 }).collect(),
                 nics: nics.into_iter().enumerate().map(|(index, sriov)| v1::NicSpec {
                     id: format!("eth{index}"),
@@ -349,6 +442,8 @@ mod tests {
                         mac: mac.map(|m| MacAddr([2, m[1], m[2], m[3], m[4], m[5]]).to_string()).unwrap_or_default(),
                         vlan,
                     }),
+                    limits: if sriov.is_some() { None } else { limits(0, index as u64) },
+                    queues: if sriov.is_some() { 0 } else { index as u32 % 4 + 1 },
                 }).collect(),
             }
         }

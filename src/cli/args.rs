@@ -183,6 +183,10 @@ pub(crate) enum VmCommand {
     Get(NameArg),
     /// Show VMs
     List(ListArgs),
+    /// Have a guest told that the volume behind a disk has grown, or (operators) grow it first
+    ResizeDisk(ResizeDiskArgs),
+    /// Limit what a disk or a network interface may move, now and at later starts
+    Limit(LimitArgs),
     /// Show what a VM's process has and may do, as the kernel sees it
     InspectJail(NameArg),
     /// Print every change of state, in order
@@ -217,10 +221,10 @@ pub(crate) struct RegisterArgs {
     /// Words added to the kernel's command line
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     pub(crate) cmdline: String,
-    /// A disk: id=root,volume=hello.img[,ro] (may be repeated)
+    /// A disk: id=root,volume=hello.img[,ro][,direct][,queues=N][,bandwidth=10M][,iops=500] (may be repeated)
     #[arg(long = "disk", value_name = "DISK", value_parser = units::parse_disk)]
     pub(crate) disks: Vec<DiskArg>,
-    /// A network interface: id=eth0, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
+    /// A network interface: id=eth0[,queues=N][,bandwidth=10M][,iops=500], or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
     #[arg(long = "nic", value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nics: Vec<NicArg>,
 }
@@ -244,6 +248,50 @@ pub(crate) struct DestroyArgs {
     /// Kill it first if it runs
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResizeDiskArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// Id of the disk
+    #[arg(value_name = "DISK")]
+    pub(crate) disk: String,
+    /// Grow the volume to this size first: 20G, 512M (powers of 1024) [default: it has its size already]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub(crate) size: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LimitArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// Id of the disk or network interface
+    #[arg(value_name = "DEVICE")]
+    pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) rates: RateArgs,
+}
+
+/// What is not named is without limit.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct RateArgs {
+    /// Bytes per second (of a network interface: in each direction): 10M, 512K (powers of 1024)
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub(crate) bandwidth: Option<u64>,
+    /// Bytes that may be saved up and moved at once [default: a tenth of a second's worth]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes, requires = "bandwidth")]
+    pub(crate) bandwidth_burst: Option<u64>,
+    /// Requests of a disk, or frames of a network interface, per second
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) iops: Option<u64>,
+    /// Operations that may be saved up and done at once [default: a tenth of a second's worth]
+    #[arg(long, value_name = "COUNT", requires = "iops")]
+    pub(crate) iops_burst: Option<u64>,
+    /// No limits
+    #[arg(long, conflicts_with_all = ["bandwidth", "iops"])]
+    pub(crate) none: bool,
 }
 
 #[derive(Debug, Args)]
@@ -377,9 +425,18 @@ mod tests {
             "certs init --days 0",
             "vm register web",
             "vm register web --kernel k --memory 256",
+            "vm limit web root",
+            "vm limit web root --none --iops 3",
+            "vm limit web root --iops-burst 3",
+            "vm resize-disk web",
+            "vm resize-disk web root --size 20",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
-        assert!(parse("vm watch web --until running").is_ok());
+        for line in
+            ["vm watch web --until running", "vm limit web root --bandwidth 10M --iops 500", "vm limit web root --none"]
+        {
+            assert!(parse(line).is_ok(), "{line}");
+        }
     }
 }

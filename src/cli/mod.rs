@@ -94,6 +94,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             VmCommand::Stop(stop) => commands::vm::stop(client().await?, stop).await,
             VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
             VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
+            VmCommand::ResizeDisk(resize) => commands::tune::resize(client().await?, resize).await,
+            VmCommand::Limit(limit) => commands::tune::limit(client().await?, limit).await,
             VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
             VmCommand::List(list) => commands::vm::list(client().await?, list).await,
             VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,

@@ -37,6 +37,22 @@ pub(crate) fn parse_memory(text: &str) -> Result<MemoryMib, String> {
     number.checked_mul(1 << shift).map(MemoryMib).ok_or_else(|| format!("{text} is more memory than exists"))
 }
 
+/// Reads `512K`, `10M`, `20GiB`: bytes, powers of 1024; a number without a unit is refused, as for memory.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = split_unit(text);
+    match unit.to_ascii_lowercase().as_str() {
+        "k" | "kib" => {
+            let number: Option<u64> = number.parse().ok();
+            let bytes = number.and_then(|number| number.checked_mul(1 << 10));
+            bytes.ok_or_else(|| format!("{text:?} is not a size: write 512K, 10M or 20G"))
+        }
+        _ => {
+            let MemoryMib(mib) = parse_memory(text)?;
+            mib.checked_mul(1 << 20).ok_or_else(|| format!("{text} is more than 64 bits count"))
+        }
+    }
+}
+
 /// Reads `500ms`, `30s`, `2m`, `1h`, or `0`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
@@ -62,27 +78,70 @@ pub(crate) struct DiskArg {
     pub(crate) volume: String,
     /// The guest may only read.
     pub(crate) is_read_only: bool,
+    /// Past the host's page cache.
+    pub(crate) is_direct: bool,
+    /// 0: the node's choice.
+    pub(crate) queues: u32,
+    /// What it may move.
+    pub(crate) rates: Rates,
 }
 
-/// Reads `id=root,volume=hello.img[,ro|rw]`.
+/// Per second; 0: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Rates {
+    /// Bytes.
+    pub(crate) bandwidth: u64,
+    /// Requests, or frames.
+    pub(crate) iops: u64,
+}
+
+impl Rates {
+    /// Reads what was written, if anything was.
+    fn parse(bandwidth: Option<String>, iops: Option<String>) -> Result<Self, String> {
+        let bandwidth = bandwidth.map(|text| parse_bytes(&text)).transpose()?.unwrap_or(0);
+        let count = |text: String| text.parse().map_err(|_| format!("{text:?} is no number of operations per second"));
+        Ok(Self { bandwidth, iops: iops.map(count).transpose()?.unwrap_or(0) })
+    }
+}
+
+/// Reads `id=root,volume=hello.img[,ro|rw][,direct][,queues=N][,bandwidth=SIZE][,iops=N]`.
 pub(crate) fn parse_disk(text: &str) -> Result<DiskArg, String> {
-    const FORM: &str = "write id=root,volume=hello.img and ,ro if the guest may only read";
-    let (mut id, mut volume, mut access) = (None, None, None);
+    const FORM: &str = "write id=root,volume=hello.img and ,ro if the guest may only read (further: direct, queues=4, bandwidth=10M, iops=500)";
+    let (mut id, mut volume, mut access, mut direct, mut queues) = (None, None, None, None, None);
+    let (mut bandwidth, mut iops) = (None, None);
     for word in text.split(',') {
         let (slot, value) = match word.split_once('=') {
             Some(("id", value)) => (&mut id, value),
             Some(("volume", value)) => (&mut volume, value),
+            Some(("queues", value)) => (&mut queues, value),
+            Some(("bandwidth", value)) => (&mut bandwidth, value),
+            Some(("iops", value)) => (&mut iops, value),
             None if matches!(word, "ro" | "rw") => (&mut access, word),
+            None if word == "direct" => (&mut direct, word),
             _ => return Err(format!("{word:?} is not a property of a disk: {FORM}")),
         };
         if value.is_empty() || slot.replace(value.to_owned()).is_some() {
             return Err(format!("{word:?} is empty or repeated: {FORM}"));
         }
     }
+    let queues = parse_queues(queues)?;
+    let rates = Rates::parse(bandwidth, iops)?;
     match (id, volume) {
-        (Some(id), Some(volume)) => Ok(DiskArg { id, volume, is_read_only: access.as_deref() == Some("ro") }),
+        (Some(id), Some(volume)) => {
+            let is_read_only = access.as_deref() == Some("ro");
+            Ok(DiskArg { id, volume, is_read_only, is_direct: direct.is_some(), queues, rates })
+        }
         (None, _) => Err(format!("id is missing: {FORM}")),
         (_, None) => Err(format!("volume is missing: {FORM}")),
+    }
+}
+
+/// A number of queues, if one was written.
+fn parse_queues(text: Option<String>) -> Result<u32, String> {
+    let Some(text) = text else { return Ok(0) };
+    match text.parse() {
+        Ok(queues) if queues > 0 => Ok(queues),
+        _ => Err(format!("{text:?} is no number of queues: write queues=2")),
     }
 }
 
@@ -93,6 +152,10 @@ pub(crate) struct NicArg {
     pub(crate) id: String,
     /// A virtual function, with what is asked of it.
     pub(crate) sriov: Option<SriovArg>,
+    /// What one on a tap may move in each direction.
+    pub(crate) rates: Rates,
+    /// Pairs of queues of one on a tap; 0: the node's choice.
+    pub(crate) queues: u32,
 }
 
 /// What is asked of a virtual function.
@@ -104,15 +167,19 @@ pub(crate) struct SriovArg {
     pub(crate) vlan: u32,
 }
 
-/// Reads `id=eth0` or `[id=ID,]sriov[,mac=MAC][,vlan=VLAN]`; a virtual function's id is `sriov` if none is written.
+/// Reads `id=eth0[,queues=N][,bandwidth=SIZE][,iops=N]` or `[id=ID,]sriov[,mac=MAC][,vlan=VLAN]`; a virtual function's id is `sriov` if none is written.
 pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
     const FORM: &str = "write id=eth0, or sriov for a virtual function: id=net0,sriov,mac=02:00:00:00:00:01,vlan=100";
     let (mut id, mut mac, mut vlan, mut kind) = (None, None, None, None);
+    let (mut bandwidth, mut iops, mut queues) = (None, None, None);
     for word in text.split(',') {
         let (slot, value) = match word.split_once('=') {
             Some(("id", value)) => (&mut id, value),
             Some(("mac", value)) => (&mut mac, value),
             Some(("vlan", value)) => (&mut vlan, value),
+            Some(("queues", value)) => (&mut queues, value),
+            Some(("bandwidth", value)) => (&mut bandwidth, value),
+            Some(("iops", value)) => (&mut iops, value),
             None if word == "sriov" => (&mut kind, word),
             _ => return Err(format!("{word:?} is not a property of a network interface: {FORM}")),
         };
@@ -125,12 +192,13 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
         _ => Err(format!("{vlan:?} is no VLAN: write a number from 1 to 4094")),
     });
     let (vlan, mac) = (vlan.transpose()?, mac.unwrap_or_default());
+    let (rates, queues) = (Rates::parse(bandwidth, iops)?, parse_queues(queues)?);
     match (kind, id) {
         (Some(kind), id) => {
-            Ok(NicArg { id: id.unwrap_or(kind), sriov: Some(SriovArg { mac, vlan: vlan.unwrap_or(0) }) })
+            Ok(NicArg { id: id.unwrap_or(kind), sriov: Some(SriovArg { mac, vlan: vlan.unwrap_or(0) }), rates, queues })
         }
         (None, _) if vlan.is_some() || !mac.is_empty() => Err(format!("mac and vlan go with sriov: {FORM}")),
-        (None, Some(id)) => Ok(NicArg { id, sriov: None }),
+        (None, Some(id)) => Ok(NicArg { id, sriov: None, rates, queues }),
         (None, None) => Err(format!("id is missing: {FORM}")),
     }
 }
@@ -171,6 +239,16 @@ mod tests {
     }
 
     #[test]
+    fn reads_bytes_with_their_unit() {
+        for (text, bytes) in [("1K", 1 << 10), ("512KiB", 512 << 10), ("10M", 10 << 20), ("20G", 20 << 30)] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "10", "K", "10KB", "1.5M", "-1K", "99999999999999999999K", "17592186044416G"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn reads_durations_with_their_unit() {
         for (text, ms) in [("500ms", 500), ("30s", 30_000), ("2m", 120_000), ("1h", 3_600_000), ("0", 0), ("0s", 0)] {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
@@ -183,19 +261,41 @@ mod tests {
 
     #[test]
     fn reads_disks_and_names_what_is_missing() {
-        let disk = |is_read_only| DiskArg { id: "root".into(), volume: "a/b.img".into(), is_read_only };
+        let disk = |is_read_only| DiskArg {
+            id: "root".into(),
+            volume: "a/b.img".into(),
+            is_read_only,
+            is_direct: false,
+            queues: 0,
+            rates: Rates::default(),
+        };
         assert_eq!(parse_disk("id=root,volume=a/b.img,ro"), Ok(disk(true)));
         assert_eq!(parse_disk("volume=a/b.img,id=root"), Ok(disk(false)));
+        let many = parse_disk("id=root,volume=a/b.img,ro,direct,queues=4");
+        assert_eq!(many, Ok(DiskArg { is_direct: true, queues: 4, ..disk(true) }));
+        let limited = parse_disk("id=root,volume=a/b.img,bandwidth=10M,iops=500");
+        let rates = Rates { bandwidth: 10 << 20, iops: 500 };
+        assert_eq!(limited, Ok(DiskArg { rates, ..disk(false) }));
         assert!(parse_disk("volume=x").unwrap_err().starts_with("id is missing"));
         assert!(parse_disk("id=x").unwrap_err().starts_with("volume is missing"));
-        for text in ["", "root", "id=a,id=b,volume=x", "id=,volume=x", "id=a,volume=x,size=3", "id=a,volume=x,ro,rw"] {
+        for text in [
+            "",
+            "root",
+            "id=a,id=b,volume=x",
+            "id=,volume=x",
+            "id=a,volume=x,size=3",
+            "id=a,volume=x,ro,rw",
+            "id=a,volume=x,queues=0",
+            "id=a,volume=x,queues=x",
+            "id=a,volume=x,direct=1",
+        ] {
             assert!(parse_disk(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn reads_nics_and_settings() {
-        let nic = |id: &str, sriov| Ok(NicArg { id: id.into(), sriov });
+        let nic = |id: &str, sriov| Ok(NicArg { id: id.into(), sriov, rates: Rates::default(), queues: 0 });
         let sriov = |mac: &str, vlan| Some(SriovArg { mac: mac.into(), vlan });
         assert_eq!(parse_nic("id=eth0"), nic("eth0", None));
         assert_eq!(parse_nic("sriov"), nic("sriov", sriov("", 0)));

@@ -54,12 +54,25 @@ struct DiskView {
     id: String,
     volume: String,
     read_only: bool,
+    direct: bool,
+    queues: u32,
+    limits: Option<LimitsView>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct LimitsView {
+    bytes_per_second: u64,
+    bytes_burst: u64,
+    operations_per_second: u64,
+    operations_burst: u64,
 }
 
 #[derive(Debug, Serialize)]
 struct NicView {
     id: String,
     sriov: Option<SriovView>,
+    limits: Option<LimitsView>,
+    queues: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -138,15 +151,38 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
             boot: BootView { kernel: boot.kernel, initrd: boot.initrd, cmdline: boot.cmdline },
-            disks: disks.map(|d| DiskView { id: d.id, volume: d.volume, read_only: d.read_only }).collect(),
+            disks: disks.map(DiskView::from).collect(),
             nics: spec.nics.into_iter().map(NicView::from).collect(),
         }
     }
 }
 
+impl From<v1::RateLimits> for LimitsView {
+    fn from(limits: v1::RateLimits) -> Self {
+        let v1::RateLimits { bytes_per_second, bytes_burst, operations_per_second, operations_burst } = limits;
+        Self { bytes_per_second, bytes_burst, operations_per_second, operations_burst }
+    }
+}
+
+impl LimitsView {
+    /// As words of a list; none for what is not limited.
+    fn words(self) -> impl Iterator<Item = String> {
+        let rate = |per_second: u64, what: &str| (per_second > 0).then(|| format!("{per_second} {what}/s"));
+        [rate(self.bytes_per_second, "bytes"), rate(self.operations_per_second, "operations")].into_iter().flatten()
+    }
+}
+
+impl From<v1::DiskSpec> for DiskView {
+    fn from(disk: v1::DiskSpec) -> Self {
+        let v1::DiskSpec { id, volume, read_only, direct, queues, limits } = disk;
+        Self { id, volume, read_only, direct, queues, limits: limits.map(LimitsView::from) }
+    }
+}
+
 impl From<v1::NicSpec> for NicView {
     fn from(nic: v1::NicSpec) -> Self {
-        Self { id: nic.id, sriov: nic.sriov.map(|sriov| SriovView { mac: sriov.mac, vlan: sriov.vlan }) }
+        let sriov = nic.sriov.map(|sriov| SriovView { mac: sriov.mac, vlan: sriov.vlan });
+        Self { id: nic.id, sriov, limits: nic.limits.map(LimitsView::from), queues: nic.queues }
     }
 }
 
@@ -234,7 +270,15 @@ impl VmView {
 
 impl DiskView {
     fn text(&self) -> String {
-        format!("{}: {} ({})", self.id, self.volume, if self.read_only { "ro" } else { "rw" })
+        let mut words = vec![if self.read_only { "ro" } else { "rw" }.to_owned()];
+        if self.direct {
+            words.push("direct".to_owned());
+        }
+        if self.queues > 1 {
+            words.push(format!("{} queues", self.queues));
+        }
+        words.extend(self.limits.into_iter().flat_map(LimitsView::words));
+        format!("{}: {} ({})", self.id, self.volume, words.join(", "))
     }
 }
 
@@ -249,7 +293,9 @@ impl NicStatusView {
             return format!("{}: SR-IOV{mac}{vlan}", self.id);
         }
         let tap = if self.tap.is_empty() { String::new() } else { format!(", tap {}", self.tap) };
-        format!("{}: {}, guest {}, host {}{tap}", self.id, self.mac, self.guest_address, self.host_address)
+        let limits = spec.and_then(|spec| spec.limits).into_iter().flat_map(LimitsView::words);
+        let limits: String = limits.map(|word| format!(", {word}")).collect();
+        format!("{}: {}, guest {}, host {}{tap}{limits}", self.id, self.mac, self.guest_address, self.host_address)
     }
 }
 

@@ -1,11 +1,16 @@
 //! Kernels, initrds and disk images, below the directories that the operator chose. Key type: [`Files`].
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::model::{DiskSpec, ImagePath, SpecError, TenantId, VmSpec};
 use crate::sys::beneath::{self, Access};
+
+/// Bytes of a disk's sector (VIRTIO 1.2 §5.2.4).
+const SECTOR_LEN: u64 = 512;
 
 /// Opens what a spec names, and nothing outside.
 #[derive(Debug, Clone)]
@@ -35,8 +40,41 @@ impl Files {
         let access = if disk.is_read_only { Access::Read } else { Access::ReadWrite };
         let field = format!("spec.disks[{index}].volume");
         let dir = self.volumes.join(tenant.as_str());
-        beneath::open(&dir, disk.volume.as_str(), access)
-            .map_err(|error| refusal(&field, &disk.volume, &format!("the volumes of tenant {tenant}"), &error))
+        let file = beneath::open(&dir, disk.volume.as_str(), access)
+            .map_err(|error| refusal(&field, &disk.volume, &format!("the volumes of tenant {tenant}"), &error))?;
+        let unusable = |reason: String| SpecError::new(&field, format!("{:?} {reason}", disk.volume.as_str()));
+        check_len(&file).map_err(unusable)?;
+        if disk.is_direct {
+            bypass_cache(&file).map_err(|error| unusable(format!("cannot be used with direct I/O here: {error}")))?;
+        }
+        Ok(file)
+    }
+
+    /// The length of `tenant`'s disk number `index` in bytes, after it was made `wanted` bytes long, if that is not less.
+    /// A disk that is read-only stays as it is, and so does a block device. The new length survives a crash.
+    pub fn grow(
+        &self,
+        tenant: &TenantId,
+        index: usize,
+        disk: &DiskSpec,
+        wanted: Option<u64>,
+    ) -> Result<u64, SpecError> {
+        let mut file = self.disk(tenant, index, disk)?;
+        let failed = |error: io::Error| SpecError::new("size_bytes", format!("the volume cannot be resized: {error}"));
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let Some(wanted) = wanted.filter(|&wanted| wanted != len) else { return Ok(len) };
+        let refuse = |reason: String| Err(SpecError::new("size_bytes", reason));
+        if disk.is_read_only {
+            return refuse(format!("disk {} is read-only: grow its volume on the host", disk.id));
+        }
+        if wanted < len {
+            return refuse(format!("{wanted} bytes, the volume has {len}: a disk in use only grows"));
+        }
+        if !wanted.is_multiple_of(SECTOR_LEN) {
+            return refuse(format!("{wanted} bytes are no whole sectors of {SECTOR_LEN}"));
+        }
+        file.set_len(wanted).and_then(|()| file.sync_all()).map_err(failed)?;
+        Ok(wanted)
     }
 
     /// Whether everything that `spec` names can be opened; the first that cannot is the error.
@@ -52,6 +90,23 @@ impl Files {
     }
 }
 
+/// Whether the image has whole sectors, and at least one; what is wrong with it if not.
+fn check_len(file: &File) -> Result<(), String> {
+    let mut file = file;
+    let len = file.seek(SeekFrom::End(0)).map_err(|error| format!("has no length: {error}"))?;
+    match len {
+        0 => Err("is empty: a disk has at least one sector of 512 bytes".to_owned()),
+        len if !len.is_multiple_of(SECTOR_LEN) => {
+            Err(format!("has {len} bytes, which are no whole sectors of {SECTOR_LEN}: make it longer or shorter"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bypass_cache(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(file, rustix::fs::fcntl_getfl(file)? | OFlags::DIRECT)?)
+}
+
 fn refusal(field: &str, path: &ImagePath, place: &str, error: &io::Error) -> SpecError {
     let reason = match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::LOOP) => "is or crosses a symbolic link, which is not followed".to_owned(),
@@ -65,7 +120,7 @@ fn refusal(field: &str, path: &ImagePath, place: &str, error: &io::Error) -> Spe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::BootSpec;
+    use crate::model::{BootSpec, RateLimits};
 
     #[test]
     fn names_the_field_and_the_path_that_is_missing() {
@@ -77,6 +132,9 @@ mod tests {
             id: "root".parse().unwrap(),
             volume: ImagePath::new("v", "root.img").unwrap(),
             is_read_only: false,
+            is_direct: false,
+            queues: 1,
+            limits: RateLimits::default(),
         };
         let spec = VmSpec::new(1, 128, boot, vec![disk], vec![]).unwrap();
 
@@ -88,8 +146,23 @@ mod tests {
         assert_eq!(files.check(&tenant, &spec).unwrap_err().field, "spec.disks[0].volume");
 
         std::fs::create_dir_all(dir.path().join("volumes/acme")).unwrap();
-        std::fs::write(dir.path().join("volumes/acme/root.img"), b"x").unwrap();
+        let image = dir.path().join("volumes/acme/root.img");
+        for (len, word) in [(0, "empty"), (1, "1 bytes"), (1000, "1000 bytes")] {
+            std::fs::write(&image, vec![0; len]).unwrap();
+            let error = files.check(&tenant, &spec).unwrap_err();
+            assert!(error.field == "spec.disks[0].volume" && error.reason.contains(word), "{error}");
+        }
+        std::fs::write(&image, [0; 512]).unwrap();
         assert_eq!(files.check(&tenant, &spec), Ok(()));
+        let grown = |wanted| files.grow(&tenant, 0, &spec.disks()[0], wanted);
+        assert_eq!((grown(None), grown(Some(512)), grown(Some(4096))), (Ok(512), Ok(512), Ok(4096)));
+        assert_eq!(std::fs::metadata(&image).unwrap().len(), 4096);
+        for wanted in [0, 512, 4095, 4097, u64::MAX, !511] {
+            assert_eq!(grown(Some(wanted)).unwrap_err().field, "size_bytes", "{wanted}");
+        }
+        let read_only = DiskSpec { is_read_only: true, ..spec.disks()[0].clone() };
+        assert!(files.grow(&tenant, 0, &read_only, Some(8192)).is_err());
+        assert_eq!(std::fs::metadata(&image).unwrap().len(), 4096);
         assert!(files.check(&"bob".parse().unwrap(), &spec).is_err(), "another tenant's volumes");
     }
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Bdf, DeviceId, InstanceId, VmId};
+use super::{Bdf, DeviceId, InstanceId, RateLimits, VmId};
 
 /// Everything that a vmm needs to know; the descriptors travel beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +44,19 @@ pub enum DeviceKind {
     Block {
         /// Writes are refused, and the guest is told so (`VIRTIO_BLK_F_RO`).
         is_read_only: bool,
+        /// Request queues, at least 1 (`VIRTIO_BLK_F_MQ`).
+        queues: u16,
+        /// What it may move.
+        limits: RateLimits,
     },
-    /// virtio-net on a tap (one descriptor).
+    /// virtio-net on a tap (a descriptor for each of its queues).
     Net {
         /// The guest's address.
         mac: MacAddr,
+        /// What it may move in each direction.
+        limits: RateLimits,
+        /// Pairs of queues, at least 1 (`VIRTIO_NET_F_MQ`).
+        queues: u16,
     },
     /// virtio-rng, fed by getrandom(2) (no descriptor).
     Rng,
@@ -57,6 +65,15 @@ pub enum DeviceKind {
         /// Where it sits on the host; for logs and errors only, the vmm opens nothing.
         host: Bdf,
     },
+}
+
+/// A change of a device that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChange {
+    /// The image behind a disk was made longer on the host.
+    Resized,
+    /// Other limits.
+    Limits(RateLimits),
 }
 
 /// A device number on PCI bus 0: 1 to 31 (0 is the host bridge).

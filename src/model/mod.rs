@@ -9,6 +9,7 @@ mod id;
 mod jail;
 mod launch;
 mod lifecycle;
+mod limits;
 mod pci;
 mod spec;
 mod vf;
@@ -19,10 +20,13 @@ pub use decision::{
 pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
 pub use jail::{JailArgsError, JailFacts};
-pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
+pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
+pub use limits::{Rate, RateLimits};
 pub use pci::{Bdf, BdfError};
-pub use spec::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, SpecError, VmSpec};
+pub use spec::{
+    BootSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, SpecError, TapSpec, VmSpec,
+};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::{DeviceId, VfWish};
+use super::{DeviceId, RateLimits, VfWish};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -21,6 +21,15 @@ const MAX_CMDLINE_LEN: usize = 2047;
 const CMDLINE_RESERVE: usize = 256;
 /// Longest image path, in bytes.
 const MAX_IMAGE_PATH_LEN: usize = 255;
+
+/// Request queues that a disk may have: a jail's limit of descriptors counts on it.
+pub const MAX_DISK_QUEUES: u16 = 8;
+/// Pairs of queues that a NIC may have: the same.
+pub const MAX_NIC_QUEUES: u16 = 4;
+
+/// Descriptors that all devices together may need of the host: a launch is one packet, which carries 64 at most
+/// (`wire::MAX_DESCRIPTORS`), some of them for the VM itself.
+const MAX_DEVICE_DESCRIPTORS: usize = 56;
 
 /// Why a spec was refused: the field, as the API names it, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +106,12 @@ pub struct DiskSpec {
     pub volume: ImagePath,
     /// The guest may only read.
     pub is_read_only: bool,
+    /// The host's page cache is bypassed (`O_DIRECT`, open(2)).
+    pub is_direct: bool,
+    /// Request queues, 1 to [`MAX_DISK_QUEUES`].
+    pub queues: u16,
+    /// What it may move.
+    pub limits: RateLimits,
 }
 
 /// A network interface.
@@ -112,17 +127,41 @@ pub struct NicSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NicBackend {
     /// virtio-net on a tap, with an address pair of its own.
-    Tap,
+    Tap(TapSpec),
     /// A virtual function of an SR-IOV network card, passed through; policy chooses which at each start.
     Sriov(VfWish),
+}
+
+/// A virtio-net interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TapSpec {
+    /// What it may move in each direction.
+    pub limits: RateLimits,
+    /// Pairs of queues, 1 to [`MAX_NIC_QUEUES`].
+    pub queues: u16,
+}
+
+impl Default for TapSpec {
+    /// Without limits, one pair.
+    fn default() -> Self {
+        Self { limits: RateLimits::default(), queues: 1 }
+    }
 }
 
 impl NicSpec {
     /// What is asked of the VF, if it is to be one.
     pub fn vf_wish(&self) -> Option<VfWish> {
         match self.backend {
-            NicBackend::Tap => None,
+            NicBackend::Tap(_) => None,
             NicBackend::Sriov(wish) => Some(wish),
+        }
+    }
+
+    /// What there is to say of its tap, if it has one.
+    pub fn tap(&self) -> Option<TapSpec> {
+        match self.backend {
+            NicBackend::Tap(tap) => Some(tap),
+            NicBackend::Sriov(_) => None,
         }
     }
 }
@@ -161,6 +200,27 @@ impl VmSpec {
                 let field = format!("spec.nics[{index}].sriov.mac");
                 return Err(SpecError::new(field, format!("{mac} is no unicast address: one station cannot have it")));
             }
+        }
+        for (index, disk) in disks.iter().enumerate() {
+            if !(1..=MAX_DISK_QUEUES).contains(&disk.queues) {
+                let reason = format!("{} queues, 1 to {MAX_DISK_QUEUES} are allowed", disk.queues);
+                return Err(SpecError::new(format!("spec.disks[{index}].queues"), reason));
+            }
+        }
+        for (index, nic) in nics.iter().enumerate() {
+            let queues = nic.tap().unwrap_or_default().queues;
+            if !(1..=MAX_NIC_QUEUES).contains(&queues) {
+                let reason = format!("{queues} pairs of queues, 1 to {MAX_NIC_QUEUES} are allowed");
+                return Err(SpecError::new(format!("spec.nics[{index}].queues"), reason));
+            }
+        }
+        // A disk has one; a virtual function its container and itself.
+        let of_nic = |nic: &NicSpec| nic.tap().map_or(2, |tap| usize::from(tap.queues));
+        let descriptors = disks.len() + nics.iter().map(of_nic).sum::<usize>();
+        if descriptors > MAX_DEVICE_DESCRIPTORS {
+            let reason =
+                format!("{descriptors} queues of NICs and disks, at most {MAX_DEVICE_DESCRIPTORS} are allowed");
+            return Err(SpecError::new("spec.nics", reason));
         }
         let mut seen = HashSet::new();
         let named = disks.iter().map(|d| ("spec.disks", &d.id)).chain(nics.iter().map(|n| ("spec.nics", &n.id)));
@@ -207,6 +267,18 @@ impl VmSpec {
         check_vcpus(vcpus)?;
         self.vcpus = vcpus;
         Ok(self)
+    }
+
+    /// The same VM with other limits of one device. `None` if it has no such disk, nor such a NIC on a tap.
+    pub fn with_limits(mut self, device: &DeviceId, limits: RateLimits) -> Option<Self> {
+        if let Some(disk) = self.disks.iter_mut().find(|disk| disk.id == *device) {
+            disk.limits = limits;
+            return Some(self);
+        }
+        let nic = self.nics.iter_mut().find(|nic| nic.id == *device)?;
+        let NicBackend::Tap(tap) = &mut nic.backend else { return None };
+        tap.limits = limits;
+        Some(self)
     }
 
     /// The same VM with another memory size (a policy patch).
@@ -261,7 +333,7 @@ mod tests {
     }
 
     fn nic(id: &str) -> NicSpec {
-        NicSpec { id: id.parse().unwrap(), backend: NicBackend::Tap }
+        NicSpec { id: id.parse().unwrap(), backend: NicBackend::Tap(TapSpec::default()) }
     }
 
     #[test]
@@ -286,6 +358,31 @@ mod tests {
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("a")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("rng")]).is_err());
         assert!(VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b")]).is_ok());
+    }
+
+    #[test]
+    fn a_launch_fits_into_one_packet() {
+        let nics = |count, queues| -> Vec<_> {
+            let tap = NicBackend::Tap(TapSpec { queues, ..TapSpec::default() });
+            (0..count).map(|index| NicSpec { backend: tap, ..nic(&format!("eth{index}")) }).collect()
+        };
+        assert!(VmSpec::new(1, 128, boot(), vec![], nics(14, 4)).is_ok());
+        assert_eq!(VmSpec::new(1, 128, boot(), vec![], nics(15, 4)).unwrap_err().field, "spec.nics");
+        assert!(VmSpec::new(1, 128, boot(), vec![], nics(24, 1)).is_ok());
+        assert_eq!(VmSpec::new(1, 128, boot(), vec![], nics(1, 5)).unwrap_err().field, "spec.nics[0].queues");
+    }
+
+    #[test]
+    fn limits_go_to_the_device_that_is_named_and_no_other() {
+        let vf = NicSpec { backend: NicBackend::Sriov(VfWish::default()), ..nic("vf") };
+        let spec = VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b"), vf]).unwrap();
+        let limits = RateLimits { bandwidth: super::super::Rate::new("f", 7, 0).ok(), operations: None };
+        let changed = spec.clone().with_limits(&"b".parse().unwrap(), limits).unwrap();
+        let of = |index: usize| changed.nics()[index].tap().unwrap().limits;
+        assert_eq!((of(0), of(1)), (RateLimits::default(), limits));
+        for missing in ["vf", "rng", "nobody"] {
+            assert_eq!(spec.clone().with_limits(&missing.parse().unwrap(), limits), None, "{missing}");
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Asynchronous reads, writes and flushes of one file from and to guest memory (io_uring(7)). Key type: [`DiskRing`].
+//! Asynchronous reads, writes, flushes and holes of one file from and to guest memory (io_uring(7)). Key type: [`DiskRing`].
 //!
 //! ```text
 //!   push(op, buffers, token) ──▶ slot ──submit()──▶ kernel ──next()──▶ (token, buffers, result)
 //! ```
 //! The ring owns file and buffers until the kernel is done with them: neither a forgotten completion nor a drop with
-//! operations in flight leaves the kernel with a pointer to freed memory. It is set up once, restricted to three
+//! operations in flight leaves the kernel with a pointer to freed memory. It is set up once, restricted to four
 //! operations on that one file, and needs only io_uring_enter(2) later.
 #![allow(unsafe_code, reason = "queues operations on guest memory; see each block")]
 
@@ -40,6 +40,20 @@ pub enum DiskOp {
     },
     /// Puts everything written so far on stable storage (fdatasync(2)).
     Flush,
+    /// Gives a range's blocks back to the file system; it reads as zeros (fallocate(2), `FALLOC_FL_PUNCH_HOLE`).
+    Punch {
+        /// From the start of the file.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Makes a range read as zeros and keeps its blocks (fallocate(2), `FALLOC_FL_ZERO_RANGE`).
+    Zero {
+        /// From the start of the file.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
 }
 
 /// What became of an operation.
@@ -78,6 +92,7 @@ impl<T> DiskRing<T> {
             register::Restriction::sqe_op(opcode::Readv::CODE),
             register::Restriction::sqe_op(opcode::Writev::CODE),
             register::Restriction::sqe_op(opcode::Fsync::CODE),
+            register::Restriction::sqe_op(opcode::Fallocate::CODE),
             register::Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
         ])?;
         submitter.register_enable_rings()?;
@@ -109,6 +124,8 @@ impl<T> DiskRing<T> {
                 opcode::Writev::new(FILE, list, count).offset(offset).rw_flags(flags).build()
             }
             DiskOp::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            DiskOp::Punch { offset, len } => fallocate(offset, len, libc::FALLOC_FL_PUNCH_HOLE),
+            DiskOp::Zero { offset, len } => fallocate(offset, len, libc::FALLOC_FL_ZERO_RANGE),
         };
         // SAFETY: the list and the guest memory that it points to stay in `slots` until the completion has been taken,
         // also when `self` is dropped (see `Drop`).
@@ -158,6 +175,11 @@ impl<T> DiskRing<T> {
         }
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
+}
+
+/// An entry that changes a range and never the file's length.
+fn fallocate(offset: u64, len: u64, mode: i32) -> squeue::Entry {
+    opcode::Fallocate::new(FILE, len).offset(offset).mode(mode | libc::FALLOC_FL_KEEP_SIZE).build()
 }
 
 /// Readable when a completion has arrived: for epoll.
@@ -210,6 +232,30 @@ mod tests {
         let mut text = [0; 4];
         memory.read_slice(&mut text, GuestAddress(0x200)).unwrap();
         assert_eq!(&text, b"ello");
+    }
+
+    #[test]
+    fn punches_holes_and_zeroes_without_changing_the_length() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let memory = memory();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 1 << 20], 0).unwrap();
+        let mut ring = DiskRing::new(file.try_clone().unwrap(), 4).unwrap();
+        let nothing = || GuestBuffers::new(&memory, []).unwrap();
+        let before = file.metadata().unwrap().blocks();
+        run(&mut ring, DiskOp::Punch { offset: 4096, len: 512 << 10 }, nothing()).result.unwrap();
+        assert!(file.metadata().unwrap().blocks() <= before - 1024);
+        let mut bytes = [1; 512];
+        file.read_exact_at(&mut bytes, 4096).unwrap();
+        assert_eq!(bytes, [0; 512]);
+        // Not every file system has it (tmpfs lacks it).
+        let zeroed = run(&mut ring, DiskOp::Zero { offset: 0, len: 512 }, nothing()).result;
+        if zeroed.is_ok() {
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(bytes, [0; 512]);
+        }
+        run(&mut ring, DiskOp::Punch { offset: 1 << 20, len: 4096 }, nothing()).result.unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
 /// A process for as long as this boot lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,18 @@ impl Process {
         }
     }
 
+    /// Lets it write files of up to `bytes` (`RLIMIT_FSIZE`); what it may already stays.
+    pub fn allow_file_len(&self, bytes: u64) -> io::Result<()> {
+        let pid = self.identity.pid;
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        if file_len_limit(&limits).is_none_or(|limit| limit >= bytes) {
+            return Ok(());
+        }
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        rustix::process::prlimit(Some(to_pid(pid)?), Resource::Fsize, limit)?;
+        Ok(())
+    }
+
     /// Reaps it if it has ended and is a child of ours; does not wait. `None`: still running.
     pub fn try_reap(&self) -> io::Result<Option<End>> {
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
@@ -130,6 +142,12 @@ pub fn find_by_arg0(name: &str, uid: u32) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
+/// The soft limit in the words of proc_pid_limits(5); `None`: unlimited.
+fn file_len_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 fn to_pid(pid: u32) -> io::Result<Pid> {
     i32::try_from(pid)
         .ok()
@@ -151,6 +169,23 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lets_another_process_write_longer_files_and_takes_nothing_away() {
+        let mut child = std::process::Command::new("sh").args(["-c", "ulimit -S -f 8; exec sleep 60"]).spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        let limit = || file_len_limit(&std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap());
+        while limit().is_none() {
+            std::thread::yield_now();
+        }
+        let before = limit().unwrap();
+        process.allow_file_len(1 << 30).unwrap();
+        assert_eq!(limit(), Some(1 << 30));
+        process.allow_file_len(before).unwrap();
+        assert_eq!(limit(), Some(1 << 30));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn reads_the_start_time_behind_a_hostile_name() {

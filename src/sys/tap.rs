@@ -1,10 +1,11 @@
-//! Tap interfaces of the host (linux/if_tun.h, netdevice(7)). Key function: [`open`]. Called by `daemon/supervisor`.
+//! Tap interfaces of the host (linux/if_tun.h, netdevice(7)). Key functions: [`open`], called by `daemon/supervisor`;
+//! [`set_offloads`] and [`set_queue`], called by the vmm's NICs. Key type: [`Offloads`].
 #![allow(unsafe_code, reason = "network ioctls that rustix lacks")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -15,23 +16,91 @@ pub const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 /// Size of the header before each frame: `struct virtio_net_hdr_v1` (VIRTIO 1.3 §5.1.6).
 static VNET_HEADER_LEN: libc::c_int = 12;
 
-/// Opens a new tap `name` (1 to 15 bytes), gives the host side `address`/`prefix_len` and sets it up.
+/// Work that host and guest may leave to each other (`TUN_F_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads(u32);
+
+impl Offloads {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Checksums of TCP and UDP.
+    pub const CHECKSUM: Self = Self(libc::TUN_F_CSUM);
+    /// Segmentation of TCP over IPv4.
+    pub const TCP4: Self = Self(libc::TUN_F_TSO4);
+    /// Segmentation of TCP over IPv6.
+    pub const TCP6: Self = Self(libc::TUN_F_TSO6);
+    /// Segmentation of UDP over IPv4; goes with that over IPv6.
+    pub const UDP4: Self = Self(libc::TUN_F_USO4);
+    /// Segmentation of UDP over IPv6.
+    pub const UDP6: Self = Self(libc::TUN_F_USO6);
+    /// Everything known here.
+    pub const ALL: Self = Self::CHECKSUM.with(Self::TCP4).with(Self::TCP6).with(Self::UDP4).with(Self::UDP6);
+
+    /// Both.
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What is not in `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of `other` is in it.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// What the kernel of this host can do for a tap; the tap does nothing of it afterwards. UDP came with Linux 6.2.
+pub fn known_offloads(tap: BorrowedFd<'_>) -> Offloads {
+    let tried = [Offloads::ALL, Offloads::ALL.without(Offloads::UDP4).without(Offloads::UDP6), Offloads::CHECKSUM];
+    let known = tried.into_iter().find(|offloads| set_offloads(tap, *offloads).is_ok());
+    let is_reset = set_offloads(tap, Offloads::NONE).is_ok();
+    known.filter(|_| is_reset).unwrap_or(Offloads::NONE)
+}
+
+/// Says what the kernel may leave to whoever reads from the tap; for all of its queues.
+pub fn set_offloads(tap: BorrowedFd<'_>, offloads: Offloads) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes an integer.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(offloads.0)) })
+}
+
+/// Attaches this queue of a tap, or detaches it: then no frames come by it, and none go.
+pub fn set_queue(tap: BorrowedFd<'_>, is_attached: bool) -> io::Result<()> {
+    let mut request = no_request();
+    request.ifr_ifru.ifru_flags = flags(if is_attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE });
+    // SAFETY: TUNSETQUEUE reads one `ifreq`, which `request` is, alive for the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETQUEUE as _, &raw const request) })
+}
+
+/// Opens a new tap `name` (1 to 15 bytes) with `queues` (at least 1) queues, gives the host side `address`/`prefix_len`
+/// and sets it up. A descriptor for each queue, all attached.
 ///
 /// The tap is not persistent: it vanishes with its last descriptor. Reads and writes do not block and carry a
 /// `virtio_net_hdr_v1`. Needs `CAP_NET_ADMIN`; a name that is in use is `ResourceBusy`.
-pub fn open(name: &str, address: Ipv4Addr, prefix_len: u8) -> io::Result<File> {
-    let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-    let mut request = request(name)?;
-    request.ifr_ifru.ifru_flags = flags(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, alive for the call.
-    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
-    // SAFETY: TUNSETVNETHDRSZ reads one `int`.
-    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const VNET_HEADER_LEN) })?;
+pub fn open(name: &str, address: Ipv4Addr, prefix_len: u8, queues: u16) -> io::Result<Vec<File>> {
+    // Only the first one makes the interface, and must: one of that name would be somebody else's.
+    let kind = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let taps =
+        (0..queues.max(1)).map(|number| open_queue(name, kind | if number == 0 { libc::IFF_TUN_EXCL } else { 0 }));
+    let taps = taps.collect::<io::Result<Vec<_>>>()?;
     no_ipv6(name);
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     set_address(&socket, libc::SIOCSIFADDR as _, name, address)?;
     set_address(&socket, libc::SIOCSIFNETMASK as _, name, netmask(prefix_len))?;
     bring_up(&socket, name)?;
+    Ok(taps)
+}
+
+fn open_queue(name: &str, kind: libc::c_int) -> io::Result<File> {
+    let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_flags = flags(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | kind);
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, alive for the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })?;
+    // SAFETY: TUNSETVNETHDRSZ reads one `int`.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const VNET_HEADER_LEN) })?;
     Ok(tap)
 }
 
@@ -69,12 +138,16 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
     if !is_valid {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an interface name"));
     }
-    // SAFETY: `ifreq` is plain data of integers and byte arrays, for which all zeroes is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let mut request = no_request();
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
     Ok(request)
+}
+
+fn no_request() -> libc::ifreq {
+    // SAFETY: `ifreq` is plain data of integers and byte arrays, for which all zeroes is a value.
+    unsafe { std::mem::zeroed() }
 }
 
 fn flags(bits: libc::c_int) -> libc::c_short {
@@ -88,6 +161,8 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -100,22 +175,48 @@ mod tests {
     #[test]
     fn refuses_names_that_are_no_interface() {
         for name in ["", "a/b", "0123456789abcdef"] {
-            assert_eq!(open(name, Ipv4Addr::LOCALHOST, 30).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name}");
+            assert_eq!(
+                open(name, Ipv4Addr::LOCALHOST, 30, 1).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn makes_a_tap_that_vanishes_with_its_descriptor() {
-        let tap = match open("osttest0", Ipv4Addr::new(172, 30, 255, 253), 30) {
+        let tap = match open("osttest0", Ipv4Addr::new(172, 30, 255, 253), 30, 1) {
             Ok(tap) => tap,
             Err(error) => return println!("skipped: needs CAP_NET_ADMIN and /dev/net/tun ({error})"),
         };
         let net = std::path::Path::new("/sys/class/net/osttest0");
         let read = |file: &str| std::fs::read_to_string(net.join(file)).unwrap();
         assert_eq!(u32::from_str_radix(read("flags").trim().trim_start_matches("0x"), 16).unwrap() & 1, 1);
-        let twice = open("osttest0", Ipv4Addr::new(172, 30, 255, 253), 30).unwrap_err();
+        let twice = open("osttest0", Ipv4Addr::new(172, 30, 255, 253), 30, 1).unwrap_err();
         assert_eq!(twice.kind(), io::ErrorKind::ResourceBusy);
         drop(tap);
         assert!(!net.exists());
+    }
+
+    #[test]
+    fn queues_of_one_tap_come_and_go_and_offloads_are_set_for_all() {
+        let taps = match open("osttest1", Ipv4Addr::new(172, 30, 255, 249), 30, 3) {
+            Ok(taps) => taps,
+            Err(error) => return println!("skipped: needs CAP_NET_ADMIN and /dev/net/tun ({error})"),
+        };
+        assert_eq!(taps.len(), 3);
+        let queues = || std::fs::read_dir("/sys/class/net/osttest1/queues").unwrap().count();
+        // Of each kind.
+        assert_eq!(queues(), 6);
+        let twice = open("osttest1", Ipv4Addr::new(172, 30, 255, 249), 30, 3).unwrap_err();
+        assert_eq!(twice.kind(), io::ErrorKind::ResourceBusy, "nobody joins another one's tap");
+        set_queue(taps[2].as_fd(), false).unwrap();
+        assert_eq!(queues(), 4);
+        set_queue(taps[2].as_fd(), true).unwrap();
+        assert_eq!(queues(), 6);
+        let known = known_offloads(taps[1].as_fd());
+        assert!(known.contains(Offloads::CHECKSUM.with(Offloads::TCP4).with(Offloads::TCP6)), "{known:?}");
+        set_offloads(taps[0].as_fd(), known).unwrap();
+        assert!(set_offloads(taps[0].as_fd(), Offloads::TCP4).is_err(), "segments without checksums");
     }
 }

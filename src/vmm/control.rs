@@ -4,6 +4,7 @@
 //! It performs effects of register writes, presses the power button, ends the run. It never waits for the daemon, the
 //! guest or a console.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::machine::{Machine, MachineError, Mailbox, Message};
 use super::ports::{Alarm, AlarmKind};
 use super::{confine, console};
-use crate::model::{InstanceId, VmExit, VmId};
+use crate::model::{DeviceChange, DeviceId, InstanceId, VmExit, VmId};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm};
 
@@ -83,6 +84,8 @@ pub struct Identity {
 pub struct Parts {
     /// Who this is.
     pub identity: Identity,
+    /// Where each device sits.
+    pub slots: BTreeMap<DeviceId, u8>,
     /// The VM.
     pub machine: Machine,
     /// Where a restarted daemon connects.
@@ -224,6 +227,11 @@ impl Control {
                 None
             }
             Ok(ToVmm::Kill) => Some(VmExit::Killed),
+            Ok(ToVmm::DeviceChange { device, change }) => {
+                let error = self.change(&device, change).err();
+                self.send(&FromVmm::DeviceChanged { device, error });
+                None
+            }
             Ok(ToVmm::Launch { .. }) => {
                 tracing::warn!("ignoring a second launch");
                 None
@@ -233,6 +241,11 @@ impl Control {
                 None
             }
         }
+    }
+
+    fn change(&self, device: &DeviceId, change: DeviceChange) -> Result<(), String> {
+        let slot = self.parts.slots.get(device).ok_or_else(|| format!("there is no device {device}"))?;
+        self.parts.machine.change(*slot, change).map_err(|error| error.to_string())
     }
 
     fn read_mailbox(&mut self) -> Option<VmExit> {

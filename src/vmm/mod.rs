@@ -25,7 +25,7 @@ pub mod virtio;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -173,6 +173,7 @@ fn assemble(
     let threads = if has_devices { confine::Threads::WITH_DEVICES } else { confine::Threads::EMULATED };
     let parts = Parts {
         identity: Identity { vm: launch.vm, instance: launch.instance },
+        slots: launch.devices.iter().map(|device| (device.id.clone(), device.slot.number())).collect(),
         machine,
         listener,
         link: Some(link),
@@ -198,14 +199,18 @@ fn function(
     let missing = || LaunchError::Missing(format!("device {}", device.id));
     let bar_base = Machine::slot_window(device.slot);
     let function = match &device.kind {
-        DeviceKind::Block { is_read_only } => {
+        DeviceKind::Block { is_read_only, queues, limits } => {
             let [image] = descriptors.try_into().map_err(|_| missing())?;
-            let disk = virtio::Block::new(device.id.clone(), File::from(image), *is_read_only).map_err(failed)?;
+            let (id, image) = (device.id.clone(), File::from(image));
+            let disk = virtio::Block::new(id, image, *is_read_only, *queues, *limits).map_err(failed)?;
             virtio::VirtioFunction::new(disk, machine.memory(), bar_base, confine::io)
         }
-        DeviceKind::Net { mac } => {
-            let [tap] = descriptors.try_into().map_err(|_| missing())?;
-            let nic = virtio::Net::new(device.id.clone(), tap, *mac).map_err(failed)?;
+        DeviceKind::Net { mac, limits, queues } => {
+            let first = descriptors.first().filter(|_| descriptors.len() == usize::from(*queues));
+            let known = sys::tap::known_offloads(first.ok_or_else(missing)?.as_fd());
+            let control = virtio::TapControl::KERNEL;
+            let nic =
+                virtio::Net::new(device.id.clone(), descriptors, *mac, known, *limits, control).map_err(failed)?;
             virtio::VirtioFunction::new(nic, machine.memory(), bar_base, confine::io)
         }
         DeviceKind::Rng => {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::model::DeviceId;
+use crate::model::{DeviceChange, DeviceId};
 use crate::sys::vfio::Pages;
 
 /// Guest memory as devices see it: a snapshot per use, so that slots can grow while the VM runs.
@@ -125,8 +125,26 @@ pub trait PciFunction: Send {
     }
     /// All MSI-X vectors, in order; the number never changes.
     fn vectors(&self) -> Vec<Vector>;
+    /// Changes what the host decides of a device, while it runs or not; comes from the control thread.
+    fn change(&mut self, _change: DeviceChange) -> Result<(), ChangeError> {
+        Err(ChangeError::Unsupported)
+    }
     /// Performs [`Effect::Activate`] or [`Effect::Reset`]; a device that cannot sets its own `NEEDS_RESET`.
     fn apply(&mut self, effect: Effect);
+}
+
+/// Why a device was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// Not one of this kind.
+    #[error("a device of this kind cannot be changed so")]
+    Unsupported,
+    /// It does not fit what is there.
+    #[error("{0}")]
+    Refused(String),
+    /// Its thread is busy, or gone.
+    #[error("the device's thread does not answer")]
+    Silent,
 }
 
 /// How a thread confines itself for good (`vmm/confine`): the first thing that it does.

@@ -3,7 +3,9 @@
 use prost::Message;
 
 use super::{WireError, proto};
-use crate::model::{DeviceKind, DeviceLaunch, Launch, MacAddr, PciSlot};
+use crate::model::{
+    DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MacAddr, PciSlot, Rate, RateLimits,
+};
 
 /// The sealed configuration's bytes.
 pub fn encode_launch(launch: &Launch) -> Vec<u8> {
@@ -46,8 +48,16 @@ pub fn decode_launch(bytes: &[u8]) -> Result<Launch, WireError> {
 fn encode_device(device: &DeviceLaunch) -> proto::Device {
     use proto::device::Kind;
     let kind = match &device.kind {
-        DeviceKind::Block { is_read_only } => Kind::Block(proto::Block { read_only: *is_read_only }),
-        DeviceKind::Net { mac } => Kind::Net(proto::Net { mac: mac.0.to_vec() }),
+        DeviceKind::Block { is_read_only, queues, limits } => Kind::Block(proto::Block {
+            read_only: *is_read_only,
+            queues: (*queues).into(),
+            limits: Some(encode_limits(*limits)),
+        }),
+        DeviceKind::Net { mac, limits, queues } => Kind::Net(proto::Net {
+            mac: mac.0.to_vec(),
+            limits: Some(encode_limits(*limits)),
+            queues: (*queues).into(),
+        }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
         DeviceKind::Vfio { host } => Kind::Vfio(proto::Vfio { host: host.to_string() }),
     };
@@ -58,10 +68,16 @@ fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireError> {
     use proto::device::Kind;
     let slot = u8::try_from(device.slot).ok().and_then(PciSlot::new).ok_or(WireError::Malformed("slot"))?;
     let kind = match device.kind.ok_or(WireError::Malformed("device without a kind"))? {
-        Kind::Block(block) => DeviceKind::Block { is_read_only: block.read_only },
+        Kind::Block(block) => {
+            let queues = u16::try_from(block.queues).ok().filter(|queues| (1..=MAX_DISK_QUEUES).contains(queues));
+            let queues = queues.ok_or(WireError::Malformed("queues of a disk"))?;
+            DeviceKind::Block { is_read_only: block.read_only, queues, limits: decode_limits(block.limits)? }
+        }
         Kind::Net(net) => {
             let mac = net.mac.try_into().map_err(|_| WireError::Malformed("MAC address"))?;
-            DeviceKind::Net { mac: MacAddr(mac) }
+            let queues = u16::try_from(net.queues).ok().filter(|queues| (1..=MAX_NIC_QUEUES).contains(queues));
+            let queues = queues.ok_or(WireError::Malformed("queues of a NIC"))?;
+            DeviceKind::Net { mac: MacAddr(mac), limits: decode_limits(net.limits)?, queues }
         }
         Kind::Rng(_) => DeviceKind::Rng,
         Kind::Vfio(vfio) => {
@@ -71,11 +87,38 @@ fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireError> {
     Ok(DeviceLaunch { id: device.id.parse()?, slot, kind })
 }
 
+/// Limits as they travel.
+pub(super) fn encode_limits(limits: RateLimits) -> proto::RateLimits {
+    let RateLimits { bandwidth, operations } = limits;
+    let parts = |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.per_second(), rate.burst()));
+    let ((bytes_per_second, bytes_burst), (operations_per_second, operations_burst)) =
+        (parts(bandwidth), parts(operations));
+    proto::RateLimits { bytes_per_second, bytes_burst, operations_per_second, operations_burst }
+}
+
+/// Reads limits; none at all is without limit.
+pub(super) fn decode_limits(limits: Option<proto::RateLimits>) -> Result<RateLimits, WireError> {
+    let limits = limits.unwrap_or_default();
+    let rate = |per_second, burst| match per_second {
+        0 => Ok(None),
+        _ => Rate::new("limits", per_second, burst).map(Some).map_err(|_| WireError::Malformed("rate limit")),
+    };
+    Ok(RateLimits {
+        bandwidth: rate(limits.bytes_per_second, limits.bytes_burst)?,
+        operations: rate(limits.operations_per_second, limits.operations_burst)?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::{InstanceId, VmId};
     use proptest::prelude::*;
+
+    fn limits() -> RateLimits {
+        let rate = |per_second, burst| Rate::new("f", per_second, burst).ok();
+        RateLimits { bandwidth: rate(10 << 20, 1 << 20), operations: rate(500, 0) }
+    }
 
     fn launch() -> Launch {
         let device =
@@ -89,8 +132,12 @@ mod tests {
             has_initrd: true,
             devices: vec![
                 device("rng", 1, DeviceKind::Rng),
-                device("root", 2, DeviceKind::Block { is_read_only: true }),
-                device("net", 3, DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]) }),
+                device("root", 2, DeviceKind::Block { is_read_only: true, queues: 4, limits: limits() }),
+                device(
+                    "net",
+                    3,
+                    DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]), limits: RateLimits::default(), queues: 2 },
+                ),
                 device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
             ],
         }
@@ -107,6 +154,15 @@ mod tests {
         let mut launch = launch();
         launch.devices[1].slot = launch.devices[0].slot;
         assert!(decode_launch(&encode_launch(&launch)).is_err());
+    }
+
+    #[test]
+    fn refuses_a_disk_without_queues_or_with_too_many() {
+        for queues in [0, MAX_DISK_QUEUES + 1] {
+            let mut launch = launch();
+            launch.devices[1].kind = DeviceKind::Block { is_read_only: false, queues, limits: limits() };
+            assert!(decode_launch(&encode_launch(&launch)).is_err());
+        }
     }
 
     proptest! {

@@ -2,8 +2,9 @@
 
 use prost::Message;
 
+use super::launch::{decode_limits, encode_limits};
 use super::{MAX_DESCRIPTORS, MAX_PACKET_LEN, VERSION, proto};
-use crate::model::{DeviceId, IdError, InstanceId, VmExit, VmId};
+use crate::model::{DeviceChange, DeviceId, IdError, InstanceId, VmExit, VmId};
 
 /// Why a packet was refused.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,13 @@ pub enum ToVmm {
     PowerButton,
     /// End at once.
     Kill,
+    /// Change a device that runs; answered by [`FromVmm::DeviceChanged`], in the order of the questions.
+    DeviceChange {
+        /// Which.
+        device: DeviceId,
+        /// How.
+        change: DeviceChange,
+    },
 }
 
 /// Vmm to daemon.
@@ -80,6 +88,13 @@ pub enum FromVmm {
     },
     /// The run is over; the process exits next.
     Ended(VmExit),
+    /// What became of a change.
+    DeviceChanged {
+        /// Of which device.
+        device: DeviceId,
+        /// Why it was refused, if it was.
+        error: Option<String>,
+    },
 }
 
 impl ToVmm {
@@ -93,6 +108,7 @@ impl ToVmm {
             }),
             Self::PowerButton => Body::PowerButton(proto::PowerButton {}),
             Self::Kill => Body::Kill(proto::Kill {}),
+            Self::DeviceChange { device, change } => Body::DeviceChange(encode_change(device, change)),
         };
         proto::ToVmm { body: Some(body) }.encode_to_vec()
     }
@@ -112,6 +128,7 @@ impl ToVmm {
             }
             Body::PowerButton(_) => Ok(Self::PowerButton),
             Body::Kill(_) => Ok(Self::Kill),
+            Body::DeviceChange(change) => decode_change(change),
         }
     }
 }
@@ -126,6 +143,10 @@ impl FromVmm {
             }
             Self::Ready { build_ns } => Body::Ready(proto::Ready { build_ns: *build_ns }),
             Self::Ended(exit) => Body::Ended(ended_to_proto(exit)),
+            Self::DeviceChanged { device, error } => Body::DeviceChanged(proto::DeviceChanged {
+                device: device.to_string(),
+                error: error.clone().unwrap_or_default(),
+            }),
         };
         proto::FromVmm { body: Some(body) }.encode_to_vec()
     }
@@ -141,8 +162,31 @@ impl FromVmm {
             }
             Body::Ready(ready) => Ok(Self::Ready { build_ns: ready.build_ns }),
             Body::Ended(ended) => Ok(Self::Ended(ended_from_proto(ended)?)),
+            Body::DeviceChanged(proto::DeviceChanged { device, error }) => Ok(Self::DeviceChanged {
+                device: device.parse()?,
+                error: Some(error).filter(|error| !error.is_empty()),
+            }),
         }
     }
+}
+
+fn encode_change(device: &DeviceId, change: &DeviceChange) -> proto::DeviceChange {
+    use proto::device_change::Change;
+    let change = match change {
+        DeviceChange::Resized => Change::Resized(proto::Resized {}),
+        DeviceChange::Limits(limits) => Change::Limits(encode_limits(*limits)),
+    };
+    proto::DeviceChange { device: device.to_string(), change: Some(change) }
+}
+
+fn decode_change(change: proto::DeviceChange) -> Result<ToVmm, WireError> {
+    use proto::device_change::Change;
+    let device = change.device.parse()?;
+    let change = match change.change.ok_or(WireError::Malformed("change without content"))? {
+        Change::Resized(_) => DeviceChange::Resized,
+        Change::Limits(limits) => DeviceChange::Limits(decode_limits(Some(limits))?),
+    };
+    Ok(ToVmm::DeviceChange { device, change })
 }
 
 /// The exit record's bytes.
@@ -223,6 +267,7 @@ fn decode_role(descriptor: proto::Descriptor) -> Result<Role, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Rate, RateLimits};
     use proptest::prelude::*;
 
     #[test]
@@ -237,7 +282,11 @@ mod tests {
             Role::ConsoleRing,
             Role::ExitRecord,
         ];
-        for message in [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill] {
+        let limits = RateLimits { bandwidth: Rate::new("f", 10 << 20, 0).ok(), operations: None };
+        let changes = [DeviceChange::Resized, DeviceChange::Limits(limits)];
+        let changes = changes.map(|change| ToVmm::DeviceChange { device: "data".parse().unwrap(), change });
+        let messages = [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill];
+        for message in messages.into_iter().chain(changes) {
             assert_eq!(ToVmm::decode(&message.encode()).unwrap(), message);
         }
         let exits = [
@@ -249,8 +298,10 @@ mod tests {
             VmExit::HostError("KVM_RUN: EFAULT".into()),
         ];
         let ends = exits.map(FromVmm::Ended);
+        let changed = [None, Some("it became shorter".to_owned())]
+            .map(|error| FromVmm::DeviceChanged { device: "data".parse().unwrap(), error });
         let others = [FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new() }, FromVmm::Ready { build_ns: 7 }];
-        for message in ends.into_iter().chain(others) {
+        for message in ends.into_iter().chain(others).chain(changed) {
             assert_eq!(FromVmm::decode(&message.encode()).unwrap(), message);
         }
     }

@@ -224,6 +224,21 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// Has the guest told of its disk's length, after it was grown to `size_bytes` if that is not 0. Gives the length.
+    pub fn resize_disk(&self, vm: &str, disk: &str, size_bytes: u64) -> Answer<u64> {
+        let request = v1::ResizeVirtualMachineDiskRequest { name: self.name(vm), disk: disk.to_owned(), size_bytes };
+        wait(self.vms.clone().resize_virtual_machine_disk(request)).map(|answer| answer.into_inner().size_bytes)
+    }
+
+    /// Gives a device other limits.
+    pub fn limit(&self, vm: &str, device: &str, limits: v1::RateLimits) -> Answer<v1::VirtualMachine> {
+        let (name, device) = (self.name(vm), device.to_owned());
+        let request = v1::LimitVirtualMachineDeviceRequest { name, device, limits: Some(limits) };
+        wait(self.vms.clone().limit_virtual_machine_device(request)).map(tonic::Response::into_inner)
+    }
+}
+
 /// A watch, read change by change.
 pub struct Watch(tonic::Streaming<v1::WatchVirtualMachinesResponse>);
 

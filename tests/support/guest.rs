@@ -33,11 +33,11 @@ pub fn linux_with(words: &str) -> v1::VirtualMachineSpec {
 }
 
 pub fn disk(id: &str, volume: &str, read_only: bool) -> v1::DiskSpec {
-    v1::DiskSpec { id: id.to_owned(), volume: volume.to_owned(), read_only }
+    v1::DiskSpec { id: id.to_owned(), volume: volume.to_owned(), read_only, ..Default::default() }
 }
 
 pub fn nic(id: &str) -> v1::NicSpec {
-    v1::NicSpec { id: id.to_owned(), sriov: None }
+    v1::NicSpec { id: id.to_owned(), ..Default::default() }
 }
 
 /// Registers, starts, and waits for the guest's shell; gives what the guest printed on the way.

@@ -9,7 +9,7 @@ use crate::api::v1;
 use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::NicArg;
+use super::super::units::{DiskArg, NicArg, Rates};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
@@ -59,14 +59,25 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
             initrd: arguments.initrd.unwrap_or_default(),
             cmdline: arguments.cmdline,
         }),
-        disks: disks.map(|d| v1::DiskSpec { id: d.id, volume: d.volume, read_only: d.is_read_only }).collect(),
+        disks: disks.map(disk).collect(),
         nics: arguments.nics.into_iter().map(nic).collect(),
     }
 }
 
+fn disk(disk: DiskArg) -> v1::DiskSpec {
+    let DiskArg { id, volume, is_read_only, is_direct, queues, rates } = disk;
+    v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues, limits: limits(rates) }
+}
+
 fn nic(nic: NicArg) -> v1::NicSpec {
     let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
-    v1::NicSpec { id: nic.id, sriov }
+    v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues }
+}
+
+fn limits(rates: Rates) -> Option<v1::RateLimits> {
+    let Rates { bandwidth: bytes_per_second, iops: operations_per_second } = rates;
+    let limits = v1::RateLimits { bytes_per_second, operations_per_second, ..Default::default() };
+    (rates != Rates::default()).then_some(limits)
 }
 
 pub(crate) async fn start(mut client: Client, name: &str) -> Result<(), Failure> {

@@ -126,17 +126,20 @@ pub mod samples {
     use super::*;
     use crate::model::{
         BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, Opinion, Outcome, Patch, PluginDigest, PolicyFault,
-        PolicyScope, Verdict,
+        PolicyScope, Rate, RateLimits, TapSpec, Verdict,
     };
 
     /// A running VM with a disk and a NIC.
     pub fn running(tenant: &str, name: &str) -> VmRecord {
         let uid = VmId::new();
-        let nic = NicSpec { id: "eth0".parse().unwrap(), backend: NicBackend::Tap };
+        let nic = NicSpec { id: "eth0".parse().unwrap(), backend: NicBackend::Tap(TapSpec::default()) };
         let disk = DiskSpec {
             id: "root".parse().unwrap(),
             volume: ImagePath::new("v", "root.img").unwrap(),
             is_read_only: true,
+            is_direct: true,
+            queues: 2,
+            limits: RateLimits { bandwidth: Rate::new("b", 10 << 20, 1 << 20).ok(), operations: None },
         };
         let boot = BootSpec {
             kernel: ImagePath::new("k", "linux/vmlinux").unwrap(),

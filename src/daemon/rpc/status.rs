@@ -45,6 +45,9 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Call(CallError::Interrupted { state }) => {
             status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
         }
+        ServiceError::Call(CallError::ChangeFailed(cause)) => {
+            status(Code::FailedPrecondition, text, "CHANGE_FAILED", [("cause", cause.clone())])
+        }
         ServiceError::Device(error) => device(error, text),
         ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
         ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),

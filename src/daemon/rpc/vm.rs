@@ -11,11 +11,11 @@ use tonic::{Request, Response, Status, Streaming};
 use super::audit::{Audit, Change};
 use super::call::{audited, caller};
 use super::{Ending, console, encode, ended, jail, status};
-use crate::api::convert::{grace_from_proto, spec_from_proto};
+use crate::api::convert::{grace_from_proto, limits_from_proto, spec_from_proto};
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
 use crate::daemon::service::{ServiceError, SharedNode, Whose};
-use crate::model::SpecError;
+use crate::model::{DeviceId, IdError, SpecError};
 
 /// Messages of a watch that wait for the client to read; behind them the store's own queue begins.
 const WATCH_QUEUE_LEN: usize = 16;
@@ -101,6 +101,38 @@ impl VirtualMachineService for VmRpc {
         Ok(Response::new(encode::vm(&vm)))
     }
 
+    async fn resize_virtual_machine_disk(
+        &self,
+        request: Request<v1::ResizeVirtualMachineDiskRequest>,
+    ) -> Result<Response<v1::ResizeVirtualMachineDiskResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let disk = device_id("disk", &request.disk)?;
+        let size = Some(request.size_bytes).filter(|&size| size != 0);
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "ResizeVirtualMachineDisk", &name);
+        let work = async move { node.resize_disk(&principal, &name.tenant, &name.vm, disk, size).await };
+        let size_bytes = audited(&self.audit, change, work).await?;
+        Ok(Response::new(v1::ResizeVirtualMachineDiskResponse { size_bytes }))
+    }
+
+    async fn limit_virtual_machine_device(
+        &self,
+        request: Request<v1::LimitVirtualMachineDeviceRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let device = device_id("device", &request.device)?;
+        let limits = limits_from_proto("limits", request.limits).map_err(|error| status::bad_field(&error))?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "LimitVirtualMachineDevice", &name);
+        let work = async move { node.limit_device(&principal, &name.tenant, &name.vm, device, limits).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
     async fn inspect_virtual_machine_jail(
         &self,
         request: Request<v1::InspectVirtualMachineJailRequest>,
@@ -174,6 +206,11 @@ fn decode_registration(request: v1::RegisterVirtualMachineRequest) -> Result<(Vm
 #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
 pub(super) fn vm_ref(name: &str) -> Result<VmRef, Status> {
     VmRef::parse(name).map_err(|error| status::bad_field(&error))
+}
+
+#[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
+fn device_id(field: &str, text: &str) -> Result<DeviceId, Status> {
+    text.parse().map_err(|error: IdError| status::bad_field(&SpecError::new(field, error.to_string())))
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]

@@ -12,6 +12,7 @@ mod ledger;
 mod lifecycle;
 mod plugins;
 mod register;
+mod tune;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -20,7 +20,7 @@ pub(super) struct TenantTurns {
 }
 
 impl TenantTurns {
-    async fn take(&self, tenant: &TenantId) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(super) async fn take(&self, tenant: &TenantId) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             // Tenants that nobody is waiting for are forgotten, so that the table stays as small as its use.

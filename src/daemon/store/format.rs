@@ -14,8 +14,8 @@ use super::PluginRecord;
 use super::decision::StoredDecision;
 use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
-    BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, VfWish, VlanId,
-    VmExit, VmSpec, VmState,
+    BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, Rate, RateLimits,
+    TapSpec, VfWish, VlanId, VmExit, VmSpec, VmState,
 };
 use crate::sys::process::Identity;
 
@@ -57,6 +57,9 @@ struct StoredSpec {
     /// Those of `nics` that are virtual functions, with what is asked of them.
     #[serde(default)]
     vf_wishes: BTreeMap<String, StoredWish>,
+    /// The others, where there is something to say.
+    #[serde(default)]
+    taps: BTreeMap<String, StoredTap>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,6 +73,33 @@ struct StoredDisk {
     id: String,
     volume: String,
     read_only: bool,
+    #[serde(default)]
+    direct: bool,
+    #[serde(default = "one")]
+    queues: u16,
+    #[serde(default)]
+    limits: StoredLimits,
+}
+
+/// What there is to say of a NIC on a tap.
+#[derive(Serialize, Deserialize)]
+struct StoredTap {
+    #[serde(default)]
+    limits: StoredLimits,
+    #[serde(default = "one")]
+    queues: u16,
+}
+
+/// Per second and at once; a rate of 0: no limit.
+#[derive(Default, Serialize, Deserialize)]
+struct StoredLimits {
+    bytes: (u64, u64),
+    operations: (u64, u64),
+}
+
+/// Queues of a device from before it could have several.
+fn one() -> u16 {
+    1
 }
 
 #[derive(Serialize, Deserialize)]
@@ -237,6 +267,9 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
                 id: disk.id.to_string(),
                 volume: disk.volume.to_string(),
                 read_only: disk.is_read_only,
+                direct: disk.is_direct,
+                queues: disk.queues,
+                limits: store_limits(disk.limits),
             })
             .collect(),
         nics: spec.nics().iter().map(|nic| nic.id.to_string()).collect(),
@@ -245,7 +278,29 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
             .iter()
             .filter_map(|nic| Some((nic.id.to_string(), store_wish(nic.vf_wish()?))))
             .collect(),
+        taps: spec.nics().iter().filter_map(|nic| Some((nic.id.to_string(), store_tap(nic.tap()?)))).collect(),
     }
+}
+
+fn store_tap(tap: TapSpec) -> StoredTap {
+    StoredTap { limits: store_limits(tap.limits), queues: tap.queues }
+}
+
+fn load_tap(tap: &StoredTap) -> Result<TapSpec, Unusable> {
+    Ok(TapSpec { limits: load_limits(&tap.limits)?, queues: tap.queues })
+}
+
+fn store_limits(limits: RateLimits) -> StoredLimits {
+    let parts = |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.per_second(), rate.burst()));
+    StoredLimits { bytes: parts(limits.bandwidth), operations: parts(limits.operations) }
+}
+
+fn load_limits(limits: &StoredLimits) -> Result<RateLimits, Unusable> {
+    let rate = |(per_second, burst)| match per_second {
+        0 => Ok(None),
+        _ => Rate::new("limits", per_second, burst).map(Some).map_err(text),
+    };
+    Ok(RateLimits { bandwidth: rate(limits.bytes)?, operations: rate(limits.operations)? })
 }
 
 fn store_wish(wish: VfWish) -> StoredWish {
@@ -289,12 +344,16 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
             id: disk.id.parse().map_err(text)?,
             volume: ImagePath::new("volume", &disk.volume).map_err(text)?,
             is_read_only: disk.read_only,
+            is_direct: disk.direct,
+            queues: disk.queues,
+            limits: load_limits(&disk.limits)?,
         })
     });
     let disks = disks.collect::<Result<_, _>>()?;
     let nics = spec.nics.iter().map(|id| {
         let wish = spec.vf_wishes.get(id).map(load_wish).transpose()?;
-        let backend = wish.map_or(NicBackend::Tap, NicBackend::Sriov);
+        let tap = spec.taps.get(id).map(load_tap).transpose()?.unwrap_or_default();
+        let backend = wish.map_or(NicBackend::Tap(tap), NicBackend::Sriov);
         Ok::<_, Unusable>(NicSpec { id: id.parse().map_err(text)?, backend })
     });
     let nics = nics.collect::<Result<_, _>>()?;
@@ -439,7 +498,17 @@ mod tests {
         let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&vm)).unwrap();
         assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
+        assert!(json["spec"].as_object_mut().unwrap().remove("taps").is_some());
         assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
+    }
+
+    #[test]
+    fn reads_a_disk_from_before_it_could_be_direct_or_have_queues() {
+        let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&samples::running("acme", "web"))).unwrap();
+        let disk = json["spec"]["disks"][0].as_object_mut().unwrap();
+        assert!(["direct", "queues", "limits"].iter().all(|field| disk.remove(*field).is_some()));
+        let disk = decode_vm(json.to_string().as_bytes()).unwrap().spec.disks()[0].clone();
+        assert_eq!((disk.is_direct, disk.queues, disk.limits), (false, 1, RateLimits::default()));
     }
 
     #[test]

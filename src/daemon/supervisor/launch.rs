@@ -26,7 +26,7 @@ use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::record::{Subnet, VfNic, VmRecord};
-use crate::model::{DeviceId, DiskSpec, InstanceId, JailFacts, SpecError, VmId};
+use crate::model::{DeviceId, DiskSpec, InstanceId, JailFacts, NicSpec, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
 use crate::sys::packet::Listener;
@@ -135,7 +135,10 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
         passed.push((Role::Device(disk.id.clone()), image.into()));
     }
     for nic in &vm.nics {
-        passed.push((Role::Device(nic.id.clone()), open_tap(nic.subnet)?.into()));
+        let spec = vm.spec.nics().iter().find(|spec| spec.id == nic.id);
+        let queues = spec.and_then(NicSpec::tap).unwrap_or_default().queues;
+        let taps = open_tap(nic.subnet, queues)?.into_iter();
+        passed.extend(taps.map(|tap| (Role::Device(nic.id.clone()), tap.into())));
     }
     for vf in &vm.vfs {
         passed.extend(shared.devices.open(vf)?.map(|descriptor| (Role::Device(vf.id.clone()), descriptor)));
@@ -214,9 +217,9 @@ fn lock(image: &File, disk: &DiskSpec) -> Result<(), LaunchError> {
     })
 }
 
-fn open_tap(subnet: Subnet) -> Result<File, LaunchError> {
+fn open_tap(subnet: Subnet, queues: u16) -> Result<Vec<File>, LaunchError> {
     let name = subnet.tap_name();
-    retry(|| sys::tap::open(&name, subnet.host(), Subnet::PREFIX_LEN), io::ErrorKind::ResourceBusy)
+    retry(|| sys::tap::open(&name, subnet.host(), Subnet::PREFIX_LEN, queues), io::ErrorKind::ResourceBusy)
         .map_err(|source| LaunchError::Tap { name, source })
 }
 
@@ -250,10 +253,18 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ImagePath;
+    use crate::model::{ImagePath, RateLimits};
 
     fn disk(is_read_only: bool) -> DiskSpec {
-        DiskSpec { id: "root".parse().unwrap(), volume: ImagePath::new("v", "x.img").unwrap(), is_read_only }
+        let volume = ImagePath::new("v", "x.img").unwrap();
+        DiskSpec {
+            id: "root".parse().unwrap(),
+            volume,
+            is_read_only,
+            is_direct: false,
+            queues: 1,
+            limits: RateLimits::default(),
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
+use super::change::Changes;
 use super::link::{Link, watch};
 use crate::model::VmExit;
 use crate::sys::process::Process;
@@ -24,12 +25,14 @@ pub(super) struct Live {
     pub(super) kill_by: Option<Instant>,
     /// How it ended by its own last word, or by ours if we ended it.
     pub(super) last_word: Option<VmExit>,
+    /// Changes of its devices under way.
+    pub(super) changes: Changes,
 }
 
 impl Live {
     pub(super) fn new(process: Process, link: Option<Link>) -> std::io::Result<Self> {
         let process = watch(process)?;
-        Ok(Self { process, link, ready_by: None, kill_by: None, last_word: None })
+        Ok(Self { process, link, ready_by: None, kill_by: None, last_word: None, changes: Changes::default() })
     }
 
     /// Ends the process: by word if it listens, by signal if not or if it does not hurry.

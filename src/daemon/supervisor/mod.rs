@@ -10,6 +10,7 @@
 //! Intent goes to the [`Journal`] before each effect; `reconcile` finishes after a restart what the journal says. The
 //! vmm processes outlive the daemon: nothing here ends them when it is dropped.
 
+mod change;
 mod end;
 mod jail;
 mod launch;
@@ -32,9 +33,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
 use crate::daemon::record::{VfNic, VmRecord};
-use crate::model::{FailureCause, Refused, VmId};
+use crate::model::{DeviceChange, DeviceId, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
+use change::Change;
 pub use jail::{Jail, JailError};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
 use vm_task::{Call, VmTask, Wanted};
@@ -93,6 +95,9 @@ pub enum CallError {
         /// Where it is now.
         state: &'static str,
     },
+    /// A device was not changed.
+    #[error("the device was not changed: {0}")]
+    ChangeFailed(String),
     /// The VM was destroyed meanwhile.
     #[error("the VM is gone")]
     Gone,
@@ -240,6 +245,23 @@ impl VmHandle {
     /// Forgets it, killing it first if `is_forced` and it runs; waits until it is gone.
     pub async fn destroy(&self, is_forced: bool) -> Result<VmRecord, CallError> {
         self.call(Wanted::Gone { is_forced }).await
+    }
+
+    /// Has the guest told that the image of `disk` is `len` bytes long now. A VM that is off will find it so.
+    pub async fn resized(&self, disk: DeviceId, len: u64) -> Result<VmRecord, CallError> {
+        self.change(Change { device: disk, what: DeviceChange::Resized, file_bytes: len }).await
+    }
+
+    /// Gives a disk, or a NIC on a tap, other limits, at once and for later.
+    pub async fn limit(&self, device: DeviceId, limits: RateLimits) -> Result<VmRecord, CallError> {
+        self.change(Change { device, what: DeviceChange::Limits(limits), file_bytes: 0 }).await
+    }
+
+    async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(Call { wanted: Wanted::Changed(change), reply }).await.map_err(|_| CallError::Gone)?;
+        // Dropped unanswered: its process ended meanwhile.
+        answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
     }
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {

@@ -1,7 +1,7 @@
 //! From a VM's record to what its vmm is told; pure. Key function: [`plan`].
 
 use crate::daemon::record::{NicLease, Subnet, VmRecord};
-use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, VmSpec};
+use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, TapSpec, VmSpec};
 use crate::sys::tap;
 
 /// A VM cannot be laid out: a record that no longer fits this daemon's limits.
@@ -19,14 +19,17 @@ pub(super) enum PlanError {
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
     let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
-    let disks = spec.disks().iter().map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only })));
+    let disks = spec.disks().iter();
+    let disks = disks
+        .map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only, queues: d.queues, limits: d.limits })));
     let nics = spec.nics().iter().map(|nic| {
         if nic.vf_wish().is_some() {
             let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
             return Ok((&nic.id, DeviceKind::Vfio { host: vf.address }));
         }
         let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
-        Ok((&nic.id, DeviceKind::Net { mac: lease.mac }))
+        let TapSpec { limits, queues } = nic.tap().unwrap_or_default();
+        Ok((&nic.id, DeviceKind::Net { mac: lease.mac, limits, queues }))
     });
     let mut devices = Vec::new();
     for (number, device) in (1u8..).zip(std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics)) {
@@ -65,7 +68,7 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::{VfNic, samples};
-    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, VfWish};
+    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, RateLimits, VfWish};
 
     #[test]
     fn lays_out_rng_disks_and_nics_in_order() {
@@ -73,8 +76,14 @@ mod tests {
         let launch = plan(&vm, InstanceId::new()).unwrap();
         let devices: Vec<_> = launch.devices.iter().map(|d| (d.slot.number(), d.id.as_str())).collect();
         assert_eq!(devices, [(1, "rng"), (2, "root"), (3, "eth0")]);
-        assert_eq!(launch.devices[1].kind, DeviceKind::Block { is_read_only: true });
-        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac: vm.nics[0].mac });
+        assert_eq!(
+            launch.devices[1].kind,
+            DeviceKind::Block { is_read_only: true, queues: 2, limits: vm.spec.disks()[0].limits }
+        );
+        assert_eq!(
+            launch.devices[2].kind,
+            DeviceKind::Net { mac: vm.nics[0].mac, limits: RateLimits::default(), queues: 1 }
+        );
         assert_eq!(launch.memory_bytes, 256 << 20);
         assert!(launch.has_initrd);
     }
@@ -96,7 +105,7 @@ mod tests {
     #[test]
     fn refuses_a_nic_without_an_address() {
         let mut vm = samples::running("acme", "web");
-        let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap };
+        let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap(TapSpec::default()) };
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![other]).unwrap();
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease));
     }
@@ -113,6 +122,6 @@ mod tests {
         vm.vfs = vec![VfNic { id: vf.id, address, pf_interface: "eth0".into(), mac }];
         let launch = plan(&vm, InstanceId::new()).unwrap();
         assert_eq!(launch.devices[1].kind, DeviceKind::Vfio { host: address });
-        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac });
+        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac, limits: RateLimits::default(), queues: 1 });
     }
 }

@@ -14,7 +14,10 @@ use tokio::sync::watch;
 use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
 use crate::daemon::record::{VfNic, VmRecord, samples};
-use crate::model::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, VfWish, VmExit, VmId, VmSpec, VmState};
+use crate::model::{
+    BootSpec, DeviceChange, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit, VmId, VmSpec,
+    VmState,
+};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, Role, ToVmm, decode_launch, encode_ended};
@@ -73,6 +76,12 @@ fn plays_the_vmm_when_started_as_one() {
                 (ToVmm::PowerButton, _) => end(link.as_ref().unwrap(), VmExit::PowerOff),
                 (ToVmm::Kill, _) => end(link.as_ref().unwrap(), VmExit::Killed),
                 (ToVmm::Launch { .. }, _) => panic!("a second launch"),
+                (ToVmm::DeviceChange { .. }, "deaf") => std::process::abort(),
+                (ToVmm::DeviceChange { device, change }, _) => {
+                    let error = (change == DeviceChange::Resized).then(|| "it became shorter".to_owned());
+                    let answer = FromVmm::DeviceChanged { device, error };
+                    link.as_ref().unwrap().send(&answer.encode(), &[]).unwrap();
+                }
             },
             // The daemon is gone: wait for the next one.
             _ => {
@@ -400,15 +409,61 @@ async fn a_restarted_daemon_tells_what_it_missed_and_trusts_no_stranger() {
     assert!(!is_alive(&live));
 }
 
+fn disk(is_read_only: bool) -> DiskSpec {
+    DiskSpec {
+        id: "data".parse().unwrap(),
+        volume: ImagePath::new("v", "data.img").unwrap(),
+        is_read_only,
+        is_direct: false,
+        queues: 1,
+        limits: RateLimits::default(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_on_record_before_the_vmm_has_them_and_stay() {
+    let bench = Bench::new();
+    std::fs::write(bench.dir.path().join("volumes/acme/data.img"), [0; 512]).unwrap();
+    let with_disk = |script: &str| {
+        let vm = bench.vm(script);
+        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk(false)], vec![]).unwrap(), ..vm }
+    };
+    let handle = bench.supervisor().adopt_new(with_disk("run"));
+    let id = || "data".parse().unwrap();
+    let limits = |rate| RateLimits { bandwidth: Rate::new("f", rate, 0).ok(), operations: None };
+    let recorded = || bench.notebook.last.borrow().as_ref().unwrap().spec.disks()[0].limits;
+    // Off: for later.
+    assert_eq!(handle.limit(id(), limits(1)).await.unwrap().spec.disks()[0].limits, limits(1));
+    assert_eq!(recorded(), limits(1));
+    handle.start().await.unwrap();
+    assert_eq!(handle.limit(id(), limits(2)).await.unwrap().spec.disks()[0].limits, limits(2));
+    assert_eq!(recorded(), limits(2));
+    let refused = handle.limit("gone".parse().unwrap(), limits(3)).await.unwrap_err();
+    assert!(matches!(refused, CallError::ChangeFailed(_)), "{refused}");
+    let refused = handle.resized(id(), 1024).await.unwrap_err();
+    assert!(refused.to_string().contains("it became shorter"), "{refused}");
+    let (first, second) = tokio::join!(handle.resized(id(), 0), handle.limit(id(), limits(4)));
+    assert!(first.is_err() && second.is_ok(), "each has its own answer");
+    handle.stop(GRACE).await.unwrap();
+    assert_eq!(recorded(), limits(4));
+    handle.resized(id(), 2048).await.unwrap();
+    handle.destroy(false).await.unwrap();
+
+    let handle = bench.supervisor().adopt_new(with_disk("deaf"));
+    handle.start().await.unwrap();
+    let ended = handle.limit(id(), limits(1)).await.unwrap_err();
+    assert!(matches!(ended, CallError::Interrupted { .. }), "{ended}");
+    bench.until_state("FAILED").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_is_written_by_one_running_vm_only() {
     let bench = Bench::new();
     std::fs::write(bench.dir.path().join("volumes/acme/data.img"), [0; 512]).unwrap();
     let with_disk = |is_read_only| {
         let vm = bench.vm("run");
-        let volume = ImagePath::new("v", "data.img").unwrap();
-        let disk = DiskSpec { id: "data".parse().unwrap(), volume, is_read_only };
-        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk], vec![]).unwrap(), ..vm }
+        let disks = vec![disk(is_read_only)];
+        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), disks, vec![]).unwrap(), ..vm }
     };
     let supervisor = bench.supervisor();
     let (writer, reader) = (supervisor.adopt_new(with_disk(false)), supervisor.adopt_new(with_disk(true)));

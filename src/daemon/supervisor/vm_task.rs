@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::change::{Change, Changes};
 use super::end;
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
@@ -18,7 +19,7 @@ use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
 use super::{CallError, Shared, VmPaths};
 use crate::daemon::record::{Run, VmRecord};
-use crate::model::{Effect, Event, InstanceId, VmExit, VmState, step};
+use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
 use crate::wire::{FromVmm, ToVmm};
 
@@ -29,16 +30,24 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
     Running,
-    Stopped { grace: Duration },
-    Gone { is_forced: bool },
+    Stopped {
+        grace: Duration,
+    },
+    Gone {
+        is_forced: bool,
+    },
+    /// Answered by the vmm, or at once if there is none.
+    Changed(Change),
 }
 
 /// A call with where its answer goes, once what it wants is true or cannot become so.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) wanted: Wanted,
-    pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
+    pub(super) reply: Reply,
 }
+
+type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
 
 #[derive(Debug)]
 enum Phase {
@@ -120,6 +129,7 @@ impl VmTask {
             Wanted::Running => Event::Start,
             Wanted::Stopped { grace } => Event::Stop { grace: *grace },
             Wanted::Gone { is_forced } => Event::Destroy { is_forced: *is_forced },
+            Wanted::Changed(change) => return self.change(change.clone(), call.reply).await,
         };
         match step(&self.vm.state, &event) {
             Ok(_) => {
@@ -129,6 +139,32 @@ impl VmTask {
             // Nobody waits for the answer any more: fine.
             Err(refused) => drop(call.reply.send(Err(refused.into()))),
         }
+    }
+
+    /// Changes a device: on record first if it is to stay so, then in the vmm.
+    async fn change(&mut self, change: Change, reply: Reply) {
+        let is_settled = matches!(self.phase, Phase::Idle) || self.vm.state == VmState::Running;
+        if !is_settled || self.vm.state == VmState::Destroying {
+            let refused = Refused { verb: "change a device of", state: self.vm.state.name() };
+            return drop(reply.send(Err(refused.into())));
+        }
+        if let DeviceChange::Limits(limits) = change.what {
+            let Some(spec) = self.vm.spec.clone().with_limits(&change.device, limits) else {
+                let text = format!("the VM has no disk and no NIC on a tap named {}", change.device);
+                return drop(reply.send(Err(CallError::ChangeFailed(text))));
+            };
+            let before = std::mem::replace(&mut self.vm.spec, spec);
+            if let Err(error) = self.shared.journal.update(self.vm.clone()).await {
+                self.vm.spec = before;
+                return drop(reply.send(Err(CallError::ChangeFailed(error.to_string()))));
+            }
+        }
+        let Phase::Live(live) = &mut self.phase else { return drop(reply.send(Ok(self.vm.clone()))) };
+        // A process that writes beyond its limit is ended by the kernel: first the limit, then the length.
+        if let Err(error) = live.process.get_ref().allow_file_len(change.file_bytes) {
+            return drop(reply.send(Err(CallError::ChangeFailed(format!("cannot raise its file limit: {error}")))));
+        }
+        live.changes.send(live.link.as_ref(), change, reply);
     }
 
     /// One step of the lifecycle: release what is over, record what will be, then do it.
@@ -318,6 +354,11 @@ impl VmTask {
                     live.last_word.get_or_insert(exit);
                 }
             }
+            FromVmm::DeviceChanged { device, error } => {
+                if let Phase::Live(live) = &mut self.phase {
+                    live.changes.answered(&device, error, &self.vm);
+                }
+            }
             FromVmm::Hello { .. } => {}
         }
     }
@@ -326,6 +367,7 @@ impl VmTask {
         tracing::debug!(uid = %self.vm.uid, %error, "control link is down");
         if let Phase::Live(live) = &mut self.phase {
             live.link = None;
+            live.changes = Changes::default();
             // A vmm that cannot say Ready any more never will.
             if live.ready_by.take().is_some() {
                 live.kill_by = Some(Instant::now() + KILL_TIMEOUT);
@@ -396,6 +438,7 @@ fn verdict(wanted: &Wanted, vm: &VmRecord, is_gone: bool) -> Option<Result<VmRec
     let interrupted = || Some(Err(CallError::Interrupted { state: vm.state.name() }));
     match (wanted, &vm.state) {
         (Wanted::Gone { .. }, _) => is_gone.then(|| Ok(vm.clone())),
+        (Wanted::Changed(_), _) => unreachable!("changes wait with their process"),
         (Wanted::Running | Wanted::Stopped { .. }, VmState::Destroying) if is_gone => Some(Err(CallError::Gone)),
         (Wanted::Running, VmState::Starting) | (Wanted::Stopped { .. }, VmState::Stopping) => None,
         (Wanted::Running, VmState::Running) | (Wanted::Stopped { .. }, VmState::Stopped) => Some(Ok(vm.clone())),

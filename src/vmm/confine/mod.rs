@@ -219,6 +219,10 @@ mod tests {
         let Args::OneOf(_, requests) = with_devices[1].args else { panic!("no requests") };
         assert_eq!(requests, [("KVM_SET_USER_MEMORY_REGION", 0x4020_ae46)]);
         assert_eq!(tables::KVM_RUN, 0xae80);
+        // linux/if_tun.h.
+        let io: Vec<_> = Kind::Io.rows().filter(|row| row.name == "ioctl").collect();
+        let Args::OneOf(_, requests) = io[0].args else { panic!("no requests") };
+        assert_eq!(requests, [("TUNSETOFFLOAD", 0x4004_54d0), ("TUNSETQUEUE", 0x4004_54d9)]);
     }
 
     #[test]

@@ -24,6 +24,10 @@ const KVM_IOEVENTFD: u64 = iow(KVM, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>
 /// `FIONBIO` (asm-generic/ioctls.h).
 const FIONBIO: u64 = 0x5421;
 
+/// ioctls of taps (linux/if_tun.h).
+const TUNSETOFFLOAD: u64 = iow(b'T', 208, size_of::<libc::c_uint>());
+const TUNSETQUEUE: u64 = iow(b'T', 217, size_of::<libc::c_int>());
+
 /// Every thread: memory, locks, the end.
 pub(super) const COMMON: &[Row] = &[
     Row::any("read", libc::SYS_read, "eventfds: kicks, wake-ups"),
@@ -62,11 +66,19 @@ pub(super) const IO: &[Row] = &[
     Row::any(
         "io_uring_enter",
         libc::SYS_io_uring_enter,
-        "disk; the ring is restricted to one file and three operations",
+        "disk; the ring is restricted to one file and four operations",
     ),
     Row::any("readv", libc::SYS_readv, "frames from the tap"),
     Row::any("writev", libc::SYS_writev, "frames to the tap"),
     Row::any("getrandom", libc::SYS_getrandom, "entropy device"),
+    Row::any("lseek", libc::SYS_lseek, "the length of an image that has grown"),
+    Row::any("timerfd_settime", libc::SYS_timerfd_settime, "what exceeds a rate limit waits"),
+    Row::new(
+        "ioctl",
+        libc::SYS_ioctl,
+        Args::OneOf(1, &[("TUNSETOFFLOAD", TUNSETOFFLOAD), ("TUNSETQUEUE", TUNSETQUEUE)]),
+        "the tap learns what the guest's driver negotiated",
+    ),
 ];
 
 /// The control thread.

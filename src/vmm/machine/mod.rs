@@ -24,8 +24,8 @@ use super::kvm::{EntryPoint, Hypervisor, KvmError, Lacks, Vcpu, Vm};
 use super::legacy::power;
 use super::legacy::serial::Serial;
 use super::pci::{PciBus, SlotTaken};
-use super::ports::{Confine, Doorbell, Effect, GuestMemory, PciFunction};
-use crate::model::PciSlot;
+use super::ports::{ChangeError, Confine, Doorbell, Effect, GuestMemory, PciFunction};
+use crate::model::{DeviceChange, PciSlot};
 use bus::Bus;
 use irq::IrqTable;
 use pages::PageTable;
@@ -205,6 +205,13 @@ impl Machine {
                 Ok(())
             }
         }
+    }
+
+    /// Changes what the host decides of the function in `slot`.
+    pub fn change(&self, slot: u8, change: DeviceChange) -> Result<(), ChangeError> {
+        let function = self.bus.function(slot).ok_or(ChangeError::Unsupported)?;
+        let mut function = function.lock().unwrap_or_else(PoisonError::into_inner);
+        function.change(change)
     }
 
     /// Presses the ACPI power button.

@@ -91,6 +91,8 @@ pub(super) struct CommonConfig {
     status: u8,
     is_resetting: bool,
     queue_select: u16,
+    /// Counts changes of the device configuration.
+    generation: u8,
     queues: Vec<QueueRegisters>,
     /// Vector numbers and `NEEDS_RESET`, which the worker sees too.
     signals: Arc<Signals>,
@@ -107,6 +109,7 @@ impl CommonConfig {
             status: 0,
             is_resetting: false,
             queue_select: 0,
+            generation: 0,
             queues: queue_sizes.iter().map(|&size| QueueRegisters::new(size)).collect(),
             signals,
         }
@@ -132,11 +135,17 @@ impl CommonConfig {
         self.queues.iter().map(|queue| queue.is_enabled.then_some((queue.geometry, queue.max_size)))
     }
 
+    /// The device configuration is another from now on.
+    pub(super) fn count_generation(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
     /// Completes a reset: all registers as at the start; status reads 0 from now on.
     pub(super) fn finish_reset(&mut self) {
         self.signals.reset();
         let sizes: Vec<_> = self.queues.iter().map(|queue| queue.max_size).collect();
-        *self = Self::new(self.offered, &sizes, self.signals.clone());
+        let generation = self.generation;
+        *self = Self { generation, ..Self::new(self.offered, &sizes, self.signals.clone()) };
     }
 
     /// Reads registers; bytes beyond them read as zero.
@@ -190,8 +199,7 @@ impl CommonConfig {
             Field::ConfigVector => self.signals.config_vector().into(),
             Field::NumQueues => self.queues.len() as u64,
             Field::Status => (self.status | if self.signals.needs_reset() { NEEDS_RESET } else { 0 }).into(),
-            // Device configuration never changes while the function lives.
-            Field::Generation => 0,
+            Field::Generation => self.generation.into(),
             Field::QueueSelect => self.queue_select.into(),
             Field::QueueSize => queue.map_or(0, |queue| queue.geometry.size.into()),
             Field::QueueVector => self.signals.queue_vector(self.queue_select.into()).into(),

@@ -7,7 +7,8 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::queue::{Ring, RingFault};
-use crate::vmm::ports::GuestMemory;
+use crate::model::DeviceChange;
+use crate::vmm::ports::{ChangeError, GuestMemory};
 
 /// What a driver sees of a device; constant for its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +45,8 @@ pub enum Wake {
     Any,
     /// The driver notified this queue.
     Queue(usize),
-    /// Its own descriptor is ready.
-    Backend,
+    /// Its own descriptor of this number ([`Device::backends`]) is ready.
+    Backend(usize),
 }
 
 /// What a device wants after a call.
@@ -72,10 +73,14 @@ pub enum Fault {
 pub trait Device: Send + 'static {
     /// What the driver sees.
     fn identity(&self) -> Identity;
-    /// A descriptor to watch for readability and, if it can be, writability (edge-triggered).
-    fn backend(&self) -> Option<RawFd>;
+    /// Descriptors to watch for readability and, if they can be, writability (edge-triggered); always the same.
+    fn backends(&self) -> Vec<RawFd>;
     /// Does what there is to do, within a bound, without blocking.
     fn run(&mut self, active: &mut Active, wake: Wake) -> Result<Next, Fault>;
+    /// Changes what the host decides; gives the device configuration, if that is another now. [`Device::run`] follows.
+    fn change(&mut self, _change: DeviceChange) -> Result<Option<Vec<u8>>, ChangeError> {
+        Err(ChangeError::Unsupported)
+    }
     /// Ends all use of the rings and of guest memory; may wait for the host's I/O in flight.
     fn stop(&mut self);
 }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
 
 use super::testing::*;
+use crate::sys::tap::Offloads;
 
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 /// Where indirect tables lie.
@@ -18,12 +19,24 @@ const PAGE: u64 = 4096;
 enum Kind {
     BlockRead,
     BlockWrite,
+    BlockDiscard,
+    BlockZero,
     NetReceive,
     NetTransmit,
+    NetControl,
     Rng,
 }
 
-const KINDS: [Kind; 5] = [Kind::BlockRead, Kind::BlockWrite, Kind::NetReceive, Kind::NetTransmit, Kind::Rng];
+const KINDS: [Kind; 8] = [
+    Kind::BlockRead,
+    Kind::BlockWrite,
+    Kind::BlockDiscard,
+    Kind::BlockZero,
+    Kind::NetReceive,
+    Kind::NetTransmit,
+    Kind::NetControl,
+    Kind::Rng,
+];
 
 /// A device, its driver, and what a good request to it looks like.
 struct Target {
@@ -35,7 +48,10 @@ struct Target {
 impl Target {
     fn new(kind: Kind) -> Self {
         let (driver, network) = match kind {
-            Kind::BlockRead | Kind::BlockWrite => (Driver::probe(block(64, false).0), None),
+            Kind::BlockRead | Kind::BlockWrite | Kind::BlockDiscard | Kind::BlockZero => {
+                (Driver::probe(block(64, false).0), None)
+            }
+            Kind::NetControl => (Driver::probe(net_with(2, Offloads::ALL).0), None),
             Kind::NetReceive | Kind::NetTransmit => {
                 let (net, network) = net();
                 (Driver::probe(net), Some(network))
@@ -46,7 +62,11 @@ impl Target {
     }
 
     fn queue(&self) -> u16 {
-        (self.kind == Kind::NetTransmit).into()
+        match self.kind {
+            Kind::NetTransmit => 1,
+            Kind::NetControl => 4,
+            _ => 0,
+        }
     }
 
     fn good(&self) -> Vec<Piece> {
@@ -55,6 +75,8 @@ impl Target {
         match self.kind {
             Kind::BlockRead => vec![header, piece(DATA + PAGE, 512, WRITE), status],
             Kind::BlockWrite => vec![header, piece(DATA + PAGE, 512, 0), status],
+            Kind::BlockDiscard | Kind::BlockZero => vec![header, piece(DATA + PAGE, 16, 0), status],
+            Kind::NetControl => vec![piece(DATA, 4, 0), status],
             Kind::NetReceive => vec![piece(DATA, 12, WRITE), piece(DATA + PAGE, 1514, WRITE)],
             Kind::NetTransmit => vec![piece(DATA, 12, 0), piece(DATA + PAGE, 60, 0)],
             Kind::Rng => vec![piece(DATA, 64, WRITE)],
@@ -64,8 +86,14 @@ impl Target {
     /// Puts the request's header into memory, and a frame into the network.
     fn prepare(&mut self) {
         self.driver.write(DATA, &[0; 16]);
-        if self.kind == Kind::BlockWrite {
-            self.driver.write(DATA, &[1]);
+        // Two sectors from the first on.
+        self.driver.write(DATA + PAGE, &[0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        match self.kind {
+            Kind::BlockWrite => self.driver.write(DATA, &[1]),
+            Kind::BlockDiscard => self.driver.write(DATA, &[11]),
+            Kind::BlockZero => self.driver.write(DATA, &[13]),
+            Kind::NetControl => self.driver.write(DATA, &[4, 0, 2, 0]),
+            _ => {}
         }
         match (self.kind, &self.network) {
             (Kind::NetReceive, Some(network)) => {
@@ -91,14 +119,14 @@ impl Target {
         let (id, len) = self.driver.take_used(queue);
         let wanted = match self.kind {
             Kind::BlockRead => 513,
-            Kind::BlockWrite => 1,
+            Kind::BlockWrite | Kind::BlockDiscard | Kind::BlockZero | Kind::NetControl => 1,
             // A frame that an earlier case left in the socket is as good.
             Kind::NetReceive => len.max(13),
             Kind::NetTransmit => 0,
             Kind::Rng => 64,
         };
         assert_eq!((id, len), (head.into(), wanted), "{:?} after {after}", self.kind);
-        if matches!(self.kind, Kind::BlockRead | Kind::BlockWrite) {
+        if !matches!(self.kind, Kind::NetReceive | Kind::NetTransmit | Kind::Rng) {
             assert_eq!(self.driver.read(DATA + 2 * PAGE, 1), [0]);
         }
     }

@@ -6,16 +6,18 @@
 //! ```
 //! Key types: [`VirtioFunction`], [`Block`], [`Net`], [`Rng`]. `vmm/machine` constructs them and drives them through
 //! `vmm/ports.rs`. All threads, rings and descriptors exist once the constructors have returned; later system calls are
-//! epoll_pwait, read, write, readv, writev, getrandom, io_uring_enter and futex.
+//! epoll_pwait, read, write, readv, writev, getrandom, io_uring_enter, timerfd_settime, lseek, two ioctls of taps, and futex.
 //!
 //! Whatever a driver writes, the worst outcome is `DEVICE_NEEDS_RESET`, counted by [`VirtioFunction::faults`].
 
 mod block;
+mod bucket;
 mod chain;
 mod common;
 mod device;
 #[cfg(test)]
 mod hostile;
+mod limiter;
 mod net;
 mod queue;
 mod rng;
@@ -27,7 +29,7 @@ mod worker;
 
 pub use block::Block;
 pub use device::{Active, Device, Fault, Identity, Next, Wake};
-pub use net::Net;
+pub use net::{Net, TapControl};
 pub use queue::{Ring, RingFault};
 pub use rng::Rng;
 pub use signals::Signals;

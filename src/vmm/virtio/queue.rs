@@ -4,7 +4,7 @@
 //! change. Every broken rule is a [`RingFault`], after which the ring is not touched again until reset.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -12,6 +12,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use super::chain::Chain;
 use super::signals::Signals;
+
+/// Layout of the rings in bytes (VIRTIO 1.3 §2.7.6, §2.7.8).
+const AVAIL_HEADER_LEN: u64 = 4;
+const USED_HEADER_LEN: u64 = 4;
+const USED_ELEMENT_LEN: u64 = 8;
 
 /// What a driver did wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -51,8 +56,8 @@ pub(super) struct Geometry {
 #[derive(Debug)]
 pub struct Ring {
     queue: Queue,
-    /// Something was completed since the last signal.
-    has_news: bool,
+    /// Index of the used ring at the last signal.
+    signalled: u16,
     number: usize,
     signals: Arc<Signals>,
 }
@@ -82,7 +87,7 @@ impl Ring {
         if geometry.available == 0 || !queue.is_valid(memory) {
             return Err(RingFault::NotMemory);
         }
-        Ok(Self { queue, has_news: false, number, signals })
+        Ok(Self { queue, signalled: 0, number, signals })
     }
 
     /// Entries of the queue: the bound of one run of a device.
@@ -110,18 +115,41 @@ impl Ring {
 
     /// Gives a chain back to the driver, `len` bytes of it written.
     pub(super) fn complete(&mut self, memory: &impl GuestMemory, head: u16, len: u32) -> Result<(), RingFault> {
-        self.has_news = true;
         self.queue.add_used(memory, head, len).map_err(|_| RingFault::NotMemory)
+    }
+
+    /// Gives several chains back at once: the driver sees all of them or none (VIRTIO 1.3 §5.1.6.3.2, merged buffers).
+    pub(super) fn complete_all(&mut self, memory: &impl GuestMemory, used: &[(u16, u32)]) -> Result<(), RingFault> {
+        let Some((&(head, len), before)) = used.split_last() else { return Ok(()) };
+        let (first, size) = (self.queue.next_used(), self.queue.size());
+        for (index, &(head, len)) in (first..).zip(before) {
+            let element = USED_HEADER_LEN + USED_ELEMENT_LEN * u64::from(index % size);
+            let address = self.queue.used_ring().checked_add(element).ok_or(RingFault::NotMemory)?;
+            let bytes = u64::from(len) << 32 | u64::from(head);
+            memory.write_obj(bytes.to_le(), GuestAddress(address)).map_err(|_| RingFault::NotMemory)?;
+        }
+        // The last one's index makes the others visible with it. No more chains than the queue has entries.
+        self.queue.set_next_used(first.wrapping_add(before.len() as u16));
+        self.complete(memory, head, len)
     }
 
     /// Interrupts the driver if it wants to know of what was completed since the last call.
     pub(super) fn signal(&mut self, memory: &impl GuestMemory) -> Result<(), RingFault> {
-        // Without `EVENT_IDX` the library says yes also when nothing was completed.
-        if !std::mem::take(&mut self.has_news) {
+        let used = self.queue.next_used();
+        let news = used.wrapping_sub(std::mem::replace(&mut self.signalled, used));
+        if news == 0 {
             return Ok(());
         }
-        let is_wanted = self.queue.needs_notification(memory).map_err(|_| RingFault::NotMemory)?;
-        if is_wanted && !self.is_silenced(memory)? {
+        // What was completed must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let is_wanted = if self.queue.event_idx_enabled() {
+            // used_event stands behind the available ring (VIRTIO 1.3 §2.7.7): was it passed?
+            let behind = AVAIL_HEADER_LEN + 2 * u64::from(self.queue.size());
+            used.wrapping_sub(self.load(memory, behind)?).wrapping_sub(1) < news
+        } else {
+            u32::from(self.load(memory, 0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if is_wanted {
             self.signals.queue(self.number);
         }
         Ok(())
@@ -137,13 +165,10 @@ impl Ring {
         self.queue.enable_notification(memory).map_err(|_| RingFault::NotMemory)
     }
 
-    /// Without `EVENT_IDX`, drivers suppress interrupts by a flag (VIRTIO 1.2 §2.7.7).
-    fn is_silenced(&self, memory: &impl GuestMemory) -> Result<bool, RingFault> {
-        if self.queue.event_idx_enabled() {
-            return Ok(false);
-        }
-        let flags: u16 =
-            memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(|_| RingFault::NotMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
+    /// A field of the available ring, `offset` bytes into it.
+    fn load(&self, memory: &impl GuestMemory, offset: u64) -> Result<u16, RingFault> {
+        let address = self.queue.avail_ring().checked_add(offset).ok_or(RingFault::NotMemory)?;
+        let value: u16 = memory.load(GuestAddress(address), Ordering::Relaxed).map_err(|_| RingFault::NotMemory)?;
+        Ok(u16::from_le(value))
     }
 }

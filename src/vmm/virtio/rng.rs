@@ -60,8 +60,8 @@ impl Device for Rng {
         }
     }
 
-    fn backend(&self) -> Option<RawFd> {
-        None
+    fn backends(&self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     fn run(&mut self, active: &mut Active, _wake: Wake) -> Result<Next, Fault> {

@@ -8,13 +8,16 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Block, Device, Net, Rng, VirtioFunction};
-use crate::model::MacAddr;
+use super::{Block, Device, Net, Rng, TapControl, VirtioFunction};
+use crate::model::{MacAddr, RateLimits};
+use crate::sys::tap::Offloads;
 use crate::vmm::ports::{Effect, GuestMemory, PciFunction};
 
 pub(in crate::vmm::virtio) const BAR_BASE: u32 = 0xe000_0000;
 pub(in crate::vmm::virtio) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub(in crate::vmm::virtio) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+/// More queues than any device has.
+const MOST_QUEUES: usize = 16;
 /// Entries of each queue.
 pub(in crate::vmm::virtio) const SIZE: u16 = 16;
 /// Two regions that touch, and one behind a hole.
@@ -31,17 +34,35 @@ pub(in crate::vmm::virtio) fn memory() -> GuestMemory {
 }
 
 pub(in crate::vmm::virtio) fn block(sectors: u64, is_read_only: bool) -> (Block, std::fs::File) {
+    block_with(sectors, is_read_only, 1)
+}
+
+pub(in crate::vmm::virtio) fn block_with(sectors: u64, is_read_only: bool, queues: u16) -> (Block, std::fs::File) {
     let file = tempfile::tempfile().unwrap();
     file.set_len(sectors * 512).unwrap();
-    (Block::new("disk-0".parse().unwrap(), file.try_clone().unwrap(), is_read_only).unwrap(), file)
+    (
+        Block::new("disk-0".parse().unwrap(), file.try_clone().unwrap(), is_read_only, queues, RateLimits::default())
+            .unwrap(),
+        file,
+    )
 }
 
 /// A NIC on one end of a packet socket pair, which keeps frames apart as a tap does; the other end is the network.
 pub(in crate::vmm::virtio) fn net() -> (Net, OwnedFd) {
+    let (net, mut networks) = net_with(1, Offloads::NONE);
+    (net, networks.remove(0))
+}
+
+/// The same with several pairs of queues, each with a network of its own, on a tap that can do `known`.
+pub(in crate::vmm::virtio) fn net_with(pairs: usize, known: Offloads) -> (Net, Vec<OwnedFd>) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let (tap, network) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
-    (Net::new("net-0".parse().unwrap(), tap, MacAddr([2, 0, 0, 0, 0, 9])).unwrap(), network)
+    let pair = |_| rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
+    let (taps, networks) = (0..pairs).map(pair).unzip();
+    // A socket knows no offloads, and is always attached: the device itself moves no frames on what it detached.
+    let control = TapControl { set_offloads: |_, _| Ok(()), set_queue: |_, _| Ok(()) };
+    let (id, mac) = ("net-0".parse().unwrap(), MacAddr([2, 0, 0, 0, 0, 9]));
+    (Net::new(id, taps, mac, known, RateLimits::default(), control).unwrap(), networks)
 }
 
 pub(in crate::vmm::virtio) fn rng() -> Rng {
@@ -91,8 +112,8 @@ impl Driver {
             regions: [Region::default(); 6],
             notify_multiplier: 0,
             msix: 0,
-            offered: vec![0; 2],
-            seen: vec![0; 2],
+            offered: vec![0; MOST_QUEUES],
+            seen: vec![0; MOST_QUEUES],
             free: 0,
         };
         let mut at = driver.config(0x34, 1) as u16;
@@ -188,8 +209,17 @@ impl Driver {
 
     /// Descriptor table, available and used ring of a queue.
     pub(in crate::vmm::virtio) fn rings(queue: u16) -> [u64; 3] {
-        let base = 0x1_0000 + u64::from(queue) * 0x1_0000;
-        [base, base + 0x4000, base + 0x8000]
+        // The first two have room for the largest size; the others lie behind the tests' data.
+        match queue {
+            0 | 1 => {
+                let base = 0x1_0000 + u64::from(queue) * 0x1_0000;
+                [base, base + 0x4000, base + 0x8000]
+            }
+            queue => {
+                let base = 0x18_0000 + u64::from(queue) * 0x4000;
+                [base, base + 0x1000, base + 0x2000]
+            }
+        }
     }
 
     pub(in crate::vmm::virtio) fn set_up_queue(&mut self, queue: u16, size: u16, rings: [u64; 3]) {
@@ -219,7 +249,7 @@ impl Driver {
 
     pub(in crate::vmm::virtio) fn clear_rings(&mut self, queue: u16) {
         for ring in Self::rings(queue) {
-            self.memory_map().write_slice(&[0; 0x4000], GuestAddress(ring)).unwrap();
+            self.memory_map().write_slice(&[0; 0x1000], GuestAddress(ring)).unwrap();
         }
         // With EVENT_IDX: interrupt at the first completion.
         self.offered[usize::from(queue)] = 0;

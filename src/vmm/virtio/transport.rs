@@ -26,10 +26,11 @@ use super::device::{Active, Device};
 use super::queue::{Ring, RingFault};
 use super::signals::Signals;
 use super::worker::Worker;
+use crate::model::DeviceChange;
 use crate::vmm::pci::{BarKind, Bars, Capabilities, ConfigSpace, Identity, Msix, MsixLayout};
-use crate::vmm::ports::{BarMapping, Confine, Doorbell, Effect, GuestMemory, PciFunction, Vector};
+use crate::vmm::ports::{BarMapping, ChangeError, Confine, Doorbell, Effect, GuestMemory, PciFunction, Vector};
 
-/// Longest that the control thread waits for the worker.
+/// Longest that the control thread waits for the worker: for a reset, or a change of the device.
 const RESET_WAIT: Duration = Duration::from_secs(1);
 
 /// PCI ids (VIRTIO 1.2 §4.1.2.1); the subsystem device id only has to be at least 0x40.
@@ -353,6 +354,19 @@ impl PciFunction for VirtioFunction {
 
     fn vectors(&self) -> Vec<Vector> {
         self.msix.vectors()
+    }
+
+    fn change(&mut self, change: DeviceChange) -> Result<(), ChangeError> {
+        let changed = self.worker.change(change).recv_timeout(RESET_WAIT).map_err(|_| ChangeError::Silent)?;
+        if let Some(config) = changed? {
+            // Both under the function's lock: no driver sees one without the other (VIRTIO 1.2 §2.5.1).
+            self.device_config = config;
+            self.common.count_generation();
+            if self.common.is_ready() {
+                self.signals.config();
+            }
+        }
+        Ok(())
     }
 
     fn apply(&mut self, effect: Effect) {

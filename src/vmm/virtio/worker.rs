@@ -21,20 +21,26 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{Active, Device, Fault, Next, Wake};
 use super::signals::Signals;
-use crate::vmm::ports::Confine;
+use crate::model::DeviceChange;
+use crate::vmm::ports::{ChangeError, Confine};
 
-/// Epoll data: queue numbers from 0, then these.
+/// Epoll data: queue numbers from 0, the device's own descriptors from `BACKEND`, commands.
 const COMMAND: u64 = u64::MAX;
-const BACKEND: u64 = u64::MAX - 1;
+const BACKEND: u64 = 1 << 32;
 /// Longest thread name that Linux keeps (`TASK_COMM_LEN` less one).
 const NAME_LEN: usize = 15;
 /// Events taken per wait.
 const BATCH: usize = 8;
 
+/// What a device says to a change: its configuration, if that is another now.
+pub(super) type Changed = Result<Option<Vec<u8>>, ChangeError>;
+
 enum Command {
     Start(Active),
     /// Answered when the device is idle.
     Stop(SyncSender<()>),
+    /// Answered with what the device says.
+    Change(DeviceChange, SyncSender<Changed>),
 }
 
 /// The thread is gone: it met an error that it could not survive.
@@ -68,8 +74,8 @@ impl Worker {
         for (number, kick) in (0..).zip(&kicks) {
             add(kick.as_raw_fd(), EventSet::IN, number)?;
         }
-        if let Some(fd) = device.backend() {
-            add(fd, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, BACKEND)?;
+        for (number, fd) in (BACKEND..).zip(device.backends()) {
+            add(fd, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, number)?;
         }
         let (commands, inbox) = channel();
         let own =
@@ -89,6 +95,14 @@ impl Worker {
         let (done, receiver) = sync_channel(1);
         // On failure the sender is dropped with the command, and the receiver learns.
         let _ = self.send(Command::Stop(done));
+        receiver
+    }
+
+    /// Asks the device to change; the receiver hears what it says.
+    pub(super) fn change(&self, change: DeviceChange) -> Receiver<Changed> {
+        let (done, receiver) = sync_channel(1);
+        // As above.
+        let _ = self.send(Command::Change(change, done));
         receiver
     }
 
@@ -147,7 +161,7 @@ impl<D: Device> Owner<D> {
                         Some(after) => after,
                         None => return,
                     },
-                    BACKEND => self.call(Wake::Backend),
+                    number if number >= BACKEND => self.call(Wake::Backend((number - BACKEND) as usize)),
                     number => self.kicked(number as usize),
                 };
                 if after == Next::Again {
@@ -180,6 +194,13 @@ impl<D: Device> Owner<D> {
                     next = Next::Wait;
                     // Whoever asked may have stopped waiting.
                     let _ = done.send(());
+                }
+                Ok(Command::Change(change, done)) => {
+                    let changed = self.device.change(change);
+                    let _ = done.send(changed);
+                    if self.call(Wake::Any) == Next::Again {
+                        next = Next::Again;
+                    }
                 }
                 Err(TryRecvError::Empty) => return Some(next),
                 Err(TryRecvError::Disconnected) => {

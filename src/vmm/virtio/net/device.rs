@@ -1,0 +1,273 @@
+//! The NIC: pairs of queues, the control queue, what was negotiated. Key type: [`Net`].
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_STATUS, VIRTIO_NET_OK,
+    VIRTIO_NET_S_LINK_UP,
+};
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+
+use super::control::{self, COMMAND_LEN, Command};
+use super::offload::{self, MAX_FRAME_LEN, has};
+use super::pair::{Pair, Shared};
+use crate::model::{DeviceChange, DeviceId, MacAddr, RateLimits};
+use crate::sys::tap::{self, Offloads};
+use crate::vmm::ports::ChangeError;
+use crate::vmm::virtio::chain;
+use crate::vmm::virtio::device::{Active, Device, Fault, Identity, Next, Wake};
+use crate::vmm::virtio::limiter::Limiter;
+use crate::vmm::virtio::queue::{Ring, RingFault};
+
+const QUEUE_SIZE: u16 = 256;
+/// Entries of the control queue: a driver sends one command and waits.
+const CONTROL_SIZE: u16 = 64;
+/// Ethernet controller.
+const CLASS: u32 = 0x02_00_00;
+
+/// How a tap is told what the guest wants of it.
+#[derive(Debug, Clone, Copy)]
+pub struct TapControl {
+    /// Sets what the host leaves to the guest; for all queues of the tap.
+    pub set_offloads: fn(BorrowedFd<'_>, Offloads) -> io::Result<()>,
+    /// Attaches or detaches a queue.
+    pub set_queue: fn(BorrowedFd<'_>, bool) -> io::Result<()>,
+}
+
+impl TapControl {
+    /// The kernel's taps.
+    pub const KERNEL: Self = Self { set_offloads: tap::set_offloads, set_queue: tap::set_queue };
+}
+
+/// virtio-net on a tap.
+#[derive(Debug)]
+pub struct Net {
+    id: DeviceId,
+    mac: MacAddr,
+    pairs: Vec<Pair>,
+    /// What the tap can do.
+    known: Offloads,
+    control: TapControl,
+    /// What the driver that runs has taken, once the tap knows of it.
+    agreed: Option<Agreed>,
+    receives: Limiter,
+    transmits: Limiter,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Agreed {
+    features: u64,
+    longest: u64,
+}
+
+/// What a queue is for (VIRTIO 1.3 §5.1.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Receive(usize),
+    Transmit(usize),
+    Control,
+}
+
+impl Net {
+    /// An interface with address `mac` on the queues of a tap (at least one): opened with `IFF_TAP | IFF_NO_PI |
+    /// IFF_VNET_HDR`, set to a header of 12 bytes (`TUNSETVNETHDRSZ`), attached, non-blocking. The tap can do the
+    /// offloads `known`. Each direction moves what `limits` allow.
+    pub fn new(
+        id: DeviceId,
+        taps: Vec<OwnedFd>,
+        mac: MacAddr,
+        known: Offloads,
+        limits: RateLimits,
+        control: TapControl,
+    ) -> io::Result<Self> {
+        for tap in &taps {
+            if !rustix::fs::fcntl_getfl(tap)?.contains(OFlags::NONBLOCK) {
+                let text = format!("tap of interface {id} is blocking, it must be opened with O_NONBLOCK");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+        }
+        if taps.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("interface {id} has no tap")));
+        }
+        let limits = roomy(limits);
+        let (receives, transmits) = (Limiter::new(limits)?, Limiter::new(limits)?);
+        let pairs = taps.into_iter().map(Pair::new).collect();
+        Ok(Self { id, mac, pairs, known, control, agreed: None, receives, transmits })
+    }
+
+    /// The control queue is behind the pairs that the driver knows of.
+    fn role(&self, number: usize, features: u64) -> Option<Role> {
+        let pairs = if has(features, VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
+        match (number / 2, number % 2) {
+            (pair, 0) if pair < pairs => Some(Role::Receive(pair)),
+            (pair, _) if pair < pairs => Some(Role::Transmit(pair)),
+            (pair, 0) if pair == pairs && has(features, VIRTIO_NET_F_CTRL_VQ) => Some(Role::Control),
+            _ => None,
+        }
+    }
+
+    /// The first call after a driver has come: the tap learns what was negotiated, and that one pair is in use.
+    fn agree(&mut self, features: u64) -> io::Result<Agreed> {
+        if let Some(agreed) = self.agreed {
+            return Ok(agreed);
+        }
+        let flags = offload::host_flags(features & offload::offer(self.known));
+        if self.known != Offloads::NONE
+            && let Some(first) = self.pairs.first()
+        {
+            (self.control.set_offloads)(first.tap(), flags)?;
+        }
+        self.use_pairs(1)?;
+        let agreed = Agreed { features, longest: offload::longest_frame(flags) };
+        self.agreed = Some(agreed);
+        Ok(agreed)
+    }
+
+    /// Frames come on the first `count` pairs only (VIRTIO 1.3 §5.1.6.5.5): the host's flows are spread over those.
+    fn use_pairs(&mut self, count: usize) -> io::Result<()> {
+        for (number, pair) in self.pairs.iter_mut().enumerate() {
+            let is_used = number < count;
+            if pair.is_attached != is_used {
+                (self.control.set_queue)(pair.tap(), is_used)?;
+                pair.is_attached = is_used;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers commands. True if other pairs are in use now.
+    fn obey(&mut self, ring: &mut Ring, memory: &Arc<GuestMemoryMmap>) -> Result<bool, Fault> {
+        let mut is_changed = false;
+        for _ in 0..ring.size() {
+            let Some(mut chain) = ring.pop(&**memory)? else {
+                if ring.listen(&**memory)? {
+                    continue;
+                }
+                break;
+            };
+            let head = chain.head;
+            let bytes = chain.read_head::<COMMAND_LEN>(&**memory).filter(|_| chain.readable.is_empty());
+            let command = bytes.and_then(|bytes| control::parse(bytes, self.pairs.len() as u16));
+            let answer = match command {
+                Some(Command::UsePairs(count)) => {
+                    self.use_pairs(count.into())?;
+                    is_changed = true;
+                    VIRTIO_NET_OK
+                }
+                None => {
+                    ring.count_offence();
+                    VIRTIO_NET_ERR
+                }
+            };
+            chain::write(&**memory, &chain.writable, &[answer as u8]).ok_or(RingFault::NoAnswer)?;
+            ring.complete(&**memory, head, 1)?;
+        }
+        ring.signal(&**memory)?;
+        Ok(is_changed)
+    }
+
+    /// Whether a queue may have work after this wake-up.
+    fn has_work(&self, role: Role, number: usize, wake: Wake) -> bool {
+        let pairs = self.pairs.len();
+        match (wake, role) {
+            (Wake::Any, _) => true,
+            (Wake::Queue(kicked), Role::Transmit(pair)) => {
+                kicked == number && self.pairs.get(pair).is_some_and(|pair| !pair.is_tap_full)
+            }
+            (Wake::Queue(kicked), _) => kicked == number,
+            (Wake::Backend(ready), Role::Receive(pair)) => ready == pair || ready == pairs,
+            (Wake::Backend(ready), Role::Transmit(pair)) => {
+                ready == pairs + 1 || (ready == pair && self.pairs.get(pair).is_some_and(|pair| pair.is_tap_full))
+            }
+            (Wake::Backend(_), Role::Control) => false,
+        }
+    }
+
+    fn serve(&mut self, role: Role, ring: &mut Ring, memory: &Arc<GuestMemoryMmap>, to: Agreed) -> Result<Next, Fault> {
+        let Self { id, pairs, receives, transmits, .. } = self;
+        let Agreed { features, longest } = to;
+        let mut shared = Shared { id, memory, features, longest, receives, transmits };
+        match role {
+            Role::Receive(number) => match pairs.get_mut(number).filter(|pair| pair.is_attached) {
+                Some(pair) => pair.receive(ring, &mut shared),
+                None => Ok(Next::Wait),
+            },
+            Role::Transmit(number) => match pairs.get_mut(number).filter(|pair| pair.is_attached) {
+                Some(pair) => pair.transmit(ring, &mut shared),
+                None => Ok(Next::Wait),
+            },
+            // What was left on the pairs that are used now is looked at anew.
+            Role::Control => Ok(if self.obey(ring, memory)? { Next::Again } else { Next::Wait }),
+        }
+    }
+}
+
+/// Limits whose burst holds the longest frame: none has to wait until there is room for one.
+fn roomy(limits: RateLimits) -> RateLimits {
+    RateLimits { bandwidth: limits.bandwidth.map(|rate| rate.with_burst_of(MAX_FRAME_LEN)), ..limits }
+}
+
+impl Device for Net {
+    fn identity(&self) -> Identity {
+        // At most a few, as the launch says.
+        let pairs = self.pairs.len() as u16;
+        // struct virtio_net_config (VIRTIO 1.3 §5.1.4) up to max_virtqueue_pairs.
+        let mut config = self.mac.0.to_vec();
+        config.extend((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        config.extend(pairs.to_le_bytes());
+        let mut features = offload::offer(self.known) | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * self.pairs.len()];
+        if pairs > 1 {
+            features |= 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
+            queue_sizes.push(CONTROL_SIZE);
+        }
+        Identity {
+            id: self.id.to_string(),
+            device_type: VIRTIO_ID_NET as u16,
+            class: CLASS,
+            features,
+            config,
+            queue_sizes,
+        }
+    }
+
+    /// The tap's queues, then the timers of the receive and of the transmit limits.
+    fn backends(&self) -> Vec<RawFd> {
+        let taps = self.pairs.iter().map(|pair| pair.tap().as_raw_fd());
+        taps.chain([self.receives.as_raw_fd(), self.transmits.as_raw_fd()]).collect()
+    }
+
+    fn run(&mut self, active: &mut Active, wake: Wake) -> Result<Next, Fault> {
+        let to = self.agree(active.features)?;
+        let memory = active.memory.memory().into_inner();
+        let mut next = Next::Wait;
+        for number in 0..active.rings.len() {
+            if let Some(role) = self.role(number, active.features)
+                && self.has_work(role, number, wake)
+                && let Some(ring) = active.rings.get_mut(number).and_then(Option::as_mut)
+                && self.serve(role, ring, &memory, to)? == Next::Again
+            {
+                next = Next::Again;
+            }
+        }
+        Ok(next)
+    }
+
+    fn change(&mut self, change: DeviceChange) -> Result<Option<Vec<u8>>, ChangeError> {
+        let DeviceChange::Limits(limits) = change else { return Err(ChangeError::Unsupported) };
+        self.receives.set(roomy(limits));
+        self.transmits.set(roomy(limits));
+        Ok(None)
+    }
+
+    fn stop(&mut self) {
+        self.agreed = None;
+        self.receives.forget();
+        self.transmits.forget();
+        self.pairs.iter_mut().for_each(Pair::forget);
+    }
+}
