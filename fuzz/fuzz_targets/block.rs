@@ -1,10 +1,11 @@
-//! virtio-blk: request headers, data and status of every kind, on a disk of 32 KiB.
+//! virtio-blk: request headers, data and status of every kind in two queues, on a disk of 32 KiB.
 #![no_main]
 
 use std::cell::RefCell;
 use std::fs::File;
 
 use libfuzzer_sys::fuzz_target;
+use ostler::model::RateLimits;
 use ostler::vmm::virtio::Block;
 use ostler_fuzz::{Guest, PAGE};
 
@@ -16,7 +17,7 @@ fn disk() -> Block {
     let memory = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).expect("memory for a disk");
     let image = File::from(memory);
     image.set_len(64 * 512).expect("memory for a disk");
-    Block::new("disk".parse().expect("a name"), image, false).expect("a disk")
+    Block::new("disk".parse().expect("a name"), image, false, 2, RateLimits::default()).expect("a disk")
 }
 
 fuzz_target!(|input: &[u8]| {

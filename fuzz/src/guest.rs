@@ -1,7 +1,7 @@
 //! A guest's memory and its driver of one virtio device. Key type: [`Guest`].
 //!
 //! ```text
-//!   0x0_0000 rings of queue 0 │ 0x1_0000 of queue 1 │ … │ 0x4_0000 data │ 0x5_0000 indirect tables │ 0x8_0000 end
+//!   0x0_0000 rings of queue 0 │ … │ 0x4_0000 of queue 4 │ 0x8_0000 data │ 0x9_0000 indirect tables │ 0xc_0000 end
 //!   0x10_0000 a region behind a hole, 64 KiB
 //! ```
 
@@ -16,12 +16,14 @@ use crate::Bytes;
 /// Room for one piece of a request.
 pub const PAGE: u64 = 4096;
 
-const REGIONS: [(GuestAddress, usize); 2] = [(GuestAddress(0), 0x8_0000), (GuestAddress(0x10_0000), 0x1_0000)];
+const REGIONS: [(GuestAddress, usize); 2] = [(GuestAddress(0), 0xc_0000), (GuestAddress(0x10_0000), 0x1_0000)];
 const RINGS: u64 = 0x1_0000;
 const AVAIL: u64 = 0x4000;
 const USED: u64 = 0x8000;
-const DATA: u64 = 0x4_0000;
-const TABLE: u64 = 0x5_0000;
+const DATA: u64 = 0x8_0000;
+const TABLE: u64 = 0x9_0000;
+/// Queues that are laid out.
+const MAX_QUEUES: u16 = 5;
 /// Entries of each queue, and of the indirect table.
 const ENTRIES: u16 = 16;
 /// Registers of the common configuration (VIRTIO 1.2 §4.1.4.3), which lies at the start of BAR 0.
@@ -68,7 +70,7 @@ impl Guest {
         let mut bytes = Bytes::new(input);
         let features = features & !(RING_FEATURES & u64::from(bytes.u8() & 3) << 28);
         self.negotiate(features);
-        for queue in 0..self.queues.min(3) {
+        for queue in 0..self.queues.min(MAX_QUEUES) {
             self.lay_rings(queue, &mut bytes);
         }
         self.write_descriptors(TABLE, &mut bytes);
@@ -185,8 +187,8 @@ fn address_of(kind: u8, low: u16) -> u64 {
         6 | 7 => DATA + low % (8 * PAGE),
         8 => TABLE,
         9 => low,                // the rings themselves
-        10 => 0x7_f000 + low,    // across the end of the first region
-        11 => 0x9_0000 + low,    // in the hole
+        10 => 0xb_f000 + low,    // across the end of the first region
+        11 => 0xd_0000 + low,    // in the hole
         12 => 0x10_0000 + low,   // the second region, to its end
         13 => u64::MAX - low,    // wraps
         14 => 0xe000_0000 + low, // the device's own registers
