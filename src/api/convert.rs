@@ -65,7 +65,8 @@ pub fn state_to_proto(state: &VmState) -> v1::virtual_machine::State {
         VmState::Registered => State::Registered,
         VmState::Starting => State::Starting,
         VmState::Running => State::Running,
-        VmState::Stopping => State::Stopping,
+        VmState::Paused => State::Paused,
+        VmState::Stopping | VmState::Rebooting => State::Stopping,
         VmState::Stopped => State::Stopped,
         VmState::Failed(_) => State::Failed,
         VmState::Destroying => State::Destroying,
@@ -79,7 +80,9 @@ pub fn failure_to_proto(state: &VmState) -> String {
         VmState::Registered
         | VmState::Starting
         | VmState::Running
+        | VmState::Paused
         | VmState::Stopping
+        | VmState::Rebooting
         | VmState::Stopped
         | VmState::Destroying => String::new(),
     }
@@ -253,7 +256,11 @@ mod tests {
     #[test]
     fn api_names_states_as_the_model_does() {
         let states = [VmState::Registered, VmState::Starting, VmState::Running, VmState::Stopping, VmState::Stopped];
-        for state in states.into_iter().chain([VmState::Failed(FailureCause(VmExit::Killed)), VmState::Destroying]) {
+        for state in states
+            .into_iter()
+            .chain([VmState::Paused, VmState::Rebooting])
+            .chain([VmState::Failed(FailureCause(VmExit::Killed)), VmState::Destroying])
+        {
             assert_eq!(state_to_proto(&state).as_str_name(), state.name());
         }
     }

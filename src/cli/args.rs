@@ -177,6 +177,16 @@ pub(crate) enum VmCommand {
     Start(NameArg),
     /// Press the power button and wait until the VM is STOPPED
     Stop(StopArgs),
+    /// Power a VM off as `stop` does, and start it again
+    Reboot(StopArgs),
+    /// Make a VM stand still
+    Pause(NameArg),
+    /// Let a paused VM go on
+    Resume(NameArg),
+    /// Press a VM's power button, and leave the rest to its guest
+    PowerButton(NameArg),
+    /// Give every vCPU of a VM a non-maskable interrupt
+    Nmi(NameArg),
     /// Forget a VM
     Destroy(DestroyArgs),
     /// Show one VM
@@ -270,8 +280,8 @@ pub(crate) struct WatchArgs {
 }
 
 /// States that can be waited for, as the API names them.
-const STATES: [&str; 8] =
-    ["REGISTERED", "STARTING", "RUNNING", "STOPPING", "STOPPED", "FAILED", "DESTROYING", "DESTROYED"];
+const STATES: [&str; 9] =
+    ["REGISTERED", "STARTING", "RUNNING", "PAUSED", "STOPPING", "STOPPED", "FAILED", "DESTROYING", "DESTROYED"];
 
 #[derive(Debug, Args)]
 pub(crate) struct ConsoleArgs {
@@ -371,6 +381,8 @@ mod tests {
     fn refuses_what_contradicts_itself() {
         for line in [
             "vm stop web --force --grace 3s",
+            "vm reboot web --force --grace 3s",
+            "vm pause",
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
             "plugin load x.wasm --operator --tenant acme",

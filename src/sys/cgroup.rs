@@ -117,6 +117,11 @@ impl Tree {
             .map_err(|source| CgroupError::Io { path, source: source.into() })
     }
 
+    /// How many processes of the group `name` the kernel has killed for want of memory since it was made.
+    pub fn out_of_memory_kills(&self, name: &str) -> io::Result<u64> {
+        Ok(parse_kills(&fs::read_to_string(self.path(name).join("memory.events"))?))
+    }
+
     /// Kills whatever runs in the group `name`, waits until it is empty and removes it; an absent one is fine. Blocks.
     pub fn remove(&self, name: &str) -> Result<(), CgroupError> {
         let path = self.path(name);
@@ -148,6 +153,12 @@ impl Tree {
         }
         Ok(names)
     }
+}
+
+/// `oom_kill` of memory.events: a line per event, with its number.
+fn parse_kills(events: &str) -> u64 {
+    let number = |line: &str| line.strip_prefix("oom_kill ")?.trim().parse().ok();
+    events.lines().find_map(number).unwrap_or(0)
 }
 
 /// What is written into a group's files.
@@ -208,6 +219,13 @@ fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_kills_for_want_of_memory_and_nothing_like_it() {
+        let events = "low 0\nhigh 0\nmax 812\noom 3\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(parse_kills(events), 2);
+        assert_eq!(parse_kills("oom_group_kill 1\noom_kill x\n"), 0);
+    }
 
     #[test]
     fn refuses_a_place_that_is_no_cgroup_and_says_what_to_do() {

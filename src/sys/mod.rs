@@ -9,6 +9,7 @@ pub mod disk_ring;
 pub mod guest_buffers;
 pub mod inherit;
 pub mod kernel_log;
+pub mod kick;
 pub mod namespaces;
 pub mod packet;
 pub mod process;

@@ -11,6 +11,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -125,6 +126,13 @@ pub trait PciFunction: Send {
     }
     /// All MSI-X vectors, in order; the number never changes.
     fn vectors(&self) -> Vec<Vector>;
+    /// Has the device finish what it has begun and begin nothing more, until [`PciFunction::resume`]. The receiver hears
+    /// when that is so; `None`: it does nothing by itself, or nothing that can be held back. vCPUs stand still meanwhile.
+    fn pause(&mut self) -> Option<Receiver<()>> {
+        None
+    }
+    /// Undoes [`PciFunction::pause`].
+    fn resume(&mut self) {}
     /// Performs [`Effect::Activate`] or [`Effect::Reset`]; a device that cannot sets its own `NEEDS_RESET`.
     fn apply(&mut self, effect: Effect);
 }
@@ -139,4 +147,6 @@ pub enum PowerRequest {
     PowerOff,
     /// ACPI reset register.
     Reset,
+    /// The guest's kernel has panicked, and wants the host to know (pvpanic).
+    Panicked,
 }

@@ -61,6 +61,12 @@ pub enum ToVmm {
     PowerButton,
     /// End at once.
     Kill,
+    /// Make vCPUs and devices stand still.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Interrupt every vCPU, whatever it masks.
+    Nmi,
 }
 
 /// Vmm to daemon.
@@ -72,6 +78,8 @@ pub enum FromVmm {
         vm: VmId,
         /// The run.
         instance: InstanceId,
+        /// It stands still.
+        is_paused: bool,
     },
     /// vCPUs run.
     Ready {
@@ -80,6 +88,15 @@ pub enum FromVmm {
     },
     /// The run is over; the process exits next.
     Ended(VmExit),
+    /// Nothing of the guest moves any more.
+    Paused,
+    /// The guest goes on.
+    Resumed,
+    /// It could not be made to stand still, and goes on.
+    NotPaused {
+        /// Why.
+        cause: String,
+    },
 }
 
 impl ToVmm {
@@ -93,6 +110,9 @@ impl ToVmm {
             }),
             Self::PowerButton => Body::PowerButton(proto::PowerButton {}),
             Self::Kill => Body::Kill(proto::Kill {}),
+            Self::Pause => Body::Pause(proto::Pause {}),
+            Self::Resume => Body::Resume(proto::Resume {}),
+            Self::Nmi => Body::Nmi(proto::Nmi {}),
         };
         proto::ToVmm { body: Some(body) }.encode_to_vec()
     }
@@ -112,6 +132,9 @@ impl ToVmm {
             }
             Body::PowerButton(_) => Ok(Self::PowerButton),
             Body::Kill(_) => Ok(Self::Kill),
+            Body::Pause(_) => Ok(Self::Pause),
+            Body::Resume(_) => Ok(Self::Resume),
+            Body::Nmi(_) => Ok(Self::Nmi),
         }
     }
 }
@@ -121,11 +144,17 @@ impl FromVmm {
     pub fn encode(&self) -> Vec<u8> {
         use proto::from_vmm::Body;
         let body = match self {
-            Self::Hello { vm, instance } => {
-                Body::Hello(proto::Hello { version: VERSION, vm: vm.to_string(), instance: instance.to_string() })
-            }
+            Self::Hello { vm, instance, is_paused } => Body::Hello(proto::Hello {
+                version: VERSION,
+                vm: vm.to_string(),
+                instance: instance.to_string(),
+                paused: *is_paused,
+            }),
             Self::Ready { build_ns } => Body::Ready(proto::Ready { build_ns: *build_ns }),
             Self::Ended(exit) => Body::Ended(ended_to_proto(exit)),
+            Self::Paused => Body::Paused(proto::Paused {}),
+            Self::Resumed => Body::Resumed(proto::Resumed {}),
+            Self::NotPaused { cause } => Body::NotPaused(proto::NotPaused { cause: cause.clone() }),
         };
         proto::FromVmm { body: Some(body) }.encode_to_vec()
     }
@@ -137,10 +166,13 @@ impl FromVmm {
         match proto::FromVmm::decode(packet)?.body.ok_or(WireError::Malformed("empty"))? {
             Body::Hello(hello) => {
                 check_version(hello.version)?;
-                Ok(Self::Hello { vm: hello.vm.parse()?, instance: hello.instance.parse()? })
+                Ok(Self::Hello { vm: hello.vm.parse()?, instance: hello.instance.parse()?, is_paused: hello.paused })
             }
             Body::Ready(ready) => Ok(Self::Ready { build_ns: ready.build_ns }),
             Body::Ended(ended) => Ok(Self::Ended(ended_from_proto(ended)?)),
+            Body::Paused(_) => Ok(Self::Paused),
+            Body::Resumed(_) => Ok(Self::Resumed),
+            Body::NotPaused(refusal) => Ok(Self::NotPaused { cause: refusal.cause }),
         }
     }
 }
@@ -170,6 +202,7 @@ fn ended_to_proto(exit: &VmExit) -> proto::Ended {
         VmExit::PowerOff => (Kind::PowerOff, ""),
         VmExit::Reset => (Kind::Reset, ""),
         VmExit::TripleFault => (Kind::TripleFault, ""),
+        VmExit::Panicked => (Kind::Panicked, ""),
         VmExit::Killed => (Kind::Killed, ""),
         VmExit::LaunchFailed(cause) => (Kind::LaunchFailed, cause.as_str()),
         VmExit::HostError(cause) | VmExit::Vanished(cause) => (Kind::HostError, cause.as_str()),
@@ -184,6 +217,7 @@ fn ended_from_proto(ended: proto::Ended) -> Result<VmExit, WireError> {
         Kind::PowerOff => Ok(VmExit::PowerOff),
         Kind::Reset => Ok(VmExit::Reset),
         Kind::TripleFault => Ok(VmExit::TripleFault),
+        Kind::Panicked => Ok(VmExit::Panicked),
         Kind::Killed => Ok(VmExit::Killed),
         Kind::LaunchFailed => Ok(VmExit::LaunchFailed(ended.cause)),
         Kind::HostError => Ok(VmExit::HostError(ended.cause)),
@@ -237,19 +271,30 @@ mod tests {
             Role::ConsoleRing,
             Role::ExitRecord,
         ];
-        for message in [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill] {
+        for message in
+            [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill, ToVmm::Pause, ToVmm::Resume, ToVmm::Nmi]
+        {
             assert_eq!(ToVmm::decode(&message.encode()).unwrap(), message);
         }
         let exits = [
             VmExit::PowerOff,
             VmExit::Reset,
             VmExit::TripleFault,
+            VmExit::Panicked,
             VmExit::Killed,
             VmExit::LaunchFailed("no kernel".into()),
             VmExit::HostError("KVM_RUN: EFAULT".into()),
         ];
         let ends = exits.map(FromVmm::Ended);
-        let others = [FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new() }, FromVmm::Ready { build_ns: 7 }];
+        let hello = |is_paused| FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new(), is_paused };
+        let others = [
+            hello(false),
+            hello(true),
+            FromVmm::Ready { build_ns: 7 },
+            FromVmm::Paused,
+            FromVmm::Resumed,
+            FromVmm::NotPaused { cause: "a disk does not answer".into() },
+        ];
         for message in ends.into_iter().chain(others) {
             assert_eq!(FromVmm::decode(&message.encode()).unwrap(), message);
         }

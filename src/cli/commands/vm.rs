@@ -14,13 +14,13 @@ use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
 /// For calls that only look at or write to the store.
-const QUICK: Duration = Duration::from_secs(60);
+pub(super) const QUICK: Duration = Duration::from_secs(60);
 /// For a start: the daemon gives up sooner, with a better reason.
-const START: Duration = Duration::from_secs(180);
+pub(super) const START: Duration = Duration::from_secs(180);
 /// What a stop may take beyond the guest's grace.
-const STOP_MARGIN: Duration = Duration::from_secs(60);
+pub(super) const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// The grace that the daemon gives when none is asked for.
-const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
 #[derive(Serialize)]
 struct ListView {
@@ -132,7 +132,7 @@ pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), 
     }
 }
 
-fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
+pub(super) fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
     let view = VmView::from(vm);
     match client.output {
         Output::Table => show(&format!("{} is {}\n", view.short_name(), view.state_text())),

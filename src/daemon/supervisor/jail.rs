@@ -58,6 +58,11 @@ impl Jail {
         self.tree.remove(&uid.to_string())
     }
 
+    /// Whether the kernel has killed something of a VM's cgroup for want of memory. Blocks shortly.
+    pub(super) fn was_out_of_memory(&self, uid: VmId) -> bool {
+        self.tree.out_of_memory_kills(&uid.to_string()).is_ok_and(|kills| kills > 0)
+    }
+
     /// VMs that have a cgroup.
     pub(super) fn vms(&self) -> Vec<VmId> {
         self.tree.names().unwrap_or_default().iter().filter_map(|name| name.parse().ok()).collect()

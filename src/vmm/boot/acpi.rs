@@ -1,7 +1,7 @@
 //! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): no PIC, no PIT, no RTC, no i8042 for the kernel to probe.
 //!
-//! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1, and a generic
-//! event device whose interrupt means "power button".
+//! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1, a generic event
+//! device whose interrupt means "power button", and the port by which a kernel tells that it panicked.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -55,6 +55,8 @@ pub struct Platform {
     pub sleep_status_port: u16,
     /// Reset register.
     pub reset_port: u16,
+    /// pvpanic's port.
+    pub panic_port: u16,
 }
 
 /// Writes all tables from `base` on, at most `len` bytes; the RSDP stands at `base`.
@@ -134,6 +136,7 @@ fn dsdt(platform: &Platform) -> Sdt {
     pci_host_bridge(platform, &mut dsdt);
     serial(platform, &mut dsdt);
     power_button(platform, &mut dsdt);
+    panic_event(platform, &mut dsdt);
     Name::new("_S5_".into(), &Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO])).to_aml_bytes(&mut dsdt);
     dsdt
 }
@@ -199,6 +202,22 @@ fn power_button(platform: &Platform, dsdt: &mut Sdt) {
     .to_aml_bytes(dsdt);
 }
 
+/// pvpanic as the drivers of stock kernels know it: `QEMU0001` with one port (QEMU's docs/specs/pvpanic.rst).
+fn panic_event(platform: &Platform, dsdt: &mut Sdt) {
+    let port = IO::new(platform.panic_port, platform.panic_port, 1, 1);
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "PEVT".into(),
+            vec![
+                &Name::new("_HID".into(), &"QEMU0001"),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&port])),
+            ],
+        )],
+    )
+    .to_aml_bytes(dsdt);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +239,7 @@ mod tests {
             sleep_control_port: 0x600,
             sleep_status_port: 0x601,
             reset_port: 0x602,
+            panic_port: 0x505,
         };
         write(&memory, GuestAddress(base), 0x2_0000, &platform).unwrap();
         let read = |address: u64, len: usize| {
@@ -262,6 +282,7 @@ mod tests {
             sleep_control_port: 0,
             sleep_status_port: 0,
             reset_port: 0,
+            panic_port: 0,
         };
         assert!(matches!(write(&memory, GuestAddress(0), 512, &platform), Err(BootError::DoesNotFit(_))));
     }

@@ -8,6 +8,7 @@ mod irq;
 mod layout;
 mod memory;
 mod pages;
+mod stillness;
 mod vcpu;
 
 use std::collections::BTreeMap;
@@ -23,12 +24,16 @@ use super::console::Writer;
 use super::kvm::{EntryPoint, Hypervisor, KvmError, Lacks, Vcpu, Vm};
 use super::legacy::power;
 use super::legacy::serial::Serial;
-use super::pci::{PciBus, SlotTaken};
+use super::pci::{PciBus, SharedFunction, SlotTaken};
 use super::ports::{Confine, Doorbell, Effect, GuestMemory, PciFunction};
 use crate::model::PciSlot;
+use crate::sys::kick;
 use bus::Bus;
 use irq::IrqTable;
 use pages::PageTable;
+pub use stillness::Pause;
+use stillness::{Stillness, all_rest};
+use vcpu::Place;
 pub use vcpu::{Mailbox, Message};
 
 /// Why a machine could not be built or changed.
@@ -118,6 +123,7 @@ pub struct Machine {
     power_button: EventFd,
     /// Until they run.
     vcpus: Vec<Vcpu>,
+    stillness: Stillness,
 }
 
 impl Machine {
@@ -132,6 +138,8 @@ impl Machine {
             .map_err(|source| MachineError::Memory { mib: plan.memory_bytes >> 20, source })?;
         let vm = Vm::new(plan.hypervisor, memory.clone(), layout::KVM_TSS)?;
         let vcpus = (0..count).map(|index| vm.create_vcpu(index, count)).collect::<Result<Vec<_>, _>>()?;
+
+        let kickers = vcpus.iter().map(|vcpu| vm.kicker(vcpu)).collect::<Result<Vec<_>, _>>()?;
 
         let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
         let entry = load(&memory, images, plan.memory_bytes, count)?;
@@ -155,6 +163,7 @@ impl Machine {
             pages: PageTable::default(),
             power_button,
             vcpus,
+            stillness: Stillness::new(kickers),
         })
     }
 
@@ -184,9 +193,11 @@ impl Machine {
     pub fn run(&mut self, mailbox: &Mailbox, confine_vcpu: Confine, confine_own: Confine) -> Result<(), MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
         let start = Arc::new(Barrier::new(vcpus.len() + 1));
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            vcpu::spawn(index, vcpu, Arc::clone(&self.bus), mailbox.clone(), Arc::clone(&start), confine_vcpu)
-                .map_err(host("vCPU thread"))?;
+        kick::prepare().map_err(host("signal handler"))?;
+        for (index, (vcpu, seat)) in vcpus.into_iter().zip(self.stillness.seats()).enumerate() {
+            let (bus, mailbox, gate) = (Arc::clone(&self.bus), mailbox.clone(), self.stillness.gate());
+            let place = Place { bus, mailbox, seat, gate };
+            vcpu::spawn(index, vcpu, place, Arc::clone(&start), confine_vcpu).map_err(host("vCPU thread"))?;
         }
         confine_own().map_err(host("system call filter"))?;
         start.wait();
@@ -212,6 +223,51 @@ impl Machine {
         self.power_button.write(1)
     }
 
+    /// Begins to make the machine stand still: each vCPU that parks posts [`Message::Parked`].
+    pub fn pause(&mut self) -> io::Result<Pause> {
+        self.stillness.park()
+    }
+
+    /// A vCPU has parked. When it was the last one, [`Machine::rest`] is next.
+    pub fn parked(&mut self, turn: u64) -> Pause {
+        self.stillness.parked(turn)
+    }
+
+    /// With all vCPUs parked: waits until every device of ours rests. When one is late, everything goes on, and the
+    /// answer is false. Devices of the host are not ours to hold: they go on with what their driver gave them.
+    pub fn rest(&mut self) -> bool {
+        let resting =
+            self.functions().filter_map(|function| function.lock().unwrap_or_else(PoisonError::into_inner).pause());
+        if all_rest(resting.collect()) {
+            self.stillness.settle();
+            return true;
+        }
+        self.resume();
+        false
+    }
+
+    /// Ends a pause, or what there is of one.
+    pub fn resume(&mut self) {
+        for function in self.functions() {
+            function.lock().unwrap_or_else(PoisonError::into_inner).resume();
+        }
+        self.stillness.resume();
+    }
+
+    /// Whether everything stands still.
+    pub fn is_still(&self) -> bool {
+        self.stillness.is_still()
+    }
+
+    /// Gives every vCPU a non-maskable interrupt.
+    pub fn inject_nmi(&mut self) -> io::Result<()> {
+        self.stillness.inject_nmi()
+    }
+
+    fn functions(&self) -> impl Iterator<Item = SharedFunction> {
+        (1..32).filter_map(|slot| self.bus.function(slot))
+    }
+
     /// Types as much of `input` as the UART takes.
     pub fn type_in(&self, input: &[u8]) -> usize {
         self.bus.with_serial(|serial| serial.type_in(input))
@@ -219,10 +275,8 @@ impl Machine {
 
     /// Resets every device, which ends its I/O: nothing reaches a disk afterwards.
     pub fn quiesce(&self) {
-        for slot in 1..32 {
-            if let Some(function) = self.bus.function(slot) {
-                function.lock().unwrap_or_else(PoisonError::into_inner).apply(Effect::Reset);
-            }
+        for function in self.functions() {
+            function.lock().unwrap_or_else(PoisonError::into_inner).apply(Effect::Reset);
         }
     }
 
@@ -295,6 +349,7 @@ fn load(
         sleep_control_port: layout::SLEEP_CONTROL_PORT,
         sleep_status_port: layout::SLEEP_STATUS_PORT,
         reset_port: layout::RESET_PORT,
+        panic_port: layout::PANIC_PORT,
     };
     acpi::write(memory, placement.rsdp, layout::RESET_VECTOR - layout::ACPI_TABLES, &platform)?;
     memory

@@ -11,8 +11,9 @@ use std::thread::{self, JoinHandle};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Bus, Request};
+use super::stillness::{Gate, Seat};
 use crate::model::VmExit;
-use crate::vmm::kvm::{Exit, Vcpu};
+use crate::vmm::kvm::{Exit, KvmError, Vcpu};
 use crate::vmm::ports::{Confine, Effect, PowerRequest};
 
 /// From a vCPU thread to the control thread.
@@ -27,6 +28,8 @@ pub enum Message {
         /// The vCPU waits for this.
         done: Sender<()>,
     },
+    /// A vCPU stands at the gate, in this turn of it.
+    Parked(u64),
     /// The guest ended, or its vCPU cannot go on.
     Ended(VmExit),
 }
@@ -51,27 +54,37 @@ impl Mailbox {
     }
 }
 
+/// What a vCPU thread works with.
+pub(super) struct Place {
+    pub(super) bus: Arc<Bus>,
+    pub(super) mailbox: Mailbox,
+    pub(super) seat: Arc<Seat>,
+    pub(super) gate: Arc<Gate>,
+}
+
 /// Starts the thread of vCPU `index`, which begins with `confine`; the guest begins when all have come to `start`.
 pub(super) fn spawn(
     index: usize,
     vcpu: Vcpu,
-    bus: Arc<Bus>,
-    mailbox: Mailbox,
+    place: Place,
     start: Arc<Barrier>,
     confine: Confine,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+        place.seat.take();
         let confined = confine();
         start.wait();
         match confined {
-            Ok(()) => run(vcpu, &bus, &mailbox),
-            Err(error) => end(&mailbox, VmExit::HostError(format!("cannot confine a vCPU thread: {error}"))),
+            Ok(()) => run(vcpu, &place),
+            Err(error) => end(&place.mailbox, VmExit::HostError(format!("cannot confine a vCPU thread: {error}"))),
         }
     })
 }
 
-fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
+fn run(mut vcpu: Vcpu, place: &Place) {
+    let Place { bus, mailbox, .. } = place;
     loop {
+        let mut is_interrupted = false;
         let request = match vcpu.run() {
             Ok(Exit::PortRead(port, data)) => {
                 bus.port_read(port, data);
@@ -83,7 +96,10 @@ fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
                 None
             }
             Ok(Exit::MmioWrite(address, data)) => bus.memory_write(address, data),
-            Ok(Exit::Interrupted) => None,
+            Ok(Exit::Interrupted) => {
+                is_interrupted = true;
+                None
+            }
             Ok(Exit::Shutdown) => return end(mailbox, VmExit::TripleFault),
             Ok(Exit::Fault(cause)) => return end(mailbox, VmExit::HostError(cause)),
             Err(error) => return end(mailbox, VmExit::HostError(format!("{error}: {}", error.source))),
@@ -92,6 +108,7 @@ fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
             None => {}
             Some(Request::Power(PowerRequest::PowerOff)) => return end(mailbox, VmExit::PowerOff),
             Some(Request::Power(PowerRequest::Reset)) => return end(mailbox, VmExit::Reset),
+            Some(Request::Power(PowerRequest::Panicked)) => return end(mailbox, VmExit::Panicked),
             Some(Request::Device { slot, effect }) => {
                 let (done, answer) = mpsc::channel();
                 if !mailbox.post(Message::Effect { slot, effect, done }) || answer.recv().is_err() {
@@ -99,7 +116,23 @@ fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
                 }
             }
         }
+        if is_interrupted && let Err(error) = heed(&mut vcpu, place) {
+            return end(mailbox, VmExit::HostError(format!("{error}: {}", error.source)));
+        }
     }
+}
+
+/// Does what the vCPU was interrupted for, if it was for anything.
+fn heed(vcpu: &mut Vcpu, place: &Place) -> Result<(), KvmError> {
+    vcpu.lower();
+    if place.seat.take_nmi() {
+        vcpu.nmi()?;
+    }
+    let has_waited = place.gate.pass(|turn| {
+        // Nobody hears it only when the machine ends.
+        place.mailbox.post(Message::Parked(turn));
+    });
+    if has_waited { vcpu.tell_paused() } else { Ok(()) }
 }
 
 fn end(mailbox: &Mailbox, exit: VmExit) {

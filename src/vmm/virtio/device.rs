@@ -76,6 +76,11 @@ pub trait Device: Send + 'static {
     fn backend(&self) -> Option<RawFd>;
     /// Does what there is to do, within a bound, without blocking.
     fn run(&mut self, active: &mut Active, wake: Wake) -> Result<Next, Fault>;
+    /// Brings what is in flight to its end and gives it back to the driver; nothing moves afterwards until the next call
+    /// of [`Device::run`]. May wait for the host's I/O.
+    fn rest(&mut self, _active: &mut Active) -> Result<(), Fault> {
+        Ok(())
+    }
     /// Ends all use of the rings and of guest memory; may wait for the host's I/O in flight.
     fn stop(&mut self);
 }

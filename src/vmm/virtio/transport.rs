@@ -355,6 +355,14 @@ impl PciFunction for VirtioFunction {
         self.msix.vectors()
     }
 
+    fn pause(&mut self) -> Option<Receiver<()>> {
+        Some(self.worker.pause())
+    }
+
+    fn resume(&mut self) {
+        self.worker.resume();
+    }
+
     fn apply(&mut self, effect: Effect) {
         match effect {
             Effect::Activate => self.activate(),

@@ -221,6 +221,21 @@ impl Device for Block {
         Ok(if was_full && self.engine.has_room() { Next::Again } else { next })
     }
 
+    fn rest(&mut self, active: &mut Active) -> Result<(), Fault> {
+        let Some(ring) = active.rings.first_mut().and_then(Option::as_mut) else { return Ok(()) };
+        let memory = active.memory.memory().into_inner();
+        self.engine.submit()?;
+        while self.engine.is_busy() {
+            self.reap(ring, &memory)?;
+            // The rest of a transfer that was cut short goes out again.
+            self.engine.submit()?;
+            if self.engine.is_busy() {
+                self.engine.wait()?;
+            }
+        }
+        Ok(ring.signal(&*memory)?)
+    }
+
     fn stop(&mut self) {
         self.engine.drain();
     }
