@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::api::{scope_name, v1};
+use crate::api::{resources, scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, Opinion,
     Outcome, Patch, SpecError, Verdict, VfWish, VlanId, VmSpec, VmState,
@@ -23,7 +23,8 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let disks = disks.collect::<Result<_, _>>()?;
     let nics = spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(index, &nic));
     let nics = nics.collect::<Result<_, _>>()?;
-    VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)
+    let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?;
+    resources::from_proto(whole, spec.memory, spec.cpus)
 }
 
 /// A spec as the API shows it; [`spec_from_proto`] gives the same spec back.
@@ -47,6 +48,8 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
             })
             .collect(),
         nics: spec.nics().iter().map(nic_to_proto).collect(),
+        memory: resources::memory_to_proto(spec.memory()),
+        cpus: resources::cpus_to_proto(spec.cpus()),
     }
 }
 
@@ -220,6 +223,7 @@ mod tests {
             }),
             disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
             nics: vec![v1::NicSpec { id: "eth0".into(), sriov: None }],
+            ..Default::default()
         }
     }
 
@@ -328,6 +332,7 @@ mod tests {
                 boot: has_boot.then_some(v1::BootSpec { kernel, initrd, cmdline }),
                 disks: disks.into_iter().map(|(id, volume, read_only)| v1::DiskSpec { id, volume, read_only }).collect(),
                 nics: nics.into_iter().map(|id| v1::NicSpec { id, sriov: None }).collect(),
+                ..Default::default()
             }
         }
     }
@@ -357,6 +362,7 @@ mod tests {
                         vlan,
                     }),
                 }).collect(),
+                ..Default::default()
             }
         }
     }

@@ -99,6 +99,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             VmCommand::Nmi(nmi) => commands::power::nmi(client().await?, &nmi.name).await,
             VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
             VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
+            VmCommand::Stats(stats) => commands::stats::stats(client().await?, stats).await,
             VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
             VmCommand::List(list) => commands::vm::list(client().await?, list).await,
             VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,

@@ -10,6 +10,7 @@ mod jail;
 mod launch;
 mod lifecycle;
 mod pci;
+mod resources;
 mod spec;
 mod vf;
 
@@ -22,6 +23,7 @@ pub use jail::{JailArgsError, JailFacts};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use pci::{Bdf, BdfError};
+pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
 pub use spec::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, SpecError, VmSpec};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,

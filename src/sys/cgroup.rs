@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 /// Controllers without which no VM is limited.
 const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
 /// Controllers that are used where they are.
-const WELCOME: [&str; 1] = ["io"];
+const WELCOME: [&str; 2] = ["io", "cpuset"];
 /// File system type of cgroup v2 (statfs(2)).
 const MAGIC: i64 = 0x6367_7270;
 /// A period of CPU time, in microseconds (`cpu.max`).
@@ -102,9 +102,18 @@ impl Tree {
     }
 
     /// Makes the group `name` and gives its directory, for `sys::spawn`. One that a run before left is used again.
-    pub fn make(&self, name: &str, limits: &Limits) -> Result<OwnedFd, CgroupError> {
+    /// `cpus`: CPUs that it may use, as the kernel writes lists of them; `None`: all.
+    pub fn make(&self, name: &str, limits: &Limits, cpus: Option<&str>) -> Result<OwnedFd, CgroupError> {
         let path = self.path(name);
         make(&path)?;
+        match write(&path.join("cpuset.cpus"), cpus.unwrap_or("\n")) {
+            Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                if cpus.is_some() {
+                    return Err(CgroupError::NoController { controller: "cpuset", path });
+                }
+            }
+            written => written?,
+        }
         for (file, value) in files(limits) {
             match write(&path.join(file), &value) {
                 // A kernel without swap has no such file, and nothing to forbid.

@@ -17,6 +17,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::model::DeviceId;
+use crate::sys::counter_page::Counter;
 use crate::sys::vfio::Pages;
 
 /// Guest memory as devices see it: a snapshot per use, so that slots can grow while the VM runs.
@@ -34,6 +35,30 @@ pub enum Effect {
     Activate,
     /// The driver resets the device: call [`PciFunction::apply`] on the control thread.
     Reset,
+}
+
+/// Where a device counts.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceCounters {
+    /// Faults of guest and host that it met.
+    pub faults: Counter,
+    /// By queue; each is written by the queue's own thread.
+    pub queues: Vec<QueueCounters>,
+}
+
+/// Where what goes through a queue is counted.
+#[derive(Debug, Clone, Default)]
+pub struct QueueCounters {
+    /// Requests that were given back.
+    pub operations: Counter,
+    /// Their bytes in both directions.
+    pub bytes: Counter,
+    /// Requests that failed.
+    pub errors: Counter,
+    /// Sum of their latencies in ns.
+    pub latency_sum_ns: Counter,
+    /// Requests by latency: number n those of less than 2^n µs that no earlier one counts, the last one the rest.
+    pub latency: Vec<Counter>,
 }
 
 /// A BAR as it is mapped now.

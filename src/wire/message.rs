@@ -47,6 +47,8 @@ pub enum Role {
     ConsoleRing,
     /// Where the vmm writes how it ended.
     ExitRecord,
+    /// Where the vmm counts what the VM does (`wire::counters`).
+    Counters,
 }
 
 /// Daemon to vmm.
@@ -235,6 +237,7 @@ fn encode_role(role: &Role) -> proto::Descriptor {
         Role::ConsoleListener => (Wire::ConsoleListener, ""),
         Role::ConsoleRing => (Wire::ConsoleRing, ""),
         Role::ExitRecord => (Wire::ExitRecord, ""),
+        Role::Counters => (Wire::Counters, ""),
     };
     proto::Descriptor { role: wire.into(), device_id: device_id.to_owned() }
 }
@@ -251,6 +254,7 @@ fn decode_role(descriptor: proto::Descriptor) -> Result<Role, WireError> {
         Wire::ConsoleListener => Role::ConsoleListener,
         Wire::ConsoleRing => Role::ConsoleRing,
         Wire::ExitRecord => Role::ExitRecord,
+        Wire::Counters => Role::Counters,
     })
 }
 
@@ -270,6 +274,7 @@ mod tests {
             Role::ConsoleListener,
             Role::ConsoleRing,
             Role::ExitRecord,
+            Role::Counters,
         ];
         for message in
             [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill, ToVmm::Pause, ToVmm::Resume, ToVmm::Nmi]

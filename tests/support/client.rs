@@ -179,6 +179,11 @@ impl Caller {
         wait(self.vms.clone().stop_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
+    pub fn stats(&self, vm: &str) -> Answer<v1::VirtualMachineStats> {
+        let request = v1::GetVirtualMachineStatsRequest { name: self.name(vm) };
+        wait(self.vms.clone().get_virtual_machine_stats(request)).map(tonic::Response::into_inner)
+    }
+
     /// `grace_ms` as in [`Caller::stop`].
     pub fn reboot(&self, vm: &str, grace_ms: Option<u64>) -> Answer<v1::VirtualMachine> {
         let grace = grace_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);

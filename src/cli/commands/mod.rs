@@ -6,5 +6,6 @@ pub(crate) mod host;
 pub(crate) mod jail;
 pub(crate) mod plugin;
 pub(crate) mod power;
+pub(crate) mod stats;
 pub(crate) mod vm;
 pub(crate) mod watch;

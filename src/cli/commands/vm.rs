@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
+use super::super::args::{DestroyArgs, Hugepages, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::NicArg;
+use super::super::units::{NicArg, TopologyArg};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
@@ -50,7 +50,17 @@ pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Res
 }
 
 fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
+    use v1::memory_spec::Hugepages as Pages;
     let disks = arguments.disks.into_iter();
+    let hugepages = match arguments.hugepages {
+        None => Pages::None,
+        Some(Hugepages::Size2M) => Pages::Size2m,
+        Some(Hugepages::Size1G) => Pages::Size1g,
+    };
+    let (prefault, numa_node) = (arguments.prefault, arguments.numa_node);
+    let memory = v1::MemorySpec { hugepages: hugepages.into(), prefault, numa_node };
+    let topology =
+        arguments.topology.map(|TopologyArg { sockets, cores, threads }| v1::CpuTopology { sockets, cores, threads });
     v1::VirtualMachineSpec {
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory.0,
@@ -61,6 +71,8 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
         }),
         disks: disks.map(|d| v1::DiskSpec { id: d.id, volume: d.volume, read_only: d.is_read_only }).collect(),
         nics: arguments.nics.into_iter().map(nic).collect(),
+        memory: Some(memory),
+        cpus: Some(v1::CpuSpec { host_cpus: arguments.cpus.unwrap_or_default(), topology }),
     }
 }
 

@@ -60,7 +60,18 @@ impl VirtualMachineService for VmRpc {
         let principal = caller(request.extensions())?;
         let name = vm_ref(&request.get_ref().name)?;
         let vm = self.node.get(&principal, &name.tenant, &name.vm).map_err(|error| status::of(&error))?;
-        Ok(Response::new(encode::vm(&vm)))
+        let memory_use = self.node.memory_use(&vm).await.map(encode::memory_use);
+        Ok(Response::new(v1::VirtualMachine { memory_use, ..encode::vm(&vm) }))
+    }
+
+    async fn get_virtual_machine_stats(
+        &self,
+        request: Request<v1::GetVirtualMachineStatsRequest>,
+    ) -> Result<Response<v1::VirtualMachineStats>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let stats = self.node.stats(&principal, &name.tenant, &name.vm).await;
+        Ok(Response::new(encode::stats(stats.map_err(|error| status::of(&error))?)))
     }
 
     async fn list_virtual_machines(

@@ -12,6 +12,7 @@ mod ledger;
 mod lifecycle;
 mod plugins;
 mod register;
+mod stats;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ use ledger::Handles;
 pub use plugins::PluginView;
 use plugins::Plugins;
 use register::TenantTurns;
+pub use stats::{MemoryUse, VmStats};
 pub use watch::WatchItem;
 
 /// Everything that a call works with.

@@ -14,8 +14,8 @@ use super::PluginRecord;
 use super::decision::StoredDecision;
 use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
-    BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, VfWish, VlanId,
-    VmExit, VmSpec, VmState,
+    BootSpec, CpuSpec, DiskSpec, FailureCause, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, PluginDigest,
+    PolicyScope, Topology, VfWish, VlanId, VmExit, VmSpec, VmState,
 };
 use crate::sys::process::Identity;
 
@@ -57,6 +57,21 @@ struct StoredSpec {
     /// Those of `nics` that are virtual functions, with what is asked of them.
     #[serde(default)]
     vf_wishes: BTreeMap<String, StoredWish>,
+    #[serde(default)]
+    resources: StoredResources,
+}
+
+/// What a record of before this had by default.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct StoredResources {
+    /// 0: ordinary pages.
+    hugepage_mib: u32,
+    prefault: bool,
+    numa_node: Option<u32>,
+    host_cpus: Option<String>,
+    /// Sockets, cores, threads.
+    topology: Option<[u32; 3]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -248,7 +263,34 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
             .iter()
             .filter_map(|nic| Some((nic.id.to_string(), store_wish(nic.vf_wish()?))))
             .collect(),
+        resources: store_resources(spec),
     }
+}
+
+fn store_resources(spec: &VmSpec) -> StoredResources {
+    let (memory, cpus) = (spec.memory(), spec.cpus());
+    StoredResources {
+        hugepage_mib: if memory.pages.is_huge() { (memory.pages.bytes() >> 20) as u32 } else { 0 },
+        prefault: memory.is_prefaulted,
+        numa_node: memory.numa_node,
+        host_cpus: cpus.host_cpus.as_ref().map(ToString::to_string),
+        topology: cpus.topology.map(|t| [t.sockets(), t.cores(), t.threads()]),
+    }
+}
+
+fn load_resources(spec: VmSpec, stored: StoredResources) -> Result<VmSpec, Unusable> {
+    let pages = match stored.hugepage_mib {
+        0 => PageSize::Small,
+        2 => PageSize::Huge2M,
+        1024 => PageSize::Huge1G,
+        other => return Err(format!("there are no pages of {other} MiB")),
+    };
+    let memory = MemorySpec { pages, is_prefaulted: stored.prefault, numa_node: stored.numa_node };
+    let topology =
+        stored.topology.map(|[sockets, cores, threads]| Topology::new(sockets, cores, threads, spec.vcpus()));
+    let topology = topology.transpose().map_err(text)?;
+    let host_cpus = stored.host_cpus.map(|list| list.parse().map_err(text)).transpose()?;
+    spec.with_memory(memory).and_then(|spec| spec.with_cpus(CpuSpec { host_cpus, topology })).map_err(text)
 }
 
 fn store_wish(wish: VfWish) -> StoredWish {
@@ -301,7 +343,8 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
         Ok::<_, Unusable>(NicSpec { id: id.parse().map_err(text)?, backend })
     });
     let nics = nics.collect::<Result<_, _>>()?;
-    VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)
+    let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)?;
+    load_resources(whole, spec.resources)
 }
 
 fn store_state(state: &VmState) -> StoredState {
@@ -441,6 +484,9 @@ mod tests {
             mac: "02:00:00:00:00:01".parse().unwrap(),
         }];
         assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
+        let memory = MemorySpec { pages: PageSize::Huge2M, is_prefaulted: true, numa_node: Some(0) };
+        let cpus = CpuSpec { host_cpus: "0-1,4".parse().ok(), topology: Topology::new(1, 1, 1, 1).ok() };
+        vm.spec = vm.spec.with_memory(memory).unwrap().with_cpus(cpus).unwrap();
         vm.run = None;
         assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
     }
@@ -451,6 +497,7 @@ mod tests {
         let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&vm)).unwrap();
         assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
+        assert!(json["spec"].as_object_mut().unwrap().remove("resources").is_some());
         assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
     }
 

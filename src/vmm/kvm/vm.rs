@@ -12,6 +12,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Hypervisor, Kicker, KvmError, Named, Vcpu, cpuid};
+use crate::model::Topology;
 use crate::sys::vfio::Pages;
 
 /// Where an interrupt of a device goes: GSI, message address, message data.
@@ -94,10 +95,10 @@ impl Vm {
         Ok(())
     }
 
-    /// Creates vCPU `index` of `count`, in the state after reset.
-    pub fn create_vcpu(&self, index: u8, count: u8) -> Result<Vcpu, KvmError> {
-        let fd = self.fd.create_vcpu(index.into()).named("KVM_CREATE_VCPU")?;
-        fd.set_cpuid2(&self.cpuid.for_vcpu(index, count)).named("KVM_SET_CPUID2")?;
+    /// Creates vCPU `index`, in the state after reset. Its number for KVM is its APIC id.
+    pub fn create_vcpu(&self, index: u32, topology: Topology) -> Result<Vcpu, KvmError> {
+        let fd = self.fd.create_vcpu(topology.apic_id(index).into()).named("KVM_CREATE_VCPU")?;
+        fd.set_cpuid2(&self.cpuid.for_vcpu(index, topology)).named("KVM_SET_CPUID2")?;
         Vcpu::new(fd)
     }
 

@@ -21,13 +21,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootError, acpi};
 use super::console::Writer;
+use super::counters::Counting;
 use super::kvm::{EntryPoint, Hypervisor, KvmError, Lacks, Vcpu, Vm};
 use super::legacy::power;
 use super::legacy::serial::Serial;
 use super::pci::{PciBus, SharedFunction, SlotTaken};
 use super::ports::{Confine, Doorbell, Effect, GuestMemory, PciFunction};
-use crate::model::PciSlot;
-use crate::sys::kick;
+use crate::model::{CpuSpec, MemorySpec, PageSize, PciSlot, Topology};
+use crate::sys::{kick, numa};
 use bus::Bus;
 use irq::IrqTable;
 use pages::PageTable;
@@ -52,10 +53,20 @@ pub enum MachineError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// Guest memory could not be mapped.
-    #[error("cannot map {mib} MiB of guest memory: {source}")]
+    #[error("cannot map {mib} MiB of guest memory in {pages} pages: {source}")]
     Memory {
         /// What was asked for.
         mib: u64,
+        /// In these pages.
+        pages: PageSize,
+        /// The I/O error.
+        source: io::Error,
+    },
+    /// The host has no such node, or no memory there.
+    #[error("cannot take memory from NUMA node {node}: {source}; /sys/devices/system/node shows which there are")]
+    Node {
+        /// Which.
+        node: u32,
         /// The I/O error.
         source: io::Error,
     },
@@ -96,8 +107,12 @@ pub struct Plan<'a> {
     pub hypervisor: &'a Hypervisor,
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// How they look to the guest, and where they run.
+    pub cpus: &'a CpuSpec,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// Where it comes from.
+    pub memory: MemorySpec,
     /// Kernel image.
     pub kernel: &'a mut File,
     /// Initial RAM disk.
@@ -106,6 +121,8 @@ pub struct Plan<'a> {
     pub cmdline: &'a str,
     /// Where the UART's output goes.
     pub console: Writer,
+    /// Where vCPUs count.
+    pub counting: &'a Counting,
     /// Signalled when the guest has taken the input that was typed.
     pub input_taken: Arc<EventFd>,
 }
@@ -123,6 +140,9 @@ pub struct Machine {
     power_button: EventFd,
     /// Until they run.
     vcpus: Vec<Vcpu>,
+    /// CPUs of the host that each may use; `None`: all.
+    pins: Vec<Option<Vec<u32>>>,
+    counting: Counting,
     stillness: Stillness,
 }
 
@@ -130,19 +150,29 @@ impl Machine {
     /// Builds everything but the devices, and loads what is booted.
     pub fn build(plan: Plan<'_>) -> Result<Self, MachineError> {
         let most = plan.hypervisor.max_vcpus();
-        let count = u8::try_from(plan.vcpus)
-            .ok()
-            .filter(|&count| usize::from(count) <= most)
-            .ok_or(MachineError::TooManyVcpus { wanted: plan.vcpus, most })?;
-        let memory = memory::allocate(plan.memory_bytes)
-            .map_err(|source| MachineError::Memory { mib: plan.memory_bytes >> 20, source })?;
+        // APIC ids are told in 8 bits.
+        if plan.vcpus as usize > most.min(usize::from(u8::MAX)) {
+            return Err(MachineError::TooManyVcpus { wanted: plan.vcpus, most });
+        }
+        if let Some(node) = plan.memory.numa_node {
+            // Threads that are made later inherit it: whoever touches a page first, it comes from there.
+            numa::bind(node).map_err(|source| MachineError::Node { node, source })?;
+        }
+        let pages = plan.memory.pages;
+        let memory = memory::allocate(plan.memory_bytes, &plan.memory).map_err(|source| MachineError::Memory {
+            mib: plan.memory_bytes >> 20,
+            pages,
+            source,
+        })?;
         let vm = Vm::new(plan.hypervisor, memory.clone(), layout::KVM_TSS)?;
-        let vcpus = (0..count).map(|index| vm.create_vcpu(index, count)).collect::<Result<Vec<_>, _>>()?;
+        let topology = plan.cpus.topology.unwrap_or(Topology::flat(plan.vcpus));
+        let vcpus = (0..plan.vcpus).map(|index| vm.create_vcpu(index, topology)).collect::<Result<Vec<_>, _>>()?;
 
         let kickers = vcpus.iter().map(|vcpu| vm.kicker(vcpu)).collect::<Result<Vec<_>, _>>()?;
 
         let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
-        let entry = load(&memory, images, plan.memory_bytes, count)?;
+        let apic_ids: Vec<u8> = (0..plan.vcpus).map(|index| topology.apic_id(index) as u8).collect();
+        let entry = load(&memory, images, plan.memory_bytes, &apic_ids)?;
         if let Some(first) = vcpus.first() {
             first.set_entry(entry)?;
         }
@@ -163,6 +193,8 @@ impl Machine {
             pages: PageTable::default(),
             power_button,
             vcpus,
+            pins: (0..plan.vcpus as usize).map(|index| plan.cpus.pinned(index, plan.vcpus as usize)).collect(),
+            counting: plan.counting.clone(),
             stillness: Stillness::new(kickers),
         })
     }
@@ -194,9 +226,11 @@ impl Machine {
         let vcpus = std::mem::take(&mut self.vcpus);
         let start = Arc::new(Barrier::new(vcpus.len() + 1));
         kick::prepare().map_err(host("signal handler"))?;
-        for (index, (vcpu, seat)) in vcpus.into_iter().zip(self.stillness.seats()).enumerate() {
+        let pins = std::mem::take(&mut self.pins);
+        let each = vcpus.into_iter().zip(pins).zip(self.stillness.seats());
+        for (index, ((vcpu, pin), seat)) in each.enumerate() {
             let (bus, mailbox, gate) = (Arc::clone(&self.bus), mailbox.clone(), self.stillness.gate());
-            let place = Place { bus, mailbox, seat, gate };
+            let place = Place { bus, mailbox, seat, gate, pin, counters: self.counting.vcpu(index) };
             vcpu::spawn(index, vcpu, place, Arc::clone(&start), confine_vcpu).map_err(host("vCPU thread"))?;
         }
         confine_own().map_err(host("system call filter"))?;
@@ -313,7 +347,7 @@ fn load(
     memory: &GuestMemoryMmap,
     images: boot::Images<'_>,
     memory_bytes: u64,
-    vcpus: u8,
+    apic_ids: &[u8],
 ) -> Result<EntryPoint, MachineError> {
     let placement = boot::Placement {
         boot_info: GuestAddress(layout::BOOT_INFO),
@@ -337,7 +371,7 @@ fn load(
     let boot = boot::load(memory, images, &placement, &map)?;
     // Every address here is below 4 GiB.
     let platform = acpi::Platform {
-        vcpus,
+        apic_ids,
         lapic: layout::LAPIC as u32,
         ioapic: layout::IOAPIC as u32,
         ecam: layout::ECAM,

@@ -8,13 +8,16 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 
+use rustix::thread::CpuSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Bus, Request};
 use super::stillness::{Gate, Seat};
 use crate::model::VmExit;
+use crate::vmm::counters::VcpuCounters;
 use crate::vmm::kvm::{Exit, KvmError, Vcpu};
 use crate::vmm::ports::{Confine, Effect, PowerRequest};
+use crate::wire::counters::Reason;
 
 /// From a vCPU thread to the control thread.
 #[derive(Debug)]
@@ -60,6 +63,9 @@ pub(super) struct Place {
     pub(super) mailbox: Mailbox,
     pub(super) seat: Arc<Seat>,
     pub(super) gate: Arc<Gate>,
+    /// CPUs of the host that the thread may use.
+    pub(super) pin: Option<Vec<u32>>,
+    pub(super) counters: VcpuCounters,
 }
 
 /// Starts the thread of vCPU `index`, which begins with `confine`; the guest begins when all have come to `start`.
@@ -72,20 +78,35 @@ pub(super) fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
         place.seat.take();
-        let confined = confine();
+        let confined = pin(place.pin.as_deref()).and_then(|()| confine());
         start.wait();
         match confined {
             Ok(()) => run(vcpu, &place),
-            Err(error) => end(&place.mailbox, VmExit::HostError(format!("cannot confine a vCPU thread: {error}"))),
+            Err(error) => {
+                end(&place.mailbox, VmExit::HostError(format!("cannot place or confine a vCPU thread: {error}")))
+            }
         }
     })
 }
 
+/// Keeps the calling thread on these CPUs.
+fn pin(cpus: Option<&[u32]>) -> io::Result<()> {
+    let Some(cpus) = cpus else { return Ok(()) };
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu as usize);
+    }
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|error| io::Error::other(format!("CPUs {cpus:?} of the host: {error}")))
+}
+
 fn run(mut vcpu: Vcpu, place: &Place) {
-    let Place { bus, mailbox, .. } = place;
+    let Place { bus, mailbox, counters, .. } = place;
     loop {
         let mut is_interrupted = false;
-        let request = match vcpu.run() {
+        let exit = vcpu.run();
+        counters.count(reason(&exit));
+        let request = match exit {
             Ok(Exit::PortRead(port, data)) => {
                 bus.port_read(port, data);
                 None
@@ -110,6 +131,7 @@ fn run(mut vcpu: Vcpu, place: &Place) {
             Some(Request::Power(PowerRequest::Reset)) => return end(mailbox, VmExit::Reset),
             Some(Request::Power(PowerRequest::Panicked)) => return end(mailbox, VmExit::Panicked),
             Some(Request::Device { slot, effect }) => {
+                counters.count(Reason::Effect);
                 let (done, answer) = mpsc::channel();
                 if !mailbox.post(Message::Effect { slot, effect, done }) || answer.recv().is_err() {
                     return; // the machine ends
@@ -119,6 +141,17 @@ fn run(mut vcpu: Vcpu, place: &Place) {
         if is_interrupted && let Err(error) = heed(&mut vcpu, place) {
             return end(mailbox, VmExit::HostError(format!("{error}: {}", error.source)));
         }
+    }
+}
+
+fn reason(exit: &Result<Exit<'_>, KvmError>) -> Reason {
+    match exit {
+        Ok(Exit::PortRead(..)) => Reason::PortRead,
+        Ok(Exit::PortWrite(..)) => Reason::PortWrite,
+        Ok(Exit::MmioRead(..)) => Reason::MmioRead,
+        Ok(Exit::MmioWrite(..)) => Reason::MmioWrite,
+        Ok(Exit::Interrupted) => Reason::Interrupted,
+        Ok(Exit::Shutdown | Exit::Fault(_)) | Err(_) => Reason::Other,
     }
 }
 

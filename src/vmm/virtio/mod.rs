@@ -16,6 +16,7 @@ mod common;
 mod device;
 #[cfg(test)]
 mod hostile;
+mod meter;
 mod net;
 mod queue;
 mod rng;

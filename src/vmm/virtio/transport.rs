@@ -27,7 +27,7 @@ use super::queue::{Ring, RingFault};
 use super::signals::Signals;
 use super::worker::Worker;
 use crate::vmm::pci::{BarKind, Bars, Capabilities, ConfigSpace, Identity, Msix, MsixLayout};
-use crate::vmm::ports::{BarMapping, Confine, Doorbell, Effect, GuestMemory, PciFunction, Vector};
+use crate::vmm::ports::{BarMapping, Confine, DeviceCounters, Doorbell, Effect, GuestMemory, PciFunction, Vector};
 
 /// Longest that the control thread waits for the worker.
 const RESET_WAIT: Duration = Duration::from_secs(1);
@@ -141,6 +141,16 @@ impl VirtioFunction {
             phase: Phase::Idle,
             worker,
         })
+    }
+
+    /// Number of its queues.
+    pub fn queues(&self) -> usize {
+        self.kicks.len()
+    }
+
+    /// Counts there what it does, from the next activation on.
+    pub fn count_in(&self, counters: DeviceCounters) {
+        self.signals.count_in(counters);
     }
 
     /// Faults of guest and host that this device has met, survived or not.
