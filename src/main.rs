@@ -51,6 +51,8 @@ fn serve_config(arguments: ServeArgs) -> Result<ServeConfig, String> {
         client_crl: Some(certificates.join("crl.pem")),
         network,
         trust_domain: arguments.trust_domain,
+        metrics: arguments.metrics,
+        has_public_metrics: arguments.metrics_public,
         data_dir: arguments.data_dir,
         jail: (!arguments.no_jail).then_some(JailConfig { cgroup: arguments.cgroup, first_user: arguments.first_user }),
         ..ServeConfig::default()

@@ -85,7 +85,7 @@ fn a_running_guest_s_process_has_only_what_it_needs() {
     let held = jail.descriptors.iter().filter(|descriptor| descriptor.target.starts_with(&data));
     let held: Vec<_> = held.map(|held| held.target.rsplit('/').next().unwrap()).collect();
     let is_expected =
-        |name: &&str| ["vmm.log", "console.ring", "hello.img"].contains(name) || name.starts_with("exit-");
+        |name: &&str| ["vmm.log", "console.ring", "counters", "hello.img"].contains(name) || name.starts_with("exit-");
     assert!(held.iter().all(is_expected), "{held:?}");
 
     // Who may look: its tenant and operators, while there is something to look at.

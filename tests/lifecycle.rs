@@ -118,12 +118,36 @@ fn a_guest_that_reboots_runs_again() {
 }
 
 #[test]
+fn a_power_button_is_the_guest_s_affair_and_a_reboot_is_not() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let (mut console, _) = boot(&host, &acme, "web", linux());
+    let first = acme.get("web").unwrap();
+    let rebooted = acme.reboot("web", Some(120_000)).unwrap();
+    assert_eq!((rebooted.state(), &rebooted.uid), (State::Running, &first.uid));
+    assert_ne!(rebooted.vmm_pid, first.vmm_pid);
+    drop(console);
+    console = host.console(&acme, "web");
+    console.expect_ready();
+    // A guest that ignores the button is rebooted all the same, by force.
+    console.run("for b in /sys/bus/*/drivers/*button*/*:*; do echo ${b##*/} > ${b%/*}/unbind; done");
+    assert_eq!(acme.press_power_button("web").unwrap().state(), State::Running);
+    assert_eq!(acme.reboot("web", Some(1_000)).unwrap().state(), State::Running);
+    host.console(&acme, "web").expect_ready();
+    assert_eq!(acme.press_power_button("web").unwrap().state(), State::Running);
+    assert_eq!(reaches(&acme, "web", State::Stopped).failure, "");
+    for refused in [acme.press_power_button("web").unwrap_err(), acme.reboot("web", None).unwrap_err()] {
+        assert_eq!(facts(&refused).code, Code::FailedPrecondition, "{refused:?}");
+    }
+}
+
+#[test]
 fn a_guest_that_triple_faults_is_failed_with_the_cause_and_can_start_again() {
     let before = taps();
     let host = Host::with_guests();
     let acme = host.tenant("acme");
-    // Linux panics, reboots at once (panic=-1), and does that by a triple fault (reboot=t).
-    acme.register("web", linux_with("panic=-1 reboot=t ostler.exec=panic")).unwrap();
+    // Linux reboots by a triple fault (reboot=t).
+    acme.register("web", linux_with("reboot=t ostler.exec=reboot")).unwrap();
     let mut watch = acme.watch("").unwrap();
     acme.start("web").unwrap();
     let failed = reaches(&acme, "web", State::Failed);
@@ -169,6 +193,12 @@ fn the_command_line_drives_a_vm_from_start_to_end() {
     assert!(printed.contains("ostler-guest: kernel 6.12"), "{printed}");
     let watched = run(&["vm", "watch", "web", "--until", "RUNNING", "-o", "json"]);
     assert!(watched.contains("\"state\":\"RUNNING\""), "{watched}");
+    assert_eq!(run(&["vm", "pause", "web"]), "acme/web is PAUSED\n");
+    assert_eq!(run(&["vm", "watch", "web", "--until", "PAUSED", "-o", "json"]).lines().count(), 1);
+    assert_eq!(run(&["vm", "resume", "web"]), "acme/web is RUNNING\n");
+    assert_eq!(run(&["vm", "nmi", "web"]), "acme/web: interrupted\n");
+    assert_eq!(run(&["vm", "reboot", "web", "--force"]), "acme/web is RUNNING\n");
+    assert_eq!(run(&["vm", "power-button", "web"]), "acme/web: pressed\n");
     assert_eq!(run(&["vm", "stop", "web", "--force"]), "acme/web is STOPPED\n");
     assert_eq!(run(&["vm", "destroy", "web"]), "acme/web is DESTROYED\n");
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may import with `use crate::…`, besides itself and what lies below it. The longest prefix counts.
-const MAY_IMPORT: [(&str, &[&str]); 30] = [
+const MAY_IMPORT: [(&str, &[&str]); 32] = [
     ("lib", &[]),
     ("model", &[]),
     ("sys", &[]),
@@ -17,6 +17,7 @@ const MAY_IMPORT: [(&str, &[&str]); 30] = [
     // The control plane: rpc -> service -> parts that do not know each other -> the daemon's own vocabulary.
     ("daemon", &["daemon", "model", "wire", "sys", "api"]),
     ("daemon/rpc", &["daemon/service", "daemon/authn", "daemon/record", "model", "wire", "sys", "api"]),
+    ("daemon/metrics", &["daemon/service", "daemon/record", "model", "wire", "sys"]),
     ("daemon/service", &["daemon", "model", "wire", "sys"]),
     ("daemon/authn", &["model"]),
     ("daemon/policy", &["model", "sys"]),
@@ -39,6 +40,7 @@ const MAY_IMPORT: [(&str, &[&str]); 30] = [
             "vmm/console",
             "vmm/kvm",
             "vmm/boot",
+            "vmm/counters",
             "vmm/ports",
             "model",
             "wire",
@@ -52,6 +54,7 @@ const MAY_IMPORT: [(&str, &[&str]); 30] = [
     ("vmm/legacy", &["vmm/ports", "model", "sys"]),
     ("vmm/console", &["vmm/ports", "model", "wire", "sys"]),
     ("vmm/confine", &["sys"]),
+    ("vmm/counters", &["vmm/ports", "wire", "sys"]),
     ("vmm/kvm", &["vmm/ports", "model", "sys"]),
     ("vmm/boot", &["vmm/ports", "model", "sys"]),
     ("vmm/ports", &["model", "sys"]),
@@ -60,11 +63,13 @@ const MAY_IMPORT: [(&str, &[&str]); 30] = [
 
 /// Files that may hold `unsafe` blocks, functions or implementations, with their number. It may go down freely (and
 /// must then be lowered here), and up only with a reviewed line here.
-const UNSAFE: [(&str, usize); 9] = [
+const UNSAFE: [(&str, usize); 11] = [
     ("src/sys/disk_ring.rs", 1),
     ("src/sys/guest_buffers.rs", 4),
     ("src/sys/inherit.rs", 2),
+    ("src/sys/kick.rs", 1),
     ("src/sys/namespaces.rs", 2),
+    ("src/sys/numa.rs", 1),
     ("src/sys/spawn.rs", 3),
     ("src/sys/tap.rs", 7),
     ("src/sys/vfio.rs", 11),

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::api::{scope_name, v1};
+use crate::api::{resources, scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, Opinion,
     Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec, VmState,
@@ -23,7 +23,8 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let disks = disks.collect::<Result<_, _>>()?;
     let nics = spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(index, &nic));
     let nics = nics.collect::<Result<_, _>>()?;
-    VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)
+    let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?;
+    resources::from_proto(whole, spec.memory, spec.cpus)
 }
 
 /// A spec as the API shows it; [`spec_from_proto`] gives the same spec back.
@@ -50,6 +51,8 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
             })
             .collect(),
         nics: spec.nics().iter().map(nic_to_proto).collect(),
+        memory: resources::memory_to_proto(spec.memory()),
+        cpus: resources::cpus_to_proto(spec.cpus()),
     }
 }
 
@@ -96,7 +99,8 @@ pub fn state_to_proto(state: &VmState) -> v1::virtual_machine::State {
         VmState::Registered => State::Registered,
         VmState::Starting => State::Starting,
         VmState::Running => State::Running,
-        VmState::Stopping => State::Stopping,
+        VmState::Paused => State::Paused,
+        VmState::Stopping | VmState::Rebooting => State::Stopping,
         VmState::Stopped => State::Stopped,
         VmState::Failed(_) => State::Failed,
         VmState::Destroying => State::Destroying,
@@ -110,7 +114,9 @@ pub fn failure_to_proto(state: &VmState) -> String {
         VmState::Registered
         | VmState::Starting
         | VmState::Running
+        | VmState::Paused
         | VmState::Stopping
+        | VmState::Rebooting
         | VmState::Stopped
         | VmState::Destroying => String::new(),
     }
@@ -272,6 +278,7 @@ mod tests {
                 limits: limits(10 << 20, 0),
             }],
             nics: vec![v1::NicSpec { id: "eth0".into(), queues: 2, ..Default::default() }],
+            ..Default::default()
         }
     }
 
@@ -343,7 +350,11 @@ mod tests {
     #[test]
     fn api_names_states_as_the_model_does() {
         let states = [VmState::Registered, VmState::Starting, VmState::Running, VmState::Stopping, VmState::Stopped];
-        for state in states.into_iter().chain([VmState::Failed(FailureCause(VmExit::Killed)), VmState::Destroying]) {
+        for state in states
+            .into_iter()
+            .chain([VmState::Paused, VmState::Rebooting])
+            .chain([VmState::Failed(FailureCause(VmExit::Killed)), VmState::Destroying])
+        {
             assert_eq!(state_to_proto(&state).as_str_name(), state.name());
         }
     }
@@ -413,6 +424,7 @@ mod tests {
                     v1::DiskSpec { id, volume, read_only, direct, queues, limits: None }
                 }).collect(),
                 nics: nics.into_iter().map(|id| v1::NicSpec { id, queues: 1, ..Default::default() }).collect(),
+                ..Default::default()
             }
         }
     }
@@ -445,6 +457,7 @@ mod tests {
                     limits: if sriov.is_some() { None } else { limits(0, index as u64) },
                     queues: if sriov.is_some() { 0 } else { index as u32 % 4 + 1 },
                 }).collect(),
+                ..Default::default()
             }
         }
     }

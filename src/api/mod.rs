@@ -4,6 +4,7 @@
 
 pub mod convert;
 mod names;
+mod resources;
 
 pub use names::{Parent, PluginName, VmRef, scope_name};
 

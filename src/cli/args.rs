@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::units::{self, DiskArg, MemoryMib, NicArg};
+use super::units::{self, DiskArg, MemoryMib, NicArg, TopologyArg};
 
 /// Where `certs init` writes and every other command looks.
 pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
@@ -124,6 +124,13 @@ pub struct ServeArgs {
     /// First of the 65,536 user ids that vmm processes run as, one per VM; give them to nobody else
     #[arg(long, default_value_t = 0x4f00_0000, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..))]
     pub first_user: u32,
+    /// Serve metrics as Prometheus text at http://ADDRESS/metrics, such as 127.0.0.1:9464; a loopback address, since whoever
+    /// connects sees every tenant's VMs [default: not served]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
+    /// Serve metrics at an address that is not a loopback one
+    #[arg(long, requires = "metrics")]
+    pub metrics_public: bool,
     /// Run vmm processes with the daemon's own rights and without limits: to try things out, never for tenants
     #[arg(long, conflicts_with_all = ["cgroup", "first_user"])]
     pub no_jail: bool,
@@ -177,6 +184,16 @@ pub(crate) enum VmCommand {
     Start(NameArg),
     /// Press the power button and wait until the VM is STOPPED
     Stop(StopArgs),
+    /// Power a VM off as `stop` does, and start it again
+    Reboot(StopArgs),
+    /// Make a VM stand still
+    Pause(NameArg),
+    /// Let a paused VM go on
+    Resume(NameArg),
+    /// Press a VM's power button, and leave the rest to its guest
+    PowerButton(NameArg),
+    /// Give every vCPU of a VM a non-maskable interrupt
+    Nmi(NameArg),
     /// Forget a VM
     Destroy(DestroyArgs),
     /// Show one VM
@@ -187,6 +204,8 @@ pub(crate) enum VmCommand {
     ResizeDisk(ResizeDiskArgs),
     /// Limit what a disk or a network interface may move, now and at later starts
     Limit(LimitArgs),
+    /// Show what a VM has done: exits, requests, latencies, the way to its first instruction
+    Stats(StatsArgs),
     /// Show what a VM's process has and may do, as the kernel sees it
     InspectJail(NameArg),
     /// Print every change of state, in order
@@ -203,6 +222,15 @@ pub(crate) struct NameArg {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// Again every second, until interrupted
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RegisterArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
@@ -212,6 +240,21 @@ pub(crate) struct RegisterArgs {
     /// Memory with its unit: 256M, 1G, 5GiB (powers of 1024)
     #[arg(long, default_value = "256M", value_name = "SIZE", value_parser = units::parse_memory)]
     pub(crate) memory: MemoryMib,
+    /// Back memory with pages of this size that the host has reserved (operators only)
+    #[arg(long, value_name = "SIZE", value_enum)]
+    pub(crate) hugepages: Option<Hugepages>,
+    /// Allocate all memory before the guest runs
+    #[arg(long)]
+    pub(crate) prefault: bool,
+    /// Take memory from this NUMA node only (operators only)
+    #[arg(long, value_name = "NODE")]
+    pub(crate) numa_node: Option<u32>,
+    /// CPUs of the host to run on, such as 0-1,4; one for each vCPU if there are enough (operators only)
+    #[arg(long, value_name = "LIST", value_parser = units::parse_cpus)]
+    pub(crate) cpus: Option<String>,
+    /// How vCPUs look to the guest: sockets=1,cores=2,threads=2 [default: one socket of single-threaded cores]
+    #[arg(long, value_name = "TOPOLOGY", value_parser = units::parse_topology)]
+    pub(crate) topology: Option<TopologyArg>,
     /// Kernel (ELF vmlinux or bzImage), below the node's images directory
     #[arg(long, value_name = "PATH")]
     pub(crate) kernel: String,
@@ -227,6 +270,17 @@ pub(crate) struct RegisterArgs {
     /// A network interface: id=eth0[,queues=N][,bandwidth=10M][,iops=500], or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
     #[arg(long = "nic", value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nics: Vec<NicArg>,
+}
+
+/// Sizes of reserved pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Hugepages {
+    /// 2 MiB
+    #[value(name = "2M")]
+    Size2M,
+    /// 1 GiB
+    #[value(name = "1G")]
+    Size1G,
 }
 
 #[derive(Debug, Args)]
@@ -318,8 +372,8 @@ pub(crate) struct WatchArgs {
 }
 
 /// States that can be waited for, as the API names them.
-const STATES: [&str; 8] =
-    ["REGISTERED", "STARTING", "RUNNING", "STOPPING", "STOPPED", "FAILED", "DESTROYING", "DESTROYED"];
+const STATES: [&str; 9] =
+    ["REGISTERED", "STARTING", "RUNNING", "PAUSED", "STOPPING", "STOPPED", "FAILED", "DESTROYING", "DESTROYED"];
 
 #[derive(Debug, Args)]
 pub(crate) struct ConsoleArgs {
@@ -419,11 +473,16 @@ mod tests {
     fn refuses_what_contradicts_itself() {
         for line in [
             "vm stop web --force --grace 3s",
+            "vm reboot web --force --grace 3s",
+            "vm pause",
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
             "plugin load x.wasm --operator --tenant acme",
             "certs init --days 0",
             "vm register web",
+            "vm register web --kernel k --hugepages 4M",
+            "vm register web --kernel k --cpus 1-",
+            "vm register web --kernel k --topology sockets=2",
             "vm register web --kernel k --memory 256",
             "vm limit web root",
             "vm limit web root --none --iops 3",

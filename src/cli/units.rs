@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::model::CpuList;
+
 /// Memory in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoryMib(pub(crate) u64);
@@ -67,6 +69,43 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("{unit:?} is not a unit of time: write ms, s, m or h")),
     };
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(|| format!("{text} is too long"))
+}
+
+/// Reads a list of the host's CPUs, `0-1,4`, and gives it in its shortest form.
+pub(crate) fn parse_cpus(text: &str) -> Result<String, String> {
+    text.parse::<CpuList>().map(|list| list.to_string()).map_err(|error| error.to_string())
+}
+
+/// A topology as written: `sockets=1,cores=2,threads=2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TopologyArg {
+    pub(crate) sockets: u32,
+    /// Per socket.
+    pub(crate) cores: u32,
+    /// Per core.
+    pub(crate) threads: u32,
+}
+
+/// Reads `sockets=1,cores=2,threads=2`, in any order; all three are there, or nobody would know which one is 1.
+pub(crate) fn parse_topology(text: &str) -> Result<TopologyArg, String> {
+    const FORM: &str = "write sockets=1,cores=2,threads=2";
+    let (mut sockets, mut cores, mut threads) = (None, None, None);
+    for word in text.split(',') {
+        let (slot, value) = match word.split_once('=') {
+            Some(("sockets", value)) => (&mut sockets, value),
+            Some(("cores", value)) => (&mut cores, value),
+            Some(("threads", value)) => (&mut threads, value),
+            _ => return Err(format!("{word:?} is not a part of a topology: {FORM}")),
+        };
+        let value = value.parse().map_err(|_| format!("{word:?} has no number: {FORM}"))?;
+        if slot.replace(value).is_some() {
+            return Err(format!("{word:?} is repeated: {FORM}"));
+        }
+    }
+    match (sockets, cores, threads) {
+        (Some(sockets), Some(cores), Some(threads)) => Ok(TopologyArg { sockets, cores, threads }),
+        _ => Err(format!("{text:?} lacks a part: {FORM}")),
+    }
 }
 
 /// A disk as written: `id=root,volume=hello.img,ro`.
@@ -221,6 +260,15 @@ fn split_unit(text: &str) -> (&str, &str) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn reads_a_topology_whole() {
+        let topology = TopologyArg { sockets: 1, cores: 2, threads: 4 };
+        assert_eq!(parse_topology("cores=2,threads=4,sockets=1"), Ok(topology));
+        for text in ["", "cores=2", "cores=2,cores=2,threads=1,sockets=1", "cores=x,threads=1,sockets=1", "dies=1"] {
+            assert!(parse_topology(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn reads_sizes_as_powers_of_1024() {

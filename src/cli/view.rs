@@ -4,6 +4,7 @@
 //! enum values are their names.
 
 pub(crate) mod host;
+pub(crate) mod stats;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub(crate) struct VmView {
     create_time: Option<String>,
     update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
+    memory_use: Option<stats::MemoryUseView>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -40,6 +42,29 @@ struct SpecView {
     boot: BootView,
     disks: Vec<DiskView>,
     nics: Vec<NicView>,
+    memory: MemoryView,
+    cpus: CpusView,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct MemoryView {
+    /// `NONE`, `SIZE_2M`, `SIZE_1G`.
+    hugepages: String,
+    prefault: bool,
+    numa_node: Option<u32>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct CpusView {
+    host_cpus: String,
+    topology: Option<TopologyView>,
+}
+
+#[derive(Debug, Serialize)]
+struct TopologyView {
+    sockets: u32,
+    cores: u32,
+    threads: u32,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -139,6 +164,7 @@ impl From<v1::VirtualMachine> for VmView {
             create_time: vm.create_time.and_then(moment),
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
+            memory_use: vm.memory_use.map(stats::MemoryUseView::from),
         }
     }
 }
@@ -153,6 +179,8 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             boot: BootView { kernel: boot.kernel, initrd: boot.initrd, cmdline: boot.cmdline },
             disks: disks.map(DiskView::from).collect(),
             nics: spec.nics.into_iter().map(NicView::from).collect(),
+            memory: MemoryView::from(spec.memory.unwrap_or_default()),
+            cpus: CpusView::from(spec.cpus.unwrap_or_default()),
         }
     }
 }
@@ -176,6 +204,35 @@ impl From<v1::DiskSpec> for DiskView {
     fn from(disk: v1::DiskSpec) -> Self {
         let v1::DiskSpec { id, volume, read_only, direct, queues, limits } = disk;
         Self { id, volume, read_only, direct, queues, limits: limits.map(LimitsView::from) }
+    }
+}
+
+impl From<v1::MemorySpec> for MemoryView {
+    fn from(memory: v1::MemorySpec) -> Self {
+        let hugepages = memory.hugepages().as_str_name().to_owned();
+        Self { hugepages, prefault: memory.prefault, numa_node: memory.numa_node }
+    }
+}
+
+impl MemoryView {
+    /// What differs from the default.
+    fn text(&self) -> String {
+        let mut said = Vec::new();
+        match self.hugepages.as_str() {
+            "SIZE_2M" => said.push("2M hugepages".to_owned()),
+            "SIZE_1G" => said.push("1G hugepages".to_owned()),
+            _ => {}
+        }
+        said.extend(self.prefault.then(|| "prefaulted".to_owned()));
+        said.extend(self.numa_node.map(|node| format!("NUMA node {node}")));
+        said.join(", ")
+    }
+}
+
+impl From<v1::CpuSpec> for CpusView {
+    fn from(cpus: v1::CpuSpec) -> Self {
+        let topology = |t: v1::CpuTopology| TopologyView { sockets: t.sockets, cores: t.cores, threads: t.threads };
+        Self { host_cpus: cpus.host_cpus, topology: cpus.topology.map(topology) }
     }
 }
 
@@ -256,9 +313,15 @@ impl VmView {
         };
         add("initrd", self.spec.boot.initrd.clone());
         add("cmdline", self.spec.boot.cmdline.clone());
+        add("pages", self.spec.memory.text());
+        add("host cpus", self.spec.cpus.host_cpus.clone());
+        if let Some(t) = &self.spec.cpus.topology {
+            add("topology", format!("{} sockets × {} cores × {} threads", t.sockets, t.cores, t.threads));
+        }
         add("disks", lines(self.spec.disks.iter().map(DiskView::text)));
         add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
+        add("takes", self.memory_use.map(stats::MemoryUseView::text).unwrap_or_default());
         add("created", self.create_time.clone().unwrap_or_default());
         add("updated", self.update_time.clone().unwrap_or_default());
         if let Some(admission) = &self.admission {

@@ -43,6 +43,10 @@ pub struct ServeConfig {
     pub vmm: PathBuf,
     /// The SPIFFE trust domain of client certificates. Default ostler.local.
     pub trust_domain: String,
+    /// Where metrics are served, without authentication. Default: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Whether that may be an address that others reach. Default: no.
+    pub has_public_metrics: bool,
 }
 
 impl Default for ServeConfig {
@@ -61,6 +65,8 @@ impl Default for ServeConfig {
             jail: Some(JailConfig { cgroup: "/sys/fs/cgroup/ostler".into(), first_user: FIRST_USER }),
             vmm: "/proc/self/exe".into(),
             trust_domain: "ostler.local".into(),
+            metrics: None,
+            has_public_metrics: false,
         }
     }
 }

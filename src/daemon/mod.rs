@@ -4,6 +4,7 @@
 //!
 //! ```text
 //!   rpc       gRPC and TLS: decode, call, encode
+//!   metrics   the same numbers for a scraper
 //!   service   use cases: the order of things, and who may
 //!   authn · policy · inventory · hostdev · store · supervisor      know nothing of each other
 //!   record · files · config                              the daemon's own vocabulary
@@ -14,6 +15,7 @@ mod config;
 pub mod files;
 pub mod hostdev;
 pub mod inventory;
+mod metrics;
 pub mod policy;
 pub mod record;
 mod rpc;
@@ -55,6 +57,12 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// Its metrics.
+    #[error(
+        "metrics at {0} would show every tenant's VMs to whoever connects; choose a loopback address, or say \
+         --metrics-public"
+    )]
+    PublicMetrics(SocketAddr),
     /// Its audit log.
     #[error("cannot open the audit log {path}")]
     Audit {
@@ -101,9 +109,23 @@ async fn serve_until(
     let listen_error = |source| ServeError::Listen { address: config.listen, source };
     // Bound before VMs are taken over (a taken port is told at once), served after.
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+    let scraped = match config.metrics {
+        None => None,
+        Some(address) if !metrics::is_allowed(address, config.has_public_metrics) => {
+            return Err(ServeError::PublicMetrics(address));
+        }
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.map_err(|source| ServeError::Listen { address, source })?)
+        }
+    };
     let node = Arc::new(service::Node::open(&places, config.network, config.jail.as_ref()).await?);
     ready(listener.local_addr().map_err(listen_error)?);
+    let scraped = scraped.map(|listener| tokio::spawn(metrics::serve(Arc::clone(&node), listener)));
     let served = rpc::serve(Arc::clone(&node), listener, (files, trust), audit, config.trust_domain, ending).await;
+    if let Some(task) = scraped {
+        task.abort();
+    }
     node.close().await;
     Ok(served?)
 }

@@ -11,6 +11,8 @@ pub enum VmExit {
     Reset,
     /// A vCPU triple-faulted (`KVM_EXIT_SHUTDOWN`).
     TripleFault,
+    /// The guest's kernel panicked, and said so (pvpanic).
+    Panicked,
     /// The daemon told the vmm to end at once.
     Killed,
     /// The launch was refused: a bad kernel, a missing descriptor, a device that could not be built.
@@ -32,6 +34,7 @@ impl VmExit {
             Self::Reset => 10,
             Self::TripleFault => 11,
             Self::Killed => 12,
+            Self::Panicked => 13,
             Self::LaunchFailed(_) => 20,
             Self::HostError(_) | Self::Vanished(_) => 21,
         }
@@ -44,6 +47,7 @@ impl fmt::Display for VmExit {
             Self::PowerOff => f.write_str("guest powered off"),
             Self::Reset => f.write_str("guest asked for a reset"),
             Self::TripleFault => f.write_str("guest triple-faulted"),
+            Self::Panicked => f.write_str("guest kernel panicked"),
             Self::Killed => f.write_str("ended by force"),
             Self::LaunchFailed(cause) => write!(f, "launch failed: {cause}"),
             Self::HostError(cause) => write!(f, "host error: {cause}"),

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Bdf, DeviceId, InstanceId, RateLimits, VmId};
+use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, VmId};
 
 /// Everything that a vmm needs to know; the descriptors travel beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub struct Launch {
     pub has_initrd: bool,
     /// Devices, each with a slot of its own.
     pub devices: Vec<DeviceLaunch>,
+    /// Where guest memory comes from.
+    pub memory: MemorySpec,
+    /// How vCPUs look to the guest, and where they run.
+    pub cpus: CpuSpec,
 }
 
 /// A device and where it sits.

@@ -11,7 +11,13 @@
 //!      │  └───────────── FAILED ◀──Exited(fault)── STOPPED (power-off)              STARTING
 //!      │                   │
 //!      └──Destroy──────────┴──▶ (any state) DESTROYING ──Exited──▶ gone
+//!
+//!                 Pause, then Paused                    Reboot              Exited
+//!        RUNNING ◀──────────────────▶ PAUSED   RUNNING ────────▶ STOPPING ────────▶ STARTING
+//!                 Resume, then Resumed         PAUSED            (for a reboot)
 //! ```
+//! A VM is PAUSED once its vmm says so, not when it is asked for: as with Ready, what the process is decides, also after
+//! a restart of the daemon. A stop, a reboot or a destroy in between undoes the pause.
 
 use std::fmt;
 use std::time::Duration;
@@ -27,8 +33,12 @@ pub enum VmState {
     Starting,
     /// The guest runs.
     Running,
+    /// The guest's vCPUs and devices stand still.
+    Paused,
     /// The guest was asked to power off, or is being killed.
     Stopping,
+    /// The same, and it is to be started again when it is off.
+    Rebooting,
     /// The guest powered off, or was stopped by force.
     Stopped,
     /// The run ended by a fault.
@@ -48,13 +58,14 @@ impl fmt::Display for FailureCause {
 }
 
 impl VmState {
-    /// The state's name, as the API and the command line print it.
+    /// The state's name, as the API and the command line print it. A reboot is a stop, as far as anybody sees.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Registered => "REGISTERED",
             Self::Starting => "STARTING",
             Self::Running => "RUNNING",
-            Self::Stopping => "STOPPING",
+            Self::Paused => "PAUSED",
+            Self::Stopping | Self::Rebooting => "STOPPING",
             Self::Stopped => "STOPPED",
             Self::Failed(_) => "FAILED",
             Self::Destroying => "DESTROYING",
@@ -64,7 +75,7 @@ impl VmState {
     /// Whether a vmm process may exist in this state.
     pub fn has_process(&self) -> bool {
         match self {
-            Self::Starting | Self::Running | Self::Stopping | Self::Destroying => true,
+            Self::Starting | Self::Running | Self::Paused | Self::Stopping | Self::Rebooting | Self::Destroying => true,
             Self::Registered | Self::Stopped | Self::Failed(_) => false,
         }
     }
@@ -82,6 +93,23 @@ pub enum Event {
         /// How long the guest has to power off by itself.
         grace: Duration,
     },
+    /// The client wants it off and on again, off by force after `grace` (zero: at once).
+    Reboot {
+        /// How long the guest has to power off by itself.
+        grace: Duration,
+    },
+    /// The client wants it to stand still.
+    Pause,
+    /// The vmm reported that it does.
+    Paused,
+    /// The client wants it to go on.
+    Resume,
+    /// The vmm reported that it does.
+    Resumed,
+    /// The client wants its power button pressed, and nothing else.
+    PowerButton,
+    /// The client wants every vCPU to have a non-maskable interrupt.
+    Nmi,
     /// The grace of a stop is over.
     StopDeadline,
     /// The vmm process is gone.
@@ -99,6 +127,13 @@ impl Event {
             Self::Start => "start",
             Self::Ready => "ready",
             Self::Stop { .. } => "stop",
+            Self::Reboot { .. } => "reboot",
+            Self::Pause => "pause",
+            Self::Paused => "paused",
+            Self::Resume => "resume",
+            Self::Resumed => "resumed",
+            Self::PowerButton => "press the power button of",
+            Self::Nmi => "interrupt",
             Self::StopDeadline => "stop deadline",
             Self::Exited(_) => "exit",
             Self::Destroy { .. } => "destroy",
@@ -111,8 +146,14 @@ impl Event {
 pub enum Effect {
     /// Launch a vmm process.
     Launch,
+    /// Have the vmm make vCPUs and devices stand still; it answers with [`Event::Paused`].
+    Pause,
+    /// Have the vmm let them go on; it answers with [`Event::Resumed`].
+    Resume,
     /// Press the guest's ACPI power button.
     PressPowerButton,
+    /// Have the vmm interrupt every vCPU.
+    InjectNmi,
     /// Feed [`Event::StopDeadline`] back after this long.
     ArmStopDeadline(Duration),
     /// Kill the vmm process.
@@ -135,45 +176,101 @@ pub struct Refused {
 
 /// The next state and what to do about it; or a refusal that changes nothing.
 pub fn step(state: &VmState, event: &Event) -> Result<(VmState, Vec<Effect>), Refused> {
+    let next = match event {
+        Event::Start | Event::Ready => starting(state, event),
+        Event::Stop { .. } | Event::Reboot { .. } | Event::StopDeadline => stopping(state, event),
+        Event::Pause | Event::Paused | Event::Resume | Event::Resumed => pausing(state, event),
+        Event::PowerButton | Event::Nmi => signalling(state, event),
+        Event::Exited(exit) => exited(state, exit),
+        Event::Destroy { is_forced } => destroying(state, *is_forced),
+    };
+    next.ok_or(Refused { verb: event.verb(), state: state.name() })
+}
+
+/// `None`: refused.
+type Next = Option<(VmState, Vec<Effect>)>;
+
+fn starting(state: &VmState, event: &Event) -> Next {
     use VmState as S;
-    let refused = || Err(Refused { verb: event.verb(), state: state.name() });
     match (state, event) {
-        (S::Registered | S::Stopped | S::Failed(_), Event::Start) => Ok((S::Starting, vec![Effect::Launch])),
-        (S::Starting | S::Running | S::Stopping | S::Destroying, Event::Start) => refused(),
+        (S::Registered | S::Stopped | S::Failed(_), Event::Start) => Some((S::Starting, vec![Effect::Launch])),
+        (S::Starting, Event::Ready) => Some((S::Running, vec![])),
+        _ => None,
+    }
+}
 
-        (S::Starting, Event::Ready) => Ok((S::Running, vec![])),
-        (S::Registered | S::Running | S::Stopping | S::Stopped | S::Failed(_) | S::Destroying, Event::Ready) => {
-            refused()
+fn stopping(state: &VmState, event: &Event) -> Next {
+    use VmState as S;
+    let (target, grace) = match event {
+        Event::Stop { grace } => (S::Stopping, *grace),
+        Event::Reboot { grace } => (S::Rebooting, *grace),
+        _ => {
+            let is_stopping = matches!(state, S::Stopping | S::Rebooting);
+            return is_stopping.then(|| (state.clone(), vec![Effect::Kill]));
         }
+    };
+    let ask = [Effect::PressPowerButton, Effect::ArmStopDeadline(grace)];
+    match state {
+        S::Running if !grace.is_zero() => Some((target, ask.to_vec())),
+        // Nobody stands still and reacts to a button.
+        S::Paused if !grace.is_zero() => Some((target, [vec![Effect::Resume], ask.to_vec()].concat())),
+        S::Running | S::Paused => Some((target, vec![Effect::Kill])),
+        // One that ignores the button may be stopped harder. A stop also ends the wish to start again.
+        S::Stopping | S::Rebooting if target == S::Stopping || *state == target => Some((target, vec![Effect::Kill])),
+        // A guest that is not up yet has no power button to press.
+        S::Starting if target == S::Stopping => Some((target, vec![Effect::Kill])),
+        S::Starting | S::Stopping | S::Rebooting | S::Registered | S::Stopped | S::Failed(_) | S::Destroying => None,
+    }
+}
 
-        (S::Running, Event::Stop { grace }) if !grace.is_zero() => {
-            Ok((S::Stopping, vec![Effect::PressPowerButton, Effect::ArmStopDeadline(*grace)]))
-        }
-        // A guest that is not up yet has no power button to press; one that ignores it may be stopped harder.
-        (S::Starting | S::Running | S::Stopping, Event::Stop { .. }) => Ok((S::Stopping, vec![Effect::Kill])),
-        (S::Registered | S::Stopped | S::Failed(_) | S::Destroying, Event::Stop { .. }) => refused(),
+/// A pause is asked for and then reported; what is so already is asked for again, which does no harm.
+fn pausing(state: &VmState, event: &Event) -> Next {
+    use VmState as S;
+    match (state, event) {
+        (S::Running, Event::Pause) => Some((S::Running, vec![Effect::Pause])),
+        (S::Running | S::Paused, Event::Paused) => Some((S::Paused, vec![])),
+        (S::Paused, Event::Pause) | (S::Running, Event::Resume) => Some((state.clone(), vec![])),
+        (S::Paused, Event::Resume) => Some((S::Paused, vec![Effect::Resume])),
+        (S::Running | S::Paused, Event::Resumed) => Some((S::Running, vec![])),
+        // A stop came in between: it wants a guest that reacts.
+        (S::Stopping | S::Rebooting, Event::Paused) => Some((state.clone(), vec![Effect::Resume])),
+        _ => None,
+    }
+}
 
-        (S::Stopping, Event::StopDeadline) => Ok((S::Stopping, vec![Effect::Kill])),
-        (S::Registered | S::Starting | S::Running | S::Stopped | S::Failed(_) | S::Destroying, Event::StopDeadline) => {
-            refused()
-        }
+fn signalling(state: &VmState, event: &Event) -> Next {
+    use VmState as S;
+    match (state, event) {
+        (S::Running, Event::PowerButton) => Some((S::Running, vec![Effect::PressPowerButton])),
+        // Also one that does not stop: what it hangs in is what an NMI shows.
+        (S::Running | S::Stopping | S::Rebooting, Event::Nmi) => Some((state.clone(), vec![Effect::InjectNmi])),
+        _ => None,
+    }
+}
 
-        (S::Running, Event::Exited(VmExit::Reset)) => Ok((S::Starting, vec![Effect::Release, Effect::Launch])),
-        (S::Running, Event::Exited(VmExit::PowerOff)) => Ok((S::Stopped, vec![Effect::Release])),
-        (S::Starting | S::Running, Event::Exited(exit)) => {
-            Ok((S::Failed(FailureCause(exit.clone())), vec![Effect::Release]))
+fn exited(state: &VmState, exit: &VmExit) -> Next {
+    use VmState as S;
+    match (state, exit) {
+        (S::Running | S::Paused, VmExit::Reset) | (S::Rebooting, _) => {
+            Some((S::Starting, vec![Effect::Release, Effect::Launch]))
         }
-        (S::Stopping, Event::Exited(_)) => Ok((S::Stopped, vec![Effect::Release])),
-        (S::Destroying, Event::Exited(_)) => Ok((S::Destroying, vec![Effect::Release, Effect::Remove])),
-        (S::Registered | S::Stopped | S::Failed(_), Event::Exited(_)) => refused(),
+        (S::Running | S::Paused, VmExit::PowerOff) | (S::Stopping, _) => Some((S::Stopped, vec![Effect::Release])),
+        (S::Starting | S::Running | S::Paused, _) => {
+            Some((S::Failed(FailureCause(exit.clone())), vec![Effect::Release]))
+        }
+        (S::Destroying, _) => Some((S::Destroying, vec![Effect::Release, Effect::Remove])),
+        (S::Registered | S::Stopped | S::Failed(_), _) => None,
+    }
+}
 
-        (S::Registered | S::Stopped | S::Failed(_), Event::Destroy { .. }) => {
-            Ok((S::Destroying, vec![Effect::Release, Effect::Remove]))
+fn destroying(state: &VmState, is_forced: bool) -> Next {
+    use VmState as S;
+    match state {
+        S::Registered | S::Stopped | S::Failed(_) => Some((S::Destroying, vec![Effect::Release, Effect::Remove])),
+        S::Starting | S::Running | S::Paused | S::Stopping | S::Rebooting if is_forced => {
+            Some((S::Destroying, vec![Effect::Kill]))
         }
-        (S::Starting | S::Running | S::Stopping, Event::Destroy { is_forced: true }) => {
-            Ok((S::Destroying, vec![Effect::Kill]))
-        }
-        (S::Starting | S::Running | S::Stopping | S::Destroying, Event::Destroy { .. }) => refused(),
+        S::Starting | S::Running | S::Paused | S::Stopping | S::Rebooting | S::Destroying => None,
     }
 }
 
@@ -187,11 +284,19 @@ mod tests {
             Just(Event::Start),
             Just(Event::Ready),
             (0u64..3).prop_map(|s| Event::Stop { grace: Duration::from_secs(s) }),
+            (0u64..3).prop_map(|s| Event::Reboot { grace: Duration::from_secs(s) }),
+            Just(Event::Pause),
+            Just(Event::Paused),
+            Just(Event::Resume),
+            Just(Event::Resumed),
+            Just(Event::PowerButton),
+            Just(Event::Nmi),
             Just(Event::StopDeadline),
             prop_oneof![
                 Just(VmExit::PowerOff),
                 Just(VmExit::Reset),
                 Just(VmExit::TripleFault),
+                Just(VmExit::Panicked),
                 Just(VmExit::Killed),
                 Just(VmExit::LaunchFailed("x".into())),
                 Just(VmExit::Vanished("signal 9".into())),
@@ -220,7 +325,11 @@ mod tests {
                 for effect in effects {
                     match effect {
                         Effect::Launch => { processes += 1; is_held = true; }
-                        Effect::Kill | Effect::PressPowerButton => prop_assert_eq!(processes, 1),
+                        Effect::Kill
+                        | Effect::PressPowerButton
+                        | Effect::InjectNmi
+                        | Effect::Pause
+                        | Effect::Resume => prop_assert_eq!(processes, 1),
                         Effect::Release => is_held = false,
                         Effect::Remove => { prop_assert!(!is_held); is_gone = true; }
                         Effect::ArmStopDeadline(grace) => prop_assert!(!grace.is_zero()),
@@ -237,6 +346,81 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// The vmm as it is beside the VM as it is said to be: whenever no report is on its way, a VM that is PAUSED
+        /// stands still and one that is RUNNING, or was asked to stop, does not.
+        #[test]
+        fn a_pause_is_what_the_vmm_is(events in proptest::collection::vec(any_event(), 0..64)) {
+            let mut state = VmState::Registered;
+            let mut stands_still = false;
+            for event in events {
+                // Reports come from the vmm below, and from nowhere else.
+                if matches!(event, Event::Paused | Event::Resumed) || matches!(event, Event::Exited(_)) && !state.has_process() {
+                    continue;
+                }
+                let mut due = std::collections::VecDeque::from([event]);
+                while let Some(event) = due.pop_front() {
+                    let Ok((next, effects)) = step(&state, &event) else { continue };
+                    for effect in effects {
+                        match effect {
+                            Effect::Pause => { stands_still = true; due.push_back(Event::Paused); }
+                            Effect::Resume => { stands_still = false; due.push_back(Event::Resumed); }
+                            Effect::PressPowerButton | Effect::InjectNmi => prop_assert!(!stands_still),
+                            Effect::Launch => stands_still = false,
+                            _ => {}
+                        }
+                    }
+                    state = next;
+                }
+                match state {
+                    VmState::Paused => prop_assert!(stands_still),
+                    VmState::Running | VmState::Stopping | VmState::Rebooting => {
+                        // One that is being killed may die as it stands.
+                        prop_assert!(!stands_still || state != VmState::Running);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_stop_that_crosses_a_pause_undoes_it() {
+        let (asked, effects) = step(&VmState::Running, &Event::Pause).unwrap();
+        assert_eq!((&asked, effects), (&VmState::Running, vec![Effect::Pause]));
+        let (stopping, _) = step(&asked, &Event::Stop { grace: Duration::from_secs(1) }).unwrap();
+        let (stopping, effects) = step(&stopping, &Event::Paused).unwrap();
+        assert_eq!((stopping, effects), (VmState::Stopping, vec![Effect::Resume]));
+    }
+
+    #[test]
+    fn pause_and_resume_of_what_is_so_already_change_nothing() {
+        assert_eq!(step(&VmState::Paused, &Event::Pause), Ok((VmState::Paused, vec![])));
+        assert_eq!(step(&VmState::Running, &Event::Resume), Ok((VmState::Running, vec![])));
+        for state in [VmState::Registered, VmState::Starting, VmState::Stopping, VmState::Stopped, VmState::Destroying]
+        {
+            assert!(step(&state, &Event::Pause).is_err() && step(&state, &Event::Resume).is_err(), "{state:?}");
+        }
+        assert_eq!(
+            step(&VmState::Paused, &Event::Nmi).unwrap_err().to_string(),
+            "cannot interrupt a VM that is PAUSED"
+        );
+    }
+
+    #[test]
+    fn a_reboot_starts_again_however_the_guest_ended_unless_a_stop_came_after() {
+        let reboot = Event::Reboot { grace: Duration::from_secs(9) };
+        let (rebooting, _) = step(&VmState::Running, &reboot).unwrap();
+        for exit in [VmExit::PowerOff, VmExit::Reset, VmExit::Killed, VmExit::TripleFault] {
+            let (state, effects) = step(&rebooting, &Event::Exited(exit)).unwrap();
+            assert_eq!((state, effects), (VmState::Starting, vec![Effect::Release, Effect::Launch]));
+        }
+        let (stopping, effects) = step(&rebooting, &Event::Stop { grace: Duration::from_secs(9) }).unwrap();
+        assert_eq!((&stopping, effects), (&VmState::Stopping, vec![Effect::Kill]));
+        assert_eq!(step(&stopping, &Event::Exited(VmExit::PowerOff)).unwrap().0, VmState::Stopped);
+        assert!(step(&stopping, &reboot).is_err() && step(&VmState::Stopped, &reboot).is_err());
+    }
+
     #[test]
     fn names_the_state_that_forbids_a_call() {
         let refused = step(&VmState::Running, &Event::Start).unwrap_err();
@@ -249,5 +433,8 @@ mod tests {
         assert_eq!(end(VmExit::PowerOff), VmState::Stopped);
         assert_eq!(end(VmExit::Reset), VmState::Starting);
         assert!(matches!(end(VmExit::TripleFault), VmState::Failed(_)));
+        assert!(
+            matches!(end(VmExit::Panicked), VmState::Failed(cause) if cause.to_string() == "guest kernel panicked")
+        );
     }
 }

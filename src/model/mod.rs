@@ -11,6 +11,7 @@ mod launch;
 mod lifecycle;
 mod limits;
 mod pci;
+mod resources;
 mod spec;
 mod vf;
 
@@ -24,6 +25,7 @@ pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacErr
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use limits::{Rate, RateLimits};
 pub use pci::{Bdf, BdfError};
+pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
 pub use spec::{
     BootSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, SpecError, TapSpec, VmSpec,
 };

@@ -5,7 +5,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::{DeviceId, RateLimits, VfWish};
+use super::resources::check_memory as check_pages;
+use super::{CpuSpec, DeviceId, MemorySpec, RateLimits, Topology, VfWish};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -174,6 +175,8 @@ pub struct VmSpec {
     boot: BootSpec,
     disks: Vec<DiskSpec>,
     nics: Vec<NicSpec>,
+    memory: MemorySpec,
+    cpus: CpuSpec,
 }
 
 impl VmSpec {
@@ -229,7 +232,23 @@ impl VmSpec {
                 return Err(SpecError::new(field, format!("device id {id:?} is taken", id = id.as_str())));
             }
         }
-        Ok(Self { vcpus, memory_mib, boot, disks, nics })
+        Ok(Self { vcpus, memory_mib, boot, disks, nics, memory: MemorySpec::default(), cpus: CpuSpec::default() })
+    }
+
+    /// The same VM with its memory from there.
+    pub fn with_memory(mut self, memory: MemorySpec) -> Result<Self, SpecError> {
+        check_pages(&memory, self.memory_bytes())?;
+        self.memory = memory;
+        Ok(self)
+    }
+
+    /// The same VM with its vCPUs like that. Their number is that of the topology, if there is one.
+    pub fn with_cpus(mut self, cpus: CpuSpec) -> Result<Self, SpecError> {
+        if let Some(topology) = cpus.topology {
+            Topology::new(topology.sockets(), topology.cores(), topology.threads(), self.vcpus)?;
+        }
+        self.cpus = cpus;
+        Ok(self)
     }
 
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
@@ -247,6 +266,16 @@ impl VmSpec {
         self.memory_mib << 20
     }
 
+    /// Where its memory comes from.
+    pub fn memory(&self) -> &MemorySpec {
+        &self.memory
+    }
+
+    /// How its vCPUs look, and where they run.
+    pub fn cpus(&self) -> &CpuSpec {
+        &self.cpus
+    }
+
     /// What is booted.
     pub fn boot(&self) -> &BootSpec {
         &self.boot
@@ -262,9 +291,13 @@ impl VmSpec {
         &self.nics
     }
 
-    /// The same VM with another vCPU count (a policy patch).
+    /// The same VM with another vCPU count (a policy patch). A topology that was asked for does not fit it any more: the
+    /// vCPUs are cores of one socket then.
     pub fn with_vcpus(mut self, vcpus: u32) -> Result<Self, SpecError> {
         check_vcpus(vcpus)?;
+        if vcpus != self.vcpus {
+            self.cpus.topology = None;
+        }
         self.vcpus = vcpus;
         Ok(self)
     }
@@ -285,6 +318,7 @@ impl VmSpec {
     pub fn with_memory_mib(mut self, memory_mib: u64) -> Result<Self, SpecError> {
         check_memory(memory_mib)?;
         self.memory_mib = memory_mib;
+        check_pages(&self.memory, self.memory_bytes())?;
         Ok(self)
     }
 }

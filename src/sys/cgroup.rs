@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 /// Controllers without which no VM is limited.
 const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
 /// Controllers that are used where they are.
-const WELCOME: [&str; 1] = ["io"];
+const WELCOME: [&str; 2] = ["io", "cpuset"];
 /// File system type of cgroup v2 (statfs(2)).
 const MAGIC: i64 = 0x6367_7270;
 /// A period of CPU time, in microseconds (`cpu.max`).
@@ -102,9 +102,18 @@ impl Tree {
     }
 
     /// Makes the group `name` and gives its directory, for `sys::spawn`. One that a run before left is used again.
-    pub fn make(&self, name: &str, limits: &Limits) -> Result<OwnedFd, CgroupError> {
+    /// `cpus`: CPUs that it may use, as the kernel writes lists of them; `None`: all.
+    pub fn make(&self, name: &str, limits: &Limits, cpus: Option<&str>) -> Result<OwnedFd, CgroupError> {
         let path = self.path(name);
         make(&path)?;
+        match write(&path.join("cpuset.cpus"), cpus.unwrap_or("\n")) {
+            Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                if cpus.is_some() {
+                    return Err(CgroupError::NoController { controller: "cpuset", path });
+                }
+            }
+            written => written?,
+        }
         for (file, value) in files(limits) {
             match write(&path.join(file), &value) {
                 // A kernel without swap has no such file, and nothing to forbid.
@@ -115,6 +124,11 @@ impl Tree {
         }
         rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|source| CgroupError::Io { path, source: source.into() })
+    }
+
+    /// How many processes of the group `name` the kernel has killed for want of memory since it was made.
+    pub fn out_of_memory_kills(&self, name: &str) -> io::Result<u64> {
+        Ok(parse_kills(&fs::read_to_string(self.path(name).join("memory.events"))?))
     }
 
     /// Kills whatever runs in the group `name`, waits until it is empty and removes it; an absent one is fine. Blocks.
@@ -148,6 +162,12 @@ impl Tree {
         }
         Ok(names)
     }
+}
+
+/// `oom_kill` of memory.events: a line per event, with its number.
+fn parse_kills(events: &str) -> u64 {
+    let number = |line: &str| line.strip_prefix("oom_kill ")?.trim().parse().ok();
+    events.lines().find_map(number).unwrap_or(0)
 }
 
 /// What is written into a group's files.
@@ -208,6 +228,13 @@ fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_kills_for_want_of_memory_and_nothing_like_it() {
+        let events = "low 0\nhigh 0\nmax 812\noom 3\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(parse_kills(events), 2);
+        assert_eq!(parse_kills("oom_group_kill 1\noom_kill x\n"), 0);
+    }
 
     #[test]
     fn refuses_a_place_that_is_no_cgroup_and_says_what_to_do() {

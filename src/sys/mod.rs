@@ -5,11 +5,16 @@
 pub mod beneath;
 pub mod cgroup;
 pub mod confinement;
+pub mod counter_page;
 pub mod disk_ring;
 pub mod guest_buffers;
+pub mod hugepages;
 pub mod inherit;
 pub mod kernel_log;
+pub mod kick;
+pub mod memory_use;
 pub mod namespaces;
+pub mod numa;
 pub mod packet;
 pub mod process;
 pub mod rtnl;

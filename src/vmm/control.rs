@@ -13,7 +13,7 @@ use std::sync::mpsc::Receiver;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::machine::{Machine, MachineError, Mailbox, Message};
+use super::machine::{Machine, MachineError, Mailbox, Message, Pause};
 use super::ports::{Alarm, AlarmKind};
 use super::{confine, console};
 use crate::model::{DeviceChange, DeviceId, InstanceId, VmExit, VmId};
@@ -197,7 +197,7 @@ impl Control {
             Ok(link) if self.watch(&link, Token::Link).is_ok() => {
                 self.parts.link = Some(link);
                 let Identity { vm, instance } = self.parts.identity;
-                self.send(&FromVmm::Hello { vm, instance });
+                self.send(&FromVmm::Hello { vm, instance, is_paused: self.parts.machine.is_still() });
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot accept a daemon's connection"),
@@ -232,6 +232,21 @@ impl Control {
                 self.send(&FromVmm::DeviceChanged { device, error });
                 None
             }
+            Ok(ToVmm::Pause) => {
+                self.pause();
+                None
+            }
+            Ok(ToVmm::Resume) => {
+                self.parts.machine.resume();
+                self.send(&FromVmm::Resumed);
+                None
+            }
+            Ok(ToVmm::Nmi) => {
+                if let Err(error) = self.parts.machine.inject_nmi() {
+                    tracing::warn!(%error, "cannot interrupt the vCPUs");
+                }
+                None
+            }
             Ok(ToVmm::Launch { .. }) => {
                 tracing::warn!("ignoring a second launch");
                 None
@@ -260,9 +275,36 @@ impl Control {
                     // A vCPU that no longer waits is not an error.
                     let _ = done.send(());
                 }
+                Message::Parked(turn) => {
+                    if self.parts.machine.parked(turn) == Pause::Parked {
+                        self.rest();
+                    }
+                }
             }
         }
         None
+    }
+
+    /// Begins a pause; it is reported when it is complete.
+    fn pause(&mut self) {
+        match self.parts.machine.pause() {
+            Ok(Pause::Still) => self.send(&FromVmm::Paused),
+            Ok(Pause::Pending | Pause::Parked) => {}
+            Err(error) => {
+                self.parts.machine.resume();
+                self.send(&FromVmm::NotPaused { cause: format!("cannot interrupt the vCPUs: {error}") });
+            }
+        }
+    }
+
+    /// The vCPUs stand still: the devices follow.
+    fn rest(&mut self) {
+        let report = if self.parts.machine.rest() {
+            FromVmm::Paused
+        } else {
+            FromVmm::NotPaused { cause: "a device's requests to the host do not come to an end".to_owned() }
+        };
+        self.send(&report);
     }
 
     /// The host tells something of a device.

@@ -49,6 +49,8 @@ pub struct Inheritance {
     pub console: UnixListener,
     /// The console's past.
     pub console_ring: File,
+    /// Where to count; without it nothing is counted.
+    pub counters: Option<File>,
     /// Disk image or tap of each device; container and device of one that is passed through.
     pub devices: HashMap<DeviceId, Vec<OwnedFd>>,
 }
@@ -74,6 +76,7 @@ pub fn receive(
     if named != carried {
         return Err(LaunchError::Count { roles: named, descriptors: carried });
     }
+    let counters = by_role.remove(&Role::Counters).map(File::from);
     let mut take = |role: Role| by_role.remove(&role).ok_or_else(|| LaunchError::Missing(format!("{role:?}")));
     let config = sealed::read(take(Role::Config)?, MAX_CONFIG_LEN).map_err(LaunchError::Config)?;
     let launch = wire::decode_launch(&config)?;
@@ -83,6 +86,7 @@ pub fn receive(
         initrd: if launch.has_initrd { Some(take(Role::Initrd)?.into()) } else { None },
         console: take(Role::ConsoleListener)?.into(),
         console_ring: take(Role::ConsoleRing)?.into(),
+        counters,
         devices,
     };
     Ok((launch, inheritance))
@@ -102,6 +106,8 @@ mod tests {
             cmdline: String::new(),
             has_initrd: false,
             devices: vec![],
+            memory: Default::default(),
+            cpus: Default::default(),
         };
         sealed::seal("config", &wire::encode_launch(&launch)).unwrap()
     }

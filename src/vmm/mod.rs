@@ -14,6 +14,7 @@ pub mod boot;
 pub mod confine;
 mod console;
 mod control;
+mod counters;
 mod kvm;
 mod launch;
 mod legacy;
@@ -36,9 +37,11 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, Launch, VmExit};
 use crate::sys;
 use crate::sys::packet::{Connection, Listener, Received};
+use crate::wire::counters::Phase;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm, WireError, encode_ended};
 use console::{Readers, Ring, Writer};
 use control::{Control, Identity, Parts};
+use counters::Counting;
 use kvm::Hypervisor;
 use launch::{Inheritance, LaunchError};
 use machine::{Machine, MachineError, Mailbox, Plan};
@@ -50,7 +53,7 @@ pub const CONTROL_FD: i32 = 3;
 /// The role's entry: waits for the launch on [`CONTROL_FD`], runs the VM, and ends with the status of `VmExit::code`.
 /// What it logs goes to stderr, which is the VM's log file.
 pub fn run() -> ExitCode {
-    let started = Instant::now();
+    let started = (Instant::now(), sys::counter_page::now_ns());
     tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(io::stderr).init();
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{panic}");
@@ -80,11 +83,16 @@ pub fn run() -> ExitCode {
 
 /// Receives the launch, builds, runs. Whatever fails before the guest runs is a failed launch, with the cause for the
 /// client; the daemon finds it in the exit record.
-fn serve(listener: Listener, exit_record: &mut Option<File>, started: Instant) -> VmExit {
-    let launched = receive(&listener, exit_record).and_then(|(link, launch, inheritance)| {
-        let (parts, mailbox) = assemble(&launch, inheritance, listener, link)?;
+fn serve(listener: Listener, exit_record: &mut Option<File>, (started, started_ns): (Instant, u64)) -> VmExit {
+    let launched = receive(&listener, exit_record).and_then(|(link, launch, mut inheritance)| {
+        let counting = Counting::begin(inheritance.counters.take(), launch.vcpus)?;
+        counting.reached(Phase::Started, started_ns);
+        counting.reach(Phase::Received);
+        let (parts, mailbox) = assemble(&launch, inheritance, listener, link, &counting)?;
         let mut control = Control::new(parts)?;
+        counting.reach(Phase::Built);
         control.start(&mailbox)?;
+        counting.reach(Phase::Running);
         Ok(control)
     });
     match launched {
@@ -139,9 +147,11 @@ fn assemble(
     mut inheritance: Inheritance,
     listener: Listener,
     link: Connection,
+    counting: &Counting,
 ) -> Result<(Parts, Mailbox), StartError> {
     let epoll = Epoll::new()?;
     let ring = Arc::new(Ring::map(inheritance.console_ring)?);
+    ring.stamp_first(counting.phase(Phase::Console));
     let readers = Readers::new()?;
     let console = console::Server::new(
         inheritance.console,
@@ -155,17 +165,20 @@ fn assemble(
     let mut machine = Machine::build(Plan {
         hypervisor: &hypervisor,
         vcpus: launch.vcpus,
+        cpus: &launch.cpus,
         memory_bytes: launch.memory_bytes,
+        memory: launch.memory,
         kernel: &mut inheritance.kernel,
         initrd: inheritance.initrd.as_mut(),
         cmdline: &launch.cmdline,
         console: Writer::new(ring, readers),
+        counting,
         input_taken: Arc::clone(&input_taken),
     })?;
     let mut alarms = Vec::new();
     for device in &launch.devices {
         let descriptors = inheritance.devices.remove(&device.id).unwrap_or_default();
-        let function = function(device, descriptors, &machine, &mut alarms)?;
+        let function = function(device, descriptors, &machine, &mut alarms, counting)?;
         machine.attach(device.slot, function)?;
     }
     let (mailbox, receiver, mailbox_wake) = Mailbox::new()?;
@@ -194,6 +207,7 @@ fn function(
     descriptors: Vec<OwnedFd>,
     machine: &Machine,
     alarms: &mut Vec<Alarm>,
+    counting: &Counting,
 ) -> Result<Box<dyn PciFunction>, StartError> {
     let failed = |source| StartError::Device { id: device.id.clone(), source };
     let missing = || LaunchError::Missing(format!("device {}", device.id));
@@ -227,5 +241,7 @@ fn function(
             return Ok(Box::new(function));
         }
     };
-    Ok(Box::new(function.map_err(failed)?))
+    let function = function.map_err(failed)?;
+    function.count_in(counting.device(device.slot.number(), device.id.as_str(), function.queues()));
+    Ok(Box::new(function))
 }

@@ -11,11 +11,13 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::model::{DeviceChange, DeviceId};
+use crate::sys::counter_page::Counter;
 use crate::sys::vfio::Pages;
 
 /// Guest memory as devices see it: a snapshot per use, so that slots can grow while the VM runs.
@@ -33,6 +35,30 @@ pub enum Effect {
     Activate,
     /// The driver resets the device: call [`PciFunction::apply`] on the control thread.
     Reset,
+}
+
+/// Where a device counts.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceCounters {
+    /// Faults of guest and host that it met.
+    pub faults: Counter,
+    /// By queue; each is written by the queue's own thread.
+    pub queues: Vec<QueueCounters>,
+}
+
+/// Where what goes through a queue is counted.
+#[derive(Debug, Clone, Default)]
+pub struct QueueCounters {
+    /// Requests that were given back.
+    pub operations: Counter,
+    /// Their bytes in both directions.
+    pub bytes: Counter,
+    /// Requests that failed.
+    pub errors: Counter,
+    /// Sum of their latencies in ns.
+    pub latency_sum_ns: Counter,
+    /// Requests by latency: number n those of less than 2^n µs that no earlier one counts, the last one the rest.
+    pub latency: Vec<Counter>,
 }
 
 /// A BAR as it is mapped now.
@@ -129,6 +155,13 @@ pub trait PciFunction: Send {
     fn change(&mut self, _change: DeviceChange) -> Result<(), ChangeError> {
         Err(ChangeError::Unsupported)
     }
+    /// Has the device finish what it has begun and begin nothing more, until [`PciFunction::resume`]. The receiver hears
+    /// when that is so; `None`: it does nothing by itself, or nothing that can be held back. vCPUs stand still meanwhile.
+    fn pause(&mut self) -> Option<Receiver<()>> {
+        None
+    }
+    /// Undoes [`PciFunction::pause`].
+    fn resume(&mut self) {}
     /// Performs [`Effect::Activate`] or [`Effect::Reset`]; a device that cannot sets its own `NEEDS_RESET`.
     fn apply(&mut self, effect: Effect);
 }
@@ -157,4 +190,6 @@ pub enum PowerRequest {
     PowerOff,
     /// ACPI reset register.
     Reset,
+    /// The guest's kernel has panicked, and wants the host to know (pvpanic).
+    Panicked,
 }

@@ -4,7 +4,8 @@ use prost::Message;
 
 use super::{WireError, proto};
 use crate::model::{
-    DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MacAddr, PciSlot, Rate, RateLimits,
+    CpuSpec, DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MacAddr, MemorySpec, PageSize, PciSlot,
+    Rate, RateLimits, Topology,
 };
 
 /// The sealed configuration's bytes.
@@ -17,6 +18,17 @@ pub fn encode_launch(launch: &Launch) -> Vec<u8> {
         cmdline: launch.cmdline.clone(),
         devices: launch.devices.iter().map(encode_device).collect(),
         has_initrd: launch.has_initrd,
+        hugepage_mib: match launch.memory.pages {
+            PageSize::Small => 0,
+            PageSize::Huge2M => 2,
+            PageSize::Huge1G => 1024,
+        },
+        prefault: launch.memory.is_prefaulted,
+        numa_node: launch.memory.numa_node,
+        host_cpus: launch.cpus.host_cpus.as_ref().map(ToString::to_string).unwrap_or_default(),
+        sockets: launch.cpus.topology.map_or(0, Topology::sockets),
+        cores: launch.cpus.topology.map_or(0, Topology::cores),
+        threads: launch.cpus.topology.map_or(0, Topology::threads),
     }
     .encode_to_vec()
 }
@@ -24,6 +36,7 @@ pub fn encode_launch(launch: &Launch) -> Vec<u8> {
 /// Reads a configuration. Slots are checked to be distinct.
 pub fn decode_launch(bytes: &[u8]) -> Result<Launch, WireError> {
     let launch = proto::Launch::decode(bytes)?;
+    let (memory, cpus) = (decode_memory(&launch)?, decode_cpus(&launch)?);
     let devices = launch.devices.into_iter().map(decode_device).collect::<Result<Vec<_>, _>>()?;
     let mut slots: Vec<_> = devices.iter().map(|device| device.slot).collect();
     slots.sort();
@@ -42,7 +55,36 @@ pub fn decode_launch(bytes: &[u8]) -> Result<Launch, WireError> {
         cmdline: launch.cmdline,
         has_initrd: launch.has_initrd,
         devices,
+        memory,
+        cpus,
     })
+}
+
+fn decode_memory(launch: &proto::Launch) -> Result<MemorySpec, WireError> {
+    let pages = match launch.hugepage_mib {
+        0 => PageSize::Small,
+        2 => PageSize::Huge2M,
+        1024 => PageSize::Huge1G,
+        _ => return Err(WireError::Malformed("page size")),
+    };
+    if !launch.memory_bytes.is_multiple_of(pages.bytes()) {
+        return Err(WireError::Malformed("no whole number of pages"));
+    }
+    Ok(MemorySpec { pages, is_prefaulted: launch.prefault, numa_node: launch.numa_node })
+}
+
+fn decode_cpus(launch: &proto::Launch) -> Result<CpuSpec, WireError> {
+    let host_cpus = match launch.host_cpus.as_str() {
+        "" => None,
+        list => Some(list.parse().map_err(|_| WireError::Malformed("CPU list"))?),
+    };
+    let topology = match (launch.sockets, launch.cores, launch.threads) {
+        (0, 0, 0) => None,
+        (sockets, cores, threads) => Some(
+            Topology::new(sockets, cores, threads, launch.vcpus).map_err(|_| WireError::Malformed("CPU topology"))?,
+        ),
+    };
+    Ok(CpuSpec { host_cpus, topology })
 }
 
 fn encode_device(device: &DeviceLaunch) -> proto::Device {
@@ -127,6 +169,8 @@ mod tests {
             vm: VmId::new(),
             instance: InstanceId::new(),
             vcpus: 2,
+            memory: MemorySpec { pages: PageSize::Huge1G, is_prefaulted: true, numa_node: Some(0) },
+            cpus: CpuSpec { host_cpus: "0-1,4".parse().ok(), topology: Topology::new(1, 1, 2, 2).ok() },
             memory_bytes: 5 << 30,
             cmdline: "console=ttyS0".into(),
             has_initrd: true,
@@ -163,6 +207,12 @@ mod tests {
             launch.devices[1].kind = DeviceKind::Block { is_read_only: false, queues, limits: limits() };
             assert!(decode_launch(&encode_launch(&launch)).is_err());
         }
+    }
+
+    #[test]
+    fn refuses_memory_that_is_no_whole_number_of_pages() {
+        let launch = Launch { memory_bytes: (5 << 30) + (1 << 20), ..launch() };
+        assert!(decode_launch(&encode_launch(&launch)).is_err());
     }
 
     proptest! {

@@ -48,6 +48,8 @@ pub enum Role {
     ConsoleRing,
     /// Where the vmm writes how it ended.
     ExitRecord,
+    /// Where the vmm counts what the VM does (`wire::counters`).
+    Counters,
 }
 
 /// Daemon to vmm.
@@ -69,6 +71,12 @@ pub enum ToVmm {
         /// How.
         change: DeviceChange,
     },
+    /// Make vCPUs and devices stand still.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Interrupt every vCPU, whatever it masks.
+    Nmi,
 }
 
 /// Vmm to daemon.
@@ -80,6 +88,8 @@ pub enum FromVmm {
         vm: VmId,
         /// The run.
         instance: InstanceId,
+        /// It stands still.
+        is_paused: bool,
     },
     /// vCPUs run.
     Ready {
@@ -95,6 +105,15 @@ pub enum FromVmm {
         /// Why it was refused, if it was.
         error: Option<String>,
     },
+    /// Nothing of the guest moves any more.
+    Paused,
+    /// The guest goes on.
+    Resumed,
+    /// It could not be made to stand still, and goes on.
+    NotPaused {
+        /// Why.
+        cause: String,
+    },
 }
 
 impl ToVmm {
@@ -109,6 +128,9 @@ impl ToVmm {
             Self::PowerButton => Body::PowerButton(proto::PowerButton {}),
             Self::Kill => Body::Kill(proto::Kill {}),
             Self::DeviceChange { device, change } => Body::DeviceChange(encode_change(device, change)),
+            Self::Pause => Body::Pause(proto::Pause {}),
+            Self::Resume => Body::Resume(proto::Resume {}),
+            Self::Nmi => Body::Nmi(proto::Nmi {}),
         };
         proto::ToVmm { body: Some(body) }.encode_to_vec()
     }
@@ -129,6 +151,9 @@ impl ToVmm {
             Body::PowerButton(_) => Ok(Self::PowerButton),
             Body::Kill(_) => Ok(Self::Kill),
             Body::DeviceChange(change) => decode_change(change),
+            Body::Pause(_) => Ok(Self::Pause),
+            Body::Resume(_) => Ok(Self::Resume),
+            Body::Nmi(_) => Ok(Self::Nmi),
         }
     }
 }
@@ -138,15 +163,21 @@ impl FromVmm {
     pub fn encode(&self) -> Vec<u8> {
         use proto::from_vmm::Body;
         let body = match self {
-            Self::Hello { vm, instance } => {
-                Body::Hello(proto::Hello { version: VERSION, vm: vm.to_string(), instance: instance.to_string() })
-            }
+            Self::Hello { vm, instance, is_paused } => Body::Hello(proto::Hello {
+                version: VERSION,
+                vm: vm.to_string(),
+                instance: instance.to_string(),
+                paused: *is_paused,
+            }),
             Self::Ready { build_ns } => Body::Ready(proto::Ready { build_ns: *build_ns }),
             Self::Ended(exit) => Body::Ended(ended_to_proto(exit)),
             Self::DeviceChanged { device, error } => Body::DeviceChanged(proto::DeviceChanged {
                 device: device.to_string(),
                 error: error.clone().unwrap_or_default(),
             }),
+            Self::Paused => Body::Paused(proto::Paused {}),
+            Self::Resumed => Body::Resumed(proto::Resumed {}),
+            Self::NotPaused { cause } => Body::NotPaused(proto::NotPaused { cause: cause.clone() }),
         };
         proto::FromVmm { body: Some(body) }.encode_to_vec()
     }
@@ -158,7 +189,7 @@ impl FromVmm {
         match proto::FromVmm::decode(packet)?.body.ok_or(WireError::Malformed("empty"))? {
             Body::Hello(hello) => {
                 check_version(hello.version)?;
-                Ok(Self::Hello { vm: hello.vm.parse()?, instance: hello.instance.parse()? })
+                Ok(Self::Hello { vm: hello.vm.parse()?, instance: hello.instance.parse()?, is_paused: hello.paused })
             }
             Body::Ready(ready) => Ok(Self::Ready { build_ns: ready.build_ns }),
             Body::Ended(ended) => Ok(Self::Ended(ended_from_proto(ended)?)),
@@ -166,6 +197,9 @@ impl FromVmm {
                 device: device.parse()?,
                 error: Some(error).filter(|error| !error.is_empty()),
             }),
+            Body::Paused(_) => Ok(Self::Paused),
+            Body::Resumed(_) => Ok(Self::Resumed),
+            Body::NotPaused(refusal) => Ok(Self::NotPaused { cause: refusal.cause }),
         }
     }
 }
@@ -214,6 +248,7 @@ fn ended_to_proto(exit: &VmExit) -> proto::Ended {
         VmExit::PowerOff => (Kind::PowerOff, ""),
         VmExit::Reset => (Kind::Reset, ""),
         VmExit::TripleFault => (Kind::TripleFault, ""),
+        VmExit::Panicked => (Kind::Panicked, ""),
         VmExit::Killed => (Kind::Killed, ""),
         VmExit::LaunchFailed(cause) => (Kind::LaunchFailed, cause.as_str()),
         VmExit::HostError(cause) | VmExit::Vanished(cause) => (Kind::HostError, cause.as_str()),
@@ -228,6 +263,7 @@ fn ended_from_proto(ended: proto::Ended) -> Result<VmExit, WireError> {
         Kind::PowerOff => Ok(VmExit::PowerOff),
         Kind::Reset => Ok(VmExit::Reset),
         Kind::TripleFault => Ok(VmExit::TripleFault),
+        Kind::Panicked => Ok(VmExit::Panicked),
         Kind::Killed => Ok(VmExit::Killed),
         Kind::LaunchFailed => Ok(VmExit::LaunchFailed(ended.cause)),
         Kind::HostError => Ok(VmExit::HostError(ended.cause)),
@@ -245,6 +281,7 @@ fn encode_role(role: &Role) -> proto::Descriptor {
         Role::ConsoleListener => (Wire::ConsoleListener, ""),
         Role::ConsoleRing => (Wire::ConsoleRing, ""),
         Role::ExitRecord => (Wire::ExitRecord, ""),
+        Role::Counters => (Wire::Counters, ""),
     };
     proto::Descriptor { role: wire.into(), device_id: device_id.to_owned() }
 }
@@ -261,6 +298,7 @@ fn decode_role(descriptor: proto::Descriptor) -> Result<Role, WireError> {
         Wire::ConsoleListener => Role::ConsoleListener,
         Wire::ConsoleRing => Role::ConsoleRing,
         Wire::ExitRecord => Role::ExitRecord,
+        Wire::Counters => Role::Counters,
     })
 }
 
@@ -281,11 +319,13 @@ mod tests {
             Role::ConsoleListener,
             Role::ConsoleRing,
             Role::ExitRecord,
+            Role::Counters,
         ];
         let limits = RateLimits { bandwidth: Rate::new("f", 10 << 20, 0).ok(), operations: None };
         let changes = [DeviceChange::Resized, DeviceChange::Limits(limits)];
         let changes = changes.map(|change| ToVmm::DeviceChange { device: "data".parse().unwrap(), change });
-        let messages = [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill];
+        let messages =
+            [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill, ToVmm::Pause, ToVmm::Resume, ToVmm::Nmi];
         for message in messages.into_iter().chain(changes) {
             assert_eq!(ToVmm::decode(&message.encode()).unwrap(), message);
         }
@@ -293,6 +333,7 @@ mod tests {
             VmExit::PowerOff,
             VmExit::Reset,
             VmExit::TripleFault,
+            VmExit::Panicked,
             VmExit::Killed,
             VmExit::LaunchFailed("no kernel".into()),
             VmExit::HostError("KVM_RUN: EFAULT".into()),
@@ -300,7 +341,15 @@ mod tests {
         let ends = exits.map(FromVmm::Ended);
         let changed = [None, Some("it became shorter".to_owned())]
             .map(|error| FromVmm::DeviceChanged { device: "data".parse().unwrap(), error });
-        let others = [FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new() }, FromVmm::Ready { build_ns: 7 }];
+        let hello = |is_paused| FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new(), is_paused };
+        let others = [
+            hello(false),
+            hello(true),
+            FromVmm::Ready { build_ns: 7 },
+            FromVmm::Paused,
+            FromVmm::Resumed,
+            FromVmm::NotPaused { cause: "a disk does not answer".into() },
+        ];
         for message in ends.into_iter().chain(others).chain(changed) {
             assert_eq!(FromVmm::decode(&message.encode()).unwrap(), message);
         }

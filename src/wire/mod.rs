@@ -3,6 +3,7 @@
 //! Key types: [`ToVmm`], [`FromVmm`], [`Role`]. `daemon/supervisor` and `vmm/control` speak it.
 
 pub mod console_ring;
+pub mod counters;
 mod launch;
 mod message;
 

@@ -170,7 +170,7 @@ impl Prisoner {
         let _ = std::fs::remove_file(&socket);
         let listener = Listener::bind(&socket).unwrap();
         let limits = Limits { memory_bytes: 256 << 20, cpus: 1, cpu_weight: 100, tasks: 1 };
-        let cgroup = tree.make("payload", &limits).unwrap();
+        let cgroup = tree.make("payload", &limits, None).unwrap();
         let facts = JailFacts {
             uid: USER,
             vcpus: 1,

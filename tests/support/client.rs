@@ -179,6 +179,38 @@ impl Caller {
         wait(self.vms.clone().stop_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
+    pub fn stats(&self, vm: &str) -> Answer<v1::VirtualMachineStats> {
+        let request = v1::GetVirtualMachineStatsRequest { name: self.name(vm) };
+        wait(self.vms.clone().get_virtual_machine_stats(request)).map(tonic::Response::into_inner)
+    }
+
+    /// `grace_ms` as in [`Caller::stop`].
+    pub fn reboot(&self, vm: &str, grace_ms: Option<u64>) -> Answer<v1::VirtualMachine> {
+        let grace = grace_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);
+        let request = v1::RebootVirtualMachineRequest { name: self.name(vm), grace };
+        wait(self.vms.clone().reboot_virtual_machine(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn pause(&self, vm: &str) -> Answer<v1::VirtualMachine> {
+        let request = v1::PauseVirtualMachineRequest { name: self.name(vm) };
+        wait(self.vms.clone().pause_virtual_machine(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn resume(&self, vm: &str) -> Answer<v1::VirtualMachine> {
+        let request = v1::ResumeVirtualMachineRequest { name: self.name(vm) };
+        wait(self.vms.clone().resume_virtual_machine(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn press_power_button(&self, vm: &str) -> Answer<v1::VirtualMachine> {
+        let request = v1::PressPowerButtonRequest { name: self.name(vm) };
+        wait(self.vms.clone().press_power_button(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn nmi(&self, vm: &str) -> Answer<v1::VirtualMachine> {
+        let request = v1::InjectNmiRequest { name: self.name(vm) };
+        wait(self.vms.clone().inject_nmi(request)).map(tonic::Response::into_inner)
+    }
+
     pub fn destroy(&self, vm: &str, force: bool) -> Answer<()> {
         let request = v1::DestroyVirtualMachineRequest { name: self.name(vm), force };
         wait(self.vms.clone().destroy_virtual_machine(request)).map(drop)

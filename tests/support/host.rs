@@ -24,6 +24,8 @@ pub struct Host {
     cgroup: Option<PathBuf>,
     daemon: Option<Child>,
     port: u16,
+    /// Further options of the next daemon that is started.
+    pub options: Vec<String>,
 }
 
 impl Host {
@@ -69,7 +71,7 @@ impl Host {
         }
         let made = init.output().unwrap();
         assert!(made.status.success(), "certs init: {}", String::from_utf8_lossy(&made.stderr));
-        let mut host = Self { directory, images, cgroup, daemon: None, port: 0 };
+        let mut host = Self { directory, images, cgroup, daemon: None, port: 0, options: Vec::new() };
         host.start_daemon();
         host
     }
@@ -121,6 +123,7 @@ impl Host {
             .arg(self.run_dir())
             .arg("--images-dir")
             .arg(&self.images)
+            .args(&self.options)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

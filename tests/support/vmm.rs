@@ -134,6 +134,8 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
         cmdline: plan.cmdline.into(),
         has_initrd: true,
         devices,
+        memory: Default::default(),
+        cpus: Default::default(),
     };
     let ring =
         OpenOptions::new().read(true).write(true).create(true).truncate(true).open(directory.join("console.ring"))?;

@@ -9,8 +9,18 @@ use anyhow::{Context, Result};
 use std::fs;
 
 const INIT: &[u8] = include_bytes!("../assets/guest-init.sh");
-const MODULES: [&str; 9] =
-    ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "button", "evdev", "ext4", "squashfs"];
+const MODULES: [&str; 10] = [
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "button",
+    "evdev",
+    "pvpanic-mmio",
+    "ext4",
+    "squashfs",
+];
 /// Drivers of physical devices that guests get by pass-through.
 pub(crate) const PHYSICAL: [&str; 2] = ["igbvf", "nvme"];
 const APPLETS: [&str; 41] = [

@@ -5,6 +5,8 @@ pub(crate) mod console;
 pub(crate) mod host;
 pub(crate) mod jail;
 pub(crate) mod plugin;
+pub(crate) mod power;
+pub(crate) mod stats;
 pub(crate) mod tune;
 pub(crate) mod vm;
 pub(crate) mod watch;

@@ -6,21 +6,21 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
+use super::super::args::{DestroyArgs, Hugepages, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::{DiskArg, NicArg, Rates};
+use super::super::units::{DiskArg, NicArg, Rates, TopologyArg};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
 /// For calls that only look at or write to the store.
-const QUICK: Duration = Duration::from_secs(60);
+pub(super) const QUICK: Duration = Duration::from_secs(60);
 /// For a start: the daemon gives up sooner, with a better reason.
-const START: Duration = Duration::from_secs(180);
+pub(super) const START: Duration = Duration::from_secs(180);
 /// What a stop may take beyond the guest's grace.
-const STOP_MARGIN: Duration = Duration::from_secs(60);
+pub(super) const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// The grace that the daemon gives when none is asked for.
-const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
 #[derive(Serialize)]
 struct ListView {
@@ -50,7 +50,17 @@ pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Res
 }
 
 fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
+    use v1::memory_spec::Hugepages as Pages;
     let disks = arguments.disks.into_iter();
+    let hugepages = match arguments.hugepages {
+        None => Pages::None,
+        Some(Hugepages::Size2M) => Pages::Size2m,
+        Some(Hugepages::Size1G) => Pages::Size1g,
+    };
+    let (prefault, numa_node) = (arguments.prefault, arguments.numa_node);
+    let memory = v1::MemorySpec { hugepages: hugepages.into(), prefault, numa_node };
+    let topology =
+        arguments.topology.map(|TopologyArg { sockets, cores, threads }| v1::CpuTopology { sockets, cores, threads });
     v1::VirtualMachineSpec {
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory.0,
@@ -61,6 +71,8 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
         }),
         disks: disks.map(disk).collect(),
         nics: arguments.nics.into_iter().map(nic).collect(),
+        memory: Some(memory),
+        cpus: Some(v1::CpuSpec { host_cpus: arguments.cpus.unwrap_or_default(), topology }),
     }
 }
 
@@ -143,7 +155,7 @@ pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), 
     }
 }
 
-fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
+pub(super) fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
     let view = VmView::from(vm);
     match client.output {
         Output::Table => show(&format!("{} is {}\n", view.short_name(), view.state_text())),

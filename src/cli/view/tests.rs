@@ -43,6 +43,7 @@ fn vm() -> v1::VirtualMachine {
                 limits: None,
                 queues: 0,
             }],
+            ..Default::default()
         }),
         nics: vec![v1::NicStatus { id: "eth0".into(), guest_address: "172.30.0.2/30".into(), ..Default::default() }],
         create_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),

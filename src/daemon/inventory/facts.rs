@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::model::{SpecError, VmSpec};
+use crate::model::{CpuList, SpecError, VmSpec};
 
 /// Read once at start-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +29,39 @@ impl HostFacts {
             let (wanted, present) = (spec.memory_mib(), self.memory_mib);
             return Err(SpecError::new("spec.memory_mib", format!("{wanted} MiB of memory, this host has {present}")));
         }
-        match self.max_vcpus {
-            Some(most) if spec.vcpus() > most => {
-                let wanted = spec.vcpus();
-                Err(SpecError::new("spec.vcpus", format!("{wanted} vCPUs, this host's KVM allows {most}")))
-            }
-            _ => Ok(()),
+        if let Some(most) = self.max_vcpus.filter(|&most| spec.vcpus() > most) {
+            let wanted = spec.vcpus();
+            return Err(SpecError::new("spec.vcpus", format!("{wanted} vCPUs, this host's KVM allows {most}")));
         }
+        check_node(spec.memory().numa_node, &read_list("/sys/devices/system/node/has_memory"))?;
+        check_cpus(spec.cpus().host_cpus.as_ref(), &read_list("/sys/devices/system/cpu/online"))
+    }
+}
+
+/// A list of numbers as the kernel writes it; empty where it writes none.
+fn read_list(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn check_node(wanted: Option<u32>, present: &str) -> Result<(), SpecError> {
+    let Some(node) = wanted else { return Ok(()) };
+    let has = |list: CpuList| list.iter().any(|present| present == node);
+    if present.parse().is_ok_and(has) {
+        return Ok(());
+    }
+    let present = if present.is_empty() { "none" } else { present };
+    let reason = format!("this host has no NUMA node {node} with memory; it has {present}");
+    Err(SpecError::new("spec.memory.numa_node", reason))
+}
+
+fn check_cpus(wanted: Option<&CpuList>, present: &str) -> Result<(), SpecError> {
+    let (Some(wanted), Ok(online)) = (wanted, present.parse::<CpuList>()) else { return Ok(()) };
+    match wanted.iter().find(|cpu| !online.iter().any(|online| online == *cpu)) {
+        Some(cpu) => {
+            let reason = format!("CPU {cpu} is absent or offline; this host has {online}");
+            Err(SpecError::new("spec.cpus.host_cpus", reason))
+        }
+        None => Ok(()),
     }
 }
 
@@ -54,6 +80,18 @@ mod tests {
     fn reads_the_host() {
         assert_eq!(parse_mem_total_mib("X: 1 kB\nMemTotal:       4096 kB\n"), Some(4));
         assert!(HostFacts::read().unwrap().memory_mib > 0);
+    }
+
+    #[test]
+    fn nodes_and_cpus_that_are_absent_are_named_with_those_that_are_there() {
+        assert_eq!(check_node(Some(1), "0-1"), Ok(()));
+        let error = check_node(Some(2), "0-1").unwrap_err();
+        assert!(error.field == "spec.memory.numa_node" && error.reason.ends_with("it has 0-1"), "{error}");
+        assert!(check_node(Some(0), "").unwrap_err().reason.ends_with("it has none"));
+        let list = |text: &str| text.parse::<CpuList>().unwrap();
+        assert_eq!(check_cpus(Some(&list("0,3")), "0-3"), Ok(()));
+        let error = check_cpus(Some(&list("0-4")), "0-3").unwrap_err();
+        assert!(error.reason.starts_with("CPU 4 ") && error.reason.ends_with("this host has 0-3"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! Records to responses.
 
-use crate::api::convert::{decision_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto};
+use std::time::Duration;
+
+use crate::api::convert::{
+    decision_to_proto, duration_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto,
+};
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem,
+    DeviceView, LeaseState, MemoryUse, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, VmStats, WatchItem,
 };
 use crate::model::MacAddr;
 use crate::sys::rtnl::{LinkState, VfConfig};
+use crate::wire::counters::{DeviceCounters, Phase, QueueCounters, Reason};
 
 /// A VM as the API shows it.
 pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
@@ -38,6 +43,46 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         create_time: Some(timestamp_to_proto(vm.created)),
         update_time: Some(timestamp_to_proto(vm.updated)),
         admission: Some(decision_to_proto(&vm.admission)),
+        memory_use: None,
+    }
+}
+
+/// What a VM's process takes.
+pub(super) fn memory_use(memory: MemoryUse) -> v1::MemoryUse {
+    v1::MemoryUse { guest_bytes: memory.guest, overhead_bytes: memory.overhead }
+}
+
+/// What a VM has done.
+pub(super) fn stats(stats: VmStats) -> v1::VirtualMachineStats {
+    use v1::virtual_machine_stats::{BootPhase, Device, ExitCount, Queue, Vcpu};
+    let VmStats { vm, counters, memory } = stats;
+    let exits = |exits: [u64; Reason::ALL.len()]| Vcpu {
+        exits: Reason::ALL
+            .into_iter()
+            .zip(exits)
+            .map(|(reason, count)| ExitCount { reason: reason.name().to_owned(), count })
+            .collect(),
+    };
+    let queue = |queue: QueueCounters| Queue {
+        operations: queue.operations,
+        bytes: queue.bytes,
+        errors: queue.errors,
+        latency_sum: Some(duration_to_proto(Duration::from_nanos(queue.latency_sum_ns))),
+        latency_buckets: queue.latency.to_vec(),
+    };
+    let device = |device: DeviceCounters| Device {
+        id: device.name,
+        faults: device.faults,
+        queues: device.queues.into_iter().map(queue).collect(),
+    };
+    let phase =
+        |(phase, at): (Phase, Duration)| BootPhase { name: phase.name().to_owned(), at: Some(duration_to_proto(at)) };
+    v1::VirtualMachineStats {
+        name: VmRef { tenant: vm.tenant.clone(), vm: vm.name.clone() }.to_string(),
+        boot_phases: counters.phases.into_iter().map(phase).collect(),
+        vcpus: counters.exits.into_iter().map(exits).collect(),
+        devices: counters.devices.into_iter().map(device).collect(),
+        memory_use: memory.map(memory_use),
     }
 }
 

@@ -36,9 +36,12 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Call(CallError::StartFailed(FailureCause(exit))) => {
             let (code, reason) = match exit {
                 VmExit::HostError(_) | VmExit::Vanished(_) => (Code::Internal, "VMM_FAILED"),
-                VmExit::LaunchFailed(_) | VmExit::PowerOff | VmExit::Reset | VmExit::TripleFault | VmExit::Killed => {
-                    (Code::FailedPrecondition, "START_FAILED")
-                }
+                VmExit::LaunchFailed(_)
+                | VmExit::PowerOff
+                | VmExit::Reset
+                | VmExit::TripleFault
+                | VmExit::Panicked
+                | VmExit::Killed => (Code::FailedPrecondition, "START_FAILED"),
             };
             status(code, text, reason, [("cause", exit.to_string())])
         }
@@ -48,6 +51,10 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Call(CallError::ChangeFailed(cause)) => {
             status(Code::FailedPrecondition, text, "CHANGE_FAILED", [("cause", cause.clone())])
         }
+        ServiceError::Call(CallError::NotPaused { cause }) => {
+            status(Code::Unavailable, text, "NOT_PAUSED", [("cause", cause.clone())])
+        }
+        ServiceError::Call(CallError::Deaf) => status(Code::Unavailable, text, "VMM_DEAF", []),
         ServiceError::Device(error) => device(error, text),
         ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
         ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),

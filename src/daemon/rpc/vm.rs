@@ -60,7 +60,18 @@ impl VirtualMachineService for VmRpc {
         let principal = caller(request.extensions())?;
         let name = vm_ref(&request.get_ref().name)?;
         let vm = self.node.get(&principal, &name.tenant, &name.vm).map_err(|error| status::of(&error))?;
-        Ok(Response::new(encode::vm(&vm)))
+        let memory_use = self.node.memory_use(&vm).await.map(encode::memory_use);
+        Ok(Response::new(v1::VirtualMachine { memory_use, ..encode::vm(&vm) }))
+    }
+
+    async fn get_virtual_machine_stats(
+        &self,
+        request: Request<v1::GetVirtualMachineStatsRequest>,
+    ) -> Result<Response<v1::VirtualMachineStats>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let stats = self.node.stats(&principal, &name.tenant, &name.vm).await;
+        Ok(Response::new(encode::stats(stats.map_err(|error| status::of(&error))?)))
     }
 
     async fn list_virtual_machines(
@@ -129,6 +140,69 @@ impl VirtualMachineService for VmRpc {
         let node = Arc::clone(&self.node);
         let change = Change::new(&principal, "LimitVirtualMachineDevice", &name);
         let work = async move { node.limit_device(&principal, &name.tenant, &name.vm, device, limits).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn reboot_virtual_machine(
+        &self,
+        request: Request<v1::RebootVirtualMachineRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let grace = grace_from_proto(request.get_ref().grace).map_err(|error| status::bad_field(&error))?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "RebootVirtualMachine", &name);
+        let work = async move { node.reboot_vm(&principal, &name.tenant, &name.vm, grace).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn pause_virtual_machine(
+        &self,
+        request: Request<v1::PauseVirtualMachineRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "PauseVirtualMachine", &name);
+        let work = async move { node.pause_vm(&principal, &name.tenant, &name.vm).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn resume_virtual_machine(
+        &self,
+        request: Request<v1::ResumeVirtualMachineRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "ResumeVirtualMachine", &name);
+        let work = async move { node.resume_vm(&principal, &name.tenant, &name.vm).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn press_power_button(
+        &self,
+        request: Request<v1::PressPowerButtonRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "PressPowerButton", &name);
+        let work = async move { node.press_power_button(&principal, &name.tenant, &name.vm).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn inject_nmi(&self, request: Request<v1::InjectNmiRequest>) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let name = vm_ref(&request.get_ref().name)?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "InjectNmi", &name);
+        let work = async move { node.inject_nmi(&principal, &name.tenant, &name.vm).await };
         let vm = audited(&self.audit, change, work).await?;
         Ok(Response::new(encode::vm(&vm)))
     }

@@ -12,6 +12,7 @@ mod ledger;
 mod lifecycle;
 mod plugins;
 mod register;
+mod stats;
 mod tune;
 mod watch;
 
@@ -38,6 +39,7 @@ use ledger::Handles;
 pub use plugins::PluginView;
 use plugins::Plugins;
 use register::TenantTurns;
+pub use stats::{MemoryUse, VmStats};
 pub use watch::WatchItem;
 
 /// Everything that a call works with.

@@ -41,6 +41,7 @@ impl Node {
         spec: VmSpec,
     ) -> Result<VmRecord, ServiceError> {
         require_own(principal, &tenant)?;
+        require_operator_for_placement(principal, &spec)?;
         let _turn = self.turns.take(&tenant).await;
         if self.find(&tenant, &name).is_some() {
             return Err(ServiceError::AlreadyRegistered { tenant, name });
@@ -119,6 +120,18 @@ impl Node {
             Ok(result) => Ok(result?),
             Err(_ended) => Err(ServiceError::Ending),
         }
+    }
+}
+
+/// Reserved pages, nodes and CPUs of the host are not a tenant's to take: policy is not asked about them yet.
+fn require_operator_for_placement(principal: &Principal, spec: &VmSpec) -> Result<(), ServiceError> {
+    let (memory, cpus) = (spec.memory(), spec.cpus());
+    let is_placed = memory.pages.is_huge() || memory.numa_node.is_some() || cpus.host_cpus.is_some();
+    match principal {
+        Principal::Tenant(_) if is_placed => Err(ServiceError::NotAllowed {
+            needs: "hugepages, NUMA nodes and CPUs of the host are given by an operator, who registers the VM",
+        }),
+        Principal::Tenant(_) | Principal::Operator(_) => Ok(()),
     }
 }
 

@@ -14,8 +14,8 @@ use super::PluginRecord;
 use super::decision::StoredDecision;
 use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
-    BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, Rate, RateLimits,
-    TapSpec, VfWish, VlanId, VmExit, VmSpec, VmState,
+    BootSpec, CpuSpec, DiskSpec, FailureCause, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, PluginDigest,
+    PolicyScope, Rate, RateLimits, TapSpec, Topology, VfWish, VlanId, VmExit, VmSpec, VmState,
 };
 use crate::sys::process::Identity;
 
@@ -60,6 +60,21 @@ struct StoredSpec {
     /// The others, where there is something to say.
     #[serde(default)]
     taps: BTreeMap<String, StoredTap>,
+    #[serde(default)]
+    resources: StoredResources,
+}
+
+/// What a record of before this had by default.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct StoredResources {
+    /// 0: ordinary pages.
+    hugepage_mib: u32,
+    prefault: bool,
+    numa_node: Option<u32>,
+    host_cpus: Option<String>,
+    /// Sockets, cores, threads.
+    topology: Option<[u32; 3]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,7 +123,9 @@ enum StoredState {
     Registered,
     Starting,
     Running,
+    Paused,
     Stopping,
+    Rebooting,
     Stopped,
     Failed(StoredExit),
     Destroying,
@@ -120,6 +137,7 @@ enum StoredExit {
     PowerOff,
     Reset,
     TripleFault,
+    Panicked,
     Killed,
     LaunchFailed(String),
     HostError(String),
@@ -279,6 +297,7 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
             .filter_map(|nic| Some((nic.id.to_string(), store_wish(nic.vf_wish()?))))
             .collect(),
         taps: spec.nics().iter().filter_map(|nic| Some((nic.id.to_string(), store_tap(nic.tap()?)))).collect(),
+        resources: store_resources(spec),
     }
 }
 
@@ -301,6 +320,32 @@ fn load_limits(limits: &StoredLimits) -> Result<RateLimits, Unusable> {
         _ => Rate::new("limits", per_second, burst).map(Some).map_err(text),
     };
     Ok(RateLimits { bandwidth: rate(limits.bytes)?, operations: rate(limits.operations)? })
+}
+
+fn store_resources(spec: &VmSpec) -> StoredResources {
+    let (memory, cpus) = (spec.memory(), spec.cpus());
+    StoredResources {
+        hugepage_mib: if memory.pages.is_huge() { (memory.pages.bytes() >> 20) as u32 } else { 0 },
+        prefault: memory.is_prefaulted,
+        numa_node: memory.numa_node,
+        host_cpus: cpus.host_cpus.as_ref().map(ToString::to_string),
+        topology: cpus.topology.map(|t| [t.sockets(), t.cores(), t.threads()]),
+    }
+}
+
+fn load_resources(spec: VmSpec, stored: StoredResources) -> Result<VmSpec, Unusable> {
+    let pages = match stored.hugepage_mib {
+        0 => PageSize::Small,
+        2 => PageSize::Huge2M,
+        1024 => PageSize::Huge1G,
+        other => return Err(format!("there are no pages of {other} MiB")),
+    };
+    let memory = MemorySpec { pages, is_prefaulted: stored.prefault, numa_node: stored.numa_node };
+    let topology =
+        stored.topology.map(|[sockets, cores, threads]| Topology::new(sockets, cores, threads, spec.vcpus()));
+    let topology = topology.transpose().map_err(text)?;
+    let host_cpus = stored.host_cpus.map(|list| list.parse().map_err(text)).transpose()?;
+    spec.with_memory(memory).and_then(|spec| spec.with_cpus(CpuSpec { host_cpus, topology })).map_err(text)
 }
 
 fn store_wish(wish: VfWish) -> StoredWish {
@@ -357,7 +402,8 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
         Ok::<_, Unusable>(NicSpec { id: id.parse().map_err(text)?, backend })
     });
     let nics = nics.collect::<Result<_, _>>()?;
-    VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)
+    let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)?;
+    load_resources(whole, spec.resources)
 }
 
 fn store_state(state: &VmState) -> StoredState {
@@ -365,12 +411,15 @@ fn store_state(state: &VmState) -> StoredState {
         VmState::Registered => StoredState::Registered,
         VmState::Starting => StoredState::Starting,
         VmState::Running => StoredState::Running,
+        VmState::Paused => StoredState::Paused,
         VmState::Stopping => StoredState::Stopping,
+        VmState::Rebooting => StoredState::Rebooting,
         VmState::Stopped => StoredState::Stopped,
         VmState::Failed(FailureCause(exit)) => StoredState::Failed(match exit.clone() {
             VmExit::PowerOff => StoredExit::PowerOff,
             VmExit::Reset => StoredExit::Reset,
             VmExit::TripleFault => StoredExit::TripleFault,
+            VmExit::Panicked => StoredExit::Panicked,
             VmExit::Killed => StoredExit::Killed,
             VmExit::LaunchFailed(cause) => StoredExit::LaunchFailed(cause),
             VmExit::HostError(cause) => StoredExit::HostError(cause),
@@ -385,12 +434,15 @@ fn load_state(state: StoredState) -> VmState {
         StoredState::Registered => VmState::Registered,
         StoredState::Starting => VmState::Starting,
         StoredState::Running => VmState::Running,
+        StoredState::Paused => VmState::Paused,
         StoredState::Stopping => VmState::Stopping,
+        StoredState::Rebooting => VmState::Rebooting,
         StoredState::Stopped => VmState::Stopped,
         StoredState::Failed(exit) => VmState::Failed(FailureCause(match exit {
             StoredExit::PowerOff => VmExit::PowerOff,
             StoredExit::Reset => VmExit::Reset,
             StoredExit::TripleFault => VmExit::TripleFault,
+            StoredExit::Panicked => VmExit::Panicked,
             StoredExit::Killed => VmExit::Killed,
             StoredExit::LaunchFailed(cause) => VmExit::LaunchFailed(cause),
             StoredExit::HostError(cause) => VmExit::HostError(cause),
@@ -460,6 +512,7 @@ mod tests {
             VmExit::PowerOff,
             VmExit::Reset,
             VmExit::TripleFault,
+            VmExit::Panicked,
             VmExit::Killed,
             VmExit::LaunchFailed("no kernel".into()),
             VmExit::HostError("EFAULT".into()),
@@ -469,7 +522,9 @@ mod tests {
             VmState::Registered,
             VmState::Starting,
             VmState::Running,
+            VmState::Paused,
             VmState::Stopping,
+            VmState::Rebooting,
             VmState::Stopped,
             VmState::Destroying,
         ];
@@ -488,6 +543,9 @@ mod tests {
             mac: "02:00:00:00:00:01".parse().unwrap(),
         }];
         assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
+        let memory = MemorySpec { pages: PageSize::Huge2M, is_prefaulted: true, numa_node: Some(0) };
+        let cpus = CpuSpec { host_cpus: "0-1,4".parse().ok(), topology: Topology::new(1, 1, 1, 1).ok() };
+        vm.spec = vm.spec.with_memory(memory).unwrap().with_cpus(cpus).unwrap();
         vm.run = None;
         assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
     }
@@ -499,6 +557,7 @@ mod tests {
         assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("taps").is_some());
+        assert!(json["spec"].as_object_mut().unwrap().remove("resources").is_some());
         assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
     }
 

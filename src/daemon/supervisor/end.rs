@@ -10,6 +10,9 @@ use crate::sys::kernel_log;
 use crate::sys::process::{End, Identity};
 use crate::wire::decode_ended;
 
+/// What a kill by the kernel for want of memory reads as.
+const OUT_OF_MEMORY: &str = "killed for want of memory: guest and vmm together came to the limit of their cgroup \
+                             (memory.max), or the host had none left";
 /// Longest exit record that is read, in bytes: a cause is a sentence.
 const MAX_RECORD_LEN: u64 = 4096;
 /// Bytes at the end of a log that are looked at for its last line.
@@ -23,9 +26,15 @@ pub(super) async fn read_record(paths: &VmPaths, instance: InstanceId) -> Option
     decode_ended(&record).ok()
 }
 
-/// What the end of the process itself tells.
-pub(super) async fn inferred(end: End, process: Identity, paths: &VmPaths) -> VmExit {
+/// The end of a process that the kernel killed for want of memory.
+pub(super) fn out_of_memory() -> VmExit {
+    VmExit::Vanished(OUT_OF_MEMORY.to_owned())
+}
+
+/// What the end of the process itself tells; `was_out_of_memory`: what its cgroup says of that.
+pub(super) async fn inferred(end: End, process: Identity, paths: &VmPaths, was_out_of_memory: bool) -> VmExit {
     VmExit::Vanished(match end {
+        End::Signal(libc::SIGKILL) | End::Unknown if was_out_of_memory => return out_of_memory(),
         End::Exited(status) if status == i32::from(JAIL_FAILED) => {
             let said = last_line(paths).await.unwrap_or_else(|| "see its log".to_owned());
             return VmExit::LaunchFailed(said);

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::model::{JailFacts, VmId};
+use crate::model::{CpuList, JailFacts, VmId};
 use crate::sys::cgroup::{CgroupError, Limits, Tree};
 
 /// Weight of one vCPU's share of CPU time (`cpu.weight`), and the most that the kernel takes.
@@ -49,13 +49,23 @@ impl Jail {
     }
 
     /// Makes the cgroup of a VM and gives its directory.
-    pub(super) fn make(&self, uid: VmId, facts: &JailFacts) -> Result<std::os::fd::OwnedFd, CgroupError> {
-        self.tree.make(&uid.to_string(), &limits(facts))
+    pub(super) fn make(
+        &self,
+        uid: VmId,
+        facts: &JailFacts,
+        cpus: Option<&CpuList>,
+    ) -> Result<std::os::fd::OwnedFd, CgroupError> {
+        self.tree.make(&uid.to_string(), &limits(facts), cpus.map(ToString::to_string).as_deref())
     }
 
     /// Removes the cgroup of a VM, with whatever still runs in it. Blocks.
     pub(super) fn remove(&self, uid: VmId) -> Result<(), CgroupError> {
         self.tree.remove(&uid.to_string())
+    }
+
+    /// Whether the kernel has killed something of a VM's cgroup for want of memory. Blocks shortly.
+    pub(super) fn was_out_of_memory(&self, uid: VmId) -> bool {
+        self.tree.out_of_memory_kills(&uid.to_string()).is_ok_and(|kills| kills > 0)
     }
 
     /// VMs that have a cgroup.

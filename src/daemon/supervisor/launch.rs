@@ -14,7 +14,7 @@ use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,13 +26,13 @@ use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::record::{Subnet, VfNic, VmRecord};
-use crate::model::{DeviceId, DiskSpec, InstanceId, JailFacts, NicSpec, SpecError, VmId};
+use crate::model::{CpuList, DeviceId, DiskSpec, InstanceId, JailFacts, NicSpec, PageSize, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
 use crate::sys::packet::Listener;
 use crate::sys::process::Process;
 use crate::sys::spawn::Isolation;
-use crate::wire::{Role, ToVmm, console_ring, encode_launch};
+use crate::wire::{Role, ToVmm, console_ring, counters, encode_launch};
 
 /// How long a resource of the run before may linger: the kernel closes descriptors of a ring after its process is gone.
 const LINGER: Duration = Duration::from_secs(2);
@@ -54,6 +54,13 @@ pub(super) enum LaunchError {
     Kvm(io::Error),
     #[error("cannot make tap {name}: {source}; the daemon needs CAP_NET_ADMIN and /dev/net/tun")]
     Tap { name: String, source: io::Error },
+    #[error(
+        "{needed} pages of {size} are needed, and {free} are free; the host's operator reserves more with \
+         `echo N > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages`"
+    )]
+    Hugepages { needed: u64, free: u64, size: PageSize, kib: u64 },
+    #[error("this host has no pages of {0}")]
+    NoSuchPages(PageSize),
     #[error("cannot prepare {what}: {source}")]
     Host { what: &'static str, source: io::Error },
     #[error(transparent)]
@@ -113,6 +120,7 @@ pub(super) async fn launch(
 fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned, LaunchError> {
     let paths = shared.paths(vm.uid);
     let launch = plan(vm, instance)?;
+    check_hugepages(launch.memory.pages, launch.memory_bytes)?;
     make_dirs(&paths)?;
     let control = Listener::bind(&paths.control()).map_err(host("control socket"))?;
     let console = UnixListener::bind(paths.console()).map_err(host("console socket"))?;
@@ -145,14 +153,29 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
     }
     passed.push((Role::ConsoleListener, console.into()));
     passed.push((Role::ConsoleRing, make_ring(&paths.console_ring()).map_err(host("console ring"))?.into()));
+    let counters = make_counters(&paths.counters()).map_err(host("counters"))?;
+    passed.push((Role::Counters, counters.into()));
     let exit_record = create(&paths.exit_record(instance)).map_err(host("exit record"))?;
     passed.push((Role::ExitRecord, exit_record.into()));
 
     let log = create(&paths.log()).map_err(host("vmm log"))?;
     let facts = JailFacts::new(&launch, vm.user, longest_file_bytes);
-    let process = start(shared, vm.uid, &facts, control.as_fd(), log)?;
+    let process = start(shared, vm.uid, &facts, launch.cpus.host_cpus.as_ref(), control.as_fd(), log)?;
     let (roles, descriptors) = passed.into_iter().unzip();
     Ok(Spawned { process, vfs: vm.vfs.clone(), roles, descriptors })
+}
+
+/// Says what is lacking before a process is made; the kernel's own word for it is ENOMEM.
+fn check_hugepages(size: PageSize, memory_bytes: u64) -> Result<(), LaunchError> {
+    if !size.is_huge() {
+        return Ok(());
+    }
+    let (needed, kib) = (memory_bytes / size.bytes(), size.bytes() >> 10);
+    match sys::hugepages::free(kib) {
+        None => Err(LaunchError::NoSuchPages(size)),
+        Some(free) if free < needed => Err(LaunchError::Hugepages { needed, free, size, kib }),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Starts the process: in its cgroup and as the role `jail`, which becomes the vmm; without a jail as the vmm itself.
@@ -160,6 +183,7 @@ fn start(
     shared: &Shared,
     uid: VmId,
     facts: &JailFacts,
+    cpus: Option<&CpuList>,
     control: BorrowedFd<'_>,
     log: File,
 ) -> Result<Process, LaunchError> {
@@ -167,7 +191,7 @@ fn start(
     let started = match &shared.jail {
         None => sys::spawn::detached(program, &name, &["vmm".as_ref()], control, log),
         Some(jail) => {
-            let cgroup = jail.make(uid, facts)?;
+            let cgroup = jail.make(uid, facts, cpus)?;
             let facts = facts.to_args();
             let args: Vec<&OsStr> = std::iter::once("jail".as_ref()).chain(facts.iter().map(OsStr::new)).collect();
             let isolation = Isolation { cgroup: Some(cgroup.as_fd()), has_own_pids: true };
@@ -236,6 +260,14 @@ fn retry<T>(mut attempt: impl FnMut() -> io::Result<T>, passing: io::ErrorKind) 
 fn make_ring(path: &Path) -> io::Result<File> {
     let file = create(path)?;
     file.set_len(console_ring::FILE_LEN as u64)?;
+    Ok(file)
+}
+
+fn make_counters(path: &Path) -> io::Result<File> {
+    let file = create(path)?;
+    file.set_len(counters::FILE_LEN as u64)?;
+    // The first moment is ours: what follows is the jail's time.
+    file.write_all_at(&sys::counter_page::now_ns().to_le_bytes(), counters::Phase::Spawned.at() as u64)?;
     Ok(file)
 }
 

@@ -70,10 +70,10 @@ impl Link {
         receive(&self.0.get_ref().0).ok().and_then(|received| decode(received).ok())
     }
 
-    /// Waits for the vmm's Hello, within [`HELLO_TIMEOUT`].
-    pub(super) async fn hello(&self) -> Result<(VmId, InstanceId), LinkError> {
+    /// Waits for the vmm's Hello, within [`HELLO_TIMEOUT`]: who it is, and whether it stands still.
+    pub(super) async fn hello(&self) -> Result<(VmId, InstanceId, bool), LinkError> {
         match tokio::time::timeout(HELLO_TIMEOUT, self.receive()).await {
-            Ok(Ok(FromVmm::Hello { vm, instance })) => Ok((vm, instance)),
+            Ok(Ok(FromVmm::Hello { vm, instance, is_paused })) => Ok((vm, instance, is_paused)),
             Ok(Ok(_)) => Err(LinkError::Wire(WireError::Malformed("no Hello"))),
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(LinkError::Timeout),
@@ -141,7 +141,7 @@ mod tests {
         let listener = Listener::bind(&path).unwrap();
         let link = Link::connect(&path).unwrap();
         let (vm, instance) = (VmId::new(), InstanceId::new());
-        listener.accept().unwrap().send(&FromVmm::Hello { vm, instance }.encode(), &[]).unwrap();
-        assert_eq!(link.hello().await.unwrap(), (vm, instance));
+        listener.accept().unwrap().send(&FromVmm::Hello { vm, instance, is_paused: true }.encode(), &[]).unwrap();
+        assert_eq!(link.hello().await.unwrap(), (vm, instance, true));
     }
 }

@@ -44,6 +44,9 @@ use vm_task::{Call, VmTask, Wanted};
 /// Calls that may wait for one VM.
 const CALLS_LEN: usize = 16;
 
+/// How long a vmm may take to make its guest stand still, or to let it go on.
+const PAUSE_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// A future on the heap, as a trait object's method gives it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -98,6 +101,15 @@ pub enum CallError {
     /// A device was not changed.
     #[error("the device was not changed: {0}")]
     ChangeFailed(String),
+    /// The vmm could not make it stand still, and lets it go on.
+    #[error("the VM was not paused and goes on: {cause}")]
+    NotPaused {
+        /// Why.
+        cause: String,
+    },
+    /// The vmm's control socket is closed, or it does not react.
+    #[error("the VM's process does not react; stop or destroy the VM")]
+    Deaf,
     /// The VM was destroyed meanwhile.
     #[error("the VM is gone")]
     Gone,
@@ -129,6 +141,14 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn paths(&self, uid: VmId) -> VmPaths {
         VmPaths::new(&self.run_dir, &self.state_dir, uid)
+    }
+
+    /// Whether the kernel has killed something of `uid`'s for want of memory in this run.
+    pub(crate) async fn was_out_of_memory(self: &Arc<Self>, uid: VmId) -> bool {
+        let shared = Arc::clone(self);
+        let looked =
+            tokio::task::spawn_blocking(move || shared.jail.as_ref().is_some_and(|jail| jail.was_out_of_memory(uid)));
+        looked.await.unwrap_or(false)
     }
 
     /// Removes the cgroup of `uid`, if there is one, and says so where it cannot.
@@ -242,6 +262,31 @@ impl VmHandle {
         self.call(Wanted::Stopped { grace }).await
     }
 
+    /// The same, and starts it again; waits until its vCPUs run.
+    pub async fn reboot(&self, grace: Duration) -> Result<VmRecord, CallError> {
+        self.call(Wanted::Rebooted { grace }).await
+    }
+
+    /// Makes vCPUs and devices stand still; waits until they do.
+    pub async fn pause(&self) -> Result<VmRecord, CallError> {
+        self.call_soon(Wanted::Paused).await
+    }
+
+    /// Undoes [`VmHandle::pause`].
+    pub async fn resume(&self) -> Result<VmRecord, CallError> {
+        self.call_soon(Wanted::Resumed).await
+    }
+
+    /// Presses the power button and does not wait for what the guest makes of it.
+    pub async fn press_power_button(&self) -> Result<VmRecord, CallError> {
+        self.call_soon(Wanted::Pressed).await
+    }
+
+    /// Gives every vCPU a non-maskable interrupt.
+    pub async fn inject_nmi(&self) -> Result<VmRecord, CallError> {
+        self.call_soon(Wanted::Interrupted).await
+    }
+
     /// Forgets it, killing it first if `is_forced` and it runs; waits until it is gone.
     pub async fn destroy(&self, is_forced: bool) -> Result<VmRecord, CallError> {
         self.call(Wanted::Gone { is_forced }).await
@@ -262,6 +307,11 @@ impl VmHandle {
         self.calls.send(Call { wanted: Wanted::Changed(change), reply }).await.map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
+    }
+
+    /// A call that the vmm answers at once, if it is well.
+    async fn call_soon(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
+        tokio::time::timeout(PAUSE_TIMEOUT, self.call(wanted)).await.unwrap_or(Err(CallError::Deaf))
     }
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {

@@ -56,6 +56,11 @@ impl VmPaths {
         self.state.join("console.ring")
     }
 
+    /// What the VM has done in its last run (`wire::counters`).
+    pub fn counters(&self) -> PathBuf {
+        self.state.join("counters")
+    }
+
     /// How the run `instance` ended (`wire::decode_ended`).
     pub fn exit_record(&self, instance: InstanceId) -> PathBuf {
         self.state.join(format!("exit-{instance}"))

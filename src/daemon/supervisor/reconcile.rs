@@ -3,7 +3,8 @@
 //! ```text
 //!   record says          host shows                           what follows
 //!   no process           –                                    nothing
-//!   a process            the same one, answering as it        adopted: STARTING becomes RUNNING, a stop goes on
+//!   a process            the same one, answering as it        adopted: STARTING becomes RUNNING, a stop goes on, and
+//!                                                             PAUSED is what it says it is
 //!   a process            the same one, silent or as another   killed; FAILED (or what was wanted: STOPPED, gone)
 //!   a process            none                                 its exit record decides, else FAILED
 //! ```
@@ -30,8 +31,8 @@ pub(super) struct Facts {
 enum ProcessFact {
     /// No process of the recorded id and start time.
     Gone,
-    /// It lives, and says that it is this run of this VM.
-    Answers(VmId, InstanceId),
+    /// It lives, says that it is this run of this VM, and whether it stands still.
+    Answers(VmId, InstanceId, bool),
     /// It lives, and does not answer.
     Silent,
 }
@@ -55,15 +56,27 @@ fn reconcile(vm: &VmRecord, facts: &Facts) -> Action {
     }
     let recorded = vm.run.as_ref().map(|run| (vm.uid, run.instance));
     match &facts.process {
-        ProcessFact::Answers(uid, instance) if recorded == Some((*uid, *instance)) => {
+        ProcessFact::Answers(uid, instance, is_paused) if recorded == Some((*uid, *instance)) => {
             // It answers from its running loop: its vCPUs run, whether or not the Ready was heard.
-            Action::Adopt(if vm.state == VmState::Starting { vec![Event::Ready] } else { vec![] })
+            let ready = (vm.state == VmState::Starting).then_some(Event::Ready);
+            // What it was asked for last, and whether we heard of it, is not on record: what it is counts.
+            let motion = match (&vm.state, is_paused) {
+                (VmState::Paused, false) => Some(Event::Resumed),
+                (VmState::Starting | VmState::Running | VmState::Stopping | VmState::Rebooting, true) => {
+                    Some(Event::Paused)
+                }
+                _ => None,
+            };
+            Action::Adopt(ready.into_iter().chain(motion).collect())
         }
         ProcessFact::Answers(..) => Action::Kill(vec![vanished("the vmm answered as another VM")]),
         ProcessFact::Silent => Action::Kill(vec![vanished("the vmm did not answer after a restart of the daemon")]),
         ProcessFact::Gone => Action::Settle(match (&vm.state, &facts.exit) {
             // It came up, ran and ended while nobody listened.
-            (VmState::Starting, Some(exit @ (VmExit::PowerOff | VmExit::Reset | VmExit::TripleFault))) => {
+            (
+                VmState::Starting,
+                Some(exit @ (VmExit::PowerOff | VmExit::Reset | VmExit::TripleFault | VmExit::Panicked)),
+            ) => {
                 vec![Event::Ready, Event::Exited(exit.clone())]
             }
             (VmState::Starting, None) => {
@@ -99,15 +112,22 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
     if process.is_some() {
         fact = ProcessFact::Silent;
         if let Ok(connected) = Link::connect(&paths.control())
-            && let Ok((uid, instance)) = connected.hello().await
+            && let Ok((uid, instance, is_paused)) = connected.hello().await
         {
-            fact = ProcessFact::Answers(uid, instance);
+            fact = ProcessFact::Answers(uid, instance, is_paused);
             link = Some(connected);
         }
     }
     let exit = match run {
         Some(run) => end::read_record(&paths, run.instance).await,
         None => None,
+    };
+    let exit = match (exit, &fact) {
+        // It ended while nobody looked: its cgroup may still tell why.
+        (None, ProcessFact::Gone) if vm.state.has_process() && shared.was_out_of_memory(vm.uid).await => {
+            Some(end::out_of_memory())
+        }
+        (exit, _) => exit,
     };
     let facts = Facts { process: fact, exit };
     let action = reconcile(vm, &facts);
@@ -159,7 +179,7 @@ mod tests {
     }
 
     fn own_answer(vm: &VmRecord) -> ProcessFact {
-        ProcessFact::Answers(vm.uid, vm.run.as_ref().unwrap().instance)
+        ProcessFact::Answers(vm.uid, vm.run.as_ref().unwrap().instance, false)
     }
 
     #[test]
@@ -179,9 +199,24 @@ mod tests {
         assert_eq!(reconcile(&stopping, &facts(own_answer(&stopping))), Action::Adopt(vec![]));
         let starting = vm(VmState::Starting);
         assert_eq!(reconcile(&starting, &facts(own_answer(&starting))), Action::Adopt(vec![Event::Ready]));
-        let other = ProcessFact::Answers(running.uid, InstanceId::new());
+        let other = ProcessFact::Answers(running.uid, InstanceId::new(), false);
         assert!(matches!(reconcile(&running, &facts(other)), Action::Kill(_)));
         assert!(matches!(reconcile(&running, &facts(ProcessFact::Silent)), Action::Kill(_)));
+    }
+
+    #[test]
+    fn a_vm_is_paused_if_its_process_is_whatever_the_record_says() {
+        let after = |state: VmState, is_paused| {
+            let vm = vm(state.clone());
+            let process = ProcessFact::Answers(vm.uid, vm.run.as_ref().unwrap().instance, is_paused);
+            let Action::Adopt(events) = reconcile(&vm, &Facts { process, exit: None }) else { panic!("not adopted") };
+            events.iter().fold((state, vec![]), |(state, _), event| step(&state, event).unwrap())
+        };
+        assert_eq!(after(VmState::Running, true).0, VmState::Paused);
+        assert_eq!(after(VmState::Paused, true).0, VmState::Paused);
+        assert_eq!(after(VmState::Paused, false).0, VmState::Running);
+        // A stop that was begun wants a guest that reacts.
+        assert_eq!(after(VmState::Stopping, true), (VmState::Stopping, vec![crate::model::Effect::Resume]));
     }
 
     #[test]
@@ -206,6 +241,8 @@ mod tests {
             matches!(after(VmState::Starting, None), VmState::Failed(cause) if cause.to_string().contains("launch"))
         );
         assert_eq!(after(VmState::Stopping, None), VmState::Stopped);
+        assert_eq!(after(VmState::Rebooting, None), VmState::Starting);
+        assert!(matches!(after(VmState::Paused, None), VmState::Failed(_)));
         assert_eq!(after(VmState::Destroying, None), VmState::Destroying);
     }
 }

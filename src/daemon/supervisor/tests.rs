@@ -53,7 +53,8 @@ fn plays_the_vmm_when_started_as_one() {
         record.write_all(&encode_ended(&exit)).unwrap();
         std::process::exit(exit.code().into())
     };
-    let hello = FromVmm::Hello { vm: launch.vm, instance: launch.instance };
+    let hello = |is_paused| FromVmm::Hello { vm: launch.vm, instance: launch.instance, is_paused };
+    let mut is_paused = false;
     if script == "fail" {
         end(&link, VmExit::LaunchFailed("kernel is not one".into()));
     }
@@ -73,8 +74,15 @@ fn plays_the_vmm_when_started_as_one() {
         match link.as_ref().map(|link| link.receive(MAX_PACKET_LEN)) {
             Some(Ok(Received::Packet(packet, _))) => match (ToVmm::decode(&packet).unwrap(), script.as_str()) {
                 (ToVmm::PowerButton, "deaf") => {}
+                (ToVmm::PowerButton, _) if is_paused => panic!("a guest that stands still has no button"),
                 (ToVmm::PowerButton, _) => end(link.as_ref().unwrap(), VmExit::PowerOff),
                 (ToVmm::Kill, _) => end(link.as_ref().unwrap(), VmExit::Killed),
+                (wish @ (ToVmm::Pause | ToVmm::Resume), script) => {
+                    let report = report(&wish, script == "restless");
+                    is_paused = report == FromVmm::Paused;
+                    link.as_ref().unwrap().send(&report.encode(), &[]).unwrap();
+                }
+                (ToVmm::Nmi, _) => end(link.as_ref().unwrap(), VmExit::Panicked),
                 (ToVmm::Launch { .. }, _) => panic!("a second launch"),
                 (ToVmm::DeviceChange { .. }, "deaf") => std::process::abort(),
                 (ToVmm::DeviceChange { device, change }, _) => {
@@ -87,11 +95,19 @@ fn plays_the_vmm_when_started_as_one() {
             _ => {
                 let next = listener.accept().unwrap();
                 if script != "mute" {
-                    next.send(&hello.encode(), &[]).unwrap();
+                    next.send(&hello(is_paused).encode(), &[]).unwrap();
                 }
                 link = Some(next);
             }
         }
+    }
+}
+
+fn report(wish: &ToVmm, is_restless: bool) -> FromVmm {
+    match wish {
+        _ if is_restless => FromVmm::NotPaused { cause: "a disk does not answer".into() },
+        ToVmm::Pause => FromVmm::Paused,
+        _ => FromVmm::Resumed,
     }
 }
 
@@ -383,6 +399,70 @@ async fn a_restarted_daemon_takes_its_vms_over() {
     let _handle = resumed(&bench, stopping).await;
     bench.until_state("STOPPED").await;
     assert!(!is_alive(&running));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_what_the_vmm_says_and_a_stop_ends_it() {
+    let bench = Bench::new();
+    let handle = bench.supervisor().adopt_new(bench.vm("run"));
+    assert!(matches!(handle.pause().await, Err(CallError::Refused(_))), "it does not run yet");
+    handle.start().await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(handle.pause().await.unwrap().state, VmState::Paused);
+        assert_eq!(handle.pause().await.unwrap().state, VmState::Paused);
+        assert!(matches!(handle.inject_nmi().await, Err(CallError::Refused(_))));
+        assert_eq!(handle.resume().await.unwrap().state, VmState::Running);
+        assert_eq!(handle.resume().await.unwrap().state, VmState::Running);
+    }
+    handle.pause().await.unwrap();
+    // The guest goes on before the button is pressed, else it would not react.
+    assert_eq!(handle.stop(GRACE).await.unwrap().state, VmState::Stopped);
+    let round = ["RUNNING", "PAUSED"];
+    assert_eq!(bench.states(), [&["STARTING"][..], &round, &round, &round, &["STOPPING", "STOPPED"]].concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_that_cannot_pause_says_so_and_its_guest_goes_on() {
+    let bench = Bench::new();
+    let handle = bench.supervisor().adopt_new(bench.vm("restless"));
+    handle.start().await.unwrap();
+    let error = handle.pause().await.unwrap_err();
+    assert_eq!(error, CallError::NotPaused { cause: "a disk does not answer".into() });
+    // Still RUNNING: it can be interrupted, and ends by that as this one's guest does.
+    handle.inject_nmi().await.unwrap();
+    let failed = bench.until_state("FAILED").await;
+    assert!(matches!(&failed.state, VmState::Failed(cause) if cause.to_string() == "guest kernel panicked"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_is_a_new_run_of_the_same_vm() {
+    let bench = Bench::new();
+    let handle = bench.supervisor().adopt_new(bench.vm("run"));
+    let first = handle.start().await.unwrap();
+    let again = handle.reboot(GRACE).await.unwrap();
+    assert!(again.state == VmState::Running && again.run != first.run && is_alive(&again) && !is_alive(&first));
+    handle.pause().await.unwrap();
+    let forced = handle.reboot(Duration::ZERO).await.unwrap();
+    assert!(forced.state == VmState::Running && forced.run != again.run);
+    handle.stop(GRACE).await.unwrap();
+    assert!(matches!(handle.reboot(GRACE).await, Err(CallError::Refused(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_daemon_finds_a_paused_vm_paused() {
+    let bench = Bench::new();
+    let handle = bench.supervisor().adopt_new(bench.vm("run"));
+    handle.start().await.unwrap();
+    let paused = handle.pause().await.unwrap();
+    drop(handle);
+    // As if the answer had not been heard: what the vmm is counts.
+    let handle = resumed(&bench, VmRecord { state: VmState::Running, ..paused.clone() }).await;
+    bench.until_state("PAUSED").await;
+    assert_eq!(handle.resume().await.unwrap().state, VmState::Running);
+    drop(handle);
+    let handle = resumed(&bench, paused).await;
+    bench.until_state("RUNNING").await;
+    handle.stop(GRACE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,11 +33,47 @@ pub(super) enum Wanted {
     Stopped {
         grace: Duration,
     },
+    /// Off and on again.
+    Rebooted {
+        grace: Duration,
+    },
+    Paused,
+    Resumed,
     Gone {
         is_forced: bool,
     },
     /// Answered by the vmm, or at once if there is none.
     Changed(Change),
+    /// The power button pressed, once.
+    Pressed,
+    /// Every vCPU interrupted, once.
+    Interrupted,
+}
+
+impl Wanted {
+    fn event(&self) -> Event {
+        match self {
+            Self::Running => Event::Start,
+            Self::Stopped { grace } => Event::Stop { grace: *grace },
+            Self::Rebooted { grace } => Event::Reboot { grace: *grace },
+            Self::Paused => Event::Pause,
+            Self::Resumed => Event::Resume,
+            Self::Gone { is_forced } => Event::Destroy { is_forced: *is_forced },
+            Self::Pressed => Event::PowerButton,
+            Self::Interrupted => Event::Nmi,
+            Self::Changed(_) => unreachable!("a change is no step of the lifecycle"),
+        }
+    }
+
+    /// Whether only the vmm can make it true.
+    fn needs_the_vmm(&self) -> bool {
+        match self {
+            Self::Paused | Self::Resumed | Self::Pressed | Self::Interrupted => true,
+            Self::Running | Self::Stopped { .. } | Self::Rebooted { .. } | Self::Gone { .. } | Self::Changed(_) => {
+                false
+            }
+        }
+    }
 }
 
 /// A call with where its answer goes, once what it wants is true or cannot become so.
@@ -125,13 +161,12 @@ impl VmTask {
     }
 
     async fn answer(&mut self, call: Call) {
-        let event = match &call.wanted {
-            Wanted::Running => Event::Start,
-            Wanted::Stopped { grace } => Event::Stop { grace: *grace },
-            Wanted::Gone { is_forced } => Event::Destroy { is_forced: *is_forced },
-            Wanted::Changed(change) => return self.change(change.clone(), call.reply).await,
-        };
+        if let Wanted::Changed(change) = call.wanted {
+            return self.change(change, call.reply).await;
+        }
+        let event = call.wanted.event();
         match step(&self.vm.state, &event) {
+            Ok(_) if call.wanted.needs_the_vmm() && !self.is_linked() => drop(call.reply.send(Err(CallError::Deaf))),
             Ok(_) => {
                 self.waiting.push(call);
                 self.apply(event).await;
@@ -178,6 +213,17 @@ impl VmTask {
                     return;
                 }
             };
+            // A wish to the vmm alone is nothing to remember: what comes of it is.
+            let is_wish = |effect: &Effect| {
+                matches!(effect, Effect::Pause | Effect::Resume | Effect::PressPowerButton | Effect::InjectNmi)
+            };
+            if state == self.vm.state && effects.iter().all(is_wish) {
+                for effect in effects {
+                    self.perform(effect).await;
+                }
+                self.settle();
+                return;
+            }
             self.enter(state, &effects);
             if effects.contains(&Effect::Release) {
                 // Before it is recorded: what is recorded as ended holds nothing any more.
@@ -201,7 +247,13 @@ impl VmTask {
                 let is_due = match effect {
                     Effect::Release => false,
                     Effect::Launch => recorded.is_ok(),
-                    Effect::PressPowerButton | Effect::ArmStopDeadline(_) | Effect::Kill | Effect::Remove => true,
+                    Effect::Pause
+                    | Effect::Resume
+                    | Effect::PressPowerButton
+                    | Effect::InjectNmi
+                    | Effect::ArmStopDeadline(_)
+                    | Effect::Kill
+                    | Effect::Remove => true,
                 };
                 if is_due {
                     self.perform(effect).await;
@@ -236,7 +288,12 @@ impl VmTask {
                     self.vm.run = None;
                     self.stop_by = None;
                 }
-                Effect::PressPowerButton | Effect::Kill | Effect::Remove => {}
+                Effect::Pause
+                | Effect::Resume
+                | Effect::PressPowerButton
+                | Effect::InjectNmi
+                | Effect::Kill
+                | Effect::Remove => {}
             }
         }
     }
@@ -244,7 +301,10 @@ impl VmTask {
     async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Launch => self.launch(),
-            Effect::PressPowerButton => self.press_power_button(),
+            Effect::Pause => self.tell(&ToVmm::Pause),
+            Effect::Resume => self.tell(&ToVmm::Resume),
+            Effect::InjectNmi => self.tell(&ToVmm::Nmi),
+            Effect::PressPowerButton => self.tell(&ToVmm::PowerButton),
             Effect::ArmStopDeadline(_) => {} // armed when it was recorded
             Effect::Kill => match &mut self.phase {
                 Phase::Live(live) => live.kill(),
@@ -317,11 +377,11 @@ impl VmTask {
     /// A process of an earlier daemon: go on with what that one was doing.
     fn take_over(&mut self) {
         match self.vm.state {
-            VmState::Stopping => {
+            VmState::Stopping | VmState::Rebooting => {
                 let left = self.vm.run.as_ref().and_then(|run| run.kill_at);
                 let left = left.and_then(|at| at.duration_since(SystemTime::now()).ok()).unwrap_or_default();
                 self.stop_by = Some(Instant::now() + left);
-                self.press_power_button(); // the earlier one may not have come to it
+                self.tell(&ToVmm::PowerButton); // the earlier one may not have come to it
             }
             VmState::Destroying => {
                 if let Phase::Live(live) = &mut self.phase {
@@ -332,11 +392,25 @@ impl VmTask {
         }
     }
 
-    fn press_power_button(&mut self) {
+    fn is_linked(&self) -> bool {
+        matches!(&self.phase, Phase::Live(live) if live.link.is_some())
+    }
+
+    fn tell(&mut self, message: &ToVmm) {
         let Phase::Live(live) = &mut self.phase else { return };
-        let sent = live.link.as_ref().map(|link| link.send(&ToVmm::PowerButton, &[]));
+        let sent = live.link.as_ref().map(|link| link.send(message, &[]));
         if !matches!(sent, Some(Ok(()))) {
-            tracing::warn!(uid = %self.vm.uid, "the vmm does not listen: it is killed when the grace is over");
+            tracing::warn!(uid = %self.vm.uid, ?message, "the vmm does not listen; a stop kills it when the grace is over");
+        }
+    }
+
+    /// A pause that the vmm could not make.
+    fn not_paused(&mut self, cause: &str) {
+        for call in std::mem::take(&mut self.waiting) {
+            match call.wanted {
+                Wanted::Paused => drop(call.reply.send(Err(CallError::NotPaused { cause: cause.to_owned() }))),
+                _ => self.waiting.push(call),
+            }
         }
     }
 
@@ -359,6 +433,9 @@ impl VmTask {
                     live.changes.answered(&device, error, &self.vm);
                 }
             }
+            FromVmm::Paused => self.apply(Event::Paused).await,
+            FromVmm::Resumed => self.apply(Event::Resumed).await,
+            FromVmm::NotPaused { cause } => self.not_paused(&cause),
             FromVmm::Hello { .. } => {}
         }
     }
@@ -389,7 +466,11 @@ impl VmTask {
         };
         let exit = match record.or(live.last_word) {
             Some(exit) => exit,
-            None => end::inferred(end, live.process.get_ref().identity(), &self.paths).await,
+            None => {
+                // Before its cgroup is removed.
+                let was_out_of_memory = self.shared.was_out_of_memory(self.vm.uid).await;
+                end::inferred(end, live.process.get_ref().identity(), &self.paths, was_out_of_memory).await
+            }
         };
         self.apply(Event::Exited(exit)).await;
     }
@@ -425,6 +506,9 @@ impl VmTask {
     /// Answers calls whose wish is true now, or cannot become so any more.
     fn settle(&mut self) {
         for call in std::mem::take(&mut self.waiting) {
+            if call.reply.is_closed() {
+                continue; // nobody waits for it any more
+            }
             match verdict(&call.wanted, &self.vm, self.is_gone) {
                 Some(verdict) => drop(call.reply.send(verdict)),
                 None => self.waiting.push(call),
@@ -435,20 +519,37 @@ impl VmTask {
 
 /// The answer to a call as far as the VM's state gives one.
 fn verdict(wanted: &Wanted, vm: &VmRecord, is_gone: bool) -> Option<Result<VmRecord, CallError>> {
+    use VmState as S;
     let interrupted = || Some(Err(CallError::Interrupted { state: vm.state.name() }));
+    let done = || Some(Ok(vm.clone()));
     match (wanted, &vm.state) {
         (Wanted::Gone { .. }, _) => is_gone.then(|| Ok(vm.clone())),
         (Wanted::Changed(_), _) => unreachable!("changes wait with their process"),
-        (Wanted::Running | Wanted::Stopped { .. }, VmState::Destroying) if is_gone => Some(Err(CallError::Gone)),
-        (Wanted::Running, VmState::Starting) | (Wanted::Stopped { .. }, VmState::Stopping) => None,
-        (Wanted::Running, VmState::Running) | (Wanted::Stopped { .. }, VmState::Stopped) => Some(Ok(vm.clone())),
-        (Wanted::Running, VmState::Failed(cause)) => Some(Err(CallError::StartFailed(cause.clone()))),
-        (Wanted::Running, VmState::Registered | VmState::Stopping | VmState::Stopped | VmState::Destroying) => {
-            interrupted()
+        (Wanted::Pressed | Wanted::Interrupted, _) => done(),
+        (_, S::Destroying) if is_gone => Some(Err(CallError::Gone)),
+        (_, S::Destroying) => interrupted(),
+
+        (Wanted::Running | Wanted::Rebooted { .. }, S::Starting) => None,
+        (Wanted::Running | Wanted::Rebooted { .. }, S::Running) => done(),
+        (Wanted::Running | Wanted::Rebooted { .. }, S::Failed(cause)) => {
+            Some(Err(CallError::StartFailed(cause.clone())))
         }
+        (Wanted::Rebooted { .. }, S::Rebooting) => None,
+        (Wanted::Running, S::Registered | S::Paused | S::Stopping | S::Rebooting | S::Stopped) => interrupted(),
+        (Wanted::Rebooted { .. }, S::Registered | S::Paused | S::Stopping | S::Stopped) => interrupted(),
+
+        (Wanted::Stopped { .. }, S::Stopping) => None,
+        (Wanted::Stopped { .. }, S::Stopped) => done(),
         (
             Wanted::Stopped { .. },
-            VmState::Registered | VmState::Starting | VmState::Running | VmState::Failed(_) | VmState::Destroying,
+            S::Registered | S::Starting | S::Running | S::Paused | S::Rebooting | S::Failed(_),
+        ) => interrupted(),
+
+        (Wanted::Paused, S::Running) | (Wanted::Resumed, S::Paused) => None,
+        (Wanted::Paused, S::Paused) | (Wanted::Resumed, S::Running) => done(),
+        (
+            Wanted::Paused | Wanted::Resumed,
+            S::Registered | S::Starting | S::Stopping | S::Rebooting | S::Stopped | S::Failed(_),
         ) => interrupted(),
     }
 }

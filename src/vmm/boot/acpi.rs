@@ -1,7 +1,7 @@
 //! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): no PIC, no PIT, no RTC, no i8042 for the kernel to probe.
 //!
-//! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1, and a generic
-//! event device whose interrupt means "power button".
+//! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1, a generic event
+//! device whose interrupt means "power button", and the port by which a kernel tells that it panicked.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -30,9 +30,9 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
 
 /// What the tables describe.
 #[derive(Debug, Clone, Copy)]
-pub struct Platform {
-    /// vCPUs, with APIC ids from 0.
-    pub vcpus: u8,
+pub struct Platform<'a> {
+    /// The vCPUs' APIC ids, in order.
+    pub apic_ids: &'a [u8],
     /// Local APIC address.
     pub lapic: u32,
     /// I/O APIC address.
@@ -55,10 +55,12 @@ pub struct Platform {
     pub sleep_status_port: u16,
     /// Reset register.
     pub reset_port: u16,
+    /// pvpanic's port.
+    pub panic_port: u16,
 }
 
 /// Writes all tables from `base` on, at most `len` bytes; the RSDP stands at `base`.
-pub fn write(memory: &GuestMemoryMmap, base: GuestAddress, len: u64, platform: &Platform) -> Result<(), BootError> {
+pub fn write(memory: &GuestMemoryMmap, base: GuestAddress, len: u64, platform: &Platform<'_>) -> Result<(), BootError> {
     let mut writer = Writer { memory, next: base.0 + 64, end: base.0 + len };
     let dsdt = writer.put(&bytes_of(&dsdt(platform)))?;
     let fadt = writer.put(&bytes_of(&fadt(platform, dsdt)))?;
@@ -105,7 +107,7 @@ fn port(address: u16) -> GAS {
     GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, address.into())
 }
 
-fn fadt(platform: &Platform, dsdt: u64) -> impl Aml {
+fn fadt(platform: &Platform<'_>, dsdt: u64) -> impl Aml {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, 1)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -120,25 +122,28 @@ fn fadt(platform: &Platform, dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(platform: &Platform) -> MADT {
+fn madt(platform: &Platform<'_>) -> MADT {
     let mut madt = MADT::new(OEM, OEM_TABLE, 1, LocalInterruptController::Address(platform.lapic));
-    for id in 0..platform.vcpus {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    for (uid, &id) in (0..).zip(platform.apic_ids) {
+        madt.add_structure(ProcessorLocalApic::new(uid, id, EnabledStatus::Enabled));
     }
-    madt.add_structure(IoApic::new(platform.vcpus, platform.ioapic, 0));
+    // An id that no vCPU has; the broadcast id if they have all others.
+    let free = (0..u8::MAX).find(|id| !platform.apic_ids.contains(id)).unwrap_or(u8::MAX);
+    madt.add_structure(IoApic::new(free, platform.ioapic, 0));
     madt
 }
 
-fn dsdt(platform: &Platform) -> Sdt {
+fn dsdt(platform: &Platform<'_>) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
     pci_host_bridge(platform, &mut dsdt);
     serial(platform, &mut dsdt);
     power_button(platform, &mut dsdt);
+    panic_event(platform, &mut dsdt);
     Name::new("_S5_".into(), &Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO])).to_aml_bytes(&mut dsdt);
     dsdt
 }
 
-fn pci_host_bridge(platform: &Platform, dsdt: &mut Sdt) {
+fn pci_host_bridge(platform: &Platform<'_>, dsdt: &mut Sdt) {
     let (first, last) = platform.pci_window;
     let buses = AddressSpace::new_bus_number(0u16, u16::from(platform.last_bus));
     let window = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
@@ -159,7 +164,7 @@ fn pci_host_bridge(platform: &Platform, dsdt: &mut Sdt) {
     .to_aml_bytes(dsdt);
 }
 
-fn serial(platform: &Platform, dsdt: &mut Sdt) {
+fn serial(platform: &Platform<'_>, dsdt: &mut Sdt) {
     let ports = IO::new(platform.serial_port, platform.serial_port, 1, 8);
     let interrupt = Interrupt::new(true, true, false, false, platform.serial_gsi);
     Scope::new(
@@ -177,7 +182,7 @@ fn serial(platform: &Platform, dsdt: &mut Sdt) {
 }
 
 /// A generic event device (ACPI 6.5 §5.6.9) whose only event is the power button.
-fn power_button(platform: &Platform, dsdt: &mut Sdt) {
+fn power_button(platform: &Platform<'_>, dsdt: &mut Sdt) {
     let interrupt = Interrupt::new(true, true, false, false, platform.ged_gsi);
     let button = Path::new("\\_SB_.PWRB");
     Scope::new(
@@ -199,6 +204,22 @@ fn power_button(platform: &Platform, dsdt: &mut Sdt) {
     .to_aml_bytes(dsdt);
 }
 
+/// pvpanic as the drivers of stock kernels know it: `QEMU0001` with one port (QEMU's docs/specs/pvpanic.rst).
+fn panic_event(platform: &Platform<'_>, dsdt: &mut Sdt) {
+    let port = IO::new(platform.panic_port, platform.panic_port, 1, 1);
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "PEVT".into(),
+            vec![
+                &Name::new("_HID".into(), &"QEMU0001"),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&port])),
+            ],
+        )],
+    )
+    .to_aml_bytes(dsdt);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +229,7 @@ mod tests {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let base = 0xe_0000;
         let platform = Platform {
-            vcpus: 4,
+            apic_ids: &[0, 1, 2, 3],
             lapic: 0xfee0_0000,
             ioapic: 0xfec0_0000,
             ecam: 0xe000_0000,
@@ -220,6 +241,7 @@ mod tests {
             sleep_control_port: 0x600,
             sleep_status_port: 0x601,
             reset_port: 0x602,
+            panic_port: 0x505,
         };
         write(&memory, GuestAddress(base), 0x2_0000, &platform).unwrap();
         let read = |address: u64, len: usize| {
@@ -250,7 +272,7 @@ mod tests {
     fn says_when_the_tables_have_no_room() {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         let platform = Platform {
-            vcpus: 128,
+            apic_ids: &[0; 128],
             lapic: 0,
             ioapic: 0,
             ecam: 0,
@@ -262,6 +284,7 @@ mod tests {
             sleep_control_port: 0,
             sleep_status_port: 0,
             reset_port: 0,
+            panic_port: 0,
         };
         assert!(matches!(write(&memory, GuestAddress(0), 512, &platform), Err(BootError::DoesNotFit(_))));
     }

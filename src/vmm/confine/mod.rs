@@ -182,7 +182,9 @@ mod tests {
             libc::SYS_ptrace,
             libc::SYS_mount,
             libc::SYS_kill,
-            libc::SYS_tgkill,
+            libc::SYS_tkill,
+            libc::SYS_rt_tgsigqueueinfo,
+            libc::SYS_rt_sigaction,
             libc::SYS_io_uring_setup,
             libc::SYS_io_uring_register,
             libc::SYS_memfd_create,
@@ -191,6 +193,19 @@ mod tests {
         ];
         for kind in Kind::ALL {
             assert!(kind.rows().all(|row| !forbidden.contains(&row.number)), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_control_thread_kicks_and_with_one_signal() {
+        for kind in Kind::ALL {
+            let kicks: Vec<_> = kind.rows().filter(|row| row.number == libc::SYS_tgkill).collect();
+            let is_control = matches!(kind, Kind::Control | Kind::DeviceControl);
+            assert_eq!(kicks.len(), usize::from(is_control), "{kind:?}");
+            for row in kicks {
+                let Args::OneOf(2, signals) = row.args else { panic!("{kind:?}: any signal") };
+                assert_eq!(signals, [("SIGUSR1", crate::sys::kick::SIGNAL as u64)]);
+            }
         }
     }
 
@@ -223,6 +238,9 @@ mod tests {
         let io: Vec<_> = Kind::Io.rows().filter(|row| row.name == "ioctl").collect();
         let Args::OneOf(_, requests) = io[0].args else { panic!("no requests") };
         assert_eq!(requests, [("TUNSETOFFLOAD", 0x4004_54d0), ("TUNSETQUEUE", 0x4004_54d9)]);
+        let vcpu: Vec<_> = Kind::Vcpu.rows().filter(|row| row.name == "ioctl").collect();
+        let Args::OneOf(_, requests) = vcpu[0].args else { panic!("no requests") };
+        assert_eq!(requests[1..], [("KVM_NMI", 0xae9a), ("KVM_KVMCLOCK_CTRL", 0xaead)]);
     }
 
     #[test]

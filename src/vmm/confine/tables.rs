@@ -20,6 +20,9 @@ pub(super) const KVM_RUN: u64 = (KVM as u64) << 8 | 0x80;
 const KVM_SET_USER_MEMORY_REGION: u64 = iow(KVM, 0x46, size_of::<kvm_bindings::kvm_userspace_memory_region>());
 const KVM_SET_GSI_ROUTING: u64 = iow(KVM, 0x6a, size_of::<kvm_bindings::kvm_irq_routing>());
 const KVM_IRQFD: u64 = iow(KVM, 0x76, size_of::<kvm_bindings::kvm_irqfd>());
+/// `_IO(KVMIO, 0x9a)` and `_IO(KVMIO, 0xad)`.
+const KVM_NMI: u64 = (KVM as u64) << 8 | 0x9a;
+const KVM_KVMCLOCK_CTRL: u64 = (KVM as u64) << 8 | 0xad;
 const KVM_IOEVENTFD: u64 = iow(KVM, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
 /// `FIONBIO` (asm-generic/ioctls.h).
 const FIONBIO: u64 = 0x5421;
@@ -41,7 +44,6 @@ pub(super) const COMMON: &[Row] = &[
     Row::any("mremap", libc::SYS_mremap, "large buffers grow"),
     Row::any("madvise", libc::SYS_madvise, "heap and stacks are given back"),
     Row::any("clock_gettime", libc::SYS_clock_gettime, "time limits and log lines, where the vDSO cannot"),
-    Row::any("clock_nanosleep", libc::SYS_clock_nanosleep, "pause before a submission is tried again"),
     Row::any("sched_yield", libc::SYS_sched_yield, "contended locks and channels"),
     Row::any("rt_sigprocmask", libc::SYS_rt_sigprocmask, "end of a thread"),
     Row::any("sigaltstack", libc::SYS_sigaltstack, "end of a thread"),
@@ -51,8 +53,15 @@ pub(super) const COMMON: &[Row] = &[
 ];
 
 /// vCPU threads.
-pub(super) const VCPU: &[Row] =
-    &[Row::new("ioctl", libc::SYS_ioctl, Args::OneOf(1, &[("KVM_RUN", KVM_RUN)]), "runs the guest")];
+pub(super) const VCPU: &[Row] = &[
+    Row::new(
+        "ioctl",
+        libc::SYS_ioctl,
+        Args::OneOf(1, &[("KVM_RUN", KVM_RUN), ("KVM_NMI", KVM_NMI), ("KVM_KVMCLOCK_CTRL", KVM_KVMCLOCK_CTRL)]),
+        "runs the guest; interrupts it on an operator's wish; tells its clock of a pause",
+    ),
+    Row::any("rt_sigreturn", libc::SYS_rt_sigreturn, "a kick by the control thread is over"),
+];
 
 /// vCPU threads of a VM with devices of the host, besides.
 pub(super) const DEVICE_VCPU: &[Row] = &[
@@ -68,6 +77,7 @@ pub(super) const IO: &[Row] = &[
         libc::SYS_io_uring_enter,
         "disk; the ring is restricted to one file and four operations",
     ),
+    Row::any("clock_nanosleep", libc::SYS_clock_nanosleep, "pause before a submission is tried again"),
     Row::any("readv", libc::SYS_readv, "frames from the tap"),
     Row::any("writev", libc::SYS_writev, "frames to the tap"),
     Row::any("getrandom", libc::SYS_getrandom, "entropy device"),
@@ -91,6 +101,12 @@ pub(super) const CONTROL: &[Row] = &[
     Row::any("recvfrom", libc::SYS_recvfrom, "console input"),
     Row::any("sendto", libc::SYS_sendto, "console output; no socket here is without a peer"),
     Row::any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
+    Row::new(
+        "tgkill",
+        libc::SYS_tgkill,
+        Args::OneOf(2, &[("SIGUSR1", libc::SIGUSR1 as u64)]),
+        "brings vCPUs out of the guest; in its pid namespace a VM sees no process but its own",
+    ),
     Row::new(
         "ioctl",
         libc::SYS_ioctl,

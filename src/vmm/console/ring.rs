@@ -5,17 +5,20 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use vm_memory::volatile_memory::VolatileMemory;
 use vm_memory::{Bytes, FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::sys::counter_page::Counter;
 use crate::wire::console_ring::{DATA_LEN, DATA_OFFSET, FILE_LEN};
 
 /// The mapped file.
 pub struct Ring {
+    /// Gets the moment of the first byte.
+    first: OnceLock<Counter>,
     map: MmapRegion,
     /// Bytes ever written. Release in `append` pairs with Acquire in `written`.
     written: AtomicU64,
@@ -37,9 +40,14 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "console ring file has a wrong length"));
         }
         let map = MmapRegion::from_file(FileOffset::new(file, 0), FILE_LEN).map_err(io::Error::other)?;
-        let ring = Self { map, written: AtomicU64::new(0) };
+        let ring = Self { first: OnceLock::new(), map, written: AtomicU64::new(0) };
         ring.store_header(0)?;
         Ok(ring)
+    }
+
+    /// Writes the moment of the first byte there.
+    pub fn stamp_first(&self, counter: Counter) {
+        let _ = self.first.set(counter);
     }
 
     /// Bytes ever written.
@@ -69,6 +77,11 @@ impl Ring {
     /// Only [`Writer`] calls this, so there is one at a time.
     fn append(&self, bytes: &[u8]) -> io::Result<()> {
         let mut written = self.written.load(Ordering::Relaxed);
+        if written == 0
+            && let Some(first) = self.first.get()
+        {
+            first.stamp();
+        }
         for part in bytes.chunks(DATA_LEN) {
             let at = (written % DATA_LEN as u64) as usize;
             let (first, second) = part.split_at(part.len().min(DATA_LEN - at));

@@ -13,7 +13,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{Cap, Kvm};
 
-pub use vcpu::{EntryPoint, Exit, Vcpu};
+pub use vcpu::{EntryPoint, Exit, Kicker, Vcpu};
 pub use vm::{MsiRoute, Vm};
 
 /// A KVM call that failed.

@@ -1,7 +1,7 @@
-//! One vCPU: first state and run loop step. Key types: [`Vcpu`], [`Exit`], [`EntryPoint`].
+//! One vCPU: first state and run loop step. Key types: [`Vcpu`], [`Exit`], [`EntryPoint`], [`Kicker`].
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{KvmRunWrapper, VcpuExit, VcpuFd};
 
 use super::{KvmError, Named};
 
@@ -48,6 +48,23 @@ pub enum Exit<'a> {
 /// A vCPU that is not running.
 pub struct Vcpu(VcpuFd);
 
+/// Keeps a vCPU out of the guest, from another thread: a second view of the page that it shares with KVM.
+#[derive(Debug)]
+pub struct Kicker(KvmRunWrapper);
+
+impl Kicker {
+    pub(super) fn new(vcpu: &Vcpu, run_size: usize) -> Result<Self, KvmError> {
+        Ok(Self(KvmRunWrapper::mmap_from_fd(&vcpu.0, run_size).named("mmap of a vCPU")?))
+    }
+
+    /// Has the next [`Vcpu::run`] end as [`Exit::Interrupted`], once what the last exit left to do is done (KVM api §5,
+    /// `immediate_exit`). One that is in the guest already needs a signal after this.
+    pub fn raise(&mut self) {
+        // One byte, which the vCPU's own thread only ever clears.
+        self.0.as_mut_ref().immediate_exit = 1;
+    }
+}
+
 impl Vcpu {
     pub(super) fn new(fd: VcpuFd) -> Result<Self, KvmError> {
         let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
@@ -89,6 +106,25 @@ impl Vcpu {
         self.0.set_regs(&regs).named("KVM_SET_REGS")
     }
 
+    /// Forgets a [`Kicker::raise`]; what it was raised for is looked at after this, so that none is lost.
+    pub fn lower(&mut self) {
+        self.0.set_kvm_immediate_exit(0);
+    }
+
+    /// Gives the guest a non-maskable interrupt (KVM api §4.64).
+    pub fn nmi(&self) -> Result<(), KvmError> {
+        self.0.nmi().named("KVM_NMI")
+    }
+
+    /// Tells the guest's clock that time went by without it, so that no watchdog of the guest is alarmed (KVM api §4.73).
+    /// A guest without that clock has none to tell.
+    pub fn tell_paused(&self) -> Result<(), KvmError> {
+        match self.0.kvmclock_ctrl() {
+            Err(error) if error.errno() == libc::EINVAL => Ok(()),
+            told => told.named("KVM_KVMCLOCK_CTRL"),
+        }
+    }
+
     /// Runs the guest until something needs the vmm.
     pub fn run(&mut self) -> Result<Exit<'_>, KvmError> {
         match self.0.run() {
@@ -115,6 +151,7 @@ impl Vcpu {
 mod tests {
     use super::super::{Hypervisor, Vm};
     use super::*;
+    use crate::model::Topology;
     use std::os::fd::OwnedFd;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -131,10 +168,32 @@ mod tests {
         let code = [0xb0, 0x41, 0x66, 0xba, 0xf8, 0x03, 0xee, 0x89, 0x1d, 0, 0, 0, 0xd0, 0xf4];
         memory.write_slice(&code, GuestAddress(0x1000)).unwrap();
         let vm = Vm::new(&hypervisor, memory, 0xfffb_d000).unwrap();
-        let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+        let mut vcpu = vm.create_vcpu(0, Topology::flat(1)).unwrap();
         vcpu.set_entry(EntryPoint { rip: 0x1000, rbx: 0x1234, rsi: 0 }).unwrap();
         assert!(matches!(vcpu.run().unwrap(), Exit::PortWrite(0x3f8, [0x41])));
         assert!(matches!(vcpu.run().unwrap(), Exit::MmioWrite(0xd000_0000, [0x34, 0x12, 0, 0])));
+    }
+
+    #[test]
+    fn a_raised_kicker_keeps_the_guest_from_running() {
+        let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") else {
+            eprintln!("skipped: needs /dev/kvm");
+            return;
+        };
+        let hypervisor = Hypervisor::from_fd(OwnedFd::from(file)).unwrap();
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        // mov dx, 0x3f8; out dx, al; jmp to the out
+        memory.write_slice(&[0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd], GuestAddress(0x1000)).unwrap();
+        let vm = Vm::new(&hypervisor, memory, 0xfffb_d000).unwrap();
+        let mut vcpu = vm.create_vcpu(0, Topology::flat(1)).unwrap();
+        let mut kicker = vm.kicker(&vcpu).unwrap();
+        vcpu.set_entry(EntryPoint { rip: 0x1000, rbx: 0, rsi: 0 }).unwrap();
+        assert!(matches!(vcpu.run().unwrap(), Exit::PortWrite(0x3f8, _)));
+        kicker.raise();
+        assert!(matches!(vcpu.run().unwrap(), Exit::Interrupted));
+        assert!(matches!(vcpu.run().unwrap(), Exit::Interrupted));
+        vcpu.lower();
+        assert!(matches!(vcpu.run().unwrap(), Exit::PortWrite(0x3f8, _)));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Hypervisor, KvmError, Named, Vcpu, cpuid};
+use super::{Hypervisor, Kicker, KvmError, Named, Vcpu, cpuid};
+use crate::model::Topology;
 use crate::sys::vfio::Pages;
 
 /// Where an interrupt of a device goes: GSI, message address, message data.
@@ -29,6 +30,8 @@ pub struct MsiRoute {
 pub struct Vm {
     fd: VmFd,
     cpuid: cpuid::Supported,
+    /// Length in bytes of what each vCPU shares with KVM.
+    run_size: usize,
     // Keep the mappings that the slots point at for as long as the VM exists.
     memory: GuestMemoryMmap,
     /// Pages of devices, with their addresses, by memory slot.
@@ -57,7 +60,9 @@ impl Vm {
         let has_tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         let supported =
             kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).named("KVM_GET_SUPPORTED_CPUID")?;
-        Ok(Self { fd, cpuid: cpuid::Supported::new(supported, has_tsc_deadline), memory, pages: BTreeMap::new() })
+        let run_size = kvm.get_vcpu_mmap_size().named("KVM_GET_VCPU_MMAP_SIZE")?;
+        let cpuid = cpuid::Supported::new(supported, has_tsc_deadline);
+        Ok(Self { fd, cpuid, run_size, memory, pages: BTreeMap::new() })
     }
 
     /// Shows the guest a device's pages at `address`, which nothing else of this kind and no RAM has.
@@ -90,11 +95,16 @@ impl Vm {
         Ok(())
     }
 
-    /// Creates vCPU `index` of `count`, in the state after reset.
-    pub fn create_vcpu(&self, index: u8, count: u8) -> Result<Vcpu, KvmError> {
-        let fd = self.fd.create_vcpu(index.into()).named("KVM_CREATE_VCPU")?;
-        fd.set_cpuid2(&self.cpuid.for_vcpu(index, count)).named("KVM_SET_CPUID2")?;
+    /// Creates vCPU `index`, in the state after reset. Its number for KVM is its APIC id.
+    pub fn create_vcpu(&self, index: u32, topology: Topology) -> Result<Vcpu, KvmError> {
+        let fd = self.fd.create_vcpu(topology.apic_id(index).into()).named("KVM_CREATE_VCPU")?;
+        fd.set_cpuid2(&self.cpuid.for_vcpu(index, topology)).named("KVM_SET_CPUID2")?;
         Vcpu::new(fd)
+    }
+
+    /// What brings `vcpu` out of the guest.
+    pub fn kicker(&self, vcpu: &Vcpu) -> Result<Kicker, KvmError> {
+        Kicker::new(vcpu, self.run_size)
     }
 
     /// Signals `event` at each guest write to `address`, whatever its length and value.

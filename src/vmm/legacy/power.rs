@@ -1,5 +1,6 @@
 //! Sleep control and reset registers of a hardware-reduced ACPI machine (ACPI 6.5 §4.8.3.6, §4.8.3.7), and the reset
-//! line that a PC's keyboard controller drives, which stock kernels pull first. Pure.
+//! line that a PC's keyboard controller drives, which stock kernels pull first; and the port by which a kernel tells
+//! that it panicked (pvpanic). Pure.
 
 use crate::vmm::ports::PowerRequest;
 
@@ -9,6 +10,13 @@ const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 /// 8042 command: pulse output line 0 low.
 const KEYBOARD_PULSE_RESET: u8 = 0xfe;
+
+/// pvpanic's events (linux/pvpanic.h): the kernel panicked and is about to stop; or it goes on into a crash kernel, which
+/// writes a dump and then powers off or resets as ever.
+const PANICKED: u8 = 1;
+const CRASH_KERNEL_LOADED: u8 = 2;
+/// What a read of the port says that it understands.
+pub const PANIC_EVENTS: u8 = PANICKED | CRASH_KERNEL_LOADED;
 
 /// Code for the real-mode reset vector, where a firmware would stand: a kernel that knows no better way to reset jumps
 /// there. `mov al, 0xfe; out 0x64, al; hlt; jmp -1`.
@@ -30,6 +38,11 @@ pub fn keyboard_controller(command: u8) -> Option<PowerRequest> {
     (command == KEYBOARD_PULSE_RESET).then_some(PowerRequest::Reset)
 }
 
+/// What a write to pvpanic's port asks for.
+pub fn panicked(events: u8) -> Option<PowerRequest> {
+    (events & PANICKED != 0).then_some(PowerRequest::Panicked)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +57,7 @@ mod tests {
         assert_eq!(reset(0, 1), None);
         assert_eq!(keyboard_controller(0xfe), Some(PowerRequest::Reset));
         assert_eq!(keyboard_controller(0xff), None);
+        assert_eq!(panicked(PANICKED), Some(PowerRequest::Panicked));
+        assert_eq!(panicked(CRASH_KERNEL_LOADED), None, "the crash kernel is to run");
     }
 }

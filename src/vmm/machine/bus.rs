@@ -86,6 +86,7 @@ impl Bus {
                 | layout::KEYBOARD_CONTROLLER_PORT,
                 data,
             ) => data.fill(0),
+            (layout::PANIC_PORT, [byte]) => *byte = power::PANIC_EVENTS,
             _ => {}
         }
     }
@@ -100,6 +101,7 @@ impl Bus {
             layout::SLEEP_CONTROL_PORT => power::sleep_control(byte, acpi::S5_SLEEP_TYPE).map(Request::Power),
             layout::RESET_PORT => power::reset(byte, acpi::RESET_VALUE).map(Request::Power),
             layout::KEYBOARD_CONTROLLER_PORT => power::keyboard_controller(byte).map(Request::Power),
+            layout::PANIC_PORT => power::panicked(byte).map(Request::Power),
             _ => None,
         }
     }

@@ -62,6 +62,8 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// ACPI reset register.
 pub const RESET_PORT: u16 = 0x602;
+/// Where a guest's kernel tells that it panicked (pvpanic; QEMU's docs/specs/pvpanic.rst).
+pub const PANIC_PORT: u16 = 0x505;
 /// Status and command port of the keyboard controller: there is none, but kernels try to reset the machine through it.
 pub const KEYBOARD_CONTROLLER_PORT: u16 = 0x64;
 /// Pins of the I/O APIC; GSIs from here on are MSI routes.

@@ -8,6 +8,7 @@ mod irq;
 mod layout;
 mod memory;
 mod pages;
+mod stillness;
 mod vcpu;
 
 use std::collections::BTreeMap;
@@ -20,15 +21,20 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, BootError, acpi};
 use super::console::Writer;
+use super::counters::Counting;
 use super::kvm::{EntryPoint, Hypervisor, KvmError, Lacks, Vcpu, Vm};
 use super::legacy::power;
 use super::legacy::serial::Serial;
-use super::pci::{PciBus, SlotTaken};
+use super::pci::{PciBus, SharedFunction, SlotTaken};
 use super::ports::{ChangeError, Confine, Doorbell, Effect, GuestMemory, PciFunction};
-use crate::model::{DeviceChange, PciSlot};
+use crate::model::{CpuSpec, DeviceChange, MemorySpec, PageSize, PciSlot, Topology};
+use crate::sys::{kick, numa};
 use bus::Bus;
 use irq::IrqTable;
 use pages::PageTable;
+pub use stillness::Pause;
+use stillness::{Stillness, all_rest};
+use vcpu::Place;
 pub use vcpu::{Mailbox, Message};
 
 /// Why a machine could not be built or changed.
@@ -47,10 +53,20 @@ pub enum MachineError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// Guest memory could not be mapped.
-    #[error("cannot map {mib} MiB of guest memory: {source}")]
+    #[error("cannot map {mib} MiB of guest memory in {pages} pages: {source}")]
     Memory {
         /// What was asked for.
         mib: u64,
+        /// In these pages.
+        pages: PageSize,
+        /// The I/O error.
+        source: io::Error,
+    },
+    /// The host has no such node, or no memory there.
+    #[error("cannot take memory from NUMA node {node}: {source}; /sys/devices/system/node shows which there are")]
+    Node {
+        /// Which.
+        node: u32,
         /// The I/O error.
         source: io::Error,
     },
@@ -91,8 +107,12 @@ pub struct Plan<'a> {
     pub hypervisor: &'a Hypervisor,
     /// Number of vCPUs.
     pub vcpus: u32,
+    /// How they look to the guest, and where they run.
+    pub cpus: &'a CpuSpec,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// Where it comes from.
+    pub memory: MemorySpec,
     /// Kernel image.
     pub kernel: &'a mut File,
     /// Initial RAM disk.
@@ -101,6 +121,8 @@ pub struct Plan<'a> {
     pub cmdline: &'a str,
     /// Where the UART's output goes.
     pub console: Writer,
+    /// Where vCPUs count.
+    pub counting: &'a Counting,
     /// Signalled when the guest has taken the input that was typed.
     pub input_taken: Arc<EventFd>,
 }
@@ -118,23 +140,39 @@ pub struct Machine {
     power_button: EventFd,
     /// Until they run.
     vcpus: Vec<Vcpu>,
+    /// CPUs of the host that each may use; `None`: all.
+    pins: Vec<Option<Vec<u32>>>,
+    counting: Counting,
+    stillness: Stillness,
 }
 
 impl Machine {
     /// Builds everything but the devices, and loads what is booted.
     pub fn build(plan: Plan<'_>) -> Result<Self, MachineError> {
         let most = plan.hypervisor.max_vcpus();
-        let count = u8::try_from(plan.vcpus)
-            .ok()
-            .filter(|&count| usize::from(count) <= most)
-            .ok_or(MachineError::TooManyVcpus { wanted: plan.vcpus, most })?;
-        let memory = memory::allocate(plan.memory_bytes)
-            .map_err(|source| MachineError::Memory { mib: plan.memory_bytes >> 20, source })?;
+        // APIC ids are told in 8 bits.
+        if plan.vcpus as usize > most.min(usize::from(u8::MAX)) {
+            return Err(MachineError::TooManyVcpus { wanted: plan.vcpus, most });
+        }
+        if let Some(node) = plan.memory.numa_node {
+            // Threads that are made later inherit it: whoever touches a page first, it comes from there.
+            numa::bind(node).map_err(|source| MachineError::Node { node, source })?;
+        }
+        let pages = plan.memory.pages;
+        let memory = memory::allocate(plan.memory_bytes, &plan.memory).map_err(|source| MachineError::Memory {
+            mib: plan.memory_bytes >> 20,
+            pages,
+            source,
+        })?;
         let vm = Vm::new(plan.hypervisor, memory.clone(), layout::KVM_TSS)?;
-        let vcpus = (0..count).map(|index| vm.create_vcpu(index, count)).collect::<Result<Vec<_>, _>>()?;
+        let topology = plan.cpus.topology.unwrap_or(Topology::flat(plan.vcpus));
+        let vcpus = (0..plan.vcpus).map(|index| vm.create_vcpu(index, topology)).collect::<Result<Vec<_>, _>>()?;
+
+        let kickers = vcpus.iter().map(|vcpu| vm.kicker(vcpu)).collect::<Result<Vec<_>, _>>()?;
 
         let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
-        let entry = load(&memory, images, plan.memory_bytes, count)?;
+        let apic_ids: Vec<u8> = (0..plan.vcpus).map(|index| topology.apic_id(index) as u8).collect();
+        let entry = load(&memory, images, plan.memory_bytes, &apic_ids)?;
         if let Some(first) = vcpus.first() {
             first.set_entry(entry)?;
         }
@@ -155,6 +193,9 @@ impl Machine {
             pages: PageTable::default(),
             power_button,
             vcpus,
+            pins: (0..plan.vcpus as usize).map(|index| plan.cpus.pinned(index, plan.vcpus as usize)).collect(),
+            counting: plan.counting.clone(),
+            stillness: Stillness::new(kickers),
         })
     }
 
@@ -184,9 +225,13 @@ impl Machine {
     pub fn run(&mut self, mailbox: &Mailbox, confine_vcpu: Confine, confine_own: Confine) -> Result<(), MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
         let start = Arc::new(Barrier::new(vcpus.len() + 1));
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            vcpu::spawn(index, vcpu, Arc::clone(&self.bus), mailbox.clone(), Arc::clone(&start), confine_vcpu)
-                .map_err(host("vCPU thread"))?;
+        kick::prepare().map_err(host("signal handler"))?;
+        let pins = std::mem::take(&mut self.pins);
+        let each = vcpus.into_iter().zip(pins).zip(self.stillness.seats());
+        for (index, ((vcpu, pin), seat)) in each.enumerate() {
+            let (bus, mailbox, gate) = (Arc::clone(&self.bus), mailbox.clone(), self.stillness.gate());
+            let place = Place { bus, mailbox, seat, gate, pin, counters: self.counting.vcpu(index) };
+            vcpu::spawn(index, vcpu, place, Arc::clone(&start), confine_vcpu).map_err(host("vCPU thread"))?;
         }
         confine_own().map_err(host("system call filter"))?;
         start.wait();
@@ -219,6 +264,51 @@ impl Machine {
         self.power_button.write(1)
     }
 
+    /// Begins to make the machine stand still: each vCPU that parks posts [`Message::Parked`].
+    pub fn pause(&mut self) -> io::Result<Pause> {
+        self.stillness.park()
+    }
+
+    /// A vCPU has parked. When it was the last one, [`Machine::rest`] is next.
+    pub fn parked(&mut self, turn: u64) -> Pause {
+        self.stillness.parked(turn)
+    }
+
+    /// With all vCPUs parked: waits until every device of ours rests. When one is late, everything goes on, and the
+    /// answer is false. Devices of the host are not ours to hold: they go on with what their driver gave them.
+    pub fn rest(&mut self) -> bool {
+        let resting =
+            self.functions().filter_map(|function| function.lock().unwrap_or_else(PoisonError::into_inner).pause());
+        if all_rest(resting.collect()) {
+            self.stillness.settle();
+            return true;
+        }
+        self.resume();
+        false
+    }
+
+    /// Ends a pause, or what there is of one.
+    pub fn resume(&mut self) {
+        for function in self.functions() {
+            function.lock().unwrap_or_else(PoisonError::into_inner).resume();
+        }
+        self.stillness.resume();
+    }
+
+    /// Whether everything stands still.
+    pub fn is_still(&self) -> bool {
+        self.stillness.is_still()
+    }
+
+    /// Gives every vCPU a non-maskable interrupt.
+    pub fn inject_nmi(&mut self) -> io::Result<()> {
+        self.stillness.inject_nmi()
+    }
+
+    fn functions(&self) -> impl Iterator<Item = SharedFunction> {
+        (1..32).filter_map(|slot| self.bus.function(slot))
+    }
+
     /// Types as much of `input` as the UART takes.
     pub fn type_in(&self, input: &[u8]) -> usize {
         self.bus.with_serial(|serial| serial.type_in(input))
@@ -226,10 +316,8 @@ impl Machine {
 
     /// Resets every device, which ends its I/O: nothing reaches a disk afterwards.
     pub fn quiesce(&self) {
-        for slot in 1..32 {
-            if let Some(function) = self.bus.function(slot) {
-                function.lock().unwrap_or_else(PoisonError::into_inner).apply(Effect::Reset);
-            }
+        for function in self.functions() {
+            function.lock().unwrap_or_else(PoisonError::into_inner).apply(Effect::Reset);
         }
     }
 
@@ -266,7 +354,7 @@ fn load(
     memory: &GuestMemoryMmap,
     images: boot::Images<'_>,
     memory_bytes: u64,
-    vcpus: u8,
+    apic_ids: &[u8],
 ) -> Result<EntryPoint, MachineError> {
     let placement = boot::Placement {
         boot_info: GuestAddress(layout::BOOT_INFO),
@@ -290,7 +378,7 @@ fn load(
     let boot = boot::load(memory, images, &placement, &map)?;
     // Every address here is below 4 GiB.
     let platform = acpi::Platform {
-        vcpus,
+        apic_ids,
         lapic: layout::LAPIC as u32,
         ioapic: layout::IOAPIC as u32,
         ecam: layout::ECAM,
@@ -302,6 +390,7 @@ fn load(
         sleep_control_port: layout::SLEEP_CONTROL_PORT,
         sleep_status_port: layout::SLEEP_STATUS_PORT,
         reset_port: layout::RESET_PORT,
+        panic_port: layout::PANIC_PORT,
     };
     acpi::write(memory, placement.rsdp, layout::RESET_VECTOR - layout::ACPI_TABLES, &platform)?;
     memory

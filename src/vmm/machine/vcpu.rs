@@ -8,12 +8,16 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 
+use rustix::thread::CpuSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Bus, Request};
+use super::stillness::{Gate, Seat};
 use crate::model::VmExit;
-use crate::vmm::kvm::{Exit, Vcpu};
+use crate::vmm::counters::VcpuCounters;
+use crate::vmm::kvm::{Exit, KvmError, Vcpu};
 use crate::vmm::ports::{Confine, Effect, PowerRequest};
+use crate::wire::counters::Reason;
 
 /// From a vCPU thread to the control thread.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub enum Message {
         /// The vCPU waits for this.
         done: Sender<()>,
     },
+    /// A vCPU stands at the gate, in this turn of it.
+    Parked(u64),
     /// The guest ended, or its vCPU cannot go on.
     Ended(VmExit),
 }
@@ -51,28 +57,56 @@ impl Mailbox {
     }
 }
 
+/// What a vCPU thread works with.
+pub(super) struct Place {
+    pub(super) bus: Arc<Bus>,
+    pub(super) mailbox: Mailbox,
+    pub(super) seat: Arc<Seat>,
+    pub(super) gate: Arc<Gate>,
+    /// CPUs of the host that the thread may use.
+    pub(super) pin: Option<Vec<u32>>,
+    pub(super) counters: VcpuCounters,
+}
+
 /// Starts the thread of vCPU `index`, which begins with `confine`; the guest begins when all have come to `start`.
 pub(super) fn spawn(
     index: usize,
     vcpu: Vcpu,
-    bus: Arc<Bus>,
-    mailbox: Mailbox,
+    place: Place,
     start: Arc<Barrier>,
     confine: Confine,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
-        let confined = confine();
+        place.seat.take();
+        let confined = pin(place.pin.as_deref()).and_then(|()| confine());
         start.wait();
         match confined {
-            Ok(()) => run(vcpu, &bus, &mailbox),
-            Err(error) => end(&mailbox, VmExit::HostError(format!("cannot confine a vCPU thread: {error}"))),
+            Ok(()) => run(vcpu, &place),
+            Err(error) => {
+                end(&place.mailbox, VmExit::HostError(format!("cannot place or confine a vCPU thread: {error}")))
+            }
         }
     })
 }
 
-fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
+/// Keeps the calling thread on these CPUs.
+fn pin(cpus: Option<&[u32]>) -> io::Result<()> {
+    let Some(cpus) = cpus else { return Ok(()) };
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu as usize);
+    }
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|error| io::Error::other(format!("CPUs {cpus:?} of the host: {error}")))
+}
+
+fn run(mut vcpu: Vcpu, place: &Place) {
+    let Place { bus, mailbox, counters, .. } = place;
     loop {
-        let request = match vcpu.run() {
+        let mut is_interrupted = false;
+        let exit = vcpu.run();
+        counters.count(reason(&exit));
+        let request = match exit {
             Ok(Exit::PortRead(port, data)) => {
                 bus.port_read(port, data);
                 None
@@ -83,7 +117,10 @@ fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
                 None
             }
             Ok(Exit::MmioWrite(address, data)) => bus.memory_write(address, data),
-            Ok(Exit::Interrupted) => None,
+            Ok(Exit::Interrupted) => {
+                is_interrupted = true;
+                None
+            }
             Ok(Exit::Shutdown) => return end(mailbox, VmExit::TripleFault),
             Ok(Exit::Fault(cause)) => return end(mailbox, VmExit::HostError(cause)),
             Err(error) => return end(mailbox, VmExit::HostError(format!("{error}: {}", error.source))),
@@ -92,14 +129,43 @@ fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
             None => {}
             Some(Request::Power(PowerRequest::PowerOff)) => return end(mailbox, VmExit::PowerOff),
             Some(Request::Power(PowerRequest::Reset)) => return end(mailbox, VmExit::Reset),
+            Some(Request::Power(PowerRequest::Panicked)) => return end(mailbox, VmExit::Panicked),
             Some(Request::Device { slot, effect }) => {
+                counters.count(Reason::Effect);
                 let (done, answer) = mpsc::channel();
                 if !mailbox.post(Message::Effect { slot, effect, done }) || answer.recv().is_err() {
                     return; // the machine ends
                 }
             }
         }
+        if is_interrupted && let Err(error) = heed(&mut vcpu, place) {
+            return end(mailbox, VmExit::HostError(format!("{error}: {}", error.source)));
+        }
     }
+}
+
+fn reason(exit: &Result<Exit<'_>, KvmError>) -> Reason {
+    match exit {
+        Ok(Exit::PortRead(..)) => Reason::PortRead,
+        Ok(Exit::PortWrite(..)) => Reason::PortWrite,
+        Ok(Exit::MmioRead(..)) => Reason::MmioRead,
+        Ok(Exit::MmioWrite(..)) => Reason::MmioWrite,
+        Ok(Exit::Interrupted) => Reason::Interrupted,
+        Ok(Exit::Shutdown | Exit::Fault(_)) | Err(_) => Reason::Other,
+    }
+}
+
+/// Does what the vCPU was interrupted for, if it was for anything.
+fn heed(vcpu: &mut Vcpu, place: &Place) -> Result<(), KvmError> {
+    vcpu.lower();
+    if place.seat.take_nmi() {
+        vcpu.nmi()?;
+    }
+    let has_waited = place.gate.pass(|turn| {
+        // Nobody hears it only when the machine ends.
+        place.mailbox.post(Message::Parked(turn));
+    });
+    if has_waited { vcpu.tell_paused() } else { Ok(()) }
 }
 
 fn end(mailbox: &Mailbox, exit: VmExit) {

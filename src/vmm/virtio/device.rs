@@ -81,6 +81,11 @@ pub trait Device: Send + 'static {
     fn change(&mut self, _change: DeviceChange) -> Result<Option<Vec<u8>>, ChangeError> {
         Err(ChangeError::Unsupported)
     }
+    /// Brings what is in flight to its end and gives it back to the driver; nothing moves afterwards until the next call
+    /// of [`Device::run`]. May wait for the host's I/O.
+    fn rest(&mut self, _active: &mut Active) -> Result<(), Fault> {
+        Ok(())
+    }
     /// Ends all use of the rings and of guest memory; may wait for the host's I/O in flight.
     fn stop(&mut self);
 }

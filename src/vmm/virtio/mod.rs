@@ -18,6 +18,7 @@ mod device;
 #[cfg(test)]
 mod hostile;
 mod limiter;
+mod meter;
 mod net;
 mod queue;
 mod rng;

@@ -10,7 +10,8 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
-use super::chain::Chain;
+use super::chain::{self, Chain};
+use super::meter::Meter;
 use super::signals::Signals;
 
 /// Layout of the rings in bytes (VIRTIO 1.3 §2.7.6, §2.7.8).
@@ -60,6 +61,7 @@ pub struct Ring {
     signalled: u16,
     number: usize,
     signals: Arc<Signals>,
+    meter: Option<Meter>,
 }
 
 impl Ring {
@@ -87,7 +89,8 @@ impl Ring {
         if geometry.available == 0 || !queue.is_valid(memory) {
             return Err(RingFault::NotMemory);
         }
-        Ok(Self { queue, signalled: 0, number, signals })
+        let meter = signals.queue_counters(number).map(|counters| Meter::new(counters, queue.size()));
+        Ok(Self { queue, signalled: 0, number, signals, meter })
     }
 
     /// Entries of the queue: the bound of one run of a device.
@@ -103,7 +106,14 @@ impl Ring {
             Err(_) => return Err(RingFault::NotMemory),
         };
         match available.next() {
-            Some(descriptors) => Chain::collect(descriptors).map(Some),
+            Some(descriptors) => {
+                let chain = Chain::collect(descriptors)?;
+                if let Some(meter) = &mut self.meter {
+                    // What is longer is no request that succeeds.
+                    meter.take(chain.head, u32::try_from(chain::len(&chain.readable)).unwrap_or(u32::MAX));
+                }
+                Ok(Some(chain))
+            }
             None => Ok(None),
         }
     }
@@ -115,6 +125,9 @@ impl Ring {
 
     /// Gives a chain back to the driver, `len` bytes of it written.
     pub(super) fn complete(&mut self, memory: &impl GuestMemory, head: u16, len: u32) -> Result<(), RingFault> {
+        if let Some(meter) = &mut self.meter {
+            meter.give(head, len);
+        }
         self.queue.add_used(memory, head, len).map_err(|_| RingFault::NotMemory)
     }
 
@@ -135,6 +148,9 @@ impl Ring {
 
     /// Interrupts the driver if it wants to know of what was completed since the last call.
     pub(super) fn signal(&mut self, memory: &impl GuestMemory) -> Result<(), RingFault> {
+        if let Some(meter) = &mut self.meter {
+            meter.pause();
+        }
         let used = self.queue.next_used();
         let news = used.wrapping_sub(std::mem::replace(&mut self.signalled, used));
         if news == 0 {
@@ -157,6 +173,9 @@ impl Ring {
 
     /// Counts an offence that cost the driver no more than its request.
     pub(super) fn count_offence(&self) -> u64 {
+        if let Some(meter) = &self.meter {
+            meter.fail();
+        }
         self.signals.count()
     }
 

@@ -3,10 +3,12 @@
 //! Written by the worker without the function's lock, read by vCPU threads in register reads, and the other way round
 //! for the vector numbers. Each field stands alone: no order between them is relied upon.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::vmm::ports::{DeviceCounters, QueueCounters};
 
 /// No vector (VIRTIO 1.2 §4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -30,6 +32,8 @@ pub struct Signals {
     needs_reset: AtomicBool,
     /// Counted by the worker and the control thread, loaded by whoever reports.
     faults: AtomicU64,
+    /// Where it is counted for others to see; set once, before the driver comes, if anybody wants to.
+    counters: OnceLock<DeviceCounters>,
 }
 
 impl Signals {
@@ -44,6 +48,7 @@ impl Signals {
             isr: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
             faults: AtomicU64::new(0),
+            counters: OnceLock::new(),
         }
     }
 
@@ -63,12 +68,27 @@ impl Signals {
         if is_live {
             self.config();
         }
-        self.faults.fetch_add(1, Ordering::Relaxed) + 1
+        self.count()
     }
 
     /// Counts an offence that the device survived.
     pub(super) fn count(&self) -> u64 {
-        self.faults.fetch_add(1, Ordering::Relaxed) + 1
+        let count = self.faults.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(counters) = self.counters.get() {
+            // Set, not added to: two threads may be here.
+            counters.faults.set(count);
+        }
+        count
+    }
+
+    /// Counts there from now on; the first call counts.
+    pub(super) fn count_in(&self, counters: DeviceCounters) {
+        let _ = self.counters.set(counters);
+    }
+
+    /// Where queue `number` is counted.
+    pub(super) fn queue_counters(&self, number: usize) -> Option<QueueCounters> {
+        self.counters.get()?.queues.get(number).cloned()
     }
 
     /// Faults so far.

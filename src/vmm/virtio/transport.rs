@@ -28,7 +28,9 @@ use super::signals::Signals;
 use super::worker::Worker;
 use crate::model::DeviceChange;
 use crate::vmm::pci::{BarKind, Bars, Capabilities, ConfigSpace, Identity, Msix, MsixLayout};
-use crate::vmm::ports::{BarMapping, ChangeError, Confine, Doorbell, Effect, GuestMemory, PciFunction, Vector};
+use crate::vmm::ports::{
+    BarMapping, ChangeError, Confine, DeviceCounters, Doorbell, Effect, GuestMemory, PciFunction, Vector,
+};
 
 /// Longest that the control thread waits for the worker: for a reset, or a change of the device.
 const RESET_WAIT: Duration = Duration::from_secs(1);
@@ -142,6 +144,16 @@ impl VirtioFunction {
             phase: Phase::Idle,
             worker,
         })
+    }
+
+    /// Number of its queues.
+    pub fn queues(&self) -> usize {
+        self.kicks.len()
+    }
+
+    /// Counts there what it does, from the next activation on.
+    pub fn count_in(&self, counters: DeviceCounters) {
+        self.signals.count_in(counters);
     }
 
     /// Faults of guest and host that this device has met, survived or not.
@@ -367,6 +379,14 @@ impl PciFunction for VirtioFunction {
             }
         }
         Ok(())
+    }
+
+    fn pause(&mut self) -> Option<Receiver<()>> {
+        Some(self.worker.pause())
+    }
+
+    fn resume(&mut self) {
+        self.worker.resume();
     }
 
     fn apply(&mut self, effect: Effect) {

@@ -6,6 +6,7 @@
 //!       ▲        Stop          │
 //!       └──────────────────────┘  acknowledged when no I/O touches guest memory any more
 //! ```
+//! Beside that it may be paused: acknowledged when nothing is in flight; then it answers to nothing but commands.
 //! Spawned with the device, because no thread can be made later. Wakes up for commands (an eventfd beside the channel),
 //! queue notifications and the device's own descriptor; drained kicks of an idle device have no effect, since a start
 //! looks at all queues.
@@ -41,6 +42,9 @@ enum Command {
     Stop(SyncSender<()>),
     /// Answered with what the device says.
     Change(DeviceChange, SyncSender<Changed>),
+    /// Answered when nothing is in flight.
+    Pause(SyncSender<()>),
+    Resume,
 }
 
 /// The thread is gone: it met an error that it could not survive.
@@ -78,8 +82,17 @@ impl Worker {
             add(fd, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, number)?;
         }
         let (commands, inbox) = channel();
-        let own =
-            Owner { id: id.to_owned(), device, epoll, inbox, wake: wake.try_clone()?, kicks, signals, active: None };
+        let own = Owner {
+            id: id.to_owned(),
+            device,
+            epoll,
+            inbox,
+            wake: wake.try_clone()?,
+            kicks,
+            signals,
+            active: None,
+            is_paused: false,
+        };
         let name: String = format!("vio-{id}").chars().take(NAME_LEN).collect();
         let thread = std::thread::Builder::new().name(name).spawn(move || own.run(confine))?;
         Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
@@ -104,6 +117,18 @@ impl Worker {
         // As above.
         let _ = self.send(Command::Change(change, done));
         receiver
+    }
+
+    /// Asks for rest; the receiver hears of it (or is disconnected, if the thread is gone).
+    pub(super) fn pause(&self) -> Receiver<()> {
+        let (done, receiver) = sync_channel(1);
+        let _ = self.send(Command::Pause(done));
+        receiver
+    }
+
+    /// Ends the rest. A thread that is gone has reported that.
+    pub(super) fn resume(&self) {
+        let _ = self.send(Command::Resume);
     }
 
     fn send(&self, command: Command) -> Result<(), WorkerGone> {
@@ -135,6 +160,7 @@ struct Owner<D> {
     kicks: Vec<Arc<EventFd>>,
     signals: Arc<Signals>,
     active: Option<Active>,
+    is_paused: bool,
 }
 
 impl<D: Device> Owner<D> {
@@ -202,6 +228,21 @@ impl<D: Device> Owner<D> {
                         next = Next::Again;
                     }
                 }
+                Ok(Command::Pause(done)) => {
+                    self.is_paused = true;
+                    next = Next::Wait;
+                    if let Some(active) = &mut self.active
+                        && let Err(fault) = self.device.rest(active)
+                    {
+                        self.fail(fault);
+                    }
+                    let _ = done.send(());
+                }
+                Ok(Command::Resume) => {
+                    self.is_paused = false;
+                    // Kicks that came meanwhile were drained.
+                    next = self.call(Wake::Any);
+                }
                 Err(TryRecvError::Empty) => return Some(next),
                 Err(TryRecvError::Disconnected) => {
                     self.idle();
@@ -212,6 +253,9 @@ impl<D: Device> Owner<D> {
     }
 
     fn call(&mut self, wake: Wake) -> Next {
+        if self.is_paused {
+            return Next::Wait;
+        }
         let Some(active) = &mut self.active else { return Next::Wait };
         match self.device.run(active, wake) {
             Ok(next) => next,

@@ -319,6 +319,24 @@ impl Device for Block {
         }
     }
 
+    fn rest(&mut self, active: &mut Active) -> Result<(), Fault> {
+        let memory = active.memory.memory().into_inner();
+        let rings = &mut active.rings;
+        self.engine.submit()?;
+        while self.engine.is_busy() {
+            self.reap(rings, &memory)?;
+            // The rest of a transfer that was cut short goes out again.
+            self.engine.submit()?;
+            if self.engine.is_busy() {
+                self.engine.wait()?;
+            }
+        }
+        for ring in rings.iter_mut().flatten() {
+            ring.signal(&*memory)?;
+        }
+        Ok(())
+    }
+
     fn stop(&mut self) {
         self.engine.drain();
         self.limiter.forget();

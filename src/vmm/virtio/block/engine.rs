@@ -173,6 +173,16 @@ impl<T> Engine<T> {
         }
     }
 
+    /// Whether anything is in flight.
+    pub(super) fn is_busy(&self) -> bool {
+        self.ring.in_flight() > 0
+    }
+
+    /// Waits until something that is in flight is done.
+    pub(super) fn wait(&mut self) -> io::Result<()> {
+        self.ring.wait()
+    }
+
     /// Waits until nothing is in flight, and forgets it.
     pub(super) fn drain(&mut self) {
         while self.ring.in_flight() > 0 {

@@ -1,0 +1,68 @@
+//! `ostler vm reboot|pause|resume|power-button|nmi`: one call each on a VM that runs.
+
+use std::time::Duration;
+
+use tonic::{Response, Status};
+
+use crate::api::v1;
+
+use super::super::args::{Output, StopArgs};
+use super::super::client::{Client, patiently, within};
+use super::super::failure::{Exit, Failure};
+use super::super::show;
+use super::super::view::short;
+use super::vm::{DEFAULT_GRACE, QUICK, START, STOP_MARGIN, show_state};
+
+pub(crate) async fn reboot(mut client: Client, arguments: StopArgs) -> Result<(), Failure> {
+    let name = client.caller.vm(&arguments.name.name)?.to_string();
+    let shown = short(&name);
+    let grace = if arguments.force { Some(Duration::ZERO) } else { arguments.grace };
+    let limit = grace.unwrap_or(DEFAULT_GRACE) + STOP_MARGIN + START;
+    let request = v1::RebootVirtualMachineRequest { name, grace: grace.map(crate::api::convert::duration_to_proto) };
+    let call = client.vms.reboot_virtual_machine(within(limit, request));
+    let vm = told(&shown, format_args!("rebooting {shown}"), call).await?;
+    show_state(&client, vm)
+}
+
+pub(crate) async fn pause(mut client: Client, name: &str) -> Result<(), Failure> {
+    let name = client.caller.vm(name)?.to_string();
+    let shown = short(&name);
+    let call = client.vms.pause_virtual_machine(within(QUICK, v1::PauseVirtualMachineRequest { name }));
+    let vm = told(&shown, format_args!("pausing {shown}"), call).await?;
+    show_state(&client, vm)
+}
+
+pub(crate) async fn resume(mut client: Client, name: &str) -> Result<(), Failure> {
+    let name = client.caller.vm(name)?.to_string();
+    let shown = short(&name);
+    let call = client.vms.resume_virtual_machine(within(QUICK, v1::ResumeVirtualMachineRequest { name }));
+    let vm = told(&shown, format_args!("resuming {shown}"), call).await?;
+    show_state(&client, vm)
+}
+
+pub(crate) async fn press_button(mut client: Client, name: &str) -> Result<(), Failure> {
+    let name = client.caller.vm(name)?.to_string();
+    let shown = short(&name);
+    let call = client.vms.press_power_button(within(QUICK, v1::PressPowerButtonRequest { name }));
+    let vm = told(&shown, format_args!("pressing the power button of {shown}"), call).await?;
+    if client.output == Output::Json { show_state(&client, vm) } else { show(&format!("{shown}: pressed\n")) }
+}
+
+pub(crate) async fn nmi(mut client: Client, name: &str) -> Result<(), Failure> {
+    let name = client.caller.vm(name)?.to_string();
+    let shown = short(&name);
+    let call = client.vms.inject_nmi(within(QUICK, v1::InjectNmiRequest { name }));
+    let vm = told(&shown, format_args!("interrupting {shown}"), call).await?;
+    if client.output == Output::Json { show_state(&client, vm) } else { show(&format!("{shown}: interrupted\n")) }
+}
+
+/// The answer; a failure names the VM, and where its state is shown.
+async fn told(
+    shown: &str,
+    doing: std::fmt::Arguments<'_>,
+    call: impl Future<Output = Result<Response<v1::VirtualMachine>, Status>>,
+) -> Result<v1::VirtualMachine, Failure> {
+    patiently(doing, call).await.map_err(|failure| {
+        failure.about(shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
+    })
+}
