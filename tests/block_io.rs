@@ -269,12 +269,22 @@ fn rates(bytes_per_second: u64, operations_per_second: u64) -> v1::RateLimits {
     v1::RateLimits { bytes_per_second, operations_per_second, ..Default::default() }
 }
 
-/// How long the guest takes to read `count` times `unit` bytes past its cache.
-fn reading(console: &mut Console, unit: u64, count: u64) -> Duration {
+/// Requests that the guest's disk has had, as its driver counts them.
+fn requests(console: &mut Console) -> u64 {
+    console.number("requests", "cut -c1-9 /sys/block/vda/stat")
+}
+
+/// The guest does `command` with empty caches: how long it takes, and in how many requests.
+fn reading(console: &mut Console, command: &str, result: &str) -> (Duration, u64) {
+    console.run("echo 3 > /proc/sys/vm/drop_caches");
+    let before = requests(console);
     let start = Instant::now();
-    let read = console.run(&format!("dd if=/dev/vda bs={unit} count={count} iflag=direct 2>/dev/null | wc -c"));
-    assert!(read.contains(&format!("\n{}", unit * count)), "{read}");
-    start.elapsed()
+    let read = console.run(command);
+    let took = start.elapsed();
+    assert!(read.contains(&format!("\n{result}")), "{read}");
+    let requests = requests(console) - before;
+    println!("{command}: {took:?}, {requests} requests");
+    (took, requests)
 }
 
 fn limits_of(caller: &Caller) -> Option<v1::RateLimits> {
@@ -289,15 +299,19 @@ fn limits_hold_change_while_the_guest_runs_and_stay() {
     let limited = v1::DiskSpec { limits: Some(rates(MIB, 0)), ..disk("data.img") };
     let (mut console, _) = boot(&host, &acme, "web", with_disks(vec![limited]));
     // 2 MiB at 1 MiB/s, of which a tenth is saved up.
-    let took = reading(&mut console, 64 << 10, 32);
+    let stream = "dd if=/dev/vda bs=64k count=32 2>/dev/null | wc -c";
+    let (took, _) = reading(&mut console, stream, "2097152");
     assert!(took >= Duration::from_millis(1850), "{took:?}");
-    // 40 requests at 20 per second, of which two are saved up.
+    // 20 requests per second, of which two are saved up; too far apart to be read together.
     acme.limit("web", "data", rates(0, 20)).unwrap();
-    let took = reading(&mut console, 512, 40);
-    assert!(took >= Duration::from_millis(1850), "{took:?}");
+    let apart = "for i in 0 1 2 3 4 5 6 7 8 9; do for j in 0 1 2; do \
+                 dd if=/dev/vda bs=512 count=1 skip=$((i*800+j*256)) 2>/dev/null; done; done | wc -c";
+    let (took, requests) = reading(&mut console, apart, "15360");
+    assert!(requests >= 30 && took >= Duration::from_millis((requests - 2) * 50), "{requests} requests in {took:?}");
     let shown = limits_of(&acme).unwrap();
     assert_eq!((shown.operations_per_second, shown.operations_burst, shown.bytes_per_second), (20, 2, 0));
     // What waits for a minute goes at once when the limit is gone.
+    console.run("echo 3 > /proc/sys/vm/drop_caches");
     acme.limit("web", "data", rates(10_000, 0)).unwrap();
     console.type_line("dd if=/dev/vda bs=64k count=10 iflag=direct 2>/dev/null | wc -c");
     assert_eq!(acme.limit("web", "data", rates(0, 0)).unwrap().spec.unwrap().disks[0].limits, None);
@@ -308,7 +322,7 @@ fn limits_hold_change_while_the_guest_runs_and_stay() {
     acme.start("web").unwrap();
     let mut console = host.console(&acme, "web");
     console.expect_ready();
-    let took = reading(&mut console, 64 << 10, 32);
+    let (took, _) = reading(&mut console, stream, "2097152");
     assert!(took >= Duration::from_millis(1850), "{took:?}");
     for (device, limits, field) in [("gone", rates(1, 1), "device"), ("data", rates(u64::MAX, 0), "limits")] {
         let facts = facts(&acme.limit("web", device, limits).unwrap_err());
