@@ -5,7 +5,7 @@
 pub mod convert;
 mod names;
 
-pub use names::{Parent, PluginName, VmRef, scope_name};
+pub use names::{Parent, PluginName, VmRef, decision_name, parse_decision_name, scope_name};
 
 #[allow(missing_docs, clippy::pedantic, reason = "generated")]
 pub mod v1 {

@@ -3,6 +3,7 @@
 //! JSON keys mirror `proto/ostler/v1` and stay stable: times are RFC 3339, durations are nanoseconds (`took_ns`),
 //! enum values are their names.
 
+pub(crate) mod decision;
 pub(crate) mod host;
 
 use std::collections::BTreeMap;
@@ -87,6 +88,7 @@ pub(crate) struct DecisionView {
     message: String,
     opinions: Vec<OpinionView>,
     took_ns: u64,
+    record: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,6 +98,7 @@ struct OpinionView {
     scope: String,
     verdict: String,
     detail: String,
+    fuel: u64,
     took_ns: u64,
 }
 
@@ -165,14 +168,15 @@ impl From<v1::Decision> for DecisionView {
             message: decision.message,
             opinions: decision.opinions.into_iter().map(OpinionView::from).collect(),
             took_ns: nanos(decision.took),
+            record: decision.record,
         }
     }
 }
 
 impl From<v1::Opinion> for OpinionView {
     fn from(opinion: v1::Opinion) -> Self {
-        let v1::Opinion { plugin, digest, scope, verdict, detail, took } = opinion;
-        Self { plugin, digest, scope, verdict, detail, took_ns: nanos(took) }
+        let v1::Opinion { plugin, digest, scope, verdict, detail, fuel, took } = opinion;
+        Self { plugin, digest, scope, verdict, detail, fuel, took_ns: nanos(took) }
     }
 }
 

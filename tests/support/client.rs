@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use ostler::api::v1;
+use ostler::api::v1::decision_service_client::DecisionServiceClient;
 use ostler::api::v1::host_service_client::HostServiceClient;
 use ostler::api::v1::plugin_service_client::PluginServiceClient;
 use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
@@ -122,6 +123,7 @@ pub struct Caller {
     pub tenant: String,
     pub vms: VirtualMachineServiceClient<Channel>,
     pub plugins: PluginServiceClient<Channel>,
+    pub decisions: DecisionServiceClient<Channel>,
     pub host: HostServiceClient<Channel>,
 }
 
@@ -133,6 +135,7 @@ impl Caller {
             tenant: tenant.to_owned(),
             vms: VirtualMachineServiceClient::new(channel.clone()),
             plugins: PluginServiceClient::new(channel.clone()),
+            decisions: DecisionServiceClient::new(channel.clone()),
             host: HostServiceClient::new(channel),
         }
     }
@@ -221,6 +224,49 @@ impl Caller {
     pub fn release_device(&self, address: &str) -> Answer<v1::DeviceLease> {
         let request = v1::ReleaseHostDeviceRequest { address: address.to_owned() };
         wait(self.host.clone().release_host_device(request)).map(|released| released.into_inner().lease.unwrap())
+    }
+}
+
+impl Caller {
+    /// Decisions on record that `request` asks for, all pages of it.
+    pub fn decisions(&self, mut request: v1::ListDecisionsRequest) -> Answer<Vec<v1::DecisionRecord>> {
+        let mut found = Vec::new();
+        loop {
+            let page = wait(self.decisions.clone().list_decisions(request.clone()))?.into_inner();
+            found.extend(page.decisions);
+            if page.next_page_token.is_empty() {
+                return Ok(found);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    pub fn decision(&self, name: &str) -> Answer<v1::DecisionRecord> {
+        let request = v1::GetDecisionRequest { name: name.to_owned() };
+        wait(self.decisions.clone().get_decision(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn explain(&self, name: &str) -> Answer<v1::DecisionExplanation> {
+        let request = v1::ExplainDecisionRequest { name: name.to_owned() };
+        wait(self.decisions.clone().explain_decision(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn verify(&self, parent: &str) -> Answer<Vec<v1::verify_decisions_response::Chain>> {
+        let request = v1::VerifyDecisionsRequest { parent: parent.to_owned() };
+        wait(self.decisions.clone().verify_decisions(request)).map(|verified| verified.into_inner().chains)
+    }
+
+    /// A whole export.
+    pub fn export(&self, parent: &str) -> Answer<Vec<u8>> {
+        let request = v1::ExportDecisionsRequest { parent: parent.to_owned() };
+        wait(async {
+            let mut pieces = self.decisions.clone().export_decisions(request).await?.into_inner();
+            let mut lines = Vec::new();
+            while let Some(piece) = pieces.message().await? {
+                lines.extend(piece.lines);
+            }
+            Ok(lines)
+        })
     }
 }
 

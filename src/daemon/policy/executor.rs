@@ -3,6 +3,7 @@
 //! One thread, because fresh instances on several threads contend for the process's memory map and are slower together
 //! (measured: 31,000 decisions a second on one thread, 23,000 on two). Its queue is bounded; what does not fit is denied.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -27,12 +28,16 @@ pub(super) type Opinions<V> = oneshot::Receiver<Vec<Opinion<V>>>;
 impl Job {
     /// Asks `chain` about `question`. Nothing is asked once nobody waits any more; what was `asked` longer ago than the
     /// host's patience is denied.
-    pub(super) fn new<Q: Question>(chain: Arc<[Bound]>, question: Q, asked: Instant) -> (Self, Opinions<Q::Verdict>) {
+    pub(super) fn new<Q: Question>(
+        chain: Arc<[Bound]>,
+        question: Arc<Q>,
+        asked: Instant,
+    ) -> (Self, Opinions<Q::Verdict>) {
         let (reply, answer) = oneshot::channel();
         let job = Self(Box::new(move |sandbox| {
             if !reply.is_closed() {
                 // Nobody waits any more: nothing to do.
-                let _ = reply.send(ask_all(sandbox, &chain, &question, asked));
+                let _ = reply.send(ask_all(sandbox, &chain, &*question, asked));
             }
         }));
         (job, answer)
@@ -58,12 +63,12 @@ fn ask_all<Q: Question>(sandbox: &Sandbox, chain: &[Bound], question: &Q, asked:
     let mut opinions = Vec::with_capacity(chain.len());
     for bound in chain {
         let started = Instant::now();
-        let verdict = if started.duration_since(asked) > patience {
-            Err(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}")))
+        let (verdict, fuel) = if started.duration_since(asked) > patience {
+            (Err(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}"))), 0)
         } else {
             ask(sandbox, bound, question)
         };
-        let opinion = opinion(bound, verdict, started.elapsed());
+        let opinion = opinion(bound, verdict, fuel, started.elapsed());
         let is_last = hook::decides::<Q>(&opinion);
         opinions.push(opinion);
         if is_last {
@@ -73,13 +78,19 @@ fn ask_all<Q: Question>(sandbox: &Sandbox, chain: &[Bound], question: &Q, asked:
     opinions
 }
 
-fn ask<Q: Question>(sandbox: &Sandbox, bound: &Bound, question: &Q) -> Result<Q::Verdict, PolicyFault> {
-    let (compiled, settings) = bound.plugin.code().map_err(|cause| PolicyFault::Unavailable(cause.to_owned()))?;
-    let site = Site { sandbox, code: &compiled.code, settings, name: &bound.name };
-    hook::ask(question, &site, &bound.scope)
+/// The answer, and what it cost.
+fn ask<Q: Question>(sandbox: &Sandbox, bound: &Bound, question: &Q) -> (Result<Q::Verdict, PolicyFault>, u64) {
+    let (compiled, settings) = match bound.plugin.code() {
+        Ok(code) => code,
+        Err(cause) => return (Err(PolicyFault::Unavailable(cause.to_owned())), 0),
+    };
+    let site = Site { sandbox, code: &compiled.code, settings, name: &bound.name, fuel: Cell::default() };
+    let verdict = hook::ask(question, &site, &bound.scope);
+    (verdict, site.fuel.get())
 }
 
 /// `verdict` as the opinion of `bound`.
-pub(super) fn opinion<V>(bound: &Bound, verdict: Result<V, PolicyFault>, took: Duration) -> Opinion<V> {
-    Opinion { plugin: bound.name.clone(), digest: bound.plugin.digest(), scope: bound.scope.clone(), verdict, took }
+pub(super) fn opinion<V>(bound: &Bound, verdict: Result<V, PolicyFault>, fuel: u64, took: Duration) -> Opinion<V> {
+    let (plugin, digest, scope) = (bound.name.clone(), bound.plugin.digest(), bound.scope.clone());
+    Opinion { plugin, digest, scope, verdict, fuel, took }
 }

@@ -3,6 +3,7 @@
 //! Runs on the blocking pool: compiling takes tens of milliseconds, and never holds up a decision. In this order: size and
 //! kind of the file; compilation; imports; exports; types; memory; what it says about itself; its settings.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -134,7 +135,7 @@ pub(super) fn compile(sandbox: &Sandbox, linker: &Linker<Call>, bytes: &[u8]) ->
     component
         .initialize_copy_on_write_image()
         .map_err(|error| LoadError::Unavailable(to_line(&error.to_string(), MAX_MESSAGE_BYTES)))?;
-    let site = Site { sandbox, code: &code, settings: &Arc::default(), name: "(loading)" };
+    let site = Site { sandbox, code: &code, settings: &Arc::default(), name: "(loading)", fuel: Cell::default() };
     let manifest = site.describe().map_err(|fault| LoadError::Faulted { call: "describe", fault })?;
     check_manifest(&manifest).map_err(LoadError::BadManifest)?;
     let about = About {
@@ -223,7 +224,7 @@ fn check_manifest(manifest: &Manifest) -> Result<(), String> {
 /// Whether the settings are within bounds and the plugin takes them.
 pub(super) fn check_settings(sandbox: &Sandbox, compiled: &Compiled, settings: &Settings) -> Result<(), LoadError> {
     check_setting_bounds(settings)?;
-    let site = Site { sandbox, code: &compiled.code, settings, name: &compiled.about.name };
+    let site = Site { sandbox, code: &compiled.code, settings, name: &compiled.about.name, fuel: Cell::default() };
     let errors = site.validate_settings().map_err(|fault| LoadError::Faulted { call: "validate-settings", fault })?;
     if errors.is_empty() {
         return Ok(());

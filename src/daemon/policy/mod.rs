@@ -20,6 +20,7 @@ mod host;
 mod limits;
 mod load;
 mod plugin;
+mod record;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
@@ -42,6 +43,7 @@ use host::Call;
 pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
+pub use record::Unrecorded;
 
 /// What the host is started with.
 #[derive(Debug, Clone, Default)]
@@ -121,29 +123,38 @@ impl PolicyHost {
     ///
     /// Answers within the limits' patience (and a second of grace), whatever the plugins do; what cannot be decided is
     /// denied with a code that begins with `policy.`.
-    pub async fn admit(&self, chain: Arc<[Bound]>, request: AdmitRequest) -> Decision {
-        let started = Instant::now();
-        let opinions = self.opinions(chain, request, started).await;
-        Decision { outcome: admit::combine(&opinions), opinions, took: started.elapsed() }
+    pub async fn admit(&self, chain: Arc<[Bound]>, request: AdmitRequest) -> Unrecorded<Decision> {
+        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
+        let (outcome, took) = (admit::combine(&opinions), started.elapsed());
+        let decision = Decision { outcome: outcome.clone(), opinions: opinions.clone(), took, id: None };
+        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
     }
 
     /// Asks the plugins of `chain` in order which VF a NIC gets, as [`admit`](Self::admit) does for a VM.
-    pub async fn select_vf(&self, chain: Arc<[Bound]>, request: SelectVfRequest) -> VfDecision {
+    pub async fn select_vf(&self, chain: Arc<[Bound]>, request: SelectVfRequest) -> Unrecorded<VfDecision> {
+        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
+        let outcome = select_vf::combine(&opinions, question.wish, question.candidates.len());
+        let took = started.elapsed();
+        let decision = VfDecision { outcome: outcome.clone(), opinions: opinions.clone(), took };
+        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+    }
+
+    /// Asks those of `chain` that have an opinion on `question`.
+    async fn ask<Q: Question>(&self, chain: Arc<[Bound]>, question: Q) -> Asked<Q> {
         let started = Instant::now();
-        let (wish, candidates) = (request.wish, request.candidates.len());
-        let opinions = self.opinions(chain, request, started).await;
-        VfDecision { outcome: select_vf::combine(&opinions, wish, candidates), opinions, took: started.elapsed() }
+        let (chain, question) = (hook::asked::<Q>(chain), Arc::new(question));
+        let opinions = self.opinions(&chain, &question, started).await;
+        Asked { question, chain, opinions, started }
     }
 
     async fn opinions<Q: Question>(
         &self,
-        chain: Arc<[Bound]>,
-        question: Q,
+        chain: &Arc<[Bound]>,
+        question: &Arc<Q>,
         asked: Instant,
     ) -> Vec<Opinion<Q::Verdict>> {
-        let chain = hook::asked::<Q>(chain);
-        let Some(first) = chain.first().cloned() else { return Vec::new() };
-        let (job, answer) = Job::new(chain, question, asked);
+        let Some(first) = chain.first() else { return Vec::new() };
+        let (job, answer) = Job::new(Arc::clone(chain), Arc::clone(question), asked);
         let cause = match self.0.queue.try_send(job) {
             Ok(()) => match timeout(self.0.sandbox.limits().patience + GRACE, answer).await {
                 Ok(Ok(opinions)) => return opinions,
@@ -153,8 +164,16 @@ impl PolicyHost {
             Err(TrySendError::Full(_)) => "too many decisions are waiting",
             Err(TrySendError::Disconnected(_)) => "the executor has ended",
         };
-        vec![executor::opinion(&first, Err(PolicyFault::Unavailable(cause.into())), asked.elapsed())]
+        vec![executor::opinion(first, Err(PolicyFault::Unavailable(cause.into())), 0, asked.elapsed())]
     }
+}
+
+/// A question with the opinions that its chain has on it.
+struct Asked<Q: Question> {
+    question: Arc<Q>,
+    chain: Arc<[Bound]>,
+    opinions: Vec<Opinion<Q::Verdict>>,
+    started: Instant,
 }
 
 impl Inner {

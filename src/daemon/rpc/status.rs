@@ -8,6 +8,7 @@ use std::error::Error;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::api::decision_name;
 use crate::daemon::service::{AuthnError, CallError, DeviceError, ServiceError};
 use crate::model::{Bdf, Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
 
@@ -22,6 +23,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
             // Word for word the same whether the VM is missing or another tenant's.
             status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
         }
+        ServiceError::NoSuchDecision => status(Code::NotFound, text, "DECISION_NOT_FOUND", []),
         ServiceError::AlreadyRegistered { tenant, name } => {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])
         }
@@ -117,6 +119,7 @@ fn denied(tenant: &TenantId, name: &VmName, decision: &Decision) -> Status {
         let opinion = decision.opinions.iter().find(|opinion| opinion.plugin == *plugin);
         metadata.extend(opinion.map(|opinion| ("digest", opinion.digest.to_string())));
     }
+    metadata.extend(decision.id.as_ref().map(|id| ("decision", decision_name(id))));
     metadata.push(("took_us", decision.took.as_micros().to_string()));
     status(Code::PermissionDenied, text, "POLICY_DENIED", metadata)
 }

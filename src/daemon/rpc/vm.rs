@@ -177,7 +177,7 @@ pub(super) fn vm_ref(name: &str) -> Result<VmRef, Status> {
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
-fn whose(parent: &str) -> Result<Whose, Status> {
+pub(super) fn whose(parent: &str) -> Result<Whose, Status> {
     match Parent::parse(parent) {
         Ok(Parent::Own) => Ok(Whose::Own),
         Ok(Parent::All) => Ok(Whose::All),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use super::decisions;
 use super::devices::HostDevices;
 use super::ledger::{Handles, Ledger};
 use super::plugins::Plugins;
@@ -89,6 +90,7 @@ impl Node {
             resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
         }
         while resumed.join_next().await.is_some() {}
+        tokio::spawn(decisions::sweep_hourly(store.clone()));
         let turns = TenantTurns::default();
         Ok(Self { store, supervisor, handles, policy, plugins, devices, files, facts, addresses, users, turns })
     }

@@ -16,6 +16,9 @@ pub enum ServiceError {
     /// Missing, or another tenant's: the caller cannot tell.
     #[error("no such VM, or none that you may see")]
     NoSuchVm,
+    /// Missing, removed by retention, or another tenant's: the caller cannot tell.
+    #[error("no such decision on record, or none that you may see")]
+    NoSuchDecision,
     /// The tenant has a VM of that name.
     #[error("tenant {tenant} has a VM {name} already; destroy it first or choose another name")]
     AlreadyRegistered {

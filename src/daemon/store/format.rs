@@ -161,9 +161,9 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         Ok::<_, Unusable>(NicLease { mac: mac_of(uid, &id), id, subnet })
     });
     let nics = nics.collect::<Result<_, _>>()?;
+    let tenant = vm.tenant.parse().map_err(text)?;
     Ok(VmRecord {
         uid,
-        tenant: vm.tenant.parse().map_err(text)?,
         name: vm.name.parse().map_err(text)?,
         spec: load_spec(vm.spec)?,
         state: load_state(vm.state),
@@ -173,7 +173,8 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         user: vm.user,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
-        admission: vm.admission.load()?,
+        admission: vm.admission.load(&tenant)?,
+        tenant,
     })
 }
 
@@ -370,14 +371,7 @@ pub(super) fn scope_of(tenant: Option<String>) -> Result<PolicyScope, Unusable> 
 }
 
 pub(super) fn parse_digest(digest: &str) -> Result<PluginDigest, Unusable> {
-    let refuse = || format!("{digest:?} is not a digest");
-    let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.is_ascii()).ok_or_else(refuse)?;
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        let pair = std::str::from_utf8(pair).map_err(text)?;
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| refuse())?;
-    }
-    Ok(PluginDigest(bytes))
+    digest.parse().map_err(text)
 }
 
 fn to_ms(moment: SystemTime) -> u64 {

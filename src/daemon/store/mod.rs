@@ -14,6 +14,7 @@
 
 mod decision;
 mod format;
+mod journal;
 mod lease;
 mod thread;
 
@@ -24,7 +25,9 @@ use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{VfKey, VfLease, VmRecord};
-use crate::model::{PluginDigest, PluginId, PolicyScope, VmId};
+use crate::model::{DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+use journal::Append;
+pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
 use thread::{Shared, Write};
 
 /// Writes that may wait for the disk.
@@ -62,6 +65,12 @@ pub enum StoreError {
     /// The store's thread is gone: the daemon is ending.
     #[error("store is closed")]
     Closed,
+}
+
+impl StoreError {
+    fn io(error: impl Into<redb::Error>) -> Self {
+        Self::Io(Arc::new(error.into()))
+    }
 }
 
 /// A plugin that is loaded at each start.
@@ -122,12 +131,20 @@ pub struct Store {
 impl Store {
     /// Opens or creates the file at `path` and reads all of it. Blocks; call it before serving.
     pub fn open(path: &Path) -> Result<(Self, Found), StoreError> {
+        Self::open_keeping(path, Retention::default())
+    }
+
+    /// The same, keeping decision records as `retention` says.
+    pub fn open_keeping(path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
         let (database, found, revision) = thread::open(path)?;
+        let database = Arc::new(database);
+        let journal = thread::open_journal(&database, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
-        let shared = Arc::new(Shared::new(Snapshot { revision, vms, leases }, broadcast::Sender::new(CHANGES_LEN)));
+        let snapshot = Snapshot { revision, vms, leases };
+        let shared = Arc::new(Shared::new(snapshot, broadcast::Sender::new(CHANGES_LEN), Arc::downgrade(&database)));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
-        thread::spawn(database, queue, Arc::clone(&shared))
+        thread::spawn(database, journal, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
         Ok((Self { writes, shared }, found))
     }
@@ -156,6 +173,33 @@ impl Store {
     /// that take the same virtual function at once, one succeeds and the others get [`StoreError::Stale`].
     pub async fn put_lease(&self, lease: VfLease) -> Result<(), StoreError> {
         self.write(|done| Write::Lease { lease, done }).await
+    }
+
+    /// Puts `entry` at the end of `tenant`'s chain of decision records; gives its place once it is on disk.
+    pub async fn append(&self, tenant: TenantId, entry: JournalEntry) -> Result<DecisionId, StoreError> {
+        let (done, answer) = oneshot::channel();
+        let append = Append { tenant, entry, done };
+        self.writes.send(Write::Append(append)).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Puts `entry` at the end of `tenant`'s chain with whatever is written next; does not wait for it. What cannot be
+    /// written is logged.
+    pub async fn append_later(&self, tenant: TenantId, entry: JournalEntry) {
+        let (done, _) = oneshot::channel();
+        if self.writes.send(Write::Append(Append { tenant, entry, done })).await.is_err() {
+            tracing::error!("a decision's enforcement is not on record: the store is closed");
+        }
+    }
+
+    /// Removes decision records that are too old, of tenants that decide nothing any more too.
+    pub async fn sweep_decisions(&self) -> Result<(), StoreError> {
+        self.write(|done| Write::Sweep { done }).await
+    }
+
+    /// All chains of decision records as of now. Reading them blocks.
+    pub fn chains(&self) -> Result<Chains, StoreError> {
+        Chains::at(&*self.shared.database()?)
     }
 
     /// Waits until everything is on disk and the file is closed. Later writes are refused.
