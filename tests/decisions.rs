@@ -224,6 +224,44 @@ fn the_command_line_tells_the_story_of_a_decision() {
     assert!(code == Some(0) && lines.lines().count() == 3, "{lines}");
 }
 
+#[test]
+fn a_replay_says_what_another_version_would_have_said() {
+    let host = limited();
+    let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
+    for at in 0..12 {
+        let _ = acme.register(&format!("vm-{at}"), sized(1 + at % 4));
+    }
+    let _ = globex.register("db", sized(2));
+    let before = all(&host.operator()).len();
+    let file = host.data().join("admission.wasm");
+    std::fs::write(&file, plugin("admission")).unwrap();
+    let trap = host.data().join("trap.wasm");
+    std::fs::write(&trap, plugin("hostile/trap")).unwrap();
+    let replay = |identity: &str, arguments: &[&str]| {
+        let output = run(host.command(identity).args(["plugin", "replay"]).args(arguments), b"");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    // The same content, and the one that is loaded: nothing changes, fuel included.
+    for arguments in [&[file.to_str().unwrap()][..], &["--name", "admission"]] {
+        let (code, text, error) = replay("operator-admin", arguments);
+        assert!(code == Some(0) && text.starts_with("0 of 13 change"), "{text}{error}");
+    }
+    let (code, text, _) = replay("operator-admin", &["--name", "admission", "--setting", "max-vcpus=1"]);
+    assert!(code == Some(0) && text.contains("4 now deny, 0 now allow"), "{text}");
+    assert!(text.contains("acme/") && text.contains("globex/0 admit vms/db: allow → deny (limit.vcpus"), "{text}");
+    let (_, text, _) = replay("operator-admin", &[trap.to_str().unwrap(), "--name", "admission", "--limit", "5"]);
+    assert!(text.contains(" of 5 change") && text.contains("policy.trap"), "{text}");
+    let (_, text, _) = replay("operator-admin", &["--name", "admission", "--hook", "select-vf"]);
+    assert!(text.starts_with("0 of 0 change"), "{text}");
+    // A tenant replays in its own chain only; nothing was decided or recorded by all this.
+    assert_eq!(replay("tenant-acme", &["--name", "admission", "--operator"]).0, Some(1));
+    assert_eq!(replay("tenant-acme", &["--name", "admission"]).0, Some(4));
+    let (code, text, _) = replay("tenant-acme", &[file.to_str().unwrap()]);
+    assert!(code == Some(0) && text.starts_with("0 of 0 change"), "{text}");
+    assert_eq!(all(&host.operator()).len(), before);
+}
+
 /// No bound on time: figures for whoever looks.
 #[test]
 fn what_a_registration_takes_is_printed() {

@@ -375,6 +375,35 @@ pub(crate) enum PluginCommand {
     Load(PluginLoadArgs),
     /// Show the plugins that decide, in the order asked
     List(PluginListArgs),
+    /// Ask a plugin again what was decided before, and show what it would have said otherwise
+    Replay(PluginReplayArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginReplayArgs {
+    /// The component (.wasm); none: the one that is loaded
+    pub(crate) file: Option<PathBuf>,
+    /// In the place of this plugin [default: the file's name]
+    #[arg(long, required_unless_present = "file")]
+    pub(crate) name: Option<String>,
+    /// Of the operator's chain: all tenants' decisions
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Of this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Only decisions of this hook: admit, select-vf
+    #[arg(long, value_name = "HOOK")]
+    pub(crate) hook: Option<String>,
+    /// Only decisions that are not older than this: 90s, 2h
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) since: Option<Duration>,
+    /// A setting for all decisions (may be repeated) [default: those that each decision was made with]
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+    /// At most so many decisions, oldest first; 0: a million
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub(crate) limit: u64,
 }
 
 #[derive(Debug, Args)]

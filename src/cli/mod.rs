@@ -105,6 +105,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let upload = commands::plugin::Upload::prepare(load)?;
             commands::plugin::load(client().await?, upload).await
         }
+        Command::Plugin(PluginCommand::Replay(replay)) => commands::replay::replay(client().await?, replay).await,
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
         Command::Decision(decision) => match decision {
             DecisionCommand::List(list) => commands::decision::list(client().await?, list).await,

@@ -6,5 +6,6 @@ pub(crate) mod decision;
 pub(crate) mod host;
 pub(crate) mod jail;
 pub(crate) mod plugin;
+pub(crate) mod replay;
 pub(crate) mod vm;
 pub(crate) mod watch;

@@ -21,7 +21,7 @@ use super::super::view::{PluginView, json, plugin_table};
 /// Longest component, in bytes, as the API has it.
 const MAX_COMPONENT_LEN: u64 = 16 << 20;
 /// Bytes per request, as the API has it.
-const CHUNK_LEN: usize = 64 << 10;
+pub(super) const CHUNK_LEN: usize = 64 << 10;
 /// Compilation included.
 const LOAD: Duration = Duration::from_secs(300);
 const QUICK: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ pub(crate) struct Upload {
 impl Upload {
     /// Reads the file and finds the plugin's name.
     pub(crate) fn prepare(arguments: PluginLoadArgs) -> Result<Self, Failure> {
-        let plugin = plugin_id(&arguments)?;
+        let plugin = plugin_id(arguments.name.as_deref(), Some(&arguments.file))?;
         let bytes = read(&arguments.file)?;
         Ok(Self { arguments, plugin, bytes })
     }
@@ -75,16 +75,17 @@ pub(crate) async fn list(mut client: Client, arguments: PluginListArgs) -> Resul
 }
 
 /// The name that was asked for, else the file's without its ending.
-fn plugin_id(arguments: &PluginLoadArgs) -> Result<PluginId, Failure> {
-    let stem = arguments.file.file_stem().map(|stem| stem.to_string_lossy().to_ascii_lowercase().replace('_', "-"));
-    let name = arguments.name.clone().or(stem).unwrap_or_default();
+pub(super) fn plugin_id(name: Option<&str>, file: Option<&Path>) -> Result<PluginId, Failure> {
+    let stem = file.and_then(Path::file_stem);
+    let stem = stem.map(|stem| stem.to_string_lossy().to_ascii_lowercase().replace('_', "-"));
+    let name = name.map(str::to_owned).or(stem).unwrap_or_default();
     name.parse().map_err(|error| {
         Failure::new(Exit::Usage, format!("{name:?} cannot name a plugin: {error}")).hint("name it with --name")
     })
 }
 
 /// The chain that was asked for, else the caller's own.
-fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) -> Result<PolicyScope, Failure> {
+pub(super) fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) -> Result<PolicyScope, Failure> {
     match (is_operator, tenant, caller) {
         (true, _, _) | (false, None, Caller::Operator(_)) => Ok(PolicyScope::Operator),
         (false, None, Caller::Tenant(tenant)) => Ok(PolicyScope::Tenant(tenant.clone())),
@@ -95,7 +96,7 @@ fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) -> Result<Pol
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let unreadable = |error| {
         let failure = Failure::local(format_args!("cannot read {}", path.display()), &error);
         Failure { exit: Exit::Usage, ..failure }
@@ -130,16 +131,15 @@ mod tests {
     use super::*;
     use v1::load_plugin_request::Part;
 
-    fn arguments(file: &str, name: Option<&str>) -> PluginLoadArgs {
-        let name = name.map(str::to_owned);
-        PluginLoadArgs { file: file.into(), operator: false, tenant: None, name, settings: vec![] }
+    fn named(file: &str, name: Option<&str>) -> Result<PluginId, Failure> {
+        plugin_id(name, Some(Path::new(file)))
     }
 
     #[test]
     fn names_a_plugin_after_its_file() {
-        assert_eq!(plugin_id(&arguments("target/plugins/My_plugin.wasm", None)).unwrap().as_str(), "my-plugin");
-        assert_eq!(plugin_id(&arguments("x.wasm", Some("limits"))).unwrap().as_str(), "limits");
-        assert!(plugin_id(&arguments("a b.wasm", None)).unwrap_err().hint.unwrap().contains("--name"));
+        assert_eq!(named("target/plugins/My_plugin.wasm", None).unwrap().as_str(), "my-plugin");
+        assert_eq!(named("x.wasm", Some("limits")).unwrap().as_str(), "limits");
+        assert!(named("a b.wasm", None).unwrap_err().hint.unwrap().contains("--name"));
     }
 
     #[test]

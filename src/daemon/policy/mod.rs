@@ -21,6 +21,7 @@ mod limits;
 mod load;
 mod plugin;
 mod record;
+mod replay;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
@@ -44,6 +45,7 @@ pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
 pub use record::Unrecorded;
+pub use replay::{Change, Replayed, Replayer};
 
 /// What the host is started with.
 #[derive(Debug, Clone, Default)]
@@ -98,6 +100,19 @@ impl PolicyHost {
     /// Takes tens of milliseconds of a blocking thread for a component of some 30 KiB; decisions go on meanwhile. Needs
     /// a tokio runtime.
     pub async fn load(&self, bytes: Vec<u8>, settings: BTreeMap<String, String>) -> Result<LoadedPlugin, LoadError> {
+        self.load_with(bytes, Some(settings)).await
+    }
+
+    /// The same for a replay with recorded settings, which it has yet to see.
+    pub async fn load_without_settings(&self, bytes: Vec<u8>) -> Result<LoadedPlugin, LoadError> {
+        self.load_with(bytes, None).await
+    }
+
+    async fn load_with(
+        &self,
+        bytes: Vec<u8>,
+        settings: Option<BTreeMap<String, String>>,
+    ) -> Result<LoadedPlugin, LoadError> {
         let limits = *self.0.sandbox.limits();
         load::check_size(bytes.len(), limits.component_bytes)?;
         let turn = timeout(limits.patience, Arc::clone(&self.0.compilers).acquire_owned()).await;
@@ -109,8 +124,11 @@ impl PolicyHost {
             // Held until the compiler is done, even if nobody waits for it any more.
             let _turn = turn;
             let compiled = inner.compile(&bytes)?;
-            let settings = Arc::new(settings);
-            load::check_settings(&inner.sandbox, &compiled, &settings)?;
+            let checked = settings.is_some();
+            let settings = Arc::new(settings.unwrap_or_default());
+            if checked {
+                load::check_settings(&inner.sandbox, &compiled, &settings)?;
+            }
             Ok(LoadedPlugin::ready(compiled, settings))
         });
         match loading.await {

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::call::caller;
-use super::status;
 use super::vm::{Responses, whose};
+use super::{replay, status};
 use crate::api::convert::duration_to_proto;
 use crate::api::v1::decision_record::Enforcement as ShownEnforcement;
 use crate::api::v1::decision_record::enforcement::State;
@@ -40,6 +41,7 @@ impl DecisionRpc {
 #[tonic::async_trait]
 impl DecisionService for DecisionRpc {
     type ExportDecisionsStream = Responses<v1::ExportDecisionsResponse>;
+    type ReplayDecisionsStream = Responses<v1::ReplayDecisionsResponse>;
 
     async fn get_decision(&self, request: Request<v1::GetDecisionRequest>) -> Result<Response<DecisionRecord>, Status> {
         let principal = caller(request.extensions())?;
@@ -103,6 +105,16 @@ impl DecisionService for DecisionRpc {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
+
+    async fn replay_decisions(
+        &self,
+        request: Request<Streaming<v1::ReplayDecisionsRequest>>,
+    ) -> Result<Response<Self::ReplayDecisionsStream>, Status> {
+        let principal = caller(request.extensions())?;
+        let replay = replay::decode(request.into_inner()).await?;
+        let events = self.node.replay(&principal, replay).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(events).map(replay::encode))))
+    }
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
@@ -123,10 +135,7 @@ fn query(request: v1::ListDecisionsRequest) -> Result<DecisionQuery, SpecError> 
     };
     let token = Some(request.page_token).filter(|token| !token.is_empty());
     let before_ns = token.map(|token| token.parse().map_err(|_| SpecError::new("page_token", "is not one of ours")));
-    let since_ns = request.since.map(|since| {
-        let seconds = u64::try_from(since.seconds).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(since.nanos).unwrap_or(0))
-    });
+    let since_ns = request.since.map(nanos);
     Ok(DecisionQuery {
         tenant: None,
         hook: Some(request.hook).filter(|hook| !hook.is_empty()),
@@ -231,6 +240,12 @@ fn chain(verified: &Verified) -> v1::verify_decisions_response::Chain {
             ..Default::default()
         },
     }
+}
+
+/// Since 1970; 0 for what was before.
+pub(super) fn nanos(moment: prost_types::Timestamp) -> u64 {
+    let seconds = u64::try_from(moment.seconds).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(moment.nanos).unwrap_or(0))
 }
 
 fn timestamp(ns: u64) -> prost_types::Timestamp {

@@ -14,6 +14,7 @@ mod host;
 mod jail;
 mod listener;
 mod plugin;
+mod replay;
 mod status;
 mod tls;
 mod trust;

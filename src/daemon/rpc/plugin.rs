@@ -14,7 +14,7 @@ use crate::daemon::service::{SharedNode, Whose};
 use crate::model::SpecError;
 
 /// Longest component, in bytes, as the public contract says.
-const MAX_COMPONENT_LEN: usize = 16 << 20;
+pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
 
 pub(super) struct PluginRpc {
     node: SharedNode,

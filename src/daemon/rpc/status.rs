@@ -24,6 +24,8 @@ pub(super) fn of(error: &ServiceError) -> Status {
             status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
         }
         ServiceError::NoSuchDecision => status(Code::NotFound, text, "DECISION_NOT_FOUND", []),
+        ServiceError::NoSuchPlugin => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
+        ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),
         ServiceError::AlreadyRegistered { tenant, name } => {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])
         }

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::decisions;
@@ -91,8 +92,21 @@ impl Node {
         }
         while resumed.join_next().await.is_some() {}
         tokio::spawn(decisions::sweep_hourly(store.clone()));
-        let turns = TenantTurns::default();
-        Ok(Self { store, supervisor, handles, policy, plugins, devices, files, facts, addresses, users, turns })
+        let (turns, replays) = (TenantTurns::default(), Arc::new(Semaphore::new(1)));
+        Ok(Self {
+            store,
+            supervisor,
+            handles,
+            policy,
+            plugins,
+            devices,
+            files,
+            facts,
+            addresses,
+            users,
+            turns,
+            replays,
+        })
     }
 
     /// Waits until everything that is known is on disk. The node is of no use afterwards; VMs run on.

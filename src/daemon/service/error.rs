@@ -19,6 +19,12 @@ pub enum ServiceError {
     /// Missing, removed by retention, or another tenant's: the caller cannot tell.
     #[error("no such decision on record, or none that you may see")]
     NoSuchDecision,
+    /// Nothing is bound under that name.
+    #[error("no such plugin, or none that you may see")]
+    NoSuchPlugin,
+    /// Another replay has not ended.
+    #[error("another replay is under way on this node; try again when it has ended")]
+    ReplayUnderWay,
     /// The tenant has a VM of that name.
     #[error("tenant {tenant} has a VM {name} already; destroy it first or choose another name")]
     AlreadyRegistered {

@@ -13,15 +13,19 @@ mod ledger;
 mod lifecycle;
 mod plugins;
 mod register;
+mod replay;
 mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 pub use crate::daemon::authn::{AuthnError, Principal, identify};
 use crate::daemon::files::Files;
 pub use crate::daemon::inventory::VirtualFunction;
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
+pub use crate::daemon::policy::Change;
 use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::record::{LeaseState, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
@@ -40,6 +44,7 @@ use ledger::Handles;
 pub use plugins::PluginView;
 use plugins::Plugins;
 use register::TenantTurns;
+pub use replay::{Replay, ReplayEvent, ReplaySummary};
 pub use watch::WatchItem;
 
 /// Everything that a call works with.
@@ -55,6 +60,8 @@ pub struct Node {
     addresses: AddressPool,
     users: UserPool,
     turns: TenantTurns,
+    /// One permit: a replay takes a CPU for a while.
+    replays: Arc<Semaphore>,
 }
 
 /// Where a node keeps what.

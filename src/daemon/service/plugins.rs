@@ -78,6 +78,11 @@ impl Plugins {
             .collect()
     }
 
+    /// What is bound as `name` in `scope`.
+    pub(super) fn bound(&self, scope: &PolicyScope, name: &PluginId) -> Option<LoadedPlugin> {
+        self.table().get(&(scope.clone(), name.clone())).map(|view| view.plugin.clone())
+    }
+
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
