@@ -180,6 +180,37 @@ fn refuses_what_is_no_plugin_each_with_its_own_error() {
 }
 
 #[test]
+fn a_plugin_that_keeps_failing_is_left_alone_for_that_tenant_only() {
+    let host = Host::without_policy();
+    let (operator, acme, globex) = (host.operator(), host.tenant("acme"), host.tenant("globex"));
+    operator.load(ADMISSION, &plugin("admission"), &[]).unwrap();
+    acme.load("tenants/acme/plugins/own", &plugin("hostile/loop"), &[]).unwrap();
+    let codes: Vec<_> = (0..7)
+        .map(|_| facts(&acme.register("web", small()).unwrap_err()).metadata.get("code").cloned().unwrap_or_default())
+        .collect();
+    assert!(codes[..5].iter().all(|code| code != "policy.breaker-open"), "{codes:?}");
+    assert_eq!(codes[5..], ["policy.breaker-open", "policy.breaker-open"]);
+    let own = |caller: &Caller| caller.plugins("tenants/acme").unwrap().into_iter().find(|p| p.name.ends_with("/own"));
+    let breaker = &own(&acme).unwrap().breakers[0];
+    assert_eq!((breaker.hook.as_str(), breaker.tenant.as_str()), ("admit", "tenants/acme"));
+    assert_eq!(own(&operator).unwrap().breakers.len(), 1);
+    // On record, closed to nobody else, and gone with the version that failed.
+    let records = acme.decisions(ostler::api::v1::ListDecisionsRequest::default()).unwrap();
+    assert_eq!((records[0].code.as_str(), records[0].links[1].fuel), ("policy.breaker-open", 0));
+    globex.register("web", small()).unwrap();
+    acme.load("tenants/acme/plugins/own", &plugin("hostile/abstain"), &[]).unwrap();
+    acme.register("web", small()).unwrap();
+
+    // An operator's plugin that fails at one tenant's requests: the other is not told.
+    operator.load("operator/plugins/second", &plugin("hostile/trap"), &[]).unwrap();
+    (0..6).for_each(|_| drop(acme.register("next", small())));
+    let second =
+        |caller: &Caller| caller.plugins("").unwrap().into_iter().find(|p| p.name.ends_with("/second")).unwrap();
+    assert_eq!(second(&acme).breakers.len(), 1);
+    assert!(second(&globex).breakers.is_empty());
+}
+
+#[test]
 fn plugins_that_misbehave_deny_and_harm_nobody() {
     let mut host = Host::start();
     let pid = host.daemon_pid();

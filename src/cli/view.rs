@@ -114,6 +114,14 @@ pub(crate) struct PluginView {
     size_bytes: u64,
     load_time: Option<String>,
     failure: String,
+    breakers: Vec<BreakerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct BreakerView {
+    hook: String,
+    tenant: String,
+    retry_ns: u64,
 }
 
 impl From<v1::VirtualMachine> for VmView {
@@ -192,6 +200,7 @@ impl From<v1::Plugin> for PluginView {
             size_bytes: plugin.size_bytes,
             load_time: plugin.load_time.and_then(moment),
             failure: plugin.failure,
+            breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
         }
     }
 }
@@ -295,6 +304,27 @@ pub(crate) fn vm_table(vms: &[VmView]) -> String {
     print::table(["NAME", "STATE", "VCPUS", "MEMORY", "ADDRESS", "FAILURE"], &rows)
 }
 
+impl From<v1::PluginBreaker> for BreakerView {
+    fn from(breaker: v1::PluginBreaker) -> Self {
+        Self { hook: breaker.hook, tenant: breaker.tenant, retry_ns: nanos(breaker.retry) }
+    }
+}
+
+impl PluginView {
+    /// What is wrong with it, else what it does.
+    fn remark(&self) -> String {
+        if !self.failure.is_empty() {
+            return format!("BROKEN: {}", self.failure);
+        }
+        let of =
+            |breaker: &BreakerView| format!("{} for {}", breaker.hook, breaker.tenant.trim_start_matches("tenants/"));
+        match self.breakers.iter().map(of).collect::<Vec<_>>() {
+            open if open.is_empty() => self.summary.clone(),
+            open => format!("KEEPS FAILING: {}", open.join(", ")),
+        }
+    }
+}
+
 /// A table of plugins.
 pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
     let rows: Vec<_> = plugins
@@ -306,7 +336,7 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 plugin.hooks.join(","),
                 print::short_digest(&plugin.digest),
                 plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
-                if plugin.failure.is_empty() { plugin.summary.clone() } else { format!("BROKEN: {}", plugin.failure) },
+                plugin.remark(),
             ]
         })
         .collect();

@@ -96,6 +96,12 @@ pub enum PolicyFault {
     /// Its answer breaks the contract (a patch that widens, a text without end, …).
     #[error("plugin gave an invalid answer: {0}")]
     BadAnswer(String),
+    /// It failed several times in a row for this tenant, and is left alone for a while.
+    #[error("plugin keeps failing and is not asked now; it is tried again in {retry_s} s")]
+    BreakerOpen {
+        /// When it is tried again, in seconds, rounded up.
+        retry_s: u64,
+    },
     /// The host could not ask it (queue full, executor gone).
     #[error("policy host is unavailable: {0}")]
     Unavailable(String),
@@ -111,6 +117,7 @@ impl PolicyFault {
             Self::Memory { .. } => "policy.memory",
             Self::Refused(_) => "policy.refused",
             Self::BadAnswer(_) => "policy.bad-answer",
+            Self::BreakerOpen { .. } => "policy.breaker-open",
             Self::Unavailable(_) => "policy.unavailable",
         }
     }

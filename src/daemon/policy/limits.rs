@@ -44,8 +44,10 @@ pub struct Limits {
     pub component_bytes: usize,
     /// Components compiled at the same time; further loads wait. Default 1.
     pub compilers: usize,
-    /// Decisions that may wait for the executor; one more is denied at once. Default 256.
+    /// Decisions of one tenant that may wait for the executor; one more is denied at once. Default 64.
     pub queue_depth: usize,
+    /// Decisions of all tenants that may wait. Default 1024.
+    pub queue_whole: usize,
     /// Longest that a decision may take, waiting included, and that a load waits for its turn. Default 2 s.
     pub patience: Duration,
 }
@@ -59,7 +61,8 @@ impl Default for Limits {
             host_call_bytes: 256 << 10,
             component_bytes: 16 << 20,
             compilers: 1,
-            queue_depth: 256,
+            queue_depth: 64,
+            queue_whole: 1024,
             patience: Duration::from_secs(2),
         }
     }

@@ -12,6 +12,7 @@
 //! The host runs inside the daemon's process for now. Only values cross its door (bytes and settings in, opinions and
 //! decisions out), so that it can move into a process of its own, with the compiler in another, without changing a caller.
 
+mod breaker;
 mod call;
 mod engine;
 mod executor;
@@ -20,12 +21,12 @@ mod host;
 mod limits;
 mod load;
 mod plugin;
+mod queue;
 mod record;
 mod replay;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -33,14 +34,19 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wasmtime::component::Linker;
 
-use crate::model::{AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, SelectVfRequest, VfDecision};
+use crate::model::{
+    AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, PolicyScope, SelectVfRequest, TenantId, VfDecision,
+};
 
+use breaker::Breakers;
 use call::Compiled;
 use engine::Sandbox;
-use executor::Job;
+use executor::{Job, Jobs};
 use hook::{Question, admit, select_vf};
 use host::Call;
+use queue::Full;
 
+pub use breaker::BreakerState;
 pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
@@ -75,7 +81,8 @@ pub struct PolicyHost(Arc<Inner>);
 struct Inner {
     sandbox: Sandbox,
     linker: Linker<Call>,
-    queue: SyncSender<Job>,
+    queue: Arc<Jobs>,
+    breakers: Arc<Breakers>,
     compilers: Arc<Semaphore>,
     /// Rank: leaf. Guards the components in use, by content: the same one is compiled once.
     compiled: Mutex<HashMap<PluginDigest, Weak<Compiled>>>,
@@ -90,9 +97,12 @@ impl PolicyHost {
         let sandbox = Sandbox::start(config.limits)?;
         let linker =
             host::linker(sandbox.engine()).map_err(|e| PolicyStartError::Engine { reason: format!("{e:#}") })?;
-        let queue = executor::start(sandbox.clone()).map_err(PolicyStartError::Thread)?;
+        let queue = Arc::new(Jobs::new(config.limits.queue_depth, config.limits.queue_whole));
+        let breakers = Arc::<Breakers>::default();
+        executor::start(sandbox.clone(), Arc::clone(&queue), Arc::clone(&breakers))
+            .map_err(PolicyStartError::Thread)?;
         let compilers = Arc::new(Semaphore::new(config.limits.compilers.max(1)));
-        Ok(Self(Arc::new(Inner { sandbox, linker, queue, compilers, compiled: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { sandbox, linker, queue, breakers, compilers, compiled: Mutex::default() })))
     }
 
     /// Checks, compiles and describes a component, and lets it check its settings.
@@ -157,6 +167,16 @@ impl PolicyHost {
         record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
     }
 
+    /// Breakers of the binding that are not closed: the hook, the tenant that asked, and where it is.
+    pub fn breakers(
+        &self,
+        scope: &PolicyScope,
+        name: &str,
+        digest: PluginDigest,
+    ) -> Vec<(&'static str, TenantId, BreakerState)> {
+        self.0.breakers.of(scope, name, digest)
+    }
+
     /// Asks those of `chain` that have an opinion on `question`.
     async fn ask<Q: Question>(&self, chain: Arc<[Bound]>, question: Q) -> Asked<Q> {
         let started = Instant::now();
@@ -173,14 +193,15 @@ impl PolicyHost {
     ) -> Vec<Opinion<Q::Verdict>> {
         let Some(first) = chain.first() else { return Vec::new() };
         let (job, answer) = Job::new(Arc::clone(chain), Arc::clone(question), asked);
-        let cause = match self.0.queue.try_send(job) {
+        let cause = match self.0.queue.push(question.tenant(), job) {
             Ok(()) => match timeout(self.0.sandbox.limits().patience + GRACE, answer).await {
                 Ok(Ok(opinions)) => return opinions,
                 Ok(Err(_)) => "the executor dropped the decision",
                 Err(_) => "the executor does not answer",
             },
-            Err(TrySendError::Full(_)) => "too many decisions are waiting",
-            Err(TrySendError::Disconnected(_)) => "the executor has ended",
+            Err(Full::Lane) => "too many decisions of this tenant are waiting",
+            Err(Full::Whole) => "too many decisions are waiting",
+            Err(Full::Closed) => "the executor has ended",
         };
         vec![executor::opinion(first, Err(PolicyFault::Unavailable(cause.into())), 0, asked.elapsed())]
     }
@@ -192,6 +213,12 @@ struct Asked<Q: Question> {
     chain: Arc<[Bound]>,
     opinions: Vec<Opinion<Q::Verdict>>,
     started: Instant,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 impl Inner {

@@ -103,7 +103,10 @@ impl Replayer {
 
 /// Whether an answer hung on the moment, not on the question.
 fn is_of_the_moment(said: &Said) -> bool {
-    matches!(said, Said::Fault(PolicyFault::Deadline(_) | PolicyFault::Unavailable(_)))
+    matches!(
+        said,
+        Said::Fault(PolicyFault::Deadline(_) | PolicyFault::Unavailable(_) | PolicyFault::BreakerOpen { .. })
+    )
 }
 
 fn compare(before: &Answer, after: &Said, fuel: u64, is_same_plugin: bool) -> Change {

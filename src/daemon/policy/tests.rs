@@ -284,6 +284,25 @@ async fn a_decision_that_waited_too_long_is_denied() {
 }
 
 #[tokio::test]
+async fn a_tenant_that_floods_waits_behind_itself() {
+    let host = host_with(|limits| limits.fuel = u64::MAX);
+    let (slow, good) = (hostile(&host, "loop").await.unwrap(), admission(&host, []).await);
+    let done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    for _ in 0..40 {
+        let (host, chain, done) = (host.clone(), chain([&slow]), Arc::clone(&done));
+        tokio::spawn(async move {
+            drop(host.admit(chain, request()).await);
+            done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+    tokio::task::yield_now().await;
+    let other = AdmitRequest { tenant: "green".parse().unwrap(), ..request() };
+    assert_eq!(code(&host.admit(chain([&good]), other).await.dry_run()), "allowed");
+    let before = done.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(before <= 3, "{before} of the flood went first");
+}
+
+#[tokio::test]
 async fn decisions_go_on_while_a_plugin_is_being_loaded() {
     let host = host_with(|limits| limits.patience = Duration::from_millis(100));
     let good = admission(&host, []).await;

@@ -1,12 +1,17 @@
 //! Records to responses.
 
-use crate::api::convert::{decision_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto};
+use std::time::Duration;
+
+use crate::api::convert::{
+    decision_to_proto, duration_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto,
+};
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem,
+    BreakerState, DeviceView, LeaseState, PluginStatus, PluginView, Subnet, VfLease, VirtualFunction, VmRecord,
+    WatchItem,
 };
-use crate::model::MacAddr;
+use crate::model::{MacAddr, TenantId};
 use crate::sys::rtnl::{LinkState, VfConfig};
 
 /// A VM as the API shows it.
@@ -64,7 +69,21 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         size_bytes: plugin.size_bytes(),
         load_time: Some(timestamp_to_proto(record.loaded)),
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
+        breakers: Vec::new(),
     }
+}
+
+/// A plugin as a list shows it.
+pub(super) fn plugin_status(status: &PluginStatus) -> v1::Plugin {
+    let breaker = |(hook, tenant, state): &(&'static str, TenantId, BreakerState)| v1::PluginBreaker {
+        hook: (*hook).to_owned(),
+        tenant: format!("tenants/{tenant}"),
+        retry: Some(duration_to_proto(match state {
+            BreakerState::Open(left) => *left,
+            BreakerState::Closed | BreakerState::HalfOpen => Duration::ZERO,
+        })),
+    };
+    v1::Plugin { breakers: status.breakers.iter().map(breaker).collect(), ..plugin(&status.view) }
 }
 
 /// A network card as the API shows it.

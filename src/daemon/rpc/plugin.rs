@@ -70,7 +70,7 @@ impl PluginService for PluginRpc {
             Parent::Operator => None,
         };
         let views = self.node.list_plugins(&principal, whose.as_ref()).map_err(|error| status::of(&error))?;
-        Ok(Response::new(v1::ListPluginsResponse { plugins: views.iter().map(encode::plugin).collect() }))
+        Ok(Response::new(v1::ListPluginsResponse { plugins: views.iter().map(encode::plugin_status).collect() }))
     }
 }
 

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::access::require_own;
 use super::{Node, Principal, ServiceError, Whose};
-use crate::daemon::policy::{Bound, LoadedPlugin, PolicyHost};
+use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::PluginRecord;
 use crate::model::{PluginDigest, PluginId, PolicyScope, TenantId};
 
@@ -29,6 +29,15 @@ pub struct PluginView {
     pub record: PluginRecord,
     /// As it is asked.
     pub plugin: LoadedPlugin,
+}
+
+/// A bound plugin and where it is left alone.
+#[derive(Debug, Clone)]
+pub struct PluginStatus {
+    /// The plugin.
+    pub view: PluginView,
+    /// Breakers that are not closed, those that the caller may see: hook, who asked, where it is.
+    pub breakers: Vec<(&'static str, TenantId, BreakerState)>,
 }
 
 /// All bound plugins.
@@ -154,7 +163,11 @@ impl Node {
     }
 
     /// Plugins of the chains that `principal` may see, in the order asked. `None` lists the operator's alone.
-    pub fn list_plugins(&self, principal: &Principal, whose: Option<&Whose>) -> Result<Vec<PluginView>, ServiceError> {
+    pub fn list_plugins(
+        &self,
+        principal: &Principal,
+        whose: Option<&Whose>,
+    ) -> Result<Vec<PluginStatus>, ServiceError> {
         let tenant = whose.map(|whose| whose.resolve(principal)).transpose()?;
         let is_asked_for = |scope: &PolicyScope| match (scope, &tenant) {
             (PolicyScope::Operator, _) => true,
@@ -162,7 +175,17 @@ impl Node {
             (PolicyScope::Tenant(_), Some(None)) => true,
             (PolicyScope::Tenant(own), Some(Some(tenant))) => own == tenant,
         };
-        Ok(self.plugins.table().values().filter(|view| is_asked_for(&view.record.scope)).cloned().collect())
+        let table = self.plugins.table();
+        let views = table.values().filter(|view| is_asked_for(&view.record.scope));
+        Ok(views.map(|view| self.status(principal, view)).collect())
+    }
+
+    fn status(&self, principal: &Principal, view: &PluginView) -> PluginStatus {
+        let PluginRecord { scope, name, digest, .. } = &view.record;
+        let mut breakers = self.policy.breakers(scope, name.as_str(), *digest);
+        // What others' requests do to the operator's plugin is theirs to know.
+        breakers.retain(|(_, tenant, _)| principal.may_see(tenant));
+        PluginStatus { view: view.clone(), breakers }
     }
 }
 

@@ -47,6 +47,7 @@ enum StoredVerdict {
     MemoryBytes(u64),
     Refused(String),
     BadAnswer(String),
+    BreakerOpen { retry_s: u64 },
     Unavailable(String),
 }
 
@@ -103,6 +104,7 @@ fn store_opinion(opinion: &Opinion) -> StoredOpinion {
             Err(PolicyFault::Memory { limit_bytes }) => StoredVerdict::MemoryBytes(limit_bytes),
             Err(PolicyFault::Refused(cause)) => StoredVerdict::Refused(cause),
             Err(PolicyFault::BadAnswer(cause)) => StoredVerdict::BadAnswer(cause),
+            Err(PolicyFault::BreakerOpen { retry_s }) => StoredVerdict::BreakerOpen { retry_s },
             Err(PolicyFault::Unavailable(cause)) => StoredVerdict::Unavailable(cause),
         },
         fuel: opinion.fuel,
@@ -125,6 +127,7 @@ fn load_opinion(opinion: StoredOpinion) -> Result<Opinion, Unusable> {
             StoredVerdict::MemoryBytes(limit_bytes) => Err(PolicyFault::Memory { limit_bytes }),
             StoredVerdict::Refused(cause) => Err(PolicyFault::Refused(cause)),
             StoredVerdict::BadAnswer(cause) => Err(PolicyFault::BadAnswer(cause)),
+            StoredVerdict::BreakerOpen { retry_s } => Err(PolicyFault::BreakerOpen { retry_s }),
             StoredVerdict::Unavailable(cause) => Err(PolicyFault::Unavailable(cause)),
         },
         fuel: opinion.fuel,
