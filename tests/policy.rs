@@ -141,6 +141,72 @@ fn a_replaced_plugin_decides_at_once_and_a_restart_keeps_it() {
 }
 
 #[test]
+fn a_plugin_is_rolled_back_to_an_earlier_version_even_after_a_restart() {
+    let mut host = limited(&[("max-vcpus", "1")]);
+    let operator = host.operator();
+    let trap = operator.load(ADMISSION, &plugin("hostile/trap"), &[]).unwrap();
+    assert_eq!(trap.previous.len(), 1);
+    denied(&host.tenant("acme"), "web", sized(1, 128), "policy.trap");
+    host.kill_daemon();
+    host.start_daemon();
+    let (operator, acme) = (host.operator(), host.tenant("acme"));
+    let back = operator.roll_back(ADMISSION, "").unwrap();
+    assert_eq!(back.settings.get("max-vcpus").map(String::as_str), Some("1"));
+    assert_eq!(back.previous[0].digest, trap.digest);
+    denied(&acme, "big", sized(2, 128), "limit.vcpus");
+    acme.register("web", sized(1, 128)).unwrap();
+    // Forth again, by its digest; versions do not pile up.
+    let forth = operator.roll_back(ADMISSION, &trap.digest).unwrap();
+    assert_eq!((forth.digest, forth.previous.len()), (trap.digest, 1));
+    let missing = operator.roll_back(ADMISSION, &format!("sha256:{}", "0".repeat(64))).unwrap_err();
+    assert_eq!(facts(&missing).reason, "VERSION_NOT_FOUND");
+    for at in 0..20 {
+        operator.load(ADMISSION, &plugin("admission"), &[("max-vms", &at.to_string())]).unwrap();
+    }
+    assert_eq!(operator.plugins("").unwrap()[0].previous.len(), 8);
+    assert_eq!(acme.roll_back(ADMISSION, "").unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(acme.roll_back("tenants/acme/plugins/none", "").unwrap_err().code(), Code::NotFound);
+}
+
+#[test]
+fn the_operators_last_plugin_is_unloaded_only_by_force_and_then_all_is_denied() {
+    let mut host = limited(&[]);
+    let (operator, acme) = (host.operator(), host.tenant("acme"));
+    acme.load("tenants/acme/plugins/own", &plugin("hostile/trap"), &[]).unwrap();
+    assert_eq!(acme.unload(ADMISSION, true).unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        host.tenant("globex").unload("tenants/acme/plugins/own", true).unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    denied(&acme, "web", small(), "policy.trap");
+    acme.unload("tenants/acme/plugins/own", false).unwrap();
+    assert_eq!(acme.unload("tenants/acme/plugins/own", false).unwrap_err().code(), Code::NotFound);
+    acme.register("web", small()).unwrap();
+    let refused = facts(&operator.unload(ADMISSION, false).unwrap_err());
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "LAST_OF_HOOK"));
+    acme.register("still", small()).unwrap();
+    operator.load("operator/plugins/second", &plugin("hostile/abstain"), &[]).unwrap();
+    operator.unload(ADMISSION, false).unwrap();
+    denied(&acme, "next", small(), "policy.no-opinion");
+    operator.unload("operator/plugins/second", true).unwrap();
+    host.kill_daemon();
+    host.start_daemon();
+    assert!(host.operator().plugins("").unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(host.data().join("plugins")).unwrap().count(), 0, "components are gone too");
+}
+
+#[test]
+fn a_chain_has_a_bounded_number_of_plugins() {
+    let host = limited(&[]);
+    let acme = host.tenant("acme");
+    let load = |at: usize| acme.load(&format!("tenants/acme/plugins/p{at}"), &plugin("hostile/abstain"), &[]);
+    (0..16).for_each(|at| drop(load(at).unwrap()));
+    assert_eq!(facts(&load(16).unwrap_err()).reason, "TOO_MANY_PLUGINS");
+    load(3).unwrap();
+    acme.register("web", small()).unwrap();
+}
+
+#[test]
 fn refuses_what_is_no_plugin_each_with_its_own_error() {
     let mut host = Host::start();
     let pid = host.daemon_pid();

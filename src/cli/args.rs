@@ -375,8 +375,44 @@ pub(crate) enum PluginCommand {
     Load(PluginLoadArgs),
     /// Show the plugins that decide, in the order asked
     List(PluginListArgs),
+    /// Bind an earlier version again: the last one, or that of --to
+    Rollback(PluginRollbackArgs),
+    /// Take a plugin out of its chain
+    Unload(PluginUnloadArgs),
     /// Ask a plugin again what was decided before, and show what it would have said otherwise
     Replay(PluginReplayArgs),
+}
+
+/// A plugin that is loaded.
+#[derive(Debug, Args)]
+pub(crate) struct PluginArg {
+    /// Its name
+    #[arg(value_name = "PLUGIN")]
+    pub(crate) name: String,
+    /// Of the operator's chain
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Of this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginRollbackArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// Digest of the version, as `plugin list -o json` shows it
+    #[arg(long, value_name = "DIGEST", default_value = "")]
+    pub(crate) to: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginUnloadArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// Even if it is the operator's last plugin at a hook: everything is denied there then
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -105,6 +105,10 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let upload = commands::plugin::Upload::prepare(load)?;
             commands::plugin::load(client().await?, upload).await
         }
+        Command::Plugin(PluginCommand::Rollback(rollback)) => {
+            commands::plugin::roll_back(client().await?, rollback).await
+        }
+        Command::Plugin(PluginCommand::Unload(unload)) => commands::plugin::unload(client().await?, unload).await,
         Command::Plugin(PluginCommand::Replay(replay)) => commands::replay::replay(client().await?, replay).await,
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
         Command::Decision(decision) => match decision {

@@ -115,6 +115,14 @@ pub(crate) struct PluginView {
     load_time: Option<String>,
     failure: String,
     breakers: Vec<BreakerView>,
+    previous: Vec<VersionView>,
+}
+
+#[derive(Debug, Serialize)]
+struct VersionView {
+    digest: String,
+    settings: BTreeMap<String, String>,
+    load_time: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -201,6 +209,7 @@ impl From<v1::Plugin> for PluginView {
             load_time: plugin.load_time.and_then(moment),
             failure: plugin.failure,
             breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
+            previous: plugin.previous.into_iter().map(VersionView::from).collect(),
         }
     }
 }
@@ -302,6 +311,13 @@ pub(crate) fn vm_table(vms: &[VmView]) -> String {
         })
         .collect();
     print::table(["NAME", "STATE", "VCPUS", "MEMORY", "ADDRESS", "FAILURE"], &rows)
+}
+
+impl From<v1::PluginVersion> for VersionView {
+    fn from(version: v1::PluginVersion) -> Self {
+        let v1::PluginVersion { digest, settings, load_time } = version;
+        Self { digest, settings: settings.into_iter().collect(), load_time: load_time.and_then(moment) }
+    }
 }
 
 impl From<v1::PluginBreaker> for BreakerView {

@@ -207,6 +207,17 @@ impl Caller {
         wait(self.plugins.clone().load_plugin(request)).map(tonic::Response::into_inner)
     }
 
+    /// Binds an earlier version: the last one, or that of `digest`.
+    pub fn roll_back(&self, name: &str, digest: &str) -> Answer<v1::Plugin> {
+        let request = v1::RollBackPluginRequest { name: name.to_owned(), digest: digest.to_owned() };
+        wait(self.plugins.clone().roll_back_plugin(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn unload(&self, name: &str, force: bool) -> Answer<()> {
+        let request = v1::UnloadPluginRequest { name: name.to_owned(), force };
+        wait(self.plugins.clone().unload_plugin(request)).map(drop)
+    }
+
     pub fn plugins(&self, parent: &str) -> Answer<Vec<v1::Plugin>> {
         let request = v1::ListPluginsRequest { parent: parent.to_owned() };
         wait(self.plugins.clone().list_plugins(request)).map(|list| list.into_inner().plugins)

@@ -11,7 +11,7 @@ use tokio_stream::iter;
 use crate::api::{Parent, PluginName, v1};
 use crate::model::{PluginId, PolicyScope, TenantId};
 
-use super::super::args::{Output, PluginListArgs, PluginLoadArgs};
+use super::super::args::{Output, PluginArg, PluginListArgs, PluginLoadArgs, PluginRollbackArgs, PluginUnloadArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
@@ -72,6 +72,32 @@ pub(crate) async fn list(mut client: Client, arguments: PluginListArgs) -> Resul
         Output::Table => show(&plugin_table(&view.plugins)),
         Output::Json => show(&json(&view, false)?),
     }
+}
+
+pub(crate) async fn roll_back(mut client: Client, arguments: PluginRollbackArgs) -> Result<(), Failure> {
+    let name = full_name(&client.caller, &arguments.plugin)?;
+    let request = v1::RollBackPluginRequest { name: name.clone(), digest: arguments.to };
+    let call = client.plugins.roll_back_plugin(within(LOAD, request));
+    let view = PluginView::from(patiently(format_args!("rolling back {name}"), call).await?);
+    match client.output {
+        Output::Table => show(&plugin_table(&[view])),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+pub(crate) async fn unload(mut client: Client, arguments: PluginUnloadArgs) -> Result<(), Failure> {
+    let name = full_name(&client.caller, &arguments.plugin)?;
+    let request = v1::UnloadPluginRequest { name: name.clone(), force: arguments.force };
+    let call = client.plugins.unload_plugin(within(QUICK, request));
+    patiently(format_args!("unloading {name}"), call)
+        .await
+        .map_err(|failure| failure.hint_for(Exit::WrongState, || "--force unloads it all the same".to_owned()))?;
+    show(&format!("{name} is unloaded\n"))
+}
+
+fn full_name(caller: &Caller, plugin: &PluginArg) -> Result<String, Failure> {
+    let scope = scope(caller, plugin.operator, plugin.tenant.as_deref())?;
+    Ok(PluginName { scope, plugin: plugin_id(Some(&plugin.name), None)? }.to_string())
 }
 
 /// The name that was asked for, else the file's without its ending.

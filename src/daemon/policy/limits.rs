@@ -23,6 +23,8 @@ pub(super) const MAX_VERSION_BYTES: usize = 64;
 pub(super) const MAX_SUMMARY_BYTES: usize = 256;
 /// Settings of one plugin.
 pub(super) const MAX_SETTINGS: usize = 64;
+/// Keys and values of one plugin's settings together, in bytes: they stand in the record of each decision.
+pub(super) const MAX_SETTINGS_BYTES: usize = 16 << 10;
 /// Longest key of a setting, in bytes.
 pub(super) const MAX_SETTING_KEY_BYTES: usize = 64;
 /// Longest value of a setting, in bytes.

@@ -19,8 +19,8 @@ use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
 use super::host::bindings::exports::ostler::policy::{admit_hook, select_vf_hook};
 use super::host::{Call, GRANTED};
 use super::limits::{
-    MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SUMMARY_BYTES,
-    MAX_VERSION_BYTES,
+    MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SETTINGS_BYTES,
+    MAX_SUMMARY_BYTES, MAX_VERSION_BYTES,
 };
 use super::plugin::{About, Settings};
 use super::text::{is_line, to_line};
@@ -240,6 +240,11 @@ fn check_setting_bounds(settings: &BTreeMap<String, String>) -> Result<(), LoadE
         let why = format!("{} settings, at most {MAX_SETTINGS} are allowed", settings.len());
         return Err(LoadError::BadSettings(vec![("settings".into(), why)]));
     }
+    let len: usize = settings.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if len > MAX_SETTINGS_BYTES {
+        let why = format!("{len} bytes together, at most {MAX_SETTINGS_BYTES} are allowed");
+        return Err(LoadError::BadSettings(vec![("settings".into(), why)]));
+    }
     let wrong = settings.iter().filter_map(|(key, value)| {
         let why = if !is_line(key, MAX_SETTING_KEY_BYTES) {
             format!("key has {} bytes, 1 to {MAX_SETTING_KEY_BYTES} without control characters are allowed", key.len())
@@ -275,6 +280,7 @@ mod tests {
         };
         assert_eq!(refused((0..65).map(|i| (i.to_string(), String::new())).collect()), "settings");
         assert_eq!(refused([("k".into(), "v".repeat(5000))].into()), "k");
+        assert_eq!(refused((0..5).map(|i| (i.to_string(), "v".repeat(4000))).collect()), "settings");
         assert_eq!(refused([(String::new(), "v".into())].into()), "");
         assert!(check_setting_bounds(&[("k".into(), "v".repeat(4096))].into()).is_ok());
     }

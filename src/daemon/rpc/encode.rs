@@ -8,8 +8,8 @@ use crate::api::convert::{
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    BreakerState, DeviceView, LeaseState, PluginStatus, PluginView, Subnet, VfLease, VirtualFunction, VmRecord,
-    WatchItem,
+    BreakerState, DeviceView, LeaseState, PluginStatus, PluginVersion, PluginView, Subnet, VfLease, VirtualFunction,
+    VmRecord, WatchItem,
 };
 use crate::model::{MacAddr, TenantId};
 use crate::sys::rtnl::{LinkState, VfConfig};
@@ -70,6 +70,15 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         load_time: Some(timestamp_to_proto(record.loaded)),
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
         breakers: Vec::new(),
+        previous: record.previous.iter().map(plugin_version).collect(),
+    }
+}
+
+fn plugin_version(version: &PluginVersion) -> v1::PluginVersion {
+    v1::PluginVersion {
+        digest: version.digest.to_string(),
+        settings: version.settings.clone().into_iter().collect(),
+        load_time: Some(timestamp_to_proto(version.loaded)),
     }
 }
 

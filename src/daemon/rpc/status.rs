@@ -25,6 +25,14 @@ pub(super) fn of(error: &ServiceError) -> Status {
         }
         ServiceError::NoSuchDecision => status(Code::NotFound, text, "DECISION_NOT_FOUND", []),
         ServiceError::NoSuchPlugin => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
+        ServiceError::NoSuchVersion => status(Code::NotFound, text, "VERSION_NOT_FOUND", []),
+        ServiceError::VersionLost { .. } => status(Code::FailedPrecondition, text, "VERSION_LOST", []),
+        ServiceError::TooManyPlugins { limit } => {
+            status(Code::ResourceExhausted, text, "TOO_MANY_PLUGINS", [("limit", limit.to_string())])
+        }
+        ServiceError::LastOfHook { hook } => {
+            status(Code::FailedPrecondition, text, "LAST_OF_HOOK", [("hook", (*hook).to_owned())])
+        }
         ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),
         ServiceError::AlreadyRegistered { tenant, name } => {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])

@@ -29,7 +29,7 @@ use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::policy::{BreakerState, Change};
 pub use crate::daemon::record::{LeaseState, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
-pub use crate::daemon::store::{DecisionQuery, StoredDecision};
+pub use crate::daemon::store::{DecisionQuery, PluginVersion, StoredDecision};
 pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
 pub use access::Whose;

@@ -16,8 +16,13 @@ use sha2::{Digest, Sha256};
 use super::access::require_own;
 use super::{Node, Principal, ServiceError, Whose};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
-use crate::daemon::store::PluginRecord;
+use crate::daemon::store::{PluginRecord, PluginVersion};
 use crate::model::{PluginDigest, PluginId, PolicyScope, TenantId};
+
+/// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
+const MAX_PLUGINS: usize = 16;
+/// Versions of a plugin that are kept for going back.
+const MAX_PREVIOUS: usize = 8;
 
 /// Ordered as a chain is asked: the operator's, then each tenant's, by name.
 type Table = BTreeMap<(PolicyScope, PluginId), PluginView>;
@@ -88,8 +93,29 @@ impl Plugins {
     }
 
     /// What is bound as `name` in `scope`.
-    pub(super) fn bound(&self, scope: &PolicyScope, name: &PluginId) -> Option<LoadedPlugin> {
-        self.table().get(&(scope.clone(), name.clone())).map(|view| view.plugin.clone())
+    pub(super) fn view(&self, scope: &PolicyScope, name: &PluginId) -> Result<PluginView, ServiceError> {
+        self.table().get(&(scope.clone(), name.clone())).cloned().ok_or(ServiceError::NoSuchPlugin)
+    }
+
+    fn count(&self, scope: &PolicyScope) -> usize {
+        self.table().keys().filter(|(of, _)| of == scope).count()
+    }
+
+    /// The first hook at which nobody of the operator's chain would be asked any more without `name`.
+    fn left_alone(&self, name: &PluginId) -> Option<&'static str> {
+        let table = self.table();
+        let operators = table.iter().filter(|((scope, _), _)| *scope == PolicyScope::Operator);
+        let (own, others): (Vec<_>, Vec<_>) = operators.partition(|((_, other), _)| other == name);
+        let hooks = own.iter().flat_map(|(_, view)| view.plugin.hooks());
+        let is_served = |hook: &str| others.iter().any(|(_, view)| view.plugin.hooks().contains(&hook));
+        hooks.copied().find(|hook| !is_served(hook))
+    }
+
+    fn unbind(&self, record: &PluginRecord) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Table::clone(&table);
+        next.remove(&(record.scope.clone(), record.name.clone()));
+        *table = Arc::new(next);
     }
 
     fn table(&self) -> Arc<Table> {
@@ -103,9 +129,12 @@ impl Plugins {
         *table = Arc::new(next);
     }
 
-    /// Removes components that no binding names any more.
+    /// Removes components that no binding names any more, as its version or one before.
     fn sweep(&self) {
-        let kept: Vec<_> = self.table().values().map(|view| file_name(view.record.digest)).collect();
+        let table = self.table();
+        let bound = table.values().map(|view| view.record.digest);
+        let previous = table.values().flat_map(|view| view.record.previous.iter().map(|version| version.digest));
+        let kept: Vec<_> = bound.chain(previous).map(file_name).collect();
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             if !kept.iter().any(|name| entry.file_name() == name.as_str()) {
@@ -113,6 +142,24 @@ impl Plugins {
             }
         }
     }
+}
+
+/// `version` in the place of `replaced`, which it can be taken back to.
+fn successor(
+    replaced: Option<&PluginView>,
+    scope: PolicyScope,
+    name: PluginId,
+    version: PluginVersion,
+) -> PluginRecord {
+    let mut previous = Vec::new();
+    if let Some(PluginView { record, .. }) = replaced {
+        previous.push(record.version());
+        previous.extend(record.previous.iter().cloned());
+        previous.retain(|old| (old.digest, &old.settings) != (version.digest, &version.settings));
+        previous.truncate(MAX_PREVIOUS);
+    }
+    let PluginVersion { digest, settings, loaded } = version;
+    PluginRecord { scope, name, digest, settings, loaded, previous }
 }
 
 async fn reload(dir: &Path, record: &PluginRecord, host: &PolicyHost) -> Result<LoadedPlugin, String> {
@@ -134,32 +181,80 @@ impl Node {
         component: Vec<u8>,
         settings: BTreeMap<String, String>,
     ) -> Result<PluginView, ServiceError> {
-        match (&scope, principal) {
-            (PolicyScope::Operator, Principal::Operator(_)) => {}
-            (PolicyScope::Operator, Principal::Tenant(_)) => {
-                return Err(ServiceError::NotAllowed { needs: "an operator loads the operator's plugins" });
-            }
-            (PolicyScope::Tenant(tenant), principal) => require_own(principal, tenant)?,
-        }
+        require_chain(principal, &scope)?;
         let plugin = self
             .policy
             .load(component.clone(), settings.clone())
             .await
             .map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
         let _turn = self.plugins.turn.lock().await;
+        let replaced = self.plugins.view(&scope, &name).ok();
+        if replaced.is_none() && self.plugins.count(&scope) >= MAX_PLUGINS {
+            return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
+        }
         let digest = plugin.digest();
         let path = self.plugins.dir.join(file_name(digest));
         let written = tokio::task::spawn_blocking(move || write_durably(&path, &component)).await;
         written
             .unwrap_or_else(|ended| Err(io::Error::other(ended)))
             .map_err(|source| ServiceError::Host { what: "the component", source })?;
-        let record = PluginRecord { scope, name, digest, settings, loaded: SystemTime::now() };
+        let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
+        let record = successor(replaced.as_ref(), scope, name, version);
         self.store.put_plugin(record.clone()).await?;
         tracing::info!(plugin = %record.name, %digest, scope = ?record.scope, %principal, "plugin loaded");
         let view = PluginView { record, plugin };
         self.plugins.bind(view.clone());
         self.plugins.sweep();
         Ok(view)
+    }
+
+    /// Binds a version again that was bound as `name` in `scope` before: the last one, or that of `digest`. What is bound
+    /// now takes its place among the earlier ones.
+    pub async fn roll_back_plugin(
+        &self,
+        principal: &Principal,
+        scope: PolicyScope,
+        name: PluginId,
+        digest: Option<PluginDigest>,
+    ) -> Result<PluginView, ServiceError> {
+        require_chain(principal, &scope)?;
+        let _turn = self.plugins.turn.lock().await;
+        let replaced = self.plugins.view(&scope, &name)?;
+        let mut previous = replaced.record.previous.iter();
+        let version = previous.find(|version| digest.is_none_or(|digest| version.digest == digest)).cloned();
+        let version = version.ok_or(ServiceError::NoSuchVersion)?;
+        let record = successor(Some(&replaced), scope, name, version);
+        let reloaded = reload(&self.plugins.dir, &record, &self.policy).await;
+        let plugin = reloaded.map_err(|cause| ServiceError::VersionLost { cause })?;
+        self.store.put_plugin(record.clone()).await?;
+        tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin rolled back");
+        let view = PluginView { record, plugin };
+        self.plugins.bind(view.clone());
+        self.plugins.sweep();
+        Ok(view)
+    }
+
+    /// Takes a plugin out of its chain, with its earlier versions. The last of the operator's at a hook goes only by
+    /// force: without one everything is denied there.
+    pub async fn unload_plugin(
+        &self,
+        principal: &Principal,
+        scope: PolicyScope,
+        name: PluginId,
+        is_forced: bool,
+    ) -> Result<(), ServiceError> {
+        require_chain(principal, &scope)?;
+        let _turn = self.plugins.turn.lock().await;
+        let PluginView { record, .. } = self.plugins.view(&scope, &name)?;
+        let left_alone = (scope == PolicyScope::Operator).then(|| self.plugins.left_alone(&name)).flatten();
+        if let Some(hook) = left_alone.filter(|_| !is_forced) {
+            return Err(ServiceError::LastOfHook { hook });
+        }
+        self.store.remove_plugin(record.clone()).await?;
+        tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin unloaded");
+        self.plugins.unbind(&record);
+        self.plugins.sweep();
+        Ok(())
     }
 
     /// Plugins of the chains that `principal` may see, in the order asked. `None` lists the operator's alone.
@@ -186,6 +281,17 @@ impl Node {
         // What others' requests do to the operator's plugin is theirs to know.
         breakers.retain(|(_, tenant, _)| principal.may_see(tenant));
         PluginStatus { view: view.clone(), breakers }
+    }
+}
+
+/// Whether the caller may change the chain.
+fn require_chain(principal: &Principal, scope: &PolicyScope) -> Result<(), ServiceError> {
+    match (scope, principal) {
+        (PolicyScope::Operator, Principal::Operator(_)) => Ok(()),
+        (PolicyScope::Operator, Principal::Tenant(_)) => {
+            Err(ServiceError::NotAllowed { needs: "an operator changes the operator's plugins" })
+        }
+        (PolicyScope::Tenant(tenant), principal) => require_own(principal, tenant),
     }
 }
 

@@ -125,7 +125,7 @@ impl Node {
                 };
                 loaded.map_err(|source| ServiceError::Plugin { scope: replay.scope.clone(), source })
             }
-            None => self.plugins.bound(&replay.scope, &replay.name).ok_or(ServiceError::NoSuchPlugin),
+            None => Ok(self.plugins.view(&replay.scope, &replay.name)?.plugin),
         }
     }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::PluginRecord;
 use super::decision::StoredDecision;
+use super::{PluginRecord, PluginVersion};
 use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
     BootSpec, DiskSpec, FailureCause, ImagePath, NicBackend, NicSpec, PluginDigest, PolicyScope, VfWish, VlanId,
@@ -126,6 +126,15 @@ struct StoredPlugin {
     digest: String,
     settings: BTreeMap<String, String>,
     loaded_ms: u64,
+    #[serde(default)]
+    previous: Vec<StoredVersion>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredVersion {
+    digest: String,
+    settings: BTreeMap<String, String>,
+    loaded_ms: u64,
 }
 
 /// Reads only the format's number, whatever else the record holds.
@@ -193,7 +202,18 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         digest: plugin.digest.to_string(),
         settings: plugin.settings.clone(),
         loaded_ms: to_ms(plugin.loaded),
+        previous: plugin.previous.iter().map(store_version).collect(),
     })
+}
+
+fn store_version(version: &PluginVersion) -> StoredVersion {
+    let PluginVersion { digest, settings, loaded } = version;
+    StoredVersion { digest: digest.to_string(), settings: settings.clone(), loaded_ms: to_ms(*loaded) }
+}
+
+fn load_version(version: StoredVersion) -> Result<PluginVersion, Unusable> {
+    let StoredVersion { digest, settings, loaded_ms } = version;
+    Ok(PluginVersion { digest: parse_digest(&digest)?, settings, loaded: from_ms(loaded_ms)? })
 }
 
 pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
@@ -204,6 +224,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         digest: parse_digest(&plugin.digest)?,
         settings: plugin.settings,
         loaded: from_ms(plugin.loaded_ms)?,
+        previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
     })
 }
 

@@ -86,6 +86,26 @@ pub struct PluginRecord {
     pub settings: BTreeMap<String, String>,
     /// When it was loaded by the client.
     pub loaded: std::time::SystemTime,
+    /// What was bound here before, newest first; a few, for going back.
+    pub previous: Vec<PluginVersion>,
+}
+
+/// A version of a plugin: what it is and how it is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginVersion {
+    /// Its content.
+    pub digest: PluginDigest,
+    /// What it was configured with.
+    pub settings: BTreeMap<String, String>,
+    /// When it was loaded by the client.
+    pub loaded: std::time::SystemTime,
+}
+
+impl PluginRecord {
+    /// The version that is bound.
+    pub fn version(&self) -> PluginVersion {
+        PluginVersion { digest: self.digest, settings: self.settings.clone(), loaded: self.loaded }
+    }
 }
 
 /// A VM changed, or is gone.
@@ -169,6 +189,11 @@ impl Store {
         self.write(|done| Write::Plugin { plugin, done }).await
     }
 
+    /// Forgets a plugin.
+    pub async fn remove_plugin(&self, plugin: PluginRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::RemovePlugin { plugin, done }).await
+    }
+
     /// Remembers a lease's change, if it follows the last one that the store has ([`VfLease::generation`]): of several
     /// that take the same virtual function at once, one succeeds and the others get [`StoreError::Stale`].
     pub async fn put_lease(&self, lease: VfLease) -> Result<(), StoreError> {
@@ -245,7 +270,13 @@ mod tests {
             digest: PluginDigest([7; 32]),
             settings: BTreeMap::from([("max-vms".into(), "3".into())]),
             loaded: std::time::UNIX_EPOCH,
+            previous: vec![PluginVersion {
+                digest: PluginDigest([6; 32]),
+                settings: BTreeMap::new(),
+                loaded: std::time::UNIX_EPOCH,
+            }],
         };
+        let unloaded = PluginRecord { name: "old".parse().unwrap(), ..plugin.clone() };
         {
             let (store, found) = Store::open(&path).unwrap();
             assert!(found.vms.is_empty() && found.plugins.is_empty());
@@ -253,6 +284,8 @@ mod tests {
             store.insert_vm(gone.clone()).await.unwrap();
             store.remove_vm(gone).await.unwrap();
             store.put_plugin(plugin.clone()).await.unwrap();
+            store.put_plugin(unloaded.clone()).await.unwrap();
+            store.remove_plugin(unloaded).await.unwrap();
             assert_eq!(store.snapshot().revision, 3);
             store.close().await;
             assert!(matches!(store.put_plugin(plugin.clone()).await, Err(StoreError::Closed)));

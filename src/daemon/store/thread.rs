@@ -41,6 +41,10 @@ pub(super) enum Write {
         plugin: PluginRecord,
         done: Done,
     },
+    RemovePlugin {
+        plugin: PluginRecord,
+        done: Done,
+    },
     Lease {
         lease: VfLease,
         done: Done,
@@ -286,6 +290,10 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
         Write::Plugin { plugin, done } => {
             let (key, value) = (format::plugin_key(&plugin), Some(format::encode_plugin(&plugin)));
             Planned { table: PLUGINS, key, value, change: None, lease: None, is_new: false, done }
+        }
+        Write::RemovePlugin { plugin, done } => {
+            let key = format::plugin_key(&plugin);
+            Planned { table: PLUGINS, key, value: None, change: None, lease: None, is_new: false, done }
         }
         Write::Lease { lease, done } => {
             let (key, value) = (lease.key.to_string(), Some(lease::encode_lease(&lease)));
