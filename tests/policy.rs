@@ -276,6 +276,122 @@ fn a_plugin_that_keeps_failing_is_left_alone_for_that_tenant_only() {
     assert!(second(&globex).breakers.is_empty());
 }
 
+/// Resident memory of the daemon, in KiB (proc_pid_status(5)).
+fn resident_kib(host: &mut Host) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.daemon_pid().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// A component with one core module of these sections (core specification §5.5; component model, binary format).
+fn component_of(sections: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut module = b"\0asm\x01\0\0\0".to_vec();
+    for (id, section) in sections {
+        module.push(*id);
+        module.extend(leb(section.len()));
+        module.extend(section);
+    }
+    let mut component = b"\0asm\x0d\0\x01\0".to_vec();
+    component.push(1);
+    component.extend(leb(module.len()));
+    component.extend(module);
+    component
+}
+
+/// Unsigned LEB128 (core specification §5.2.2).
+fn leb(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let byte = u8::try_from(value & 0x7f).unwrap();
+        value >>= 7;
+        if value == 0 {
+            bytes.push(byte);
+            return bytes;
+        }
+        bytes.push(byte | 0x80);
+    }
+}
+
+/// `count` functions with this body, of type `() -> ()`.
+fn functions(count: usize, body: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let types = vec![1, 0x60, 0, 0];
+    let declared = [leb(count), vec![0; count]].concat();
+    let code = [leb(body.len() + 1), vec![0], body.to_vec()].concat();
+    let code = [leb(count), code.repeat(count)].concat();
+    vec![(1, types), (3, declared), (10, code)]
+}
+
+#[test]
+fn an_attack_on_the_compiler_costs_the_daemon_nothing() {
+    let mut host = Host::start();
+    let (pid, acme) = (host.daemon_pid(), host.tenant("acme"));
+    let load = |bytes: &[u8]| {
+        let refused = facts(&acme.load("tenants/acme/plugins/own", bytes, &[]).unwrap_err());
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "PLUGIN_REFUSED"), "{refused:?}");
+        refused.metadata["code"].clone()
+    };
+    load(&plugin("hostile/no-hook"));
+    let before = resident_kib(&mut host);
+    let admission = plugin("admission");
+    // 10,000 functions are fine to compile, and no plugin. 5,000 blocks within each other, and a loop's worth of code.
+    let deep = [[0x02, 0x40].repeat(5_000), vec![0x0b; 5_001]].concat();
+    let wide = [[0x41, 1, 0x1a].repeat(200_000), vec![0x0b]].concat();
+    let table = vec![(4, [vec![1, 0x70, 0], leb(100_000_000)].concat())];
+    let corpus: [(&str, Vec<u8>, &[&str]); 9] = [
+        ("precompiled", [b"\x7fELF\x02\x01\x01".as_slice(), &[0; 4096]].concat(), &["plugin.precompiled"]),
+        ("cut", admission[..admission.len() / 2].to_vec(), &["plugin.not-compiled"]),
+        ("core module", plugin("hostile/core-module"), &["plugin.core-module"]),
+        ("10,000 functions", component_of(&functions(10_000, &[0x0b])), &["plugin.missing-export"]),
+        ("deep", component_of(&functions(1, &deep)), &["plugin.missing-export", "plugin.not-compiled"]),
+        ("wide", component_of(&functions(4, &wide)), &["plugin.missing-export", "plugin.not-compiled"]),
+        ("huge table", component_of(&table), &["plugin.too-demanding"]),
+        ("noise", [b"\0asm\x0d\0\x01\0".as_slice(), &[0xa5; 1 << 20]].concat(), &["plugin.not-compiled"]),
+        ("imports", plugin("hostile/clock"), &["plugin.undeclared-imports"]),
+    ];
+    for (name, bytes, expected) in corpus {
+        let code = load(&bytes);
+        assert!(expected.contains(&code.as_str()), "{name}: {code}");
+    }
+    let grown = resident_kib(&mut host).saturating_sub(before);
+    println!("the daemon's memory grew by {grown} KiB");
+    assert!(grown < 16 << 10, "grew by {grown} KiB");
+    assert_eq!(host.daemon_pid(), pid);
+    acme.register("web", small()).unwrap();
+    let compilers = std::process::Command::new("pgrep")
+        .args(["-f", "^ostler-compile", "-P"])
+        .arg(pid.unwrap().to_string())
+        .output();
+    assert!(compilers.is_ok_and(|found| found.stdout.is_empty()), "a compiler is left");
+}
+
+#[test]
+fn compiled_plugins_are_kept_and_forged_ones_are_not_believed() {
+    let mut host = limited(&[("max-vcpus", "2")]);
+    let kept = |host: &Host| {
+        let entries = std::fs::read_dir(host.data().join("compiled")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let files = kept(&host);
+    assert_eq!(files.len(), 1, "{files:?}");
+    let written = std::fs::read(&files[0]).unwrap();
+    // Somebody puts other machine code there: not believed, made anew.
+    let mut forged = written.clone();
+    let middle = forged.len() / 2;
+    forged[middle] ^= 1;
+    for replacement in [forged, b"\x7fELF".to_vec(), Vec::new()] {
+        host.kill_daemon();
+        std::fs::write(&files[0], replacement).unwrap();
+        host.start_daemon();
+        let loaded = host.operator().plugins("").unwrap();
+        assert!(loaded[0].failure.is_empty(), "{loaded:?}");
+        denied(&host.tenant("acme"), "big", sized(4, 128), "limit.vcpus");
+        assert_eq!(std::fs::read(&files[0]).unwrap(), written);
+    }
+    // What nobody names any more is gone.
+    host.operator().unload(ADMISSION, true).unwrap();
+    assert!(kept(&host).is_empty());
+}
+
 #[test]
 fn plugins_that_misbehave_deny_and_harm_nobody() {
     let mut host = Host::start();

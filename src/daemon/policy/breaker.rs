@@ -154,10 +154,8 @@ mod tests {
         Key { plugin, scope, digest, hook: "admit", tenant: tenant.parse().unwrap() }
     }
 
-    const TRAP: Result<(), fn() -> PolicyFault> = Err(|| PolicyFault::Trap("x".into()));
-
     fn trap() -> Result<(), PolicyFault> {
-        TRAP.map_err(|fault| fault())
+        Err(PolicyFault::Trap("x".into()))
     }
 
     #[test]

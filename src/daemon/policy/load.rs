@@ -13,6 +13,7 @@ use wasmtime::component::{Component, Linker};
 use crate::model::{AdmitRequest, PluginDigest, PolicyFault, SelectVfRequest, VmName};
 
 use super::call::{Code, Compiled, Site};
+use super::compiler::Compiler;
 use super::engine::Sandbox;
 use super::hook::Question;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
@@ -31,6 +32,8 @@ const MAGIC: &[u8] = b"\0asm";
 const CORE_MODULE: &[u8] = &[1, 0, 0, 0];
 /// The same in a component: the layer is 1 (component model, binary format).
 const COMPONENT_LAYER: &[u8] = &[1, 0];
+/// First bytes of an object file, which is what a serialized component is (System V ABI, ELF header).
+const ELF: &[u8] = b"\x7fELF";
 /// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
 /// Hooks and the interfaces that carry them: a plugin exports at least one.
@@ -65,6 +68,33 @@ pub enum LoadError {
         "this is a WebAssembly core module, not a component; wrap it with `wasm-tools component new` or wit-component"
     )]
     CoreModule,
+    /// Machine code, or something else that was compiled already: never taken from anybody.
+    #[error("this is compiled already; load the .wasm component that it was made from, the node compiles it itself")]
+    Precompiled,
+    /// The compiler needed too much time.
+    #[error("component takes more than {seconds} s to compile; make it smaller")]
+    CompilerTime {
+        /// The limit, of processor time.
+        seconds: u64,
+    },
+    /// The compiler needed, or made, too much.
+    #[error("component takes more than {limit_bytes} bytes to compile; make it smaller")]
+    CompilerMemory {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The compiler ended without an answer.
+    #[error("the compiler cannot digest this component (it ended {how}); build it for a plainer target")]
+    CompilerDied {
+        /// In which way.
+        how: String,
+    },
+    /// It compiles, and needs more tables, memories or instances than one call may have.
+    #[error("component needs more than an instance may have: {reason}")]
+    TooDemanding {
+        /// What, on one line.
+        reason: String,
+    },
     /// The compiler refuses it.
     #[error("component is damaged or uses what this host does not run; build and send it again: {reason}")]
     NotCompiled {
@@ -112,16 +142,45 @@ pub enum LoadError {
     Unavailable(String),
 }
 
+impl LoadError {
+    /// A stable, machine-readable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "plugin.too-large",
+            Self::NotWasm => "plugin.not-wasm",
+            Self::CoreModule => "plugin.core-module",
+            Self::Precompiled => "plugin.precompiled",
+            Self::CompilerTime { .. } => "plugin.compiler-time",
+            Self::CompilerMemory { .. } => "plugin.compiler-memory",
+            Self::CompilerDied { .. } => "plugin.compiler-died",
+            Self::TooDemanding { .. } => "plugin.too-demanding",
+            Self::NotCompiled { .. } => "plugin.not-compiled",
+            Self::UndeclaredImports(_) => "plugin.undeclared-imports",
+            Self::MissingExport(_) => "plugin.missing-export",
+            Self::WrongTypes { .. } => "plugin.wrong-types",
+            Self::TooMuchMemory { .. } => "plugin.too-much-memory",
+            Self::Faulted { .. } => "plugin.faulted",
+            Self::BadManifest(_) => "plugin.bad-manifest",
+            Self::BadSettings(_) => "plugin.bad-settings",
+            Self::Unavailable(_) => "plugin.unavailable",
+        }
+    }
+}
+
 /// Content address of `bytes`.
 pub(super) fn digest(bytes: &[u8]) -> PluginDigest {
     PluginDigest(Sha256::digest(bytes).into())
 }
 
 /// Compiles and checks a component, and asks it for its name.
-pub(super) fn compile(sandbox: &Sandbox, linker: &Linker<Call>, bytes: &[u8]) -> Result<Compiled, LoadError> {
+pub(super) fn compile(
+    sandbox: &Sandbox,
+    linker: &Linker<Call>,
+    compiler: &Compiler,
+    bytes: &[u8],
+) -> Result<Compiled, LoadError> {
     check_kind(bytes)?;
-    let component = Component::from_binary(sandbox.engine(), bytes)
-        .map_err(|error| LoadError::NotCompiled { reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES) })?;
+    let component = compiler.component(sandbox, digest(bytes), bytes)?;
     let hooks = check_interfaces(sandbox, &component)?;
     let limit_bytes = sandbox.limits().memory_bytes;
     let wanted_pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
@@ -169,6 +228,7 @@ fn check_kind(bytes: &[u8]) -> Result<(), LoadError> {
     match bytes.strip_prefix(MAGIC) {
         Some(rest) if rest.starts_with(CORE_MODULE) => Err(LoadError::CoreModule),
         Some(rest) if rest.get(2..4) == Some(COMPONENT_LAYER) => Ok(()),
+        None if bytes.starts_with(ELF) => Err(LoadError::Precompiled),
         _ => Err(LoadError::NotWasm),
     }
 }

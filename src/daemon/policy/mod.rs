@@ -9,11 +9,12 @@
 //! admit(chain, request) ─▶ bounded queue ─▶ executor thread: per plugin a fresh instance ─▶ combine ─▶ Decision
 //! ```
 //!
-//! The host runs inside the daemon's process for now. Only values cross its door (bytes and settings in, opinions and
-//! decisions out), so that it can move into a process of its own, with the compiler in another, without changing a caller.
+//! The host runs inside the daemon's process for now; only the compiler is a process of its own. Only values cross its
+//! door (bytes and settings in, opinions and decisions out), so that it can move out too without changing a caller.
 
 mod breaker;
 mod call;
+mod compiler;
 mod engine;
 mod executor;
 mod hook;
@@ -40,6 +41,7 @@ use crate::model::{
 
 use breaker::Breakers;
 use call::Compiled;
+use compiler::Compiler;
 use engine::Sandbox;
 use executor::{Job, Jobs};
 use hook::{Question, admit, select_vf};
@@ -47,6 +49,7 @@ use host::Call;
 use queue::Full;
 
 pub use breaker::BreakerState;
+pub use compiler::{CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
 pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
@@ -58,6 +61,8 @@ pub use replay::{Change, Replayed, Replayer};
 pub struct PolicyConfig {
     /// What plugins may use.
     pub limits: Limits,
+    /// How components are compiled; `None`: in this process, and nothing is kept.
+    pub compiler: Option<CompilerConfig>,
 }
 
 /// Why the host could not start: the cause is the daemon's host, not a plugin.
@@ -84,6 +89,7 @@ struct Inner {
     queue: Arc<Jobs>,
     breakers: Arc<Breakers>,
     compilers: Arc<Semaphore>,
+    compiler: Compiler,
     /// Rank: leaf. Guards the components in use, by content: the same one is compiled once.
     compiled: Mutex<HashMap<PluginDigest, Weak<Compiled>>>,
 }
@@ -102,7 +108,8 @@ impl PolicyHost {
         executor::start(sandbox.clone(), Arc::clone(&queue), Arc::clone(&breakers))
             .map_err(PolicyStartError::Thread)?;
         let compilers = Arc::new(Semaphore::new(config.limits.compilers.max(1)));
-        Ok(Self(Arc::new(Inner { sandbox, linker, queue, breakers, compilers, compiled: Mutex::default() })))
+        let compiler = Compiler::new(config.compiler);
+        Ok(Self(Arc::new(Inner { sandbox, linker, queue, breakers, compilers, compiler, compiled: Mutex::default() })))
     }
 
     /// Checks, compiles and describes a component, and lets it check its settings.
@@ -167,6 +174,11 @@ impl PolicyHost {
         record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
     }
 
+    /// Forgets compiled components of all plugins but these.
+    pub fn keep_compiled(&self, digests: &[PluginDigest]) {
+        self.0.compiler.keep(digests);
+    }
+
     /// Breakers of the binding that are not closed: the hook, the tenant that asked, and where it is.
     pub fn breakers(
         &self,
@@ -229,7 +241,7 @@ impl Inner {
         if let Some(compiled) = known {
             return Ok(compiled);
         }
-        let compiled = Arc::new(load::compile(&self.sandbox, &self.linker, bytes)?);
+        let compiled = Arc::new(load::compile(&self.sandbox, &self.linker, &self.compiler, bytes)?);
         let mut table = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         table.retain(|_, compiled| compiled.strong_count() > 0);
         table.insert(digest, Arc::downgrade(&compiled));

@@ -62,7 +62,8 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
         ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
         ServiceError::Plugin { source, .. } => {
-            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", [("cause", source.to_string())])
+            let metadata = [("cause", source.to_string()), ("code", source.code().to_owned())];
+            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", metadata)
         }
         ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
         ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),

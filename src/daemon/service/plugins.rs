@@ -71,7 +71,7 @@ impl Plugins {
         }
         let plugins =
             Self { dir: dir.to_owned(), table: RwLock::new(Arc::new(table)), turn: tokio::sync::Mutex::default() };
-        plugins.sweep();
+        plugins.sweep(host);
         plugins
     }
 
@@ -130,11 +130,13 @@ impl Plugins {
     }
 
     /// Removes components that no binding names any more, as its version or one before.
-    fn sweep(&self) {
+    fn sweep(&self, host: &PolicyHost) {
         let table = self.table();
         let bound = table.values().map(|view| view.record.digest);
         let previous = table.values().flat_map(|view| view.record.previous.iter().map(|version| version.digest));
-        let kept: Vec<_> = bound.chain(previous).map(file_name).collect();
+        let digests: Vec<_> = bound.chain(previous).collect();
+        host.keep_compiled(&digests);
+        let kept: Vec<_> = digests.into_iter().map(file_name).collect();
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             if !kept.iter().any(|name| entry.file_name() == name.as_str()) {
@@ -204,7 +206,7 @@ impl Node {
         tracing::info!(plugin = %record.name, %digest, scope = ?record.scope, %principal, "plugin loaded");
         let view = PluginView { record, plugin };
         self.plugins.bind(view.clone());
-        self.plugins.sweep();
+        self.plugins.sweep(&self.policy);
         Ok(view)
     }
 
@@ -230,7 +232,7 @@ impl Node {
         tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin rolled back");
         let view = PluginView { record, plugin };
         self.plugins.bind(view.clone());
-        self.plugins.sweep();
+        self.plugins.sweep(&self.policy);
         Ok(view)
     }
 
@@ -253,7 +255,7 @@ impl Node {
         self.store.remove_plugin(record.clone()).await?;
         tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin unloaded");
         self.plugins.unbind(&record);
-        self.plugins.sweep();
+        self.plugins.sweep(&self.policy);
         Ok(())
     }
 
