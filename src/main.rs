@@ -8,11 +8,12 @@ use ostler::daemon::{self, JailConfig, ServeConfig};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // Before anything else: these two start with as little as can be.
+    // Before anything else: these start with as little as can be.
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("jail") => return ostler::jail::run(arguments),
         Some("vmm") => return ostler::vmm::run(),
+        Some(ostler::daemon::policy::COMPILER_ROLE) => return ostler::daemon::policy::compile(arguments),
         _ => {}
     }
     match cli::parse() {

@@ -141,6 +141,72 @@ fn a_replaced_plugin_decides_at_once_and_a_restart_keeps_it() {
 }
 
 #[test]
+fn a_plugin_is_rolled_back_to_an_earlier_version_even_after_a_restart() {
+    let mut host = limited(&[("max-vcpus", "1")]);
+    let operator = host.operator();
+    let trap = operator.load(ADMISSION, &plugin("hostile/trap"), &[]).unwrap();
+    assert_eq!(trap.previous.len(), 1);
+    denied(&host.tenant("acme"), "web", sized(1, 128), "policy.trap");
+    host.kill_daemon();
+    host.start_daemon();
+    let (operator, acme) = (host.operator(), host.tenant("acme"));
+    let back = operator.roll_back(ADMISSION, "").unwrap();
+    assert_eq!(back.settings.get("max-vcpus").map(String::as_str), Some("1"));
+    assert_eq!(back.previous[0].digest, trap.digest);
+    denied(&acme, "big", sized(2, 128), "limit.vcpus");
+    acme.register("web", sized(1, 128)).unwrap();
+    // Forth again, by its digest; versions do not pile up.
+    let forth = operator.roll_back(ADMISSION, &trap.digest).unwrap();
+    assert_eq!((forth.digest, forth.previous.len()), (trap.digest, 1));
+    let missing = operator.roll_back(ADMISSION, &format!("sha256:{}", "0".repeat(64))).unwrap_err();
+    assert_eq!(facts(&missing).reason, "VERSION_NOT_FOUND");
+    for at in 0..20 {
+        operator.load(ADMISSION, &plugin("admission"), &[("max-vms", &at.to_string())]).unwrap();
+    }
+    assert_eq!(operator.plugins("").unwrap()[0].previous.len(), 8);
+    assert_eq!(acme.roll_back(ADMISSION, "").unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(acme.roll_back("tenants/acme/plugins/none", "").unwrap_err().code(), Code::NotFound);
+}
+
+#[test]
+fn the_operators_last_plugin_is_unloaded_only_by_force_and_then_all_is_denied() {
+    let mut host = limited(&[]);
+    let (operator, acme) = (host.operator(), host.tenant("acme"));
+    acme.load("tenants/acme/plugins/own", &plugin("hostile/trap"), &[]).unwrap();
+    assert_eq!(acme.unload(ADMISSION, true).unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        host.tenant("globex").unload("tenants/acme/plugins/own", true).unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    denied(&acme, "web", small(), "policy.trap");
+    acme.unload("tenants/acme/plugins/own", false).unwrap();
+    assert_eq!(acme.unload("tenants/acme/plugins/own", false).unwrap_err().code(), Code::NotFound);
+    acme.register("web", small()).unwrap();
+    let refused = facts(&operator.unload(ADMISSION, false).unwrap_err());
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "LAST_OF_HOOK"));
+    acme.register("still", small()).unwrap();
+    operator.load("operator/plugins/second", &plugin("hostile/abstain"), &[]).unwrap();
+    operator.unload(ADMISSION, false).unwrap();
+    denied(&acme, "next", small(), "policy.no-opinion");
+    operator.unload("operator/plugins/second", true).unwrap();
+    host.kill_daemon();
+    host.start_daemon();
+    assert!(host.operator().plugins("").unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(host.data().join("plugins")).unwrap().count(), 0, "components are gone too");
+}
+
+#[test]
+fn a_chain_has_a_bounded_number_of_plugins() {
+    let host = limited(&[]);
+    let acme = host.tenant("acme");
+    let load = |at: usize| acme.load(&format!("tenants/acme/plugins/p{at}"), &plugin("hostile/abstain"), &[]);
+    (0..16).for_each(|at| drop(load(at).unwrap()));
+    assert_eq!(facts(&load(16).unwrap_err()).reason, "TOO_MANY_PLUGINS");
+    load(3).unwrap();
+    acme.register("web", small()).unwrap();
+}
+
+#[test]
 fn refuses_what_is_no_plugin_each_with_its_own_error() {
     let mut host = Host::start();
     let pid = host.daemon_pid();
@@ -177,6 +243,153 @@ fn refuses_what_is_no_plugin_each_with_its_own_error() {
     assert_eq!(operator.plugins("").unwrap(), good, "a refused load must change nothing");
     assert_eq!(host.daemon_pid(), pid);
     host.tenant("acme").register("web", small()).unwrap();
+}
+
+#[test]
+fn a_plugin_that_keeps_failing_is_left_alone_for_that_tenant_only() {
+    let host = Host::without_policy();
+    let (operator, acme, globex) = (host.operator(), host.tenant("acme"), host.tenant("globex"));
+    operator.load(ADMISSION, &plugin("admission"), &[]).unwrap();
+    acme.load("tenants/acme/plugins/own", &plugin("hostile/loop"), &[]).unwrap();
+    let codes: Vec<_> = (0..7)
+        .map(|_| facts(&acme.register("web", small()).unwrap_err()).metadata.get("code").cloned().unwrap_or_default())
+        .collect();
+    assert!(codes[..5].iter().all(|code| code != "policy.breaker-open"), "{codes:?}");
+    assert_eq!(codes[5..], ["policy.breaker-open", "policy.breaker-open"]);
+    let own = |caller: &Caller| caller.plugins("tenants/acme").unwrap().into_iter().find(|p| p.name.ends_with("/own"));
+    let breaker = &own(&acme).unwrap().breakers[0];
+    assert_eq!((breaker.hook.as_str(), breaker.tenant.as_str()), ("admit", "tenants/acme"));
+    assert_eq!(own(&operator).unwrap().breakers.len(), 1);
+    // On record, closed to nobody else, and gone with the version that failed.
+    let records = acme.decisions(ostler::api::v1::ListDecisionsRequest::default()).unwrap();
+    assert_eq!((records[0].code.as_str(), records[0].links[1].fuel), ("policy.breaker-open", 0));
+    globex.register("web", small()).unwrap();
+    acme.load("tenants/acme/plugins/own", &plugin("hostile/abstain"), &[]).unwrap();
+    acme.register("web", small()).unwrap();
+
+    // An operator's plugin that fails at one tenant's requests: the other is not told.
+    operator.load("operator/plugins/second", &plugin("hostile/trap"), &[]).unwrap();
+    (0..6).for_each(|_| drop(acme.register("next", small())));
+    let second =
+        |caller: &Caller| caller.plugins("").unwrap().into_iter().find(|p| p.name.ends_with("/second")).unwrap();
+    assert_eq!(second(&acme).breakers.len(), 1);
+    assert!(second(&globex).breakers.is_empty());
+}
+
+/// Resident memory of the daemon, in KiB (proc_pid_status(5)).
+fn resident_kib(host: &mut Host) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.daemon_pid().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// A component with one core module of these sections (core specification §5.5; component model, binary format).
+fn component_of(sections: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let mut module = b"\0asm\x01\0\0\0".to_vec();
+    for (id, section) in sections {
+        module.push(*id);
+        module.extend(leb(section.len()));
+        module.extend(section);
+    }
+    let mut component = b"\0asm\x0d\0\x01\0".to_vec();
+    component.push(1);
+    component.extend(leb(module.len()));
+    component.extend(module);
+    component
+}
+
+/// Unsigned LEB128 (core specification §5.2.2).
+fn leb(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let byte = u8::try_from(value & 0x7f).unwrap();
+        value >>= 7;
+        if value == 0 {
+            bytes.push(byte);
+            return bytes;
+        }
+        bytes.push(byte | 0x80);
+    }
+}
+
+/// `count` functions with this body, of type `() -> ()`.
+fn functions(count: usize, body: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let types = vec![1, 0x60, 0, 0];
+    let declared = [leb(count), vec![0; count]].concat();
+    let code = [leb(body.len() + 1), vec![0], body.to_vec()].concat();
+    let code = [leb(count), code.repeat(count)].concat();
+    vec![(1, types), (3, declared), (10, code)]
+}
+
+#[test]
+fn an_attack_on_the_compiler_costs_the_daemon_nothing() {
+    let mut host = Host::start();
+    let (pid, acme) = (host.daemon_pid(), host.tenant("acme"));
+    let load = |bytes: &[u8]| {
+        let refused = facts(&acme.load("tenants/acme/plugins/own", bytes, &[]).unwrap_err());
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "PLUGIN_REFUSED"), "{refused:?}");
+        refused.metadata["code"].clone()
+    };
+    load(&plugin("hostile/no-hook"));
+    let before = resident_kib(&mut host);
+    let admission = plugin("admission");
+    // 10,000 functions are fine to compile, and no plugin. 5,000 blocks within each other, and a loop's worth of code.
+    let deep = [[0x02, 0x40].repeat(5_000), vec![0x0b; 5_001]].concat();
+    let wide = [[0x41, 1, 0x1a].repeat(200_000), vec![0x0b]].concat();
+    let table = vec![(4, [vec![1, 0x70, 0], leb(100_000_000)].concat())];
+    let corpus: [(&str, Vec<u8>, &[&str]); 9] = [
+        ("precompiled", [b"\x7fELF\x02\x01\x01".as_slice(), &[0; 4096]].concat(), &["plugin.precompiled"]),
+        ("cut", admission[..admission.len() / 2].to_vec(), &["plugin.not-compiled"]),
+        ("core module", plugin("hostile/core-module"), &["plugin.core-module"]),
+        ("10,000 functions", component_of(&functions(10_000, &[0x0b])), &["plugin.missing-export"]),
+        ("deep", component_of(&functions(1, &deep)), &["plugin.missing-export", "plugin.not-compiled"]),
+        ("wide", component_of(&functions(4, &wide)), &["plugin.missing-export", "plugin.not-compiled"]),
+        ("huge table", component_of(&table), &["plugin.too-demanding"]),
+        ("noise", [b"\0asm\x0d\0\x01\0".as_slice(), &[0xa5; 1 << 20]].concat(), &["plugin.not-compiled"]),
+        ("imports", plugin("hostile/clock"), &["plugin.undeclared-imports"]),
+    ];
+    for (name, bytes, expected) in corpus {
+        let code = load(&bytes);
+        assert!(expected.contains(&code.as_str()), "{name}: {code}");
+    }
+    let grown = resident_kib(&mut host).saturating_sub(before);
+    println!("the daemon's memory grew by {grown} KiB");
+    assert!(grown < 16 << 10, "grew by {grown} KiB");
+    assert_eq!(host.daemon_pid(), pid);
+    acme.register("web", small()).unwrap();
+    let compilers = std::process::Command::new("pgrep")
+        .args(["-f", "^ostler-compile", "-P"])
+        .arg(pid.unwrap().to_string())
+        .output();
+    assert!(compilers.is_ok_and(|found| found.stdout.is_empty()), "a compiler is left");
+}
+
+#[test]
+fn compiled_plugins_are_kept_and_forged_ones_are_not_believed() {
+    let mut host = limited(&[("max-vcpus", "2")]);
+    let kept = |host: &Host| {
+        let entries = std::fs::read_dir(host.data().join("compiled")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let files = kept(&host);
+    assert_eq!(files.len(), 1, "{files:?}");
+    let written = std::fs::read(&files[0]).unwrap();
+    // Somebody puts other machine code there: not believed, made anew.
+    let mut forged = written.clone();
+    let middle = forged.len() / 2;
+    forged[middle] ^= 1;
+    for replacement in [forged, b"\x7fELF".to_vec(), Vec::new()] {
+        host.kill_daemon();
+        std::fs::write(&files[0], replacement).unwrap();
+        host.start_daemon();
+        let loaded = host.operator().plugins("").unwrap();
+        assert!(loaded[0].failure.is_empty(), "{loaded:?}");
+        denied(&host.tenant("acme"), "big", sized(4, 128), "limit.vcpus");
+        assert_eq!(std::fs::read(&files[0]).unwrap(), written);
+    }
+    // What nobody names any more is gone.
+    host.operator().unload(ADMISSION, true).unwrap();
+    assert!(kept(&host).is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::api::{resources, scope_name, v1};
+use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, Opinion,
     Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec, VmState,
@@ -134,6 +134,7 @@ pub fn decision_to_proto(decision: &Decision) -> v1::Decision {
         message,
         opinions: decision.opinions.iter().map(opinion_to_proto).collect(),
         took: Some(duration_to_proto(decision.took)),
+        record: decision.id.as_ref().map(decision_name).unwrap_or_default(),
     }
 }
 
@@ -150,6 +151,7 @@ fn opinion_to_proto(opinion: &Opinion) -> v1::Opinion {
         scope: scope_name(&opinion.scope),
         verdict: verdict.to_owned(),
         detail,
+        fuel: opinion.fuel,
         took: Some(duration_to_proto(opinion.took)),
     }
 }
@@ -366,6 +368,7 @@ mod tests {
             digest: PluginDigest([7; 32]),
             scope: PolicyScope::Tenant("acme".parse().unwrap()),
             verdict,
+            fuel: 0,
             took: Duration::from_micros(40),
         };
         let shown = decision_to_proto(&Decision {
@@ -377,6 +380,7 @@ mod tests {
                 opinion(Err(PolicyFault::Deadline(Duration::from_millis(50)))),
             ],
             took: Duration::from_micros(90),
+            id: None,
         });
         assert!(!shown.allowed);
         assert_eq!((shown.code.as_str(), shown.message.as_str()), ("policy.deadline", "late"));

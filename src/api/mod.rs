@@ -6,7 +6,7 @@ pub mod convert;
 mod names;
 mod resources;
 
-pub use names::{Parent, PluginName, VmRef, scope_name};
+pub use names::{Parent, PluginName, VmRef, decision_name, parse_decision_name, scope_name};
 
 #[allow(missing_docs, clippy::pedantic, reason = "generated")]
 pub mod v1 {

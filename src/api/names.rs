@@ -6,12 +6,13 @@
 //! VmRef       tenants/{tenant}/vms/{vm}
 //! Parent      "" (the caller's own) | tenants/- (all) | tenants/{tenant} | operator (plugins only)
 //! PluginName  operator/plugins/{plugin} | tenants/{tenant}/plugins/{plugin}
+//! DecisionId  tenants/{tenant}/decisions/{sequence}
 //! ```
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::model::{IdError, PluginId, PolicyScope, SpecError, TenantId, VmName};
+use crate::model::{DecisionId, IdError, PluginId, PolicyScope, SpecError, TenantId, VmName};
 
 /// A VM, named across tenants.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +109,25 @@ impl fmt::Display for PluginName {
     }
 }
 
+/// A decision on record: `tenants/{tenant}/decisions/{sequence}`.
+pub fn decision_name(id: &DecisionId) -> String {
+    format!("tenants/{}/decisions/{}", id.tenant, id.sequence)
+}
+
+/// Reads what [`decision_name`] writes; the error's field is `name`.
+pub fn parse_decision_name(name: &str) -> Result<DecisionId, SpecError> {
+    let malformed = || malformed(name, "tenants/{tenant}/decisions/{sequence}");
+    match name.split('/').collect::<Vec<_>>()[..] {
+        ["tenants", tenant, "decisions", number] => {
+            let sequence = number.parse().map_err(|_| malformed())?;
+            let id = DecisionId { tenant: label(tenant)?, sequence };
+            // One name for each: no signs, no leading zeros.
+            if id.sequence.to_string() == number { Ok(id) } else { Err(malformed()) }
+        }
+        _ => Err(malformed()),
+    }
+}
+
 /// A chain's owner as the API names it: `operator` or `tenants/{tenant}`.
 pub fn scope_name(scope: &PolicyScope) -> String {
     match scope {
@@ -170,6 +190,10 @@ mod tests {
         assert!(Parent::parse("tenants/").is_err());
         assert!(Parent::parse("acme").unwrap_err().reason.contains("tenants/-"));
         assert!(PluginName::parse("tenants/acme/vms/web").is_err());
+        assert_eq!(parse_decision_name("tenants/acme/decisions/7").unwrap().to_string(), "acme/7");
+        for name in ["tenants/acme/decisions/07", "tenants/acme/decisions/+7", "tenants/acme/decisions/", "acme/7"] {
+            assert!(parse_decision_name(name).is_err(), "{name}");
+        }
     }
 
     #[test]
@@ -187,6 +211,9 @@ mod tests {
             }
             if let Ok(name) = PluginName::parse(&text) {
                 prop_assert_eq!(name.to_string(), text.clone());
+            }
+            if let Ok(id) = parse_decision_name(&text) {
+                prop_assert_eq!(decision_name(&id), text.clone());
             }
             if let Ok(parent) = Parent::parse(&text) {
                 prop_assert_eq!(parent.to_string(), text);

@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Policy plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// What policy decided, on record
+    #[command(subcommand)]
+    Decision(DecisionCommand),
     /// The node's devices, for its operators
     #[command(subcommand)]
     Host(HostCommand),
@@ -406,11 +409,139 @@ pub(crate) struct HostReleaseArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum DecisionCommand {
+    /// Show decisions, newest first
+    List(DecisionListArgs),
+    /// Show one decision: who was asked what, and what was done
+    Get(DecisionArg),
+    /// Show a decision as a table: which plugin said what of which candidate
+    Explain(DecisionArg),
+    /// Walk the chains of records and name the first that is not as it was written
+    Verify(DecisionVerifyArgs),
+    /// Print whole chains as lines of JSON that verify without the daemon
+    Export(DecisionExportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecisionArg {
+    /// The decision: 42, acme/42 or tenants/acme/decisions/42
+    #[arg(value_name = "DECISION")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecisionListArgs {
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Only of this hook: admit, select-vf
+    #[arg(long, value_name = "HOOK")]
+    pub(crate) hook: Option<String>,
+    /// Only about this: vms/web, vms/web/nics/eth0
+    #[arg(long, value_name = "PATH")]
+    pub(crate) subject: Option<String>,
+    /// Only denials
+    #[arg(long, conflicts_with = "allowed")]
+    pub(crate) denied: bool,
+    /// Only allowances
+    #[arg(long)]
+    pub(crate) allowed: bool,
+    /// Only what is not older than this: 90s, 2h
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) since: Option<Duration>,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) limit: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecisionVerifyArgs {
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT", conflicts_with = "file")]
+    pub(crate) tenant: Option<String>,
+    /// An export, instead of the daemon's records; `-` reads stdin
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecisionExportArgs {
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum PluginCommand {
     /// Load a plugin, or replace one of the same name
     Load(PluginLoadArgs),
     /// Show the plugins that decide, in the order asked
     List(PluginListArgs),
+    /// Bind an earlier version again: the last one, or that of --to
+    Rollback(PluginRollbackArgs),
+    /// Take a plugin out of its chain
+    Unload(PluginUnloadArgs),
+    /// Ask a plugin again what was decided before, and show what it would have said otherwise
+    Replay(PluginReplayArgs),
+}
+
+/// A plugin that is loaded.
+#[derive(Debug, Args)]
+pub(crate) struct PluginArg {
+    /// Its name
+    #[arg(value_name = "PLUGIN")]
+    pub(crate) name: String,
+    /// Of the operator's chain
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Of this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginRollbackArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// Digest of the version, as `plugin list -o json` shows it
+    #[arg(long, value_name = "DIGEST", default_value = "")]
+    pub(crate) to: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginUnloadArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// Even if it is the operator's last plugin at a hook: everything is denied there then
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginReplayArgs {
+    /// The component (.wasm); none: the one that is loaded
+    pub(crate) file: Option<PathBuf>,
+    /// In the place of this plugin [default: the file's name]
+    #[arg(long, required_unless_present = "file")]
+    pub(crate) name: Option<String>,
+    /// Of the operator's chain: all tenants' decisions
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Of this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Only decisions of this hook: admit, select-vf
+    #[arg(long, value_name = "HOOK")]
+    pub(crate) hook: Option<String>,
+    /// Only decisions that are not older than this: 90s, 2h
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) since: Option<Duration>,
+    /// A setting for all decisions (may be repeated) [default: those that each decision was made with]
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+    /// At most so many decisions, oldest first; 0: a million
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub(crate) limit: u64,
 }
 
 #[derive(Debug, Args)]

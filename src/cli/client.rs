@@ -16,6 +16,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status};
 use tower::service_fn;
 
+use crate::api::v1::decision_service_client::DecisionServiceClient;
 use crate::api::v1::host_service_client::HostServiceClient;
 use crate::api::v1::plugin_service_client::PluginServiceClient;
 use crate::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
@@ -40,6 +41,8 @@ pub(crate) struct Client {
     pub(crate) vms: VirtualMachineServiceClient<Channel>,
     /// Plugins.
     pub(crate) plugins: PluginServiceClient<Channel>,
+    /// Decisions on record.
+    pub(crate) decisions: DecisionServiceClient<Channel>,
     /// The node.
     pub(crate) host: HostServiceClient<Channel>,
     /// Whom the certificate names.
@@ -61,6 +64,7 @@ impl Client {
         Ok(Self {
             vms: VirtualMachineServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             host: HostServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
+            decisions: DecisionServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             plugins: PluginServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_LEN),
             caller,
             output: arguments.output,

@@ -10,8 +10,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::api::{Parent, VmRef};
-use crate::model::{SpecError, TenantId};
+use crate::api::{Parent, VmRef, parse_decision_name};
+use crate::model::{DecisionId, SpecError, TenantId};
 
 use super::args::GlobalArgs;
 use super::failure::{Exit, Failure};
@@ -72,6 +72,23 @@ impl Caller {
             _ => text.to_owned(),
         };
         VmRef::parse(&full).map_err(|error| bad_name(&error))
+    }
+
+    /// The decision that a user means by `42`, `acme/42` or `tenants/acme/decisions/42`.
+    pub(crate) fn decision(&self, text: &str) -> Result<DecisionId, Failure> {
+        let full = match (text.split('/').collect::<Vec<_>>()[..].as_ref(), self) {
+            ([number], Self::Tenant(tenant)) => format!("tenants/{tenant}/decisions/{number}"),
+            ([number], Self::Operator(_)) => {
+                return Err(Failure::new(Exit::Usage, format!("{number:?} does not say whose decision it is"))
+                    .hint(format!("an operator writes TENANT/{number}")));
+            }
+            ([tenant, number], _) => format!("tenants/{tenant}/decisions/{number}"),
+            _ => text.to_owned(),
+        };
+        parse_decision_name(&full).map_err(|error| {
+            Failure::new(Exit::Usage, format!("invalid name: {}", error.reason))
+                .hint("a decision is written 42, acme/42 or tenants/acme/decisions/42")
+        })
     }
 
     /// The parent of a list: `tenant` if one is named, else everything that the caller may see.

@@ -24,7 +24,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Arguments, CertsCommand, Command, HostCommand, PluginCommand, VmCommand};
+use args::{
+    Arguments, CertsCommand, Command, DecisionCommand, DecisionVerifyArgs, HostCommand, PluginCommand, VmCommand,
+};
 use client::Client;
 use failure::{Exit, Failure};
 
@@ -111,7 +113,22 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let upload = commands::plugin::Upload::prepare(load)?;
             commands::plugin::load(client().await?, upload).await
         }
+        Command::Plugin(PluginCommand::Rollback(rollback)) => {
+            commands::plugin::roll_back(client().await?, rollback).await
+        }
+        Command::Plugin(PluginCommand::Unload(unload)) => commands::plugin::unload(client().await?, unload).await,
+        Command::Plugin(PluginCommand::Replay(replay)) => commands::replay::replay(client().await?, replay).await,
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
+        Command::Decision(decision) => match decision {
+            DecisionCommand::List(list) => commands::decision::list(client().await?, list).await,
+            DecisionCommand::Get(get) => commands::decision::get(client().await?, &get.name).await,
+            DecisionCommand::Explain(explain) => commands::decision::explain(client().await?, &explain.name).await,
+            DecisionCommand::Verify(DecisionVerifyArgs { file: Some(file), .. }) => {
+                commands::decision::verify_file(&file, global.output)
+            }
+            DecisionCommand::Verify(verify) => commands::decision::verify(client().await?, verify).await,
+            DecisionCommand::Export(export) => commands::decision::export(client().await?, export).await,
+        },
         Command::Host(HostCommand::Devices) => commands::host::devices(client().await?).await,
         Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release.address).await,
         Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),

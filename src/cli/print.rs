@@ -12,10 +12,15 @@ pub(crate) fn clean(text: &str) -> String {
 
 /// Rows below a header, in columns that are as wide as their longest cell.
 pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let rows: Vec<[String; N]> = std::iter::once(header.map(str::to_owned))
-        .chain(rows.iter().map(|row| row.each_ref().map(|cell| clean(cell).replace('\n', " "))))
-        .collect();
-    let mut widths = [0; N];
+    let header = std::iter::once(header.map(str::to_owned).to_vec());
+    columns(&header.chain(rows.iter().map(|row| row.to_vec())).collect::<Vec<_>>())
+}
+
+/// Rows in columns that are as wide as their longest cell; for tables whose columns are not known beforehand.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| clean(cell).replace('\n', " ")).collect()).collect();
+    let mut widths = vec![0; rows.iter().map(Vec::len).max().unwrap_or(0)];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());

@@ -3,6 +3,7 @@
 //! JSON keys mirror `proto/ostler/v1` and stay stable: times are RFC 3339, durations are nanoseconds (`took_ns`),
 //! enum values are their names.
 
+pub(crate) mod decision;
 pub(crate) mod host;
 pub(crate) mod stats;
 
@@ -125,6 +126,7 @@ pub(crate) struct DecisionView {
     message: String,
     opinions: Vec<OpinionView>,
     took_ns: u64,
+    record: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -134,6 +136,7 @@ struct OpinionView {
     scope: String,
     verdict: String,
     detail: String,
+    fuel: u64,
     took_ns: u64,
 }
 
@@ -149,6 +152,22 @@ pub(crate) struct PluginView {
     size_bytes: u64,
     load_time: Option<String>,
     failure: String,
+    breakers: Vec<BreakerView>,
+    previous: Vec<VersionView>,
+}
+
+#[derive(Debug, Serialize)]
+struct VersionView {
+    digest: String,
+    settings: BTreeMap<String, String>,
+    load_time: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct BreakerView {
+    hook: String,
+    tenant: String,
+    retry_ns: u64,
 }
 
 impl From<v1::VirtualMachine> for VmView {
@@ -258,14 +277,15 @@ impl From<v1::Decision> for DecisionView {
             message: decision.message,
             opinions: decision.opinions.into_iter().map(OpinionView::from).collect(),
             took_ns: nanos(decision.took),
+            record: decision.record,
         }
     }
 }
 
 impl From<v1::Opinion> for OpinionView {
     fn from(opinion: v1::Opinion) -> Self {
-        let v1::Opinion { plugin, digest, scope, verdict, detail, took } = opinion;
-        Self { plugin, digest, scope, verdict, detail, took_ns: nanos(took) }
+        let v1::Opinion { plugin, digest, scope, verdict, detail, fuel, took } = opinion;
+        Self { plugin, digest, scope, verdict, detail, fuel, took_ns: nanos(took) }
     }
 }
 
@@ -281,6 +301,8 @@ impl From<v1::Plugin> for PluginView {
             size_bytes: plugin.size_bytes,
             load_time: plugin.load_time.and_then(moment),
             failure: plugin.failure,
+            breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
+            previous: plugin.previous.into_iter().map(VersionView::from).collect(),
         }
     }
 }
@@ -400,6 +422,34 @@ pub(crate) fn vm_table(vms: &[VmView]) -> String {
     print::table(["NAME", "STATE", "VCPUS", "MEMORY", "ADDRESS", "FAILURE"], &rows)
 }
 
+impl From<v1::PluginVersion> for VersionView {
+    fn from(version: v1::PluginVersion) -> Self {
+        let v1::PluginVersion { digest, settings, load_time } = version;
+        Self { digest, settings: settings.into_iter().collect(), load_time: load_time.and_then(moment) }
+    }
+}
+
+impl From<v1::PluginBreaker> for BreakerView {
+    fn from(breaker: v1::PluginBreaker) -> Self {
+        Self { hook: breaker.hook, tenant: breaker.tenant, retry_ns: nanos(breaker.retry) }
+    }
+}
+
+impl PluginView {
+    /// What is wrong with it, else what it does.
+    fn remark(&self) -> String {
+        if !self.failure.is_empty() {
+            return format!("BROKEN: {}", self.failure);
+        }
+        let of =
+            |breaker: &BreakerView| format!("{} for {}", breaker.hook, breaker.tenant.trim_start_matches("tenants/"));
+        match self.breakers.iter().map(of).collect::<Vec<_>>() {
+            open if open.is_empty() => self.summary.clone(),
+            open => format!("KEEPS FAILING: {}", open.join(", ")),
+        }
+    }
+}
+
 /// A table of plugins.
 pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
     let rows: Vec<_> = plugins
@@ -411,7 +461,7 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 plugin.hooks.join(","),
                 print::short_digest(&plugin.digest),
                 plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
-                if plugin.failure.is_empty() { plugin.summary.clone() } else { format!("BROKEN: {}", plugin.failure) },
+                plugin.remark(),
             ]
         })
         .collect();

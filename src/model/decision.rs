@@ -5,27 +5,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{TenantId, VmName};
+use serde::{Deserialize, Serialize};
 
-/// Content address of a plugin: SHA-256 of the component's bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PluginDigest(pub [u8; 32]);
-
-impl fmt::Display for PluginDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("sha256:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for PluginDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+use super::{DecisionId, PluginDigest, TenantId, VmName};
 
 /// Whose chain a plugin belongs to. The operator's comes first and is mandatory; a tenant's can only narrow.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PolicyScope {
     /// Asked for every tenant.
     Operator,
@@ -34,7 +20,7 @@ pub enum PolicyScope {
 }
 
 /// What a tenant has in use, or may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LimitUse {
     /// Registered VMs.
     pub vms: u32,
@@ -45,7 +31,7 @@ pub struct LimitUse {
 }
 
 /// The question of the `admit` hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdmitRequest {
     /// Who asks.
     pub tenant: TenantId,
@@ -64,7 +50,8 @@ pub struct AdmitRequest {
 }
 
 /// A change to the VM that a plugin asks for; the core checks that it only narrows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Patch {
     /// Cap the vCPUs at this count.
     CapVcpus(u32),
@@ -82,7 +69,8 @@ impl fmt::Display for Patch {
 }
 
 /// Why a plugin gave no usable answer. Each is a stable code; each denies.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PolicyFault {
     /// It executed a trap (`unreachable`, out-of-bounds access, …).
     #[error("plugin trapped: {0}")]
@@ -108,6 +96,12 @@ pub enum PolicyFault {
     /// Its answer breaks the contract (a patch that widens, a text without end, …).
     #[error("plugin gave an invalid answer: {0}")]
     BadAnswer(String),
+    /// It failed several times in a row for this tenant, and is left alone for a while.
+    #[error("plugin keeps failing and is not asked now; it is tried again in {retry_s} s")]
+    BreakerOpen {
+        /// When it is tried again, in seconds, rounded up.
+        retry_s: u64,
+    },
     /// The host could not ask it (queue full, executor gone).
     #[error("policy host is unavailable: {0}")]
     Unavailable(String),
@@ -123,6 +117,7 @@ impl PolicyFault {
             Self::Memory { .. } => "policy.memory",
             Self::Refused(_) => "policy.refused",
             Self::BadAnswer(_) => "policy.bad-answer",
+            Self::BreakerOpen { .. } => "policy.breaker-open",
             Self::Unavailable(_) => "policy.unavailable",
         }
     }
@@ -139,12 +134,15 @@ pub struct Opinion<V = Verdict> {
     pub scope: PolicyScope,
     /// What it said, or why it said nothing of use.
     pub verdict: Result<V, PolicyFault>,
+    /// What the call cost, in units of about one WebAssembly instruction; 0 if it was not made.
+    pub fuel: u64,
     /// From the call's start to its end, sandbox included.
     pub took: Duration,
 }
 
 /// What a plugin said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Go ahead, with these changes.
     Allow(Vec<Patch>),
@@ -160,7 +158,8 @@ pub enum Verdict {
 }
 
 /// What the chain as a whole came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Go ahead, with these changes (the narrowest of each kind).
     Allow(Vec<Patch>),
@@ -184,4 +183,6 @@ pub struct Decision {
     pub opinions: Vec<Opinion>,
     /// Whole time of the decision.
     pub took: Duration,
+    /// Where it is on record, once it is.
+    pub id: Option<DecisionId>,
 }

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, VmId};
 
 /// Everything that a vmm needs to know; the descriptors travel beside it.
@@ -97,7 +99,8 @@ impl PciSlot {
 }
 
 /// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
@@ -111,6 +114,20 @@ impl MacAddr {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected an Ethernet address: six bytes in hexadecimal, such as 02:00:00:00:00:01")]
 pub struct MacError;
+
+impl TryFrom<String> for MacAddr {
+    type Error = MacError;
+
+    fn try_from(text: String) -> Result<Self, MacError> {
+        text.parse()
+    }
+}
+
+impl From<MacAddr> for String {
+    fn from(value: MacAddr) -> Self {
+        value.to_string()
+    }
+}
 
 impl FromStr for MacAddr {
     type Err = MacError;

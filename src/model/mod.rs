@@ -3,10 +3,13 @@
 //! A type enters here only when two roles need it. Everything is validated on construction, so that code behind this
 //! door never sees a malformed name, a zero vCPU count or a relative device path.
 
+mod canonical;
 mod decision;
+mod digest;
 mod exit;
 mod id;
 mod jail;
+mod journal;
 mod launch;
 mod lifecycle;
 mod limits;
@@ -15,12 +18,16 @@ mod resources;
 mod spec;
 mod vf;
 
-pub use decision::{
-    AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope, Verdict,
-};
+pub use canonical::{NotCanonical, canonical};
+pub use decision::{AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict};
+pub use digest::{DigestError, PluginDigest, RecordHash};
 pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
 pub use jail::{JailArgsError, JailFacts};
+pub use journal::{
+    Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,
+    Denial, Enforcement, EnforcementEntry, Explanation, FaultKind, JournalEntry, JournalRecord, Row, Said,
+};
 pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use limits::{Rate, RateLimits};

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A PCI function's address: domain, bus, device, function; `0000:03:10.0` as sysfs writes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Bdf {
     domain: u16,
     bus: u8,
@@ -49,6 +52,20 @@ impl fmt::Display for Bdf {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a PCI address: expected domain:bus:device.function in hexadecimal, such as 0000:03:10.0")]
 pub struct BdfError(String);
+
+impl TryFrom<String> for Bdf {
+    type Error = BdfError;
+
+    fn try_from(text: String) -> Result<Self, BdfError> {
+        text.parse()
+    }
+}
+
+impl From<Bdf> for String {
+    fn from(value: Bdf) -> Self {
+        value.to_string()
+    }
+}
 
 impl FromStr for Bdf {
     type Err = BdfError;

@@ -7,10 +7,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Bdf, DeviceId, MacAddr, Opinion, TenantId, VmName};
 
 /// What the owner of a NIC asks for; policy may refuse or replace it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct VfWish {
     /// The guest's address: unicast, not zero.
     pub mac: Option<MacAddr>,
@@ -19,7 +21,8 @@ pub struct VfWish {
 }
 
 /// An IEEE 802.1Q VLAN identifier: 1 to 4094.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
 pub struct VlanId(u16);
 
 impl VlanId {
@@ -34,6 +37,20 @@ impl VlanId {
     }
 }
 
+impl TryFrom<u16> for VlanId {
+    type Error = String;
+
+    fn try_from(number: u16) -> Result<Self, String> {
+        Self::new(number).ok_or_else(|| format!("VLAN {number}: 1 to 4094 are allowed"))
+    }
+}
+
+impl From<VlanId> for u16 {
+    fn from(vlan: VlanId) -> Self {
+        vlan.number()
+    }
+}
+
 impl fmt::Display for VlanId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
@@ -41,7 +58,7 @@ impl fmt::Display for VlanId {
 }
 
 /// A physical function as policy sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PfView {
     /// Its address.
     pub address: Bdf,
@@ -64,7 +81,8 @@ pub struct PfView {
 }
 
 /// Who had a VF before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LastTenant {
     /// Nobody since the daemon remembers.
     Nobody,
@@ -75,7 +93,7 @@ pub enum LastTenant {
 }
 
 /// A virtual function that could be given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VfCandidate {
     /// Its address.
     pub address: Bdf,
@@ -88,7 +106,7 @@ pub struct VfCandidate {
 }
 
 /// The question of the `select-vf` hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelectVfRequest {
     /// Whose VM.
     pub tenant: TenantId,
@@ -118,7 +136,8 @@ impl SelectVfRequest {
 }
 
 /// What one plugin makes of one candidate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mark {
     /// Feasible; more is better.
     Score(i32),
@@ -127,7 +146,8 @@ pub enum Mark {
 }
 
 /// A setting of the chosen VF that a plugin asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum VfSetting {
     /// The guest's address.
     Mac(MacAddr),
@@ -158,7 +178,7 @@ fn on_off(is_on: bool) -> &'static str {
 }
 
 /// One plugin's marks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VfRanking {
     /// One for each candidate, in their order.
     pub marks: Vec<Mark>,
@@ -169,7 +189,8 @@ pub struct VfRanking {
 }
 
 /// What one plugin said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum VfVerdict {
     /// These candidates, with these settings.
     Rank(VfRanking),
@@ -185,7 +206,7 @@ pub enum VfVerdict {
 }
 
 /// What the chosen VF is set to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VfSettings {
     /// The guest's address; `None`: the core gives one.
     pub mac: Option<MacAddr>,
@@ -200,7 +221,8 @@ pub struct VfSettings {
 }
 
 /// What the chain as a whole came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum VfOutcome {
     /// One of these.
     Select {

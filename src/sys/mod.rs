@@ -2,6 +2,7 @@
 //!
 //! One of the few folders where `unsafe` may stand (see `tests/tidy.rs`).
 
+pub mod artefact;
 pub mod beneath;
 pub mod cgroup;
 pub mod confinement;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use ostler::api::v1;
+use ostler::api::v1::decision_service_client::DecisionServiceClient;
 use ostler::api::v1::host_service_client::HostServiceClient;
 use ostler::api::v1::plugin_service_client::PluginServiceClient;
 use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
@@ -122,6 +123,7 @@ pub struct Caller {
     pub tenant: String,
     pub vms: VirtualMachineServiceClient<Channel>,
     pub plugins: PluginServiceClient<Channel>,
+    pub decisions: DecisionServiceClient<Channel>,
     pub host: HostServiceClient<Channel>,
 }
 
@@ -133,6 +135,7 @@ impl Caller {
             tenant: tenant.to_owned(),
             vms: VirtualMachineServiceClient::new(channel.clone()),
             plugins: PluginServiceClient::new(channel.clone()),
+            decisions: DecisionServiceClient::new(channel.clone()),
             host: HostServiceClient::new(channel),
         }
     }
@@ -236,6 +239,17 @@ impl Caller {
         wait(self.plugins.clone().load_plugin(request)).map(tonic::Response::into_inner)
     }
 
+    /// Binds an earlier version: the last one, or that of `digest`.
+    pub fn roll_back(&self, name: &str, digest: &str) -> Answer<v1::Plugin> {
+        let request = v1::RollBackPluginRequest { name: name.to_owned(), digest: digest.to_owned() };
+        wait(self.plugins.clone().roll_back_plugin(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn unload(&self, name: &str, force: bool) -> Answer<()> {
+        let request = v1::UnloadPluginRequest { name: name.to_owned(), force };
+        wait(self.plugins.clone().unload_plugin(request)).map(drop)
+    }
+
     pub fn plugins(&self, parent: &str) -> Answer<Vec<v1::Plugin>> {
         let request = v1::ListPluginsRequest { parent: parent.to_owned() };
         wait(self.plugins.clone().list_plugins(request)).map(|list| list.into_inner().plugins)
@@ -268,6 +282,49 @@ impl Caller {
         let (name, device) = (self.name(vm), device.to_owned());
         let request = v1::LimitVirtualMachineDeviceRequest { name, device, limits: Some(limits) };
         wait(self.vms.clone().limit_virtual_machine_device(request)).map(tonic::Response::into_inner)
+    }
+}
+
+impl Caller {
+    /// Decisions on record that `request` asks for, all pages of it.
+    pub fn decisions(&self, mut request: v1::ListDecisionsRequest) -> Answer<Vec<v1::DecisionRecord>> {
+        let mut found = Vec::new();
+        loop {
+            let page = wait(self.decisions.clone().list_decisions(request.clone()))?.into_inner();
+            found.extend(page.decisions);
+            if page.next_page_token.is_empty() {
+                return Ok(found);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    pub fn decision(&self, name: &str) -> Answer<v1::DecisionRecord> {
+        let request = v1::GetDecisionRequest { name: name.to_owned() };
+        wait(self.decisions.clone().get_decision(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn explain(&self, name: &str) -> Answer<v1::DecisionExplanation> {
+        let request = v1::ExplainDecisionRequest { name: name.to_owned() };
+        wait(self.decisions.clone().explain_decision(request)).map(tonic::Response::into_inner)
+    }
+
+    pub fn verify(&self, parent: &str) -> Answer<Vec<v1::verify_decisions_response::Chain>> {
+        let request = v1::VerifyDecisionsRequest { parent: parent.to_owned() };
+        wait(self.decisions.clone().verify_decisions(request)).map(|verified| verified.into_inner().chains)
+    }
+
+    /// A whole export.
+    pub fn export(&self, parent: &str) -> Answer<Vec<u8>> {
+        let request = v1::ExportDecisionsRequest { parent: parent.to_owned() };
+        wait(async {
+            let mut pieces = self.decisions.clone().export_decisions(request).await?.into_inner();
+            let mut lines = Vec::new();
+            while let Some(piece) = pieces.message().await? {
+                lines.extend(piece.lines);
+            }
+            Ok(lines)
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_stream::iter;
 use crate::api::{Parent, PluginName, v1};
 use crate::model::{PluginId, PolicyScope, TenantId};
 
-use super::super::args::{Output, PluginListArgs, PluginLoadArgs};
+use super::super::args::{Output, PluginArg, PluginListArgs, PluginLoadArgs, PluginRollbackArgs, PluginUnloadArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
@@ -21,7 +21,7 @@ use super::super::view::{PluginView, json, plugin_table};
 /// Longest component, in bytes, as the API has it.
 const MAX_COMPONENT_LEN: u64 = 16 << 20;
 /// Bytes per request, as the API has it.
-const CHUNK_LEN: usize = 64 << 10;
+pub(super) const CHUNK_LEN: usize = 64 << 10;
 /// Compilation included.
 const LOAD: Duration = Duration::from_secs(300);
 const QUICK: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ pub(crate) struct Upload {
 impl Upload {
     /// Reads the file and finds the plugin's name.
     pub(crate) fn prepare(arguments: PluginLoadArgs) -> Result<Self, Failure> {
-        let plugin = plugin_id(&arguments)?;
+        let plugin = plugin_id(arguments.name.as_deref(), Some(&arguments.file))?;
         let bytes = read(&arguments.file)?;
         Ok(Self { arguments, plugin, bytes })
     }
@@ -74,17 +74,44 @@ pub(crate) async fn list(mut client: Client, arguments: PluginListArgs) -> Resul
     }
 }
 
+pub(crate) async fn roll_back(mut client: Client, arguments: PluginRollbackArgs) -> Result<(), Failure> {
+    let name = full_name(&client.caller, &arguments.plugin)?;
+    let request = v1::RollBackPluginRequest { name: name.clone(), digest: arguments.to };
+    let call = client.plugins.roll_back_plugin(within(LOAD, request));
+    let view = PluginView::from(patiently(format_args!("rolling back {name}"), call).await?);
+    match client.output {
+        Output::Table => show(&plugin_table(&[view])),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+pub(crate) async fn unload(mut client: Client, arguments: PluginUnloadArgs) -> Result<(), Failure> {
+    let name = full_name(&client.caller, &arguments.plugin)?;
+    let request = v1::UnloadPluginRequest { name: name.clone(), force: arguments.force };
+    let call = client.plugins.unload_plugin(within(QUICK, request));
+    patiently(format_args!("unloading {name}"), call)
+        .await
+        .map_err(|failure| failure.hint_for(Exit::WrongState, || "--force unloads it all the same".to_owned()))?;
+    show(&format!("{name} is unloaded\n"))
+}
+
+fn full_name(caller: &Caller, plugin: &PluginArg) -> Result<String, Failure> {
+    let scope = scope(caller, plugin.operator, plugin.tenant.as_deref())?;
+    Ok(PluginName { scope, plugin: plugin_id(Some(&plugin.name), None)? }.to_string())
+}
+
 /// The name that was asked for, else the file's without its ending.
-fn plugin_id(arguments: &PluginLoadArgs) -> Result<PluginId, Failure> {
-    let stem = arguments.file.file_stem().map(|stem| stem.to_string_lossy().to_ascii_lowercase().replace('_', "-"));
-    let name = arguments.name.clone().or(stem).unwrap_or_default();
+pub(super) fn plugin_id(name: Option<&str>, file: Option<&Path>) -> Result<PluginId, Failure> {
+    let stem = file.and_then(Path::file_stem);
+    let stem = stem.map(|stem| stem.to_string_lossy().to_ascii_lowercase().replace('_', "-"));
+    let name = name.map(str::to_owned).or(stem).unwrap_or_default();
     name.parse().map_err(|error| {
         Failure::new(Exit::Usage, format!("{name:?} cannot name a plugin: {error}")).hint("name it with --name")
     })
 }
 
 /// The chain that was asked for, else the caller's own.
-fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) -> Result<PolicyScope, Failure> {
+pub(super) fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) -> Result<PolicyScope, Failure> {
     match (is_operator, tenant, caller) {
         (true, _, _) | (false, None, Caller::Operator(_)) => Ok(PolicyScope::Operator),
         (false, None, Caller::Tenant(tenant)) => Ok(PolicyScope::Tenant(tenant.clone())),
@@ -95,7 +122,7 @@ fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) -> Result<Pol
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let unreadable = |error| {
         let failure = Failure::local(format_args!("cannot read {}", path.display()), &error);
         Failure { exit: Exit::Usage, ..failure }
@@ -130,16 +157,15 @@ mod tests {
     use super::*;
     use v1::load_plugin_request::Part;
 
-    fn arguments(file: &str, name: Option<&str>) -> PluginLoadArgs {
-        let name = name.map(str::to_owned);
-        PluginLoadArgs { file: file.into(), operator: false, tenant: None, name, settings: vec![] }
+    fn named(file: &str, name: Option<&str>) -> Result<PluginId, Failure> {
+        plugin_id(name, Some(Path::new(file)))
     }
 
     #[test]
     fn names_a_plugin_after_its_file() {
-        assert_eq!(plugin_id(&arguments("target/plugins/My_plugin.wasm", None)).unwrap().as_str(), "my-plugin");
-        assert_eq!(plugin_id(&arguments("x.wasm", Some("limits"))).unwrap().as_str(), "limits");
-        assert!(plugin_id(&arguments("a b.wasm", None)).unwrap_err().hint.unwrap().contains("--name"));
+        assert_eq!(named("target/plugins/My_plugin.wasm", None).unwrap().as_str(), "my-plugin");
+        assert_eq!(named("x.wasm", Some("limits")).unwrap().as_str(), "limits");
+        assert!(named("a b.wasm", None).unwrap_err().hint.unwrap().contains("--name"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ fn admission() -> v1::Decision {
             scope: "operator".into(),
             verdict: "allow".into(),
             detail: "cap vCPUs at 2".into(),
+            fuel: 1234,
             took: Some(prost_types::Duration { seconds: 0, nanos: 41_300 }),
         }],
         took: Some(prost_types::Duration { seconds: 0, nanos: 50_000 }),

@@ -3,6 +3,7 @@
 //! The only place that enters WebAssembly: hooks ask for decisions, `load` for a plugin's name and its opinion on
 //! its settings. Every way that a call can end badly becomes a [`PolicyFault`] here.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use wasmtime::component::{Instance, InstancePre};
@@ -40,6 +41,8 @@ pub(super) struct Site<'a> {
     pub code: &'a Code,
     pub settings: &'a Settings,
     pub name: &'a str,
+    /// What its calls have cost so far, in units of about one WebAssembly instruction.
+    pub fuel: Cell<u64>,
 }
 
 impl Site<'_> {
@@ -68,6 +71,8 @@ impl Site<'_> {
             .map_err(|e| PolicyFault::Unavailable(to_line(&e.to_string(), MAX_MESSAGE_BYTES)))?;
         let instance = self.code.instance.instantiate(&mut store);
         let answer = instance.and_then(|instance| f(self.code, &mut store, &instance));
+        let spent = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
+        self.fuel.set(self.fuel.get().saturating_add(spent));
         let answer = answer.map_err(|error| fault(&error, store.data(), limits));
         store.into_data().notes.write(self.name);
         answer

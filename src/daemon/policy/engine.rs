@@ -70,7 +70,8 @@ impl Sandbox {
     }
 }
 
-fn config(limits: &Limits) -> Config {
+/// Also the compiler process's: what it makes fits no other.
+pub(super) fn config(limits: &Limits) -> Config {
     // Somewhat more than the cap, so that the limiter refuses and can say so.
     let slot_bytes = limits.memory_bytes.saturating_mul(2);
     let mut pool = PoolingAllocationConfig::new();

@@ -23,6 +23,8 @@ pub(super) const MAX_VERSION_BYTES: usize = 64;
 pub(super) const MAX_SUMMARY_BYTES: usize = 256;
 /// Settings of one plugin.
 pub(super) const MAX_SETTINGS: usize = 64;
+/// Keys and values of one plugin's settings together, in bytes: they stand in the record of each decision.
+pub(super) const MAX_SETTINGS_BYTES: usize = 16 << 10;
 /// Longest key of a setting, in bytes.
 pub(super) const MAX_SETTING_KEY_BYTES: usize = 64;
 /// Longest value of a setting, in bytes.
@@ -44,8 +46,10 @@ pub struct Limits {
     pub component_bytes: usize,
     /// Components compiled at the same time; further loads wait. Default 1.
     pub compilers: usize,
-    /// Decisions that may wait for the executor; one more is denied at once. Default 256.
+    /// Decisions of one tenant that may wait for the executor; one more is denied at once. Default 64.
     pub queue_depth: usize,
+    /// Decisions of all tenants that may wait. Default 1024.
+    pub queue_whole: usize,
     /// Longest that a decision may take, waiting included, and that a load waits for its turn. Default 2 s.
     pub patience: Duration,
 }
@@ -59,7 +63,8 @@ impl Default for Limits {
             host_call_bytes: 256 << 10,
             component_bytes: 16 << 20,
             compilers: 1,
-            queue_depth: 256,
+            queue_depth: 64,
+            queue_whole: 1024,
             patience: Duration::from_secs(2),
         }
     }

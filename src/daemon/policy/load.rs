@@ -3,6 +3,7 @@
 //! Runs on the blocking pool: compiling takes tens of milliseconds, and never holds up a decision. In this order: size and
 //! kind of the file; compilation; imports; exports; types; memory; what it says about itself; its settings.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,14 +13,15 @@ use wasmtime::component::{Component, Linker};
 use crate::model::{AdmitRequest, PluginDigest, PolicyFault, SelectVfRequest, VmName};
 
 use super::call::{Code, Compiled, Site};
+use super::compiler::Compiler;
 use super::engine::Sandbox;
 use super::hook::Question;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
 use super::host::bindings::exports::ostler::policy::{admit_hook, select_vf_hook};
 use super::host::{Call, GRANTED};
 use super::limits::{
-    MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SUMMARY_BYTES,
-    MAX_VERSION_BYTES,
+    MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SETTINGS_BYTES,
+    MAX_SUMMARY_BYTES, MAX_VERSION_BYTES,
 };
 use super::plugin::{About, Settings};
 use super::text::{is_line, to_line};
@@ -30,6 +32,8 @@ const MAGIC: &[u8] = b"\0asm";
 const CORE_MODULE: &[u8] = &[1, 0, 0, 0];
 /// The same in a component: the layer is 1 (component model, binary format).
 const COMPONENT_LAYER: &[u8] = &[1, 0];
+/// First bytes of an object file, which is what a serialized component is (System V ABI, ELF header).
+const ELF: &[u8] = b"\x7fELF";
 /// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
 /// Hooks and the interfaces that carry them: a plugin exports at least one.
@@ -64,6 +68,33 @@ pub enum LoadError {
         "this is a WebAssembly core module, not a component; wrap it with `wasm-tools component new` or wit-component"
     )]
     CoreModule,
+    /// Machine code, or something else that was compiled already: never taken from anybody.
+    #[error("this is compiled already; load the .wasm component that it was made from, the node compiles it itself")]
+    Precompiled,
+    /// The compiler needed too much time.
+    #[error("component takes more than {seconds} s to compile; make it smaller")]
+    CompilerTime {
+        /// The limit, of processor time.
+        seconds: u64,
+    },
+    /// The compiler needed, or made, too much.
+    #[error("component takes more than {limit_bytes} bytes to compile; make it smaller")]
+    CompilerMemory {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The compiler ended without an answer.
+    #[error("the compiler cannot digest this component (it ended {how}); build it for a plainer target")]
+    CompilerDied {
+        /// In which way.
+        how: String,
+    },
+    /// It compiles, and needs more tables, memories or instances than one call may have.
+    #[error("component needs more than an instance may have: {reason}")]
+    TooDemanding {
+        /// What, on one line.
+        reason: String,
+    },
     /// The compiler refuses it.
     #[error("component is damaged or uses what this host does not run; build and send it again: {reason}")]
     NotCompiled {
@@ -111,16 +142,45 @@ pub enum LoadError {
     Unavailable(String),
 }
 
+impl LoadError {
+    /// A stable, machine-readable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "plugin.too-large",
+            Self::NotWasm => "plugin.not-wasm",
+            Self::CoreModule => "plugin.core-module",
+            Self::Precompiled => "plugin.precompiled",
+            Self::CompilerTime { .. } => "plugin.compiler-time",
+            Self::CompilerMemory { .. } => "plugin.compiler-memory",
+            Self::CompilerDied { .. } => "plugin.compiler-died",
+            Self::TooDemanding { .. } => "plugin.too-demanding",
+            Self::NotCompiled { .. } => "plugin.not-compiled",
+            Self::UndeclaredImports(_) => "plugin.undeclared-imports",
+            Self::MissingExport(_) => "plugin.missing-export",
+            Self::WrongTypes { .. } => "plugin.wrong-types",
+            Self::TooMuchMemory { .. } => "plugin.too-much-memory",
+            Self::Faulted { .. } => "plugin.faulted",
+            Self::BadManifest(_) => "plugin.bad-manifest",
+            Self::BadSettings(_) => "plugin.bad-settings",
+            Self::Unavailable(_) => "plugin.unavailable",
+        }
+    }
+}
+
 /// Content address of `bytes`.
 pub(super) fn digest(bytes: &[u8]) -> PluginDigest {
     PluginDigest(Sha256::digest(bytes).into())
 }
 
 /// Compiles and checks a component, and asks it for its name.
-pub(super) fn compile(sandbox: &Sandbox, linker: &Linker<Call>, bytes: &[u8]) -> Result<Compiled, LoadError> {
+pub(super) fn compile(
+    sandbox: &Sandbox,
+    linker: &Linker<Call>,
+    compiler: &Compiler,
+    bytes: &[u8],
+) -> Result<Compiled, LoadError> {
     check_kind(bytes)?;
-    let component = Component::from_binary(sandbox.engine(), bytes)
-        .map_err(|error| LoadError::NotCompiled { reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES) })?;
+    let component = compiler.component(sandbox, digest(bytes), bytes)?;
     let hooks = check_interfaces(sandbox, &component)?;
     let limit_bytes = sandbox.limits().memory_bytes;
     let wanted_pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
@@ -134,7 +194,7 @@ pub(super) fn compile(sandbox: &Sandbox, linker: &Linker<Call>, bytes: &[u8]) ->
     component
         .initialize_copy_on_write_image()
         .map_err(|error| LoadError::Unavailable(to_line(&error.to_string(), MAX_MESSAGE_BYTES)))?;
-    let site = Site { sandbox, code: &code, settings: &Arc::default(), name: "(loading)" };
+    let site = Site { sandbox, code: &code, settings: &Arc::default(), name: "(loading)", fuel: Cell::default() };
     let manifest = site.describe().map_err(|fault| LoadError::Faulted { call: "describe", fault })?;
     check_manifest(&manifest).map_err(LoadError::BadManifest)?;
     let about = About {
@@ -168,6 +228,7 @@ fn check_kind(bytes: &[u8]) -> Result<(), LoadError> {
     match bytes.strip_prefix(MAGIC) {
         Some(rest) if rest.starts_with(CORE_MODULE) => Err(LoadError::CoreModule),
         Some(rest) if rest.get(2..4) == Some(COMPONENT_LAYER) => Ok(()),
+        None if bytes.starts_with(ELF) => Err(LoadError::Precompiled),
         _ => Err(LoadError::NotWasm),
     }
 }
@@ -223,7 +284,7 @@ fn check_manifest(manifest: &Manifest) -> Result<(), String> {
 /// Whether the settings are within bounds and the plugin takes them.
 pub(super) fn check_settings(sandbox: &Sandbox, compiled: &Compiled, settings: &Settings) -> Result<(), LoadError> {
     check_setting_bounds(settings)?;
-    let site = Site { sandbox, code: &compiled.code, settings, name: &compiled.about.name };
+    let site = Site { sandbox, code: &compiled.code, settings, name: &compiled.about.name, fuel: Cell::default() };
     let errors = site.validate_settings().map_err(|fault| LoadError::Faulted { call: "validate-settings", fault })?;
     if errors.is_empty() {
         return Ok(());
@@ -237,6 +298,11 @@ pub(super) fn check_settings(sandbox: &Sandbox, compiled: &Compiled, settings: &
 fn check_setting_bounds(settings: &BTreeMap<String, String>) -> Result<(), LoadError> {
     if settings.len() > MAX_SETTINGS {
         let why = format!("{} settings, at most {MAX_SETTINGS} are allowed", settings.len());
+        return Err(LoadError::BadSettings(vec![("settings".into(), why)]));
+    }
+    let len: usize = settings.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if len > MAX_SETTINGS_BYTES {
+        let why = format!("{len} bytes together, at most {MAX_SETTINGS_BYTES} are allowed");
         return Err(LoadError::BadSettings(vec![("settings".into(), why)]));
     }
     let wrong = settings.iter().filter_map(|(key, value)| {
@@ -274,6 +340,7 @@ mod tests {
         };
         assert_eq!(refused((0..65).map(|i| (i.to_string(), String::new())).collect()), "settings");
         assert_eq!(refused([("k".into(), "v".repeat(5000))].into()), "k");
+        assert_eq!(refused((0..5).map(|i| (i.to_string(), "v".repeat(4000))).collect()), "settings");
         assert_eq!(refused([(String::new(), "v".into())].into()), "");
         assert!(check_setting_bounds(&[("k".into(), "v".repeat(4096))].into()).is_ok());
     }

@@ -9,10 +9,12 @@
 //! admit(chain, request) ─▶ bounded queue ─▶ executor thread: per plugin a fresh instance ─▶ combine ─▶ Decision
 //! ```
 //!
-//! The host runs inside the daemon's process for now. Only values cross its door (bytes and settings in, opinions and
-//! decisions out), so that it can move into a process of its own, with the compiler in another, without changing a caller.
+//! The host runs inside the daemon's process for now; only the compiler is a process of its own. Only values cross its
+//! door (bytes and settings in, opinions and decisions out), so that it can move out too without changing a caller.
 
+mod breaker;
 mod call;
+mod compiler;
 mod engine;
 mod executor;
 mod hook;
@@ -20,10 +22,12 @@ mod host;
 mod limits;
 mod load;
 mod plugin;
+mod queue;
+mod record;
+mod replay;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -31,23 +35,34 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wasmtime::component::Linker;
 
-use crate::model::{AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, SelectVfRequest, VfDecision};
+use crate::model::{
+    AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, PolicyScope, SelectVfRequest, TenantId, VfDecision,
+};
 
+use breaker::Breakers;
 use call::Compiled;
+use compiler::Compiler;
 use engine::Sandbox;
-use executor::Job;
+use executor::{Job, Jobs};
 use hook::{Question, admit, select_vf};
 use host::Call;
+use queue::Full;
 
+pub use breaker::BreakerState;
+pub use compiler::{CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
 pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
+pub use record::Unrecorded;
+pub use replay::{Change, Replayed, Replayer};
 
 /// What the host is started with.
 #[derive(Debug, Clone, Default)]
 pub struct PolicyConfig {
     /// What plugins may use.
     pub limits: Limits,
+    /// How components are compiled; `None`: in this process, and nothing is kept.
+    pub compiler: Option<CompilerConfig>,
 }
 
 /// Why the host could not start: the cause is the daemon's host, not a plugin.
@@ -71,8 +86,10 @@ pub struct PolicyHost(Arc<Inner>);
 struct Inner {
     sandbox: Sandbox,
     linker: Linker<Call>,
-    queue: SyncSender<Job>,
+    queue: Arc<Jobs>,
+    breakers: Arc<Breakers>,
     compilers: Arc<Semaphore>,
+    compiler: Compiler,
     /// Rank: leaf. Guards the components in use, by content: the same one is compiled once.
     compiled: Mutex<HashMap<PluginDigest, Weak<Compiled>>>,
 }
@@ -86,9 +103,13 @@ impl PolicyHost {
         let sandbox = Sandbox::start(config.limits)?;
         let linker =
             host::linker(sandbox.engine()).map_err(|e| PolicyStartError::Engine { reason: format!("{e:#}") })?;
-        let queue = executor::start(sandbox.clone()).map_err(PolicyStartError::Thread)?;
+        let queue = Arc::new(Jobs::new(config.limits.queue_depth, config.limits.queue_whole));
+        let breakers = Arc::<Breakers>::default();
+        executor::start(sandbox.clone(), Arc::clone(&queue), Arc::clone(&breakers))
+            .map_err(PolicyStartError::Thread)?;
         let compilers = Arc::new(Semaphore::new(config.limits.compilers.max(1)));
-        Ok(Self(Arc::new(Inner { sandbox, linker, queue, compilers, compiled: Mutex::default() })))
+        let compiler = Compiler::new(config.compiler);
+        Ok(Self(Arc::new(Inner { sandbox, linker, queue, breakers, compilers, compiler, compiled: Mutex::default() })))
     }
 
     /// Checks, compiles and describes a component, and lets it check its settings.
@@ -96,6 +117,19 @@ impl PolicyHost {
     /// Takes tens of milliseconds of a blocking thread for a component of some 30 KiB; decisions go on meanwhile. Needs
     /// a tokio runtime.
     pub async fn load(&self, bytes: Vec<u8>, settings: BTreeMap<String, String>) -> Result<LoadedPlugin, LoadError> {
+        self.load_with(bytes, Some(settings)).await
+    }
+
+    /// The same for a replay with recorded settings, which it has yet to see.
+    pub async fn load_without_settings(&self, bytes: Vec<u8>) -> Result<LoadedPlugin, LoadError> {
+        self.load_with(bytes, None).await
+    }
+
+    async fn load_with(
+        &self,
+        bytes: Vec<u8>,
+        settings: Option<BTreeMap<String, String>>,
+    ) -> Result<LoadedPlugin, LoadError> {
         let limits = *self.0.sandbox.limits();
         load::check_size(bytes.len(), limits.component_bytes)?;
         let turn = timeout(limits.patience, Arc::clone(&self.0.compilers).acquire_owned()).await;
@@ -107,8 +141,11 @@ impl PolicyHost {
             // Held until the compiler is done, even if nobody waits for it any more.
             let _turn = turn;
             let compiled = inner.compile(&bytes)?;
-            let settings = Arc::new(settings);
-            load::check_settings(&inner.sandbox, &compiled, &settings)?;
+            let checked = settings.is_some();
+            let settings = Arc::new(settings.unwrap_or_default());
+            if checked {
+                load::check_settings(&inner.sandbox, &compiled, &settings)?;
+            }
             Ok(LoadedPlugin::ready(compiled, settings))
         });
         match loading.await {
@@ -121,39 +158,78 @@ impl PolicyHost {
     ///
     /// Answers within the limits' patience (and a second of grace), whatever the plugins do; what cannot be decided is
     /// denied with a code that begins with `policy.`.
-    pub async fn admit(&self, chain: Arc<[Bound]>, request: AdmitRequest) -> Decision {
-        let started = Instant::now();
-        let opinions = self.opinions(chain, request, started).await;
-        Decision { outcome: admit::combine(&opinions), opinions, took: started.elapsed() }
+    pub async fn admit(&self, chain: Arc<[Bound]>, request: AdmitRequest) -> Unrecorded<Decision> {
+        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
+        let (outcome, took) = (admit::combine(&opinions), started.elapsed());
+        let decision = Decision { outcome: outcome.clone(), opinions: opinions.clone(), took, id: None };
+        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
     }
 
     /// Asks the plugins of `chain` in order which VF a NIC gets, as [`admit`](Self::admit) does for a VM.
-    pub async fn select_vf(&self, chain: Arc<[Bound]>, request: SelectVfRequest) -> VfDecision {
+    pub async fn select_vf(&self, chain: Arc<[Bound]>, request: SelectVfRequest) -> Unrecorded<VfDecision> {
+        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
+        let outcome = select_vf::combine(&opinions, question.wish, question.candidates.len());
+        let took = started.elapsed();
+        let decision = VfDecision { outcome: outcome.clone(), opinions: opinions.clone(), took };
+        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+    }
+
+    /// Forgets compiled components of all plugins but these.
+    pub fn keep_compiled(&self, digests: &[PluginDigest]) {
+        self.0.compiler.keep(digests);
+    }
+
+    /// Breakers of the binding that are not closed: the hook, the tenant that asked, and where it is.
+    pub fn breakers(
+        &self,
+        scope: &PolicyScope,
+        name: &str,
+        digest: PluginDigest,
+    ) -> Vec<(&'static str, TenantId, BreakerState)> {
+        self.0.breakers.of(scope, name, digest)
+    }
+
+    /// Asks those of `chain` that have an opinion on `question`.
+    async fn ask<Q: Question>(&self, chain: Arc<[Bound]>, question: Q) -> Asked<Q> {
         let started = Instant::now();
-        let (wish, candidates) = (request.wish, request.candidates.len());
-        let opinions = self.opinions(chain, request, started).await;
-        VfDecision { outcome: select_vf::combine(&opinions, wish, candidates), opinions, took: started.elapsed() }
+        let (chain, question) = (hook::asked::<Q>(chain), Arc::new(question));
+        let opinions = self.opinions(&chain, &question, started).await;
+        Asked { question, chain, opinions, started }
     }
 
     async fn opinions<Q: Question>(
         &self,
-        chain: Arc<[Bound]>,
-        question: Q,
+        chain: &Arc<[Bound]>,
+        question: &Arc<Q>,
         asked: Instant,
     ) -> Vec<Opinion<Q::Verdict>> {
-        let chain = hook::asked::<Q>(chain);
-        let Some(first) = chain.first().cloned() else { return Vec::new() };
-        let (job, answer) = Job::new(chain, question, asked);
-        let cause = match self.0.queue.try_send(job) {
+        let Some(first) = chain.first() else { return Vec::new() };
+        let (job, answer) = Job::new(Arc::clone(chain), Arc::clone(question), asked);
+        let cause = match self.0.queue.push(question.tenant(), job) {
             Ok(()) => match timeout(self.0.sandbox.limits().patience + GRACE, answer).await {
                 Ok(Ok(opinions)) => return opinions,
                 Ok(Err(_)) => "the executor dropped the decision",
                 Err(_) => "the executor does not answer",
             },
-            Err(TrySendError::Full(_)) => "too many decisions are waiting",
-            Err(TrySendError::Disconnected(_)) => "the executor has ended",
+            Err(Full::Lane) => "too many decisions of this tenant are waiting",
+            Err(Full::Whole) => "too many decisions are waiting",
+            Err(Full::Closed) => "the executor has ended",
         };
-        vec![executor::opinion(&first, Err(PolicyFault::Unavailable(cause.into())), asked.elapsed())]
+        vec![executor::opinion(first, Err(PolicyFault::Unavailable(cause.into())), 0, asked.elapsed())]
+    }
+}
+
+/// A question with the opinions that its chain has on it.
+struct Asked<Q: Question> {
+    question: Arc<Q>,
+    chain: Arc<[Bound]>,
+    opinions: Vec<Opinion<Q::Verdict>>,
+    started: Instant,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 
@@ -165,7 +241,7 @@ impl Inner {
         if let Some(compiled) = known {
             return Ok(compiled);
         }
-        let compiled = Arc::new(load::compile(&self.sandbox, &self.linker, bytes)?);
+        let compiled = Arc::new(load::compile(&self.sandbox, &self.linker, &self.compiler, bytes)?);
         let mut table = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         table.retain(|_, compiled| compiled.strong_count() > 0);
         table.insert(digest, Arc::downgrade(&compiled));

@@ -6,6 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
+mod replay;
 mod select_vf;
 
 /// A built component, or the advice to build it.
@@ -83,10 +84,10 @@ async fn a_plugin_describes_itself_and_its_content() {
 async fn admits_denies_and_caps_by_the_tenants_limits() {
     let host = host();
     let open = admission(&host, []).await;
-    assert_eq!(host.admit(chain([&open]), request()).await.outcome, Outcome::Allow(vec![]));
+    assert_eq!(host.admit(chain([&open]), request()).await.dry_run().outcome, Outcome::Allow(vec![]));
 
     let strict = admission(&host, [("max-vcpus", "2")]).await;
-    let decision = host.admit(chain([&open, &strict]), request()).await;
+    let decision = host.admit(chain([&open, &strict]), request()).await.dry_run();
     let Outcome::Deny { message, plugin, .. } = &decision.outcome else { panic!("{decision:?}") };
     assert_eq!((code(&decision), plugin.as_deref()), ("limit.vcpus", Some("p1")));
     assert!(message.contains("4 vCPUs, 2 are allowed"), "{message}");
@@ -95,11 +96,11 @@ async fn admits_denies_and_caps_by_the_tenants_limits() {
     assert_eq!(decision.opinions[1].digest, strict.digest());
 
     let cap = admission(&host, [("max-vcpus", "2"), ("max-memory-mib", "512"), ("mode", "cap")]).await;
-    let outcome = host.admit(chain([&cap]), request()).await.outcome;
+    let outcome = host.admit(chain([&cap]), request()).await.dry_run().outcome;
     assert_eq!(outcome, Outcome::Allow(vec![Patch::CapVcpus(2), Patch::CapMemoryMib(512)]));
 
     let full = admission(&host, [("max-vms", "2")]).await;
-    assert_eq!(code(&host.admit(chain([&full]), request()).await), "limit.vms");
+    assert_eq!(code(&host.admit(chain([&full]), request()).await.dry_run()), "limit.vms");
 }
 
 #[tokio::test]
@@ -119,8 +120,8 @@ async fn one_component_with_two_settings_is_compiled_once() {
     let (one, other) = (admission(&host, [("max-vms", "1")]).await, admission(&host, [("max-vms", "9")]).await);
     let code_of = |plugin: &LoadedPlugin| std::ptr::from_ref(plugin.code().unwrap().0);
     assert_eq!(code_of(&one), code_of(&other));
-    assert_eq!(code(&host.admit(chain([&one]), request()).await), "limit.vms");
-    assert_eq!(code(&host.admit(chain([&other]), request()).await), "allowed");
+    assert_eq!(code(&host.admit(chain([&one]), request()).await.dry_run()), "limit.vms");
+    assert_eq!(code(&host.admit(chain([&other]), request()).await.dry_run()), "allowed");
 }
 
 #[tokio::test]
@@ -192,16 +193,16 @@ async fn every_way_to_fail_denies_with_its_own_code() {
         ("abstain", "policy.no-opinion"),
     ] {
         let plugin = hostile(&host, name).await.unwrap_or_else(|e| panic!("{name}: {e}"));
-        let decision = host.admit(chain([&plugin]), request()).await;
+        let decision = host.admit(chain([&plugin]), request()).await.dry_run();
         assert_eq!(code(&decision), expected, "{name}: {decision:?}");
         let Outcome::Deny { message, plugin: by, .. } = &decision.outcome else { unreachable!() };
         assert!(text::is_line(message, 700), "{name}: {message:?}");
         assert_eq!(by.is_some(), expected != "policy.no-opinion", "{name}");
         // A failure behind a plugin that allows denies too, and the next decision is as if nothing had been.
         if expected != "policy.no-opinion" {
-            assert_eq!(code(&host.admit(chain([&good, &plugin]), request()).await), expected, "{name}");
+            assert_eq!(code(&host.admit(chain([&good, &plugin]), request()).await.dry_run()), expected, "{name}");
         }
-        assert_eq!(code(&host.admit(chain([&good]), request()).await), "allowed", "after {name}");
+        assert_eq!(code(&host.admit(chain([&good]), request()).await.dry_run()), "allowed", "after {name}");
     }
 }
 
@@ -212,10 +213,10 @@ async fn a_plugin_that_loops_is_cut_at_its_deadline() {
     let good = admission(&host, []).await;
     for name in ["loop", "fill"] {
         let plugin = hostile(&host, name).await.unwrap();
-        let decision = host.admit(chain([&plugin]), request()).await;
+        let decision = host.admit(chain([&plugin]), request()).await.dry_run();
         assert_eq!(code(&decision), "policy.deadline", "{decision:?}");
         assert!(decision.took >= Limits::default().deadline, "{name} was cut after {:?}", decision.took);
-        assert_eq!(code(&host.admit(chain([&good]), request()).await), "allowed", "after {name}");
+        assert_eq!(code(&host.admit(chain([&good]), request()).await.dry_run()), "allowed", "after {name}");
     }
 }
 
@@ -223,7 +224,7 @@ async fn a_plugin_that_loops_is_cut_at_its_deadline() {
 async fn a_denial_ends_the_chain() {
     let host = host();
     let (strict, trap) = (admission(&host, [("max-vms", "0")]).await, hostile(&host, "trap").await.unwrap());
-    let decision = host.admit(chain([&strict, &trap]), request()).await;
+    let decision = host.admit(chain([&strict, &trap]), request()).await.dry_run();
     assert_eq!((code(&decision), decision.opinions.len()), ("limit.vms", 1));
 }
 
@@ -232,7 +233,7 @@ async fn a_plugin_that_could_not_be_loaded_again_denies() {
     let host = host();
     let good = admission(&host, []).await;
     let broken = LoadedPlugin::broken("lost", good.digest(), "its file is gone");
-    let decision = host.admit(chain([&good, &broken]), request()).await;
+    let decision = host.admit(chain([&good, &broken]), request()).await.dry_run();
     let Outcome::Deny { message, plugin, .. } = &decision.outcome else { panic!("{decision:?}") };
     assert_eq!((code(&decision), plugin.as_deref()), ("policy.unavailable", Some("p1")));
     assert!(message.contains("its file is gone"), "{message}");
@@ -251,7 +252,7 @@ async fn a_full_queue_denies_at_once() {
     let slow = hostile(&host, "loop").await.unwrap();
     let asks = (0..8).map(|_| {
         let (host, chain) = (host.clone(), chain([&slow]));
-        tokio::spawn(async move { host.admit(chain, request()).await })
+        tokio::spawn(async move { host.admit(chain, request()).await.dry_run() })
     });
     let mut codes = Vec::new();
     for ask in asks.collect::<Vec<_>>() {
@@ -270,7 +271,7 @@ async fn a_decision_that_waited_too_long_is_denied() {
     let slow = hostile(&host, "loop").await.unwrap();
     let asks = (0..4).map(|_| {
         let (host, chain) = (host.clone(), chain([&slow]));
-        tokio::spawn(async move { host.admit(chain, request()).await })
+        tokio::spawn(async move { host.admit(chain, request()).await.dry_run() })
     });
     let mut last = None;
     for ask in asks.collect::<Vec<_>>() {
@@ -283,6 +284,25 @@ async fn a_decision_that_waited_too_long_is_denied() {
 }
 
 #[tokio::test]
+async fn a_tenant_that_floods_waits_behind_itself() {
+    let host = host_with(|limits| limits.fuel = u64::MAX);
+    let (slow, good) = (hostile(&host, "loop").await.unwrap(), admission(&host, []).await);
+    let done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    for _ in 0..40 {
+        let (host, chain, done) = (host.clone(), chain([&slow]), Arc::clone(&done));
+        tokio::spawn(async move {
+            drop(host.admit(chain, request()).await);
+            done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+    tokio::task::yield_now().await;
+    let other = AdmitRequest { tenant: "green".parse().unwrap(), ..request() };
+    assert_eq!(code(&host.admit(chain([&good]), other).await.dry_run()), "allowed");
+    let before = done.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(before <= 3, "{before} of the flood went first");
+}
+
+#[tokio::test]
 async fn decisions_go_on_while_a_plugin_is_being_loaded() {
     let host = host_with(|limits| limits.patience = Duration::from_millis(100));
     let good = admission(&host, []).await;
@@ -291,7 +311,7 @@ async fn decisions_go_on_while_a_plugin_is_being_loaded() {
         let host = host.clone();
         async move { hostile(&host, "abstain").await }
     });
-    assert_eq!(code(&host.admit(chain([&good]), request()).await), "allowed");
+    assert_eq!(code(&host.admit(chain([&good]), request()).await.dry_run()), "allowed");
     let refused = waiting.await.unwrap();
     assert!(matches!(refused, Err(LoadError::Unavailable(_))), "{refused:?}");
     drop(compiling);
@@ -330,12 +350,12 @@ async fn decide_two_thousand_times() {
             before = resident_bytes();
             took.clear();
         }
-        let decision = host.admit(chain([&good]), request()).await;
+        let decision = host.admit(chain([&good]), request()).await.dry_run();
         assert_eq!(code(&decision), "allowed");
         took.push((decision.opinions[0].took, decision.took));
         if round % 10 == 0 {
             for plugin in &bad {
-                assert_ne!(code(&host.admit(chain([plugin]), request()).await), "allowed");
+                assert_ne!(code(&host.admit(chain([plugin]), request()).await.dry_run()), "allowed");
             }
         }
     }

@@ -125,8 +125,8 @@ pub mod samples {
 
     use super::*;
     use crate::model::{
-        BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, Opinion, Outcome, Patch, PluginDigest, PolicyFault,
-        PolicyScope, Rate, RateLimits, TapSpec, Verdict,
+        BootSpec, DecisionId, DiskSpec, ImagePath, NicBackend, NicSpec, Opinion, Outcome, Patch, PluginDigest,
+        PolicyFault, PolicyScope, Rate, RateLimits, TapSpec, Verdict,
     };
 
     /// A running VM with a disk and a NIC.
@@ -174,6 +174,7 @@ pub mod samples {
                         digest: PluginDigest([9; 32]),
                         scope: PolicyScope::Operator,
                         verdict: Ok(Verdict::Allow(vec![Patch::CapVcpus(2), Patch::CapMemoryMib(256)])),
+                        fuel: 1500,
                         took: Duration::from_micros(15),
                     },
                     Opinion {
@@ -181,10 +182,12 @@ pub mod samples {
                         digest: PluginDigest([8; 32]),
                         scope: PolicyScope::Tenant(tenant.parse().unwrap()),
                         verdict: Err(PolicyFault::Memory { limit_bytes: 8 << 20 }),
+                        fuel: 1600,
                         took: Duration::from_micros(16),
                     },
                 ],
                 took: Duration::from_micros(40),
+                id: Some(DecisionId { tenant: tenant.parse().unwrap(), sequence: 7 }),
             },
         }
     }

@@ -8,9 +8,10 @@ use crate::api::convert::{
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    DeviceView, LeaseState, MemoryUse, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, VmStats, WatchItem,
+    BreakerState, DeviceView, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, Subnet, VfLease,
+    VirtualFunction, VmRecord, VmStats, WatchItem,
 };
-use crate::model::MacAddr;
+use crate::model::{MacAddr, TenantId};
 use crate::sys::rtnl::{LinkState, VfConfig};
 use crate::wire::counters::{DeviceCounters, Phase, QueueCounters, Reason};
 
@@ -109,7 +110,30 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         size_bytes: plugin.size_bytes(),
         load_time: Some(timestamp_to_proto(record.loaded)),
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
+        breakers: Vec::new(),
+        previous: record.previous.iter().map(plugin_version).collect(),
     }
+}
+
+fn plugin_version(version: &PluginVersion) -> v1::PluginVersion {
+    v1::PluginVersion {
+        digest: version.digest.to_string(),
+        settings: version.settings.clone().into_iter().collect(),
+        load_time: Some(timestamp_to_proto(version.loaded)),
+    }
+}
+
+/// A plugin as a list shows it.
+pub(super) fn plugin_status(status: &PluginStatus) -> v1::Plugin {
+    let breaker = |(hook, tenant, state): &(&'static str, TenantId, BreakerState)| v1::PluginBreaker {
+        hook: (*hook).to_owned(),
+        tenant: format!("tenants/{tenant}"),
+        retry: Some(duration_to_proto(match state {
+            BreakerState::Open(left) => *left,
+            BreakerState::Closed | BreakerState::HalfOpen => Duration::ZERO,
+        })),
+    };
+    v1::Plugin { breakers: status.breakers.iter().map(breaker).collect(), ..plugin(&status.view) }
 }
 
 /// A network card as the API shows it.

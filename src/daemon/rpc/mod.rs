@@ -8,11 +8,13 @@
 mod audit;
 mod call;
 mod console;
+mod decision;
 mod encode;
 mod host;
 mod jail;
 mod listener;
 mod plugin;
+mod replay;
 mod status;
 mod tls;
 mod trust;
@@ -27,6 +29,7 @@ use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::api::v1;
+use crate::api::v1::decision_service_server::DecisionServiceServer;
 use crate::api::v1::host_service_server::HostServiceServer;
 use crate::api::v1::plugin_service_server::PluginServiceServer;
 use crate::api::v1::virtual_machine_service_server::VirtualMachineServiceServer;
@@ -77,6 +80,7 @@ pub async fn serve(
     health.set_serving::<VirtualMachineServiceServer<vm::VmRpc>>().await;
     health.set_serving::<PluginServiceServer<plugin::PluginRpc>>().await;
     health.set_serving::<HostServiceServer<host::HostRpc>>().await;
+    health.set_serving::<DecisionServiceServer<decision::DecisionRpc>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -86,6 +90,9 @@ pub async fn serve(
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
     let hosts = HostServiceServer::new(host::HostRpc::new(Arc::clone(&node), Arc::clone(&audit)))
+        .max_decoding_message_size(MAX_REQUEST_LEN)
+        .max_encoding_message_size(MAX_RESPONSE_LEN);
+    let decisions = DecisionServiceServer::new(decision::DecisionRpc::new(Arc::clone(&node)))
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
     let plugins = PluginServiceServer::new(plugin::PluginRpc::new(node, audit))
@@ -104,6 +111,7 @@ pub async fn serve(
         .add_service(vms)
         .add_service(plugins)
         .add_service(hosts)
+        .add_service(decisions)
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(connections, async move { ended(&mut ending).await });

@@ -11,10 +11,10 @@ use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
 use crate::daemon::service::{SharedNode, Whose};
-use crate::model::SpecError;
+use crate::model::{DigestError, SpecError};
 
 /// Longest component, in bytes, as the public contract says.
-const MAX_COMPONENT_LEN: usize = 16 << 20;
+pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
 
 pub(super) struct PluginRpc {
     node: SharedNode,
@@ -58,6 +58,36 @@ impl PluginService for PluginRpc {
         Ok(Response::new(encode::plugin(&view)))
     }
 
+    async fn roll_back_plugin(
+        &self,
+        request: Request<v1::RollBackPluginRequest>,
+    ) -> Result<Response<v1::Plugin>, Status> {
+        let principal = caller(request.extensions())?;
+        let v1::RollBackPluginRequest { name, digest } = request.into_inner();
+        let PluginName { scope, plugin } = PluginName::parse(&name).map_err(|error| status::bad_field(&error))?;
+        let digest = Some(digest).filter(|digest| !digest.is_empty()).map(|digest| digest.parse());
+        let digest = digest.transpose().map_err(|error: DigestError| bad("digest", &error.to_string()))?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "RollBackPlugin", name);
+        let work = async move { node.roll_back_plugin(&principal, scope, plugin, digest).await };
+        let view = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::plugin(&view)))
+    }
+
+    async fn unload_plugin(
+        &self,
+        request: Request<v1::UnloadPluginRequest>,
+    ) -> Result<Response<v1::UnloadPluginResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let v1::UnloadPluginRequest { name, force } = request.into_inner();
+        let PluginName { scope, plugin } = PluginName::parse(&name).map_err(|error| status::bad_field(&error))?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "UnloadPlugin", name);
+        let work = async move { node.unload_plugin(&principal, scope, plugin, force).await };
+        audited(&self.audit, change, work).await?;
+        Ok(Response::new(v1::UnloadPluginResponse {}))
+    }
+
     async fn list_plugins(
         &self,
         request: Request<v1::ListPluginsRequest>,
@@ -70,7 +100,7 @@ impl PluginService for PluginRpc {
             Parent::Operator => None,
         };
         let views = self.node.list_plugins(&principal, whose.as_ref()).map_err(|error| status::of(&error))?;
-        Ok(Response::new(v1::ListPluginsResponse { plugins: views.iter().map(encode::plugin).collect() }))
+        Ok(Response::new(v1::ListPluginsResponse { plugins: views.iter().map(encode::plugin_status).collect() }))
     }
 }
 

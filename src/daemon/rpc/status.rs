@@ -8,6 +8,7 @@ use std::error::Error;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::api::decision_name;
 use crate::daemon::service::{AuthnError, CallError, DeviceError, ServiceError};
 use crate::model::{Bdf, Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
 
@@ -22,6 +23,17 @@ pub(super) fn of(error: &ServiceError) -> Status {
             // Word for word the same whether the VM is missing or another tenant's.
             status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
         }
+        ServiceError::NoSuchDecision => status(Code::NotFound, text, "DECISION_NOT_FOUND", []),
+        ServiceError::NoSuchPlugin => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
+        ServiceError::NoSuchVersion => status(Code::NotFound, text, "VERSION_NOT_FOUND", []),
+        ServiceError::VersionLost { .. } => status(Code::FailedPrecondition, text, "VERSION_LOST", []),
+        ServiceError::TooManyPlugins { limit } => {
+            status(Code::ResourceExhausted, text, "TOO_MANY_PLUGINS", [("limit", limit.to_string())])
+        }
+        ServiceError::LastOfHook { hook } => {
+            status(Code::FailedPrecondition, text, "LAST_OF_HOOK", [("hook", (*hook).to_owned())])
+        }
+        ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),
         ServiceError::AlreadyRegistered { tenant, name } => {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])
         }
@@ -60,7 +72,8 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
         ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
         ServiceError::Plugin { source, .. } => {
-            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", [("cause", source.to_string())])
+            let metadata = [("cause", source.to_string()), ("code", source.code().to_owned())];
+            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", metadata)
         }
         ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
         ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
@@ -127,6 +140,7 @@ fn denied(tenant: &TenantId, name: &VmName, decision: &Decision) -> Status {
         let opinion = decision.opinions.iter().find(|opinion| opinion.plugin == *plugin);
         metadata.extend(opinion.map(|opinion| ("digest", opinion.digest.to_string())));
     }
+    metadata.extend(decision.id.as_ref().map(|id| ("decision", decision_name(id))));
     metadata.push(("took_us", decision.took.as_micros().to_string()));
     status(Code::PermissionDenied, text, "POLICY_DENIED", metadata)
 }

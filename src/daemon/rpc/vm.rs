@@ -288,7 +288,7 @@ fn device_id(field: &str, text: &str) -> Result<DeviceId, Status> {
 }
 
 #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
-fn whose(parent: &str) -> Result<Whose, Status> {
+pub(super) fn whose(parent: &str) -> Result<Whose, Status> {
     match Parent::parse(parent) {
         Ok(Parent::Own) => Ok(Whose::Own),
         Ok(Parent::All) => Ok(Whose::All),

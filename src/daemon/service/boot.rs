@@ -3,15 +3,17 @@
 use std::io;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::decisions;
 use super::devices::HostDevices;
 use super::ledger::{Handles, Ledger};
 use super::plugins::Plugins;
 use super::register::TenantTurns;
 use super::{JailConfig, Node, Places};
 use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, UserPool, UsersExhausted};
-use crate::daemon::policy::{PolicyConfig, PolicyHost, PolicyStartError};
+use crate::daemon::policy::{CompilerConfig, PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::store::{Store, StoreError};
 use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
 
@@ -30,6 +32,9 @@ pub enum BootError {
     /// VMs without a user of their own, and none to give them.
     #[error(transparent)]
     Users(#[from] UsersExhausted),
+    /// Where compiled plugins are kept.
+    #[error("cannot keep compiled plugins")]
+    Compiler(#[source] io::Error),
     /// The policy host.
     #[error("cannot start the policy host")]
     Policy(#[from] PolicyStartError),
@@ -51,7 +56,9 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
-        let policy = PolicyHost::start(PolicyConfig::default())?;
+        let compiler =
+            CompilerConfig::in_dir(&places.data, &places.vmm, jail.is_none()).map_err(BootError::Compiler)?;
+        let policy = PolicyHost::start(PolicyConfig { compiler: Some(compiler), ..PolicyConfig::default() })?;
         let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, &policy).await);
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
         devices.reconcile(&found.vms).await;
@@ -89,8 +96,22 @@ impl Node {
             resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
         }
         while resumed.join_next().await.is_some() {}
-        let turns = TenantTurns::default();
-        Ok(Self { store, supervisor, handles, policy, plugins, devices, files, facts, addresses, users, turns })
+        tokio::spawn(decisions::sweep_hourly(store.clone()));
+        let (turns, replays) = (TenantTurns::default(), Arc::new(Semaphore::new(1)));
+        Ok(Self {
+            store,
+            supervisor,
+            handles,
+            policy,
+            plugins,
+            devices,
+            files,
+            facts,
+            addresses,
+            users,
+            turns,
+            replays,
+        })
     }
 
     /// Waits until everything that is known is on disk. The node is of no use afterwards; VMs run on.

@@ -16,6 +16,38 @@ pub enum ServiceError {
     /// Missing, or another tenant's: the caller cannot tell.
     #[error("no such VM, or none that you may see")]
     NoSuchVm,
+    /// Missing, removed by retention, or another tenant's: the caller cannot tell.
+    #[error("no such decision on record, or none that you may see")]
+    NoSuchDecision,
+    /// Nothing is bound under that name.
+    #[error("no such plugin, or none that you may see")]
+    NoSuchPlugin,
+    /// Nothing to go back to.
+    #[error("no such earlier version of the plugin; `ostler plugin list -o json` shows those that are kept")]
+    NoSuchVersion,
+    /// An earlier version does not load any more.
+    #[error("the earlier version does not load: {cause}")]
+    VersionLost {
+        /// Why.
+        cause: String,
+    },
+    /// The chain has no room.
+    #[error("there are {limit} plugins in this chain already; unload one first")]
+    TooManyPlugins {
+        /// How many may be.
+        limit: usize,
+    },
+    /// Everything would be denied without it.
+    #[error(
+        "it is the operator's last plugin with the hook {hook}, and without one everything is denied there; unload it by force if that is meant"
+    )]
+    LastOfHook {
+        /// The hook.
+        hook: &'static str,
+    },
+    /// Another replay has not ended.
+    #[error("another replay is under way on this node; try again when it has ended")]
+    ReplayUnderWay,
     /// The tenant has a VM of that name.
     #[error("tenant {tenant} has a VM {name} already; destroy it first or choose another name")]
     AlreadyRegistered {

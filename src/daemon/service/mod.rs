@@ -5,6 +5,7 @@
 mod access;
 mod boot;
 mod console;
+mod decisions;
 mod devices;
 mod error;
 mod inspect;
@@ -12,6 +13,7 @@ mod ledger;
 mod lifecycle;
 mod plugins;
 mod register;
+mod replay;
 mod stats;
 mod tune;
 mod watch;
@@ -19,26 +21,32 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 pub use crate::daemon::authn::{AuthnError, Principal, identify};
 use crate::daemon::files::Files;
 pub use crate::daemon::inventory::VirtualFunction;
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 use crate::daemon::policy::PolicyHost;
+pub use crate::daemon::policy::{BreakerState, Change};
 pub use crate::daemon::record::{LeaseState, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
+pub use crate::daemon::store::{DecisionQuery, PluginVersion, StoredDecision};
 pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
 pub use access::Whose;
 pub use boot::BootError;
 pub use console::Console;
+pub use decisions::{Exported, Verified};
 use devices::HostDevices;
 pub use devices::{DeviceError, DeviceView};
 pub use error::ServiceError;
 pub use inspect::Confinement;
 use ledger::Handles;
-pub use plugins::PluginView;
 use plugins::Plugins;
+pub use plugins::{PluginStatus, PluginView};
 use register::TenantTurns;
+pub use replay::{Replay, ReplayEvent, ReplaySummary};
 pub use stats::{MemoryUse, VmStats};
 pub use watch::WatchItem;
 
@@ -55,6 +63,8 @@ pub struct Node {
     addresses: AddressPool,
     users: UserPool,
     turns: TenantTurns,
+    /// One permit: a replay takes a CPU for a while.
+    replays: Arc<Semaphore>,
 }
 
 /// Where a node keeps what.

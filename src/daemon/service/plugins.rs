@@ -15,9 +15,14 @@ use sha2::{Digest, Sha256};
 
 use super::access::require_own;
 use super::{Node, Principal, ServiceError, Whose};
-use crate::daemon::policy::{Bound, LoadedPlugin, PolicyHost};
-use crate::daemon::store::PluginRecord;
+use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
+use crate::daemon::store::{PluginRecord, PluginVersion};
 use crate::model::{PluginDigest, PluginId, PolicyScope, TenantId};
+
+/// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
+const MAX_PLUGINS: usize = 16;
+/// Versions of a plugin that are kept for going back.
+const MAX_PREVIOUS: usize = 8;
 
 /// Ordered as a chain is asked: the operator's, then each tenant's, by name.
 type Table = BTreeMap<(PolicyScope, PluginId), PluginView>;
@@ -29,6 +34,15 @@ pub struct PluginView {
     pub record: PluginRecord,
     /// As it is asked.
     pub plugin: LoadedPlugin,
+}
+
+/// A bound plugin and where it is left alone.
+#[derive(Debug, Clone)]
+pub struct PluginStatus {
+    /// The plugin.
+    pub view: PluginView,
+    /// Breakers that are not closed, those that the caller may see: hook, who asked, where it is.
+    pub breakers: Vec<(&'static str, TenantId, BreakerState)>,
 }
 
 /// All bound plugins.
@@ -57,7 +71,7 @@ impl Plugins {
         }
         let plugins =
             Self { dir: dir.to_owned(), table: RwLock::new(Arc::new(table)), turn: tokio::sync::Mutex::default() };
-        plugins.sweep();
+        plugins.sweep(host);
         plugins
     }
 
@@ -78,6 +92,32 @@ impl Plugins {
             .collect()
     }
 
+    /// What is bound as `name` in `scope`.
+    pub(super) fn view(&self, scope: &PolicyScope, name: &PluginId) -> Result<PluginView, ServiceError> {
+        self.table().get(&(scope.clone(), name.clone())).cloned().ok_or(ServiceError::NoSuchPlugin)
+    }
+
+    fn count(&self, scope: &PolicyScope) -> usize {
+        self.table().keys().filter(|(of, _)| of == scope).count()
+    }
+
+    /// The first hook at which nobody of the operator's chain would be asked any more without `name`.
+    fn left_alone(&self, name: &PluginId) -> Option<&'static str> {
+        let table = self.table();
+        let operators = table.iter().filter(|((scope, _), _)| *scope == PolicyScope::Operator);
+        let (own, others): (Vec<_>, Vec<_>) = operators.partition(|((_, other), _)| other == name);
+        let hooks = own.iter().flat_map(|(_, view)| view.plugin.hooks());
+        let is_served = |hook: &str| others.iter().any(|(_, view)| view.plugin.hooks().contains(&hook));
+        hooks.copied().find(|hook| !is_served(hook))
+    }
+
+    fn unbind(&self, record: &PluginRecord) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Table::clone(&table);
+        next.remove(&(record.scope.clone(), record.name.clone()));
+        *table = Arc::new(next);
+    }
+
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -89,9 +129,14 @@ impl Plugins {
         *table = Arc::new(next);
     }
 
-    /// Removes components that no binding names any more.
-    fn sweep(&self) {
-        let kept: Vec<_> = self.table().values().map(|view| file_name(view.record.digest)).collect();
+    /// Removes components that no binding names any more, as its version or one before.
+    fn sweep(&self, host: &PolicyHost) {
+        let table = self.table();
+        let bound = table.values().map(|view| view.record.digest);
+        let previous = table.values().flat_map(|view| view.record.previous.iter().map(|version| version.digest));
+        let digests: Vec<_> = bound.chain(previous).collect();
+        host.keep_compiled(&digests);
+        let kept: Vec<_> = digests.into_iter().map(file_name).collect();
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             if !kept.iter().any(|name| entry.file_name() == name.as_str()) {
@@ -99,6 +144,24 @@ impl Plugins {
             }
         }
     }
+}
+
+/// `version` in the place of `replaced`, which it can be taken back to.
+fn successor(
+    replaced: Option<&PluginView>,
+    scope: PolicyScope,
+    name: PluginId,
+    version: PluginVersion,
+) -> PluginRecord {
+    let mut previous = Vec::new();
+    if let Some(PluginView { record, .. }) = replaced {
+        previous.push(record.version());
+        previous.extend(record.previous.iter().cloned());
+        previous.retain(|old| (old.digest, &old.settings) != (version.digest, &version.settings));
+        previous.truncate(MAX_PREVIOUS);
+    }
+    let PluginVersion { digest, settings, loaded } = version;
+    PluginRecord { scope, name, digest, settings, loaded, previous }
 }
 
 async fn reload(dir: &Path, record: &PluginRecord, host: &PolicyHost) -> Result<LoadedPlugin, String> {
@@ -120,36 +183,88 @@ impl Node {
         component: Vec<u8>,
         settings: BTreeMap<String, String>,
     ) -> Result<PluginView, ServiceError> {
-        match (&scope, principal) {
-            (PolicyScope::Operator, Principal::Operator(_)) => {}
-            (PolicyScope::Operator, Principal::Tenant(_)) => {
-                return Err(ServiceError::NotAllowed { needs: "an operator loads the operator's plugins" });
-            }
-            (PolicyScope::Tenant(tenant), principal) => require_own(principal, tenant)?,
-        }
+        require_chain(principal, &scope)?;
         let plugin = self
             .policy
             .load(component.clone(), settings.clone())
             .await
             .map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
         let _turn = self.plugins.turn.lock().await;
+        let replaced = self.plugins.view(&scope, &name).ok();
+        if replaced.is_none() && self.plugins.count(&scope) >= MAX_PLUGINS {
+            return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
+        }
         let digest = plugin.digest();
         let path = self.plugins.dir.join(file_name(digest));
         let written = tokio::task::spawn_blocking(move || write_durably(&path, &component)).await;
         written
             .unwrap_or_else(|ended| Err(io::Error::other(ended)))
             .map_err(|source| ServiceError::Host { what: "the component", source })?;
-        let record = PluginRecord { scope, name, digest, settings, loaded: SystemTime::now() };
+        let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
+        let record = successor(replaced.as_ref(), scope, name, version);
         self.store.put_plugin(record.clone()).await?;
         tracing::info!(plugin = %record.name, %digest, scope = ?record.scope, %principal, "plugin loaded");
         let view = PluginView { record, plugin };
         self.plugins.bind(view.clone());
-        self.plugins.sweep();
+        self.plugins.sweep(&self.policy);
         Ok(view)
     }
 
+    /// Binds a version again that was bound as `name` in `scope` before: the last one, or that of `digest`. What is bound
+    /// now takes its place among the earlier ones.
+    pub async fn roll_back_plugin(
+        &self,
+        principal: &Principal,
+        scope: PolicyScope,
+        name: PluginId,
+        digest: Option<PluginDigest>,
+    ) -> Result<PluginView, ServiceError> {
+        require_chain(principal, &scope)?;
+        let _turn = self.plugins.turn.lock().await;
+        let replaced = self.plugins.view(&scope, &name)?;
+        let mut previous = replaced.record.previous.iter();
+        let version = previous.find(|version| digest.is_none_or(|digest| version.digest == digest)).cloned();
+        let version = version.ok_or(ServiceError::NoSuchVersion)?;
+        let record = successor(Some(&replaced), scope, name, version);
+        let reloaded = reload(&self.plugins.dir, &record, &self.policy).await;
+        let plugin = reloaded.map_err(|cause| ServiceError::VersionLost { cause })?;
+        self.store.put_plugin(record.clone()).await?;
+        tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin rolled back");
+        let view = PluginView { record, plugin };
+        self.plugins.bind(view.clone());
+        self.plugins.sweep(&self.policy);
+        Ok(view)
+    }
+
+    /// Takes a plugin out of its chain, with its earlier versions. The last of the operator's at a hook goes only by
+    /// force: without one everything is denied there.
+    pub async fn unload_plugin(
+        &self,
+        principal: &Principal,
+        scope: PolicyScope,
+        name: PluginId,
+        is_forced: bool,
+    ) -> Result<(), ServiceError> {
+        require_chain(principal, &scope)?;
+        let _turn = self.plugins.turn.lock().await;
+        let PluginView { record, .. } = self.plugins.view(&scope, &name)?;
+        let left_alone = (scope == PolicyScope::Operator).then(|| self.plugins.left_alone(&name)).flatten();
+        if let Some(hook) = left_alone.filter(|_| !is_forced) {
+            return Err(ServiceError::LastOfHook { hook });
+        }
+        self.store.remove_plugin(record.clone()).await?;
+        tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin unloaded");
+        self.plugins.unbind(&record);
+        self.plugins.sweep(&self.policy);
+        Ok(())
+    }
+
     /// Plugins of the chains that `principal` may see, in the order asked. `None` lists the operator's alone.
-    pub fn list_plugins(&self, principal: &Principal, whose: Option<&Whose>) -> Result<Vec<PluginView>, ServiceError> {
+    pub fn list_plugins(
+        &self,
+        principal: &Principal,
+        whose: Option<&Whose>,
+    ) -> Result<Vec<PluginStatus>, ServiceError> {
         let tenant = whose.map(|whose| whose.resolve(principal)).transpose()?;
         let is_asked_for = |scope: &PolicyScope| match (scope, &tenant) {
             (PolicyScope::Operator, _) => true,
@@ -157,7 +272,28 @@ impl Node {
             (PolicyScope::Tenant(_), Some(None)) => true,
             (PolicyScope::Tenant(own), Some(Some(tenant))) => own == tenant,
         };
-        Ok(self.plugins.table().values().filter(|view| is_asked_for(&view.record.scope)).cloned().collect())
+        let table = self.plugins.table();
+        let views = table.values().filter(|view| is_asked_for(&view.record.scope));
+        Ok(views.map(|view| self.status(principal, view)).collect())
+    }
+
+    fn status(&self, principal: &Principal, view: &PluginView) -> PluginStatus {
+        let PluginRecord { scope, name, digest, .. } = &view.record;
+        let mut breakers = self.policy.breakers(scope, name.as_str(), *digest);
+        // What others' requests do to the operator's plugin is theirs to know.
+        breakers.retain(|(_, tenant, _)| principal.may_see(tenant));
+        PluginStatus { view: view.clone(), breakers }
+    }
+}
+
+/// Whether the caller may change the chain.
+fn require_chain(principal: &Principal, scope: &PolicyScope) -> Result<(), ServiceError> {
+    match (scope, principal) {
+        (PolicyScope::Operator, Principal::Operator(_)) => Ok(()),
+        (PolicyScope::Operator, Principal::Tenant(_)) => {
+            Err(ServiceError::NotAllowed { needs: "an operator changes the operator's plugins" })
+        }
+        (PolicyScope::Tenant(tenant), principal) => require_own(principal, tenant),
     }
 }
 

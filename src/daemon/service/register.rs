@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::access::require_own;
+use super::decisions::{record, told};
 use super::{Node, Principal, ServiceError};
+use crate::daemon::policy::Unrecorded;
 use crate::daemon::record::{NicLease, VmRecord, mac_of};
 use crate::model::{
-    AdmitRequest, Decision, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName, VmSpec, VmState,
+    AdmitRequest, Decision, Enforcement, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName,
+    VmSpec, VmState,
 };
 
 /// One registration at a time per tenant, so that two cannot both see the last free place.
@@ -46,12 +49,32 @@ impl Node {
         if self.find(&tenant, &name).is_some() {
             return Err(ServiceError::AlreadyRegistered { tenant, name });
         }
-        let decision = self.decide(&tenant, &name, &spec).await;
-        let spec = match patched(spec, decision) {
-            Ok(admitted) => admitted,
-            Err(decision) => return Err(ServiceError::Denied { tenant, name, decision: Box::new(decision) }),
+        let (id, mut decision) = record(&self.store, self.decide(&tenant, &name, &spec).await).await?;
+        decision.id = Some(id.clone());
+        if let Outcome::Deny { .. } = decision.outcome {
+            return Err(ServiceError::Denied { tenant, name, decision: Box::new(decision) });
+        }
+        let admitted = self.admitted(tenant, name, spec, decision).await;
+        let enforcement = match &admitted {
+            Ok(vm) => Enforcement::Enforced(vm.uid.to_string()),
+            Err(error) => Enforcement::Overruled { code: overruled_by(error), message: error.to_string() },
         };
-        let (spec, admission) = spec;
+        told(&self.store, id, enforcement).await;
+        admitted
+    }
+
+    /// Makes of an allowance what it allows, if the core's own checks find nothing against it.
+    async fn admitted(
+        &self,
+        tenant: TenantId,
+        name: VmName,
+        spec: VmSpec,
+        decision: Decision,
+    ) -> Result<VmRecord, ServiceError> {
+        let (spec, admission) = match patched(spec, decision) {
+            Ok(admitted) => admitted,
+            Err(decision) => return Err(ServiceError::Denied { tenant, name, decision }),
+        };
         self.check_host(&tenant, &spec).await?;
 
         let uid = VmId::new();
@@ -88,7 +111,7 @@ impl Node {
         Ok(vm)
     }
 
-    async fn decide(&self, tenant: &TenantId, name: &VmName, spec: &VmSpec) -> Decision {
+    async fn decide(&self, tenant: &TenantId, name: &VmName, spec: &VmSpec) -> Unrecorded<Decision> {
         let request = AdmitRequest {
             tenant: tenant.clone(),
             vm: name.clone(),
@@ -135,10 +158,26 @@ fn require_operator_for_placement(principal: &Principal, spec: &VmSpec) -> Resul
     }
 }
 
+/// What stood against an allowance, as a stable code.
+fn overruled_by(error: &ServiceError) -> String {
+    match error {
+        ServiceError::Denied { decision, .. } => match &decision.outcome {
+            Outcome::Deny { code, .. } => return code.clone(),
+            Outcome::Allow(_) => "core.denied",
+        },
+        ServiceError::BadField(_) => "core.bad-field",
+        ServiceError::Addresses(_) => "core.addresses",
+        ServiceError::Users(_) => "core.users",
+        ServiceError::Store(_) => "core.store",
+        _ => "core.failed",
+    }
+    .to_owned()
+}
+
 /// The VM as policy admits it, or the denial. A patch may only narrow; one that asks for more changes nothing, and one
 /// that leaves no valid VM denies it.
-fn patched(mut spec: VmSpec, mut decision: Decision) -> Result<(VmSpec, Decision), Decision> {
-    let Outcome::Allow(patches) = &decision.outcome else { return Err(decision) };
+fn patched(mut spec: VmSpec, mut decision: Decision) -> Result<(VmSpec, Decision), Box<Decision>> {
+    let Outcome::Allow(patches) = &decision.outcome else { return Err(Box::new(decision)) };
     for patch in patches {
         let narrowed: Result<VmSpec, SpecError> = match *patch {
             Patch::CapVcpus(vcpus) if vcpus < spec.vcpus() => spec.clone().with_vcpus(vcpus),
@@ -151,7 +190,7 @@ fn patched(mut spec: VmSpec, mut decision: Decision) -> Result<(VmSpec, Decision
                 let fault = PolicyFault::BadAnswer(format!("{patch} leaves no valid VM: {error}"));
                 let (code, message) = (fault.code().to_owned(), fault.to_string());
                 decision.outcome = Outcome::Deny { code, message, plugin: None };
-                return Err(decision);
+                return Err(Box::new(decision));
             }
         }
     }
@@ -168,8 +207,10 @@ mod tests {
         let decision = Decision { outcome: Outcome::Allow(patches), ..vm.admission };
         match patched(vm.spec, decision) {
             Ok((spec, _)) => Ok((spec.vcpus(), spec.memory_mib())),
-            Err(Decision { outcome: Outcome::Deny { code, .. }, .. }) => Err(code),
-            Err(Decision { outcome: Outcome::Allow(_), .. }) => unreachable!("a refusal that allows"),
+            Err(denied) => match denied.outcome {
+                Outcome::Deny { code, .. } => Err(code),
+                Outcome::Allow(_) => unreachable!("a refusal that allows"),
+            },
         }
     }
 

@@ -5,13 +5,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::format::{Unusable, parse_digest, scope_of, tenant_of};
-use crate::model::{Decision, Opinion, Outcome, Patch, PolicyFault, Verdict};
+use crate::model::{Decision, DecisionId, Opinion, Outcome, Patch, PolicyFault, TenantId, Verdict};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredDecision {
     outcome: StoredOutcome,
     opinions: Vec<StoredOpinion>,
     took_ns: u64,
+    /// Its place in its tenant's chain of records; none: of a daemon that kept no records.
+    #[serde(default)]
+    sequence: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -27,6 +30,8 @@ struct StoredOpinion {
     digest: String,
     tenant: Option<String>,
     verdict: StoredVerdict,
+    #[serde(default)]
+    fuel: u64,
     took_ns: u64,
 }
 
@@ -42,6 +47,7 @@ enum StoredVerdict {
     MemoryBytes(u64),
     Refused(String),
     BadAnswer(String),
+    BreakerOpen { retry_s: u64 },
     Unavailable(String),
 }
 
@@ -63,12 +69,14 @@ impl From<&Decision> for StoredDecision {
             },
             opinions: decision.opinions.iter().map(store_opinion).collect(),
             took_ns: to_ns(decision.took),
+            sequence: decision.id.as_ref().map(|id| id.sequence),
         }
     }
 }
 
 impl StoredDecision {
-    pub(super) fn load(self) -> Result<Decision, Unusable> {
+    /// The decision about a VM of `tenant`.
+    pub(super) fn load(self, tenant: &TenantId) -> Result<Decision, Unusable> {
         Ok(Decision {
             outcome: match self.outcome {
                 StoredOutcome::Allow(patches) => Outcome::Allow(load_patches(patches)),
@@ -76,6 +84,7 @@ impl StoredDecision {
             },
             opinions: self.opinions.into_iter().map(load_opinion).collect::<Result<_, _>>()?,
             took: Duration::from_nanos(self.took_ns),
+            id: self.sequence.map(|sequence| DecisionId { tenant: tenant.clone(), sequence }),
         })
     }
 }
@@ -95,8 +104,10 @@ fn store_opinion(opinion: &Opinion) -> StoredOpinion {
             Err(PolicyFault::Memory { limit_bytes }) => StoredVerdict::MemoryBytes(limit_bytes),
             Err(PolicyFault::Refused(cause)) => StoredVerdict::Refused(cause),
             Err(PolicyFault::BadAnswer(cause)) => StoredVerdict::BadAnswer(cause),
+            Err(PolicyFault::BreakerOpen { retry_s }) => StoredVerdict::BreakerOpen { retry_s },
             Err(PolicyFault::Unavailable(cause)) => StoredVerdict::Unavailable(cause),
         },
+        fuel: opinion.fuel,
         took_ns: to_ns(opinion.took),
     }
 }
@@ -116,8 +127,10 @@ fn load_opinion(opinion: StoredOpinion) -> Result<Opinion, Unusable> {
             StoredVerdict::MemoryBytes(limit_bytes) => Err(PolicyFault::Memory { limit_bytes }),
             StoredVerdict::Refused(cause) => Err(PolicyFault::Refused(cause)),
             StoredVerdict::BadAnswer(cause) => Err(PolicyFault::BadAnswer(cause)),
+            StoredVerdict::BreakerOpen { retry_s } => Err(PolicyFault::BreakerOpen { retry_s }),
             StoredVerdict::Unavailable(cause) => Err(PolicyFault::Unavailable(cause)),
         },
+        fuel: opinion.fuel,
         took: Duration::from_nanos(opinion.took_ns),
     })
 }

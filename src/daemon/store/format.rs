@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::PluginRecord;
 use super::decision::StoredDecision;
+use super::{PluginRecord, PluginVersion};
 use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
     BootSpec, CpuSpec, DiskSpec, FailureCause, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, PluginDigest,
@@ -174,6 +174,15 @@ struct StoredPlugin {
     digest: String,
     settings: BTreeMap<String, String>,
     loaded_ms: u64,
+    #[serde(default)]
+    previous: Vec<StoredVersion>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredVersion {
+    digest: String,
+    settings: BTreeMap<String, String>,
+    loaded_ms: u64,
 }
 
 /// Reads only the format's number, whatever else the record holds.
@@ -209,9 +218,9 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         Ok::<_, Unusable>(NicLease { mac: mac_of(uid, &id), id, subnet })
     });
     let nics = nics.collect::<Result<_, _>>()?;
+    let tenant = vm.tenant.parse().map_err(text)?;
     Ok(VmRecord {
         uid,
-        tenant: vm.tenant.parse().map_err(text)?,
         name: vm.name.parse().map_err(text)?,
         spec: load_spec(vm.spec)?,
         state: load_state(vm.state),
@@ -221,7 +230,8 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         user: vm.user,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
-        admission: vm.admission.load()?,
+        admission: vm.admission.load(&tenant)?,
+        tenant,
     })
 }
 
@@ -240,7 +250,18 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         digest: plugin.digest.to_string(),
         settings: plugin.settings.clone(),
         loaded_ms: to_ms(plugin.loaded),
+        previous: plugin.previous.iter().map(store_version).collect(),
     })
+}
+
+fn store_version(version: &PluginVersion) -> StoredVersion {
+    let PluginVersion { digest, settings, loaded } = version;
+    StoredVersion { digest: digest.to_string(), settings: settings.clone(), loaded_ms: to_ms(*loaded) }
+}
+
+fn load_version(version: StoredVersion) -> Result<PluginVersion, Unusable> {
+    let StoredVersion { digest, settings, loaded_ms } = version;
+    Ok(PluginVersion { digest: parse_digest(&digest)?, settings, loaded: from_ms(loaded_ms)? })
 }
 
 pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
@@ -251,6 +272,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         digest: parse_digest(&plugin.digest)?,
         settings: plugin.settings,
         loaded: from_ms(plugin.loaded_ms)?,
+        previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
     })
 }
 
@@ -481,14 +503,7 @@ pub(super) fn scope_of(tenant: Option<String>) -> Result<PolicyScope, Unusable> 
 }
 
 pub(super) fn parse_digest(digest: &str) -> Result<PluginDigest, Unusable> {
-    let refuse = || format!("{digest:?} is not a digest");
-    let hex = digest.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.is_ascii()).ok_or_else(refuse)?;
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        let pair = std::str::from_utf8(pair).map_err(text)?;
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| refuse())?;
-    }
-    Ok(PluginDigest(bytes))
+    digest.parse().map_err(text)
 }
 
 fn to_ms(moment: SystemTime) -> u64 {

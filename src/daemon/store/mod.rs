@@ -14,6 +14,7 @@
 
 mod decision;
 mod format;
+mod journal;
 mod lease;
 mod thread;
 
@@ -24,7 +25,9 @@ use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{VfKey, VfLease, VmRecord};
-use crate::model::{PluginDigest, PluginId, PolicyScope, VmId};
+use crate::model::{DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+use journal::Append;
+pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
 use thread::{Shared, Write};
 
 /// Writes that may wait for the disk.
@@ -64,6 +67,12 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    fn io(error: impl Into<redb::Error>) -> Self {
+        Self::Io(Arc::new(error.into()))
+    }
+}
+
 /// A plugin that is loaded at each start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginRecord {
@@ -77,6 +86,26 @@ pub struct PluginRecord {
     pub settings: BTreeMap<String, String>,
     /// When it was loaded by the client.
     pub loaded: std::time::SystemTime,
+    /// What was bound here before, newest first; a few, for going back.
+    pub previous: Vec<PluginVersion>,
+}
+
+/// A version of a plugin: what it is and how it is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginVersion {
+    /// Its content.
+    pub digest: PluginDigest,
+    /// What it was configured with.
+    pub settings: BTreeMap<String, String>,
+    /// When it was loaded by the client.
+    pub loaded: std::time::SystemTime,
+}
+
+impl PluginRecord {
+    /// The version that is bound.
+    pub fn version(&self) -> PluginVersion {
+        PluginVersion { digest: self.digest, settings: self.settings.clone(), loaded: self.loaded }
+    }
 }
 
 /// A VM changed, or is gone.
@@ -122,12 +151,20 @@ pub struct Store {
 impl Store {
     /// Opens or creates the file at `path` and reads all of it. Blocks; call it before serving.
     pub fn open(path: &Path) -> Result<(Self, Found), StoreError> {
+        Self::open_keeping(path, Retention::default())
+    }
+
+    /// The same, keeping decision records as `retention` says.
+    pub fn open_keeping(path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
         let (database, found, revision) = thread::open(path)?;
+        let database = Arc::new(database);
+        let journal = thread::open_journal(&database, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
-        let shared = Arc::new(Shared::new(Snapshot { revision, vms, leases }, broadcast::Sender::new(CHANGES_LEN)));
+        let snapshot = Snapshot { revision, vms, leases };
+        let shared = Arc::new(Shared::new(snapshot, broadcast::Sender::new(CHANGES_LEN), Arc::downgrade(&database)));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
-        thread::spawn(database, queue, Arc::clone(&shared))
+        thread::spawn(database, journal, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
         Ok((Self { writes, shared }, found))
     }
@@ -152,10 +189,42 @@ impl Store {
         self.write(|done| Write::Plugin { plugin, done }).await
     }
 
+    /// Forgets a plugin.
+    pub async fn remove_plugin(&self, plugin: PluginRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::RemovePlugin { plugin, done }).await
+    }
+
     /// Remembers a lease's change, if it follows the last one that the store has ([`VfLease::generation`]): of several
     /// that take the same virtual function at once, one succeeds and the others get [`StoreError::Stale`].
     pub async fn put_lease(&self, lease: VfLease) -> Result<(), StoreError> {
         self.write(|done| Write::Lease { lease, done }).await
+    }
+
+    /// Puts `entry` at the end of `tenant`'s chain of decision records; gives its place once it is on disk.
+    pub async fn append(&self, tenant: TenantId, entry: JournalEntry) -> Result<DecisionId, StoreError> {
+        let (done, answer) = oneshot::channel();
+        let append = Append { tenant, entry, done };
+        self.writes.send(Write::Append(append)).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Puts `entry` at the end of `tenant`'s chain with whatever is written next; does not wait for it. What cannot be
+    /// written is logged.
+    pub async fn append_later(&self, tenant: TenantId, entry: JournalEntry) {
+        let (done, _) = oneshot::channel();
+        if self.writes.send(Write::Append(Append { tenant, entry, done })).await.is_err() {
+            tracing::error!("a decision's enforcement is not on record: the store is closed");
+        }
+    }
+
+    /// Removes decision records that are too old, of tenants that decide nothing any more too.
+    pub async fn sweep_decisions(&self) -> Result<(), StoreError> {
+        self.write(|done| Write::Sweep { done }).await
+    }
+
+    /// All chains of decision records as of now. Reading them blocks.
+    pub fn chains(&self) -> Result<Chains, StoreError> {
+        Chains::at(&*self.shared.database()?)
     }
 
     /// Waits until everything is on disk and the file is closed. Later writes are refused.
@@ -201,7 +270,13 @@ mod tests {
             digest: PluginDigest([7; 32]),
             settings: BTreeMap::from([("max-vms".into(), "3".into())]),
             loaded: std::time::UNIX_EPOCH,
+            previous: vec![PluginVersion {
+                digest: PluginDigest([6; 32]),
+                settings: BTreeMap::new(),
+                loaded: std::time::UNIX_EPOCH,
+            }],
         };
+        let unloaded = PluginRecord { name: "old".parse().unwrap(), ..plugin.clone() };
         {
             let (store, found) = Store::open(&path).unwrap();
             assert!(found.vms.is_empty() && found.plugins.is_empty());
@@ -209,6 +284,8 @@ mod tests {
             store.insert_vm(gone.clone()).await.unwrap();
             store.remove_vm(gone).await.unwrap();
             store.put_plugin(plugin.clone()).await.unwrap();
+            store.put_plugin(unloaded.clone()).await.unwrap();
+            store.remove_plugin(unloaded).await.unwrap();
             assert_eq!(store.snapshot().revision, 3);
             store.close().await;
             assert!(matches!(store.put_plugin(plugin.clone()).await, Err(StoreError::Closed)));

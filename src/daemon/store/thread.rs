@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::SystemTime;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::journal::{self, Append, Journal, Retention};
 use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease};
 use crate::daemon::record::{VfKey, VfLease, VmRecord};
+use crate::model::DecisionId;
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
@@ -38,8 +41,18 @@ pub(super) enum Write {
         plugin: PluginRecord,
         done: Done,
     },
+    RemovePlugin {
+        plugin: PluginRecord,
+        done: Done,
+    },
     Lease {
         lease: VfLease,
+        done: Done,
+    },
+    /// A record of a decision.
+    Append(Append),
+    /// Removes records of decisions that are too old.
+    Sweep {
         done: Done,
     },
     /// Ends the thread once everything before it is on disk.
@@ -54,11 +67,18 @@ pub(super) struct Shared {
     /// Rank: leaf. Guards the pointer and the order of `changes`; held for a swap and a send only.
     snapshot: RwLock<Arc<Snapshot>>,
     changes: broadcast::Sender<Change>,
+    /// The thread's, while it runs.
+    database: Weak<Database>,
 }
 
 impl Shared {
-    pub(super) fn new(snapshot: Snapshot, changes: broadcast::Sender<Change>) -> Self {
-        Self { snapshot: RwLock::new(Arc::new(snapshot)), changes }
+    pub(super) fn new(snapshot: Snapshot, changes: broadcast::Sender<Change>, database: Weak<Database>) -> Self {
+        Self { snapshot: RwLock::new(Arc::new(snapshot)), changes, database }
+    }
+
+    /// For reading what is in no snapshot.
+    pub(super) fn database(&self) -> Result<Arc<Database>, StoreError> {
+        self.database.upgrade().ok_or(StoreError::Closed)
     }
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
@@ -104,7 +124,14 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(PLUGINS)?;
     transaction.open_table(LEASES)?;
     transaction.open_table(COUNTERS)?;
+    journal::make_tables(&transaction)?;
     Ok(transaction.commit()?)
+}
+
+/// Reads where the chains of decision records end.
+pub(super) fn open_journal(database: &Database, retention: Retention) -> Result<Journal, StoreError> {
+    let transaction = database.begin_read().map_err(StoreError::io)?;
+    Journal::open(&transaction, retention)
 }
 
 fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
@@ -140,52 +167,87 @@ fn read_table<T>(
 }
 
 /// Starts the thread; it ends when every sender is gone.
-pub(super) fn spawn(database: Database, queue: mpsc::Receiver<Write>, shared: Arc<Shared>) -> std::io::Result<()> {
-    std::thread::Builder::new().name("store".into()).spawn(move || run(database, queue, &shared)).map(drop)
+pub(super) fn spawn(
+    database: Arc<Database>,
+    journal: Journal,
+    queue: mpsc::Receiver<Write>,
+    shared: Arc<Shared>,
+) -> std::io::Result<()> {
+    std::thread::Builder::new().name("store".into()).spawn(move || run(database, journal, queue, &shared)).map(drop)
 }
 
-fn run(database: Database, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
+fn run(database: Arc<Database>, mut journal: Journal, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
     let mut batch = Vec::with_capacity(BATCH_LEN);
     let mut closing = None;
     while closing.is_none() && queue.blocking_recv_many(&mut batch, BATCH_LEN) > 0 {
         let snapshot = shared.snapshot();
         let mut revision = snapshot.revision;
         let mut planned = Vec::with_capacity(batch.len());
+        let mut appends = Vec::new();
         let mut generations = HashMap::new();
         for write in batch.drain(..) {
             match write {
                 Write::Close { done } => closing = Some(done),
+                Write::Append(append) => appends.push(append),
+                Write::Sweep { done } => {
+                    let _ = done.send(sweep(&database, &mut journal).map_err(StoreError::io));
+                }
                 Write::Lease { lease, done } if !follows(&lease, &snapshot, &mut generations) => {
                     let _ = done.send(Err(StoreError::Stale(lease.key)));
                 }
                 write => planned.extend(plan(write, &mut revision)),
             }
         }
-        let failure = commit(&database, &planned, revision).err().map(Arc::new);
-        if let Some(error) = &failure {
+        let committed = commit(&database, &planned, revision, &mut journal, &appends).map_err(Arc::new);
+        if let Err(error) = &committed {
             tracing::error!(error = error as &dyn std::error::Error, "store refuses a write");
         }
-        let is_ok = failure.is_none();
-        let mut answers = Vec::with_capacity(planned.len());
-        let mut changes = Vec::with_capacity(planned.len());
-        let mut leases = Vec::new();
-        for write in planned {
-            // A lease is an intent: one that is not on disk is none, and nothing was done about it yet.
-            leases.extend(write.lease.filter(|_| is_ok));
-            // A new VM that is not on disk does not exist; a change that is not on disk has happened all the same.
-            changes.extend(write.change.filter(|_| is_ok || !write.is_new));
-            answers.push(write.done);
-        }
-        shared.publish(changes, leases);
-        for done in answers {
-            // Nobody waits for the answer any more: fine.
-            let _ = done.send(failure.clone().map_or(Ok(()), |error| Err(StoreError::Io(error))));
-        }
+        answer(planned, appends, committed, shared);
     }
     drop(database);
     if let Some(done) = closing {
         let _ = done.send(Ok(()));
     }
+}
+
+/// Publishes what happened, then tells those who wait. Nobody waiting any more is fine.
+fn answer(
+    planned: Vec<Planned>,
+    appends: Vec<Append>,
+    committed: Result<Vec<DecisionId>, Arc<redb::Error>>,
+    shared: &Shared,
+) {
+    let is_ok = committed.is_ok();
+    let mut answers = Vec::with_capacity(planned.len());
+    let mut changes = Vec::with_capacity(planned.len());
+    let mut leases = Vec::new();
+    for write in planned {
+        // A lease is an intent: one that is not on disk is none, and nothing was done about it yet.
+        leases.extend(write.lease.filter(|_| is_ok));
+        // A new VM that is not on disk does not exist; a change that is not on disk has happened all the same.
+        changes.extend(write.change.filter(|_| is_ok || !write.is_new));
+        answers.push(write.done);
+    }
+    shared.publish(changes, leases);
+    match committed {
+        Ok(ids) => {
+            answers.into_iter().for_each(|done| drop(done.send(Ok(()))));
+            appends.into_iter().zip(ids).for_each(|(append, id)| drop(append.done.send(Ok(id))));
+        }
+        Err(error) => {
+            let failed = || StoreError::Io(Arc::clone(&error));
+            answers.into_iter().for_each(|done| drop(done.send(Err(failed()))));
+            appends.into_iter().for_each(|append| drop(append.done.send(Err(failed()))));
+        }
+    }
+}
+
+fn sweep(database: &Database, journal: &mut Journal) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    let advance = journal.sweep(&transaction, SystemTime::now())?;
+    transaction.commit()?;
+    journal.advance(advance);
+    Ok(())
 }
 
 /// Whether a lease's change is the next one after the last, those before it in this batch included.
@@ -210,7 +272,7 @@ struct Planned {
     done: Done,
 }
 
-/// The write's row and change; `None` for the end, which has none.
+/// The write's row and change; `None` for what has none.
 fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
     let mut change = |vm: VmRecord, is_gone| {
         *revision += 1;
@@ -229,15 +291,30 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
             let (key, value) = (format::plugin_key(&plugin), Some(format::encode_plugin(&plugin)));
             Planned { table: PLUGINS, key, value, change: None, lease: None, is_new: false, done }
         }
+        Write::RemovePlugin { plugin, done } => {
+            let key = format::plugin_key(&plugin);
+            Planned { table: PLUGINS, key, value: None, change: None, lease: None, is_new: false, done }
+        }
         Write::Lease { lease, done } => {
             let (key, value) = (lease.key.to_string(), Some(lease::encode_lease(&lease)));
             Planned { table: LEASES, key, value, change: None, lease: Some(Arc::new(lease)), is_new: false, done }
         }
-        Write::Close { .. } => return None,
+        // Not rows of their own.
+        Write::Append(_) | Write::Sweep { .. } | Write::Close { .. } => return None,
     })
 }
 
-fn commit(database: &Database, planned: &[Planned], revision: u64) -> Result<(), redb::Error> {
+/// Writes rows and records in one transaction; gives the places of the records.
+fn commit(
+    database: &Database,
+    planned: &[Planned],
+    revision: u64,
+    journal: &mut Journal,
+    appends: &[Append],
+) -> Result<Vec<DecisionId>, redb::Error> {
+    if planned.is_empty() && appends.is_empty() {
+        return Ok(Vec::new());
+    }
     let transaction = database.begin_write()?;
     for write in planned {
         let mut table = transaction.open_table(write.table)?;
@@ -247,5 +324,12 @@ fn commit(database: &Database, planned: &[Planned], revision: u64) -> Result<(),
         }
     }
     transaction.open_table(COUNTERS)?.insert(REVISION, revision)?;
-    Ok(transaction.commit()?)
+    if appends.is_empty() {
+        transaction.commit()?;
+        return Ok(Vec::new());
+    }
+    let (ids, advance) = journal.append(&transaction, appends, SystemTime::now())?;
+    transaction.commit()?;
+    journal.advance(advance);
+    Ok(ids)
 }

@@ -8,13 +8,21 @@ use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::host::bindings::exports::ostler::policy::admit_hook;
 use crate::daemon::policy::host::bindings::ostler::policy::types;
 use crate::daemon::policy::limits::MAX_PATCHES;
-use crate::model::{AdmitRequest, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict};
+use crate::model::{AdmitRequest, Opinion, Outcome, Patch, PolicyFault, PolicyScope, TenantId, Verdict};
 
 use super::{NO_OPINION, Question, check_denial};
 
 impl Question for AdmitRequest {
     type Verdict = Verdict;
     const HOOK: &'static str = "admit";
+
+    fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    fn subject(&self) -> String {
+        format!("vms/{}", self.vm)
+    }
 
     fn ask(&self, site: &Site<'_>) -> Result<Verdict, PolicyFault> {
         let question = question(self);

@@ -8,7 +8,10 @@ pub(super) mod select_vf;
 
 use std::sync::Arc;
 
-use crate::model::{Opinion, PolicyFault, PolicyScope};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::model::{Opinion, PolicyFault, PolicyScope, TenantId};
 
 use super::call::Site;
 use super::limits::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES};
@@ -20,12 +23,18 @@ const NO_OPINION: &str = "policy.no-opinion";
 /// Codes that only the host gives.
 const RESERVED_PREFIX: &str = "policy.";
 
-/// A request that a hook is asked about.
-pub(super) trait Question: Send + 'static {
+/// A request that a hook is asked about. It and its answers are recorded as serde writes them.
+pub(super) trait Question: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// What a plugin answers.
-    type Verdict: Send + 'static;
+    type Verdict: Serialize + Send + 'static;
     /// The hook's name, as [`LoadedPlugin::hooks`](super::LoadedPlugin::hooks) lists it.
     const HOOK: &'static str;
+
+    /// Whose request it is.
+    fn tenant(&self) -> &TenantId;
+
+    /// What it is about, within the tenant, as a path: `vms/web`.
+    fn subject(&self) -> String;
 
     /// Asks one plugin that exports the hook. The answer is not checked yet.
     fn ask(&self, site: &Site<'_>) -> Result<Self::Verdict, PolicyFault>;

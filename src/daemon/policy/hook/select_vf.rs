@@ -9,8 +9,8 @@ use crate::daemon::policy::host::bindings::exports::ostler::policy::select_vf_ho
 use crate::daemon::policy::host::bindings::ostler::policy::types;
 use crate::daemon::policy::limits::{MAX_REASONS, MAX_VF_SETTINGS};
 use crate::model::{
-    LastTenant, MacAddr, Mark, Opinion, PfView, PolicyFault, PolicyScope, SelectVfRequest, VfOutcome, VfRanking,
-    VfSetting, VfSettings, VfVerdict, VfWish, VlanId,
+    LastTenant, MacAddr, Mark, Opinion, PfView, PolicyFault, PolicyScope, SelectVfRequest, TenantId, VfOutcome,
+    VfRanking, VfSetting, VfSettings, VfVerdict, VfWish, VlanId,
 };
 
 use super::{NO_OPINION, Question, check_denial};
@@ -23,6 +23,14 @@ const CONFLICT: &str = "policy.conflict";
 impl Question for SelectVfRequest {
     type Verdict = VfVerdict;
     const HOOK: &'static str = "select-vf";
+
+    fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    fn subject(&self) -> String {
+        format!("vms/{}/nics/{}", self.vm, self.nic)
+    }
 
     fn ask(&self, site: &Site<'_>) -> Result<VfVerdict, PolicyFault> {
         let question = question(self);

@@ -62,18 +62,18 @@ async fn ranks_by_link_load_and_place() {
     let host = host();
     let plain = sriov_net(&host, []).await;
     assert_eq!(plain.hooks(), ["select-vf"]);
-    assert_eq!(order(&host.select_vf(chain([&plain]), question()).await), [1, 0]);
+    assert_eq!(order(&host.select_vf(chain([&plain]), question()).await.dry_run()), [1, 0]);
     let near = sriov_net(&host, [("numa-node", "0")]).await;
-    assert_eq!(order(&host.select_vf(chain([&near]), question()).await), [0, 1]);
+    assert_eq!(order(&host.select_vf(chain([&near]), question()).await.dry_run()), [0, 1]);
     let careful = sriov_net(&host, [("last-tenant", "avoid"), ("require-link", "false")]).await;
-    assert_eq!(order(&host.select_vf(chain([&careful]), question()).await), [2, 0, 1]);
+    assert_eq!(order(&host.select_vf(chain([&careful]), question()).await.dry_run()), [2, 0, 1]);
     let alone = sriov_net(&host, [("other-tenants", "refuse"), ("last-tenant", "refuse")]).await;
-    let decision = host.select_vf(chain([&alone]), question()).await;
+    let decision = host.select_vf(chain([&alone]), question()).await.dry_run();
     let (code, message) = denial(&decision);
     assert_eq!(code, "policy.no-candidate");
     assert!(message.contains("no VF of 3 suits") && message.contains("PF eth0 serves 1 other"), "{message}");
     // Each plugin narrows what the one before it left.
-    assert_eq!(order(&host.select_vf(chain([&careful, &near]), question()).await), [0, 1]);
+    assert_eq!(order(&host.select_vf(chain([&careful, &near]), question()).await.dry_run()), [0, 1]);
 }
 
 #[tokio::test]
@@ -83,16 +83,16 @@ async fn grants_wishes_and_settings_within_the_rules() {
         sriov_net(&host, [("vlans", "100-110"), ("macs", "02:aa"), ("max-tx-mbps", "50"), ("trust", "true")]).await;
     let wish = |mac: &str, vlan| VfWish { mac: Some(mac.parse().unwrap()), vlan: VlanId::new(vlan) };
     let asked = SelectVfRequest { wish: wish("02:aa:00:00:00:01", 105), ..question() };
-    let decision = host.select_vf(chain([&rules]), asked).await;
+    let decision = host.select_vf(chain([&rules]), asked).await.dry_run();
     let VfOutcome::Select { settings, .. } = decision.outcome else { panic!("{decision:?}") };
     assert_eq!((settings.mac, settings.vlan), (Some(MacAddr([2, 0xaa, 0, 0, 0, 1])), VlanId::new(105)));
     assert_eq!((settings.max_tx_mbps, settings.is_trusted, settings.checks_spoofing), (Some(50), true, true));
 
     let asked = SelectVfRequest { wish: wish("02:aa:00:00:00:01", 99), ..question() };
-    let decision = host.select_vf(chain([&rules]), asked).await;
+    let decision = host.select_vf(chain([&rules]), asked).await.dry_run();
     assert_eq!(denial(&decision).0, "vlan.not-allowed");
     let asked = SelectVfRequest { wish: wish("02:bb:00:00:00:01", 100), ..question() };
-    assert_eq!(denial(&host.select_vf(chain([&rules]), asked).await).0, "mac.not-allowed");
+    assert_eq!(denial(&host.select_vf(chain([&rules]), asked).await.dry_run()).0, "mac.not-allowed");
 }
 
 #[tokio::test]
@@ -100,15 +100,15 @@ async fn each_hook_asks_the_plugins_that_have_it() {
     let host = host();
     let (admits, selects) = (admission(&host, []).await, sriov_net(&host, []).await);
     let both = chain([&admits, &selects]);
-    let decision = host.admit(Arc::clone(&both), request()).await;
+    let decision = host.admit(Arc::clone(&both), request()).await.dry_run();
     assert_eq!((code(&decision), decision.opinions.len()), ("allowed", 1));
-    let decision = host.select_vf(both, question()).await;
+    let decision = host.select_vf(both, question()).await.dry_run();
     assert_eq!((order(&decision), decision.opinions.len()), (vec![1, 0], 1));
-    assert_eq!(code(&host.admit(chain([&selects]), request()).await), "policy.no-opinion");
-    assert_eq!(denial(&host.select_vf(chain([&admits]), question()).await).0, "policy.no-opinion");
+    assert_eq!(code(&host.admit(chain([&selects]), request()).await.dry_run()), "policy.no-opinion");
+    assert_eq!(denial(&host.select_vf(chain([&admits]), question()).await.dry_run()).0, "policy.no-opinion");
     // What could not be loaded again may have had any hook.
     let broken = LoadedPlugin::broken("lost", admits.digest(), "its file is gone");
-    assert_eq!(denial(&host.select_vf(chain([&selects, &broken]), question()).await).0, "policy.unavailable");
+    assert_eq!(denial(&host.select_vf(chain([&selects, &broken]), question()).await.dry_run()).0, "policy.unavailable");
 }
 
 #[tokio::test]
@@ -126,11 +126,11 @@ async fn every_way_to_fail_denies_with_its_own_code() {
     ] {
         let plugin = hostile(&host, name).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         let behind = Bound { name: "own".into(), scope: tenant.clone(), plugin };
-        let decision = host.select_vf(Arc::from([bound("good", &good), behind]), question()).await;
+        let decision = host.select_vf(Arc::from([bound("good", &good), behind]), question()).await.dry_run();
         let (code, message) = denial(&decision);
         assert_eq!(code, expected, "{name}: {decision:?}");
         assert!(message.contains(text) && text::is_line(message, 700), "{name}: {message}");
-        assert_eq!(order(&host.select_vf(chain([&good]), question()).await), [1, 0], "after {name}");
+        assert_eq!(order(&host.select_vf(chain([&good]), question()).await.dry_run()), [1, 0], "after {name}");
     }
 }
 
@@ -142,7 +142,7 @@ async fn a_table_of_a_thousand_candidates_is_within_every_limit() {
     let first = question.candidates[0];
     let all = (0..SelectVfRequest::MAX_CANDIDATES).map(|at| VfCandidate { pf: at % 3, ..first });
     question.candidates = all.collect();
-    let decision = host.select_vf(chain([&plugin]), question).await;
+    let decision = host.select_vf(chain([&plugin]), question).await.dry_run();
     assert_eq!(order(&decision).len(), 683);
     let Ok(VfVerdict::Rank(ranking)) = &decision.opinions[0].verdict else { panic!("{decision:?}") };
     assert_eq!((ranking.marks.len(), ranking.reasons.len()), (1024, 1));

@@ -2,13 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
+use super::super::decisions::{record, told};
 use super::choose::{self, Candidate, key_of};
 use super::{HostDevices, hostdev, on_host, place_of, read};
 use crate::daemon::inventory::Devices;
 use crate::daemon::record::{Holder, LeaseEvent, VfKey, VfLease, VfNic, VmRecord, mac_of};
 use crate::daemon::store::StoreError;
 use crate::daemon::supervisor::{BoxFuture, DevicesError};
-use crate::model::{NicSpec, VfDecision, VfOutcome, VfWish, VmId};
+use crate::model::{Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId};
 use crate::sys::rtnl::VfConfig;
 
 /// How often policy is asked anew because others took everything that it chose.
@@ -54,7 +55,8 @@ impl HostDevices {
         for _ in 0..MAX_ROUNDS {
             let devices = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
-            let decision = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await;
+            let decided = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await;
+            let (id, decision) = record(&self.store, decided).await.map_err(|error| DevicesError(error.to_string()))?;
             tracing::info!(tenant = %vm.tenant, vm = %vm.name, nic = %nic.id, ?decision.outcome, took = ?decision.took, "VF decision");
             let (order, settings) = match decision {
                 VfDecision { outcome: VfOutcome::Select { order, settings }, .. } => (order, settings),
@@ -63,18 +65,41 @@ impl HostDevices {
                     return Err(DevicesError(format!("{who} gives NIC {} no VF: {message} ({code})", nic.id)));
                 }
             };
-            let mac = settings.mac.unwrap_or_else(|| mac_of(vm.uid, &nic.id));
-            for candidate in order.into_iter().filter_map(|index| offer.candidates.get(index)) {
-                let (uid, tenant) = (vm.uid, vm.tenant.clone());
-                let holder = Holder { vm: uid, tenant, nic: nic.id.clone(), mac, original: candidate.original };
-                if let Some(lease) = self.take(candidate, holder, &devices).await? {
-                    self.make_ready(&lease, choose::wanted(&settings, mac)).await?;
-                    let pf_interface = candidate.pf_interface.clone();
-                    return Ok(VfNic { id: nic.id.clone(), address: lease.address, pf_interface, mac });
-                }
+            let chosen = order.into_iter().filter_map(|index| offer.candidates.get(index));
+            let given = self.give(vm, nic, chosen, &settings, &devices).await;
+            let enforcement = match &given {
+                Ok(Some(vf)) => Enforcement::Enforced(vf.address.to_string()),
+                Ok(None) => overruled("core.taken", "others took every VF of the order meanwhile"),
+                Err(error) => overruled("core.unfit", &error.to_string()),
+            };
+            told(&self.store, id, enforcement).await;
+            if let Some(vf) = given? {
+                return Ok(vf);
             }
         }
         Err(DevicesError(format!("other VMs took every VF that policy chose for NIC {}; try again", nic.id)))
+    }
+
+    /// Takes the first of `chosen` that is still to be had and makes it ready; `None` if none is.
+    async fn give<'a>(
+        &self,
+        vm: &VmRecord,
+        nic: &NicSpec,
+        chosen: impl Iterator<Item = &'a Candidate>,
+        settings: &VfSettings,
+        devices: &Devices,
+    ) -> Result<Option<VfNic>, DevicesError> {
+        let mac = settings.mac.unwrap_or_else(|| mac_of(vm.uid, &nic.id));
+        for candidate in chosen {
+            let (uid, tenant) = (vm.uid, vm.tenant.clone());
+            let holder = Holder { vm: uid, tenant, nic: nic.id.clone(), mac, original: candidate.original };
+            if let Some(lease) = self.take(candidate, holder, devices).await? {
+                self.make_ready(&lease, choose::wanted(settings, mac)).await?;
+                let pf_interface = candidate.pf_interface.clone();
+                return Ok(Some(VfNic { id: nic.id.clone(), address: lease.address, pf_interface, mac }));
+            }
+        }
+        Ok(None)
     }
 
     /// Records the claim; `None` if somebody was faster.
@@ -104,6 +129,10 @@ impl HostDevices {
         on_host(move || prepare_on_host(key, &wanted)).await.map_err(DevicesError)?;
         self.advance(lease, LeaseEvent::Prepared).await.map(drop).map_err(DevicesError)
     }
+}
+
+fn overruled(code: &str, message: &str) -> Enforcement {
+    Enforcement::Overruled { code: code.to_owned(), message: message.to_owned() }
 }
 
 fn prepare_on_host(key: VfKey, wanted: &VfConfig) -> Result<(), String> {

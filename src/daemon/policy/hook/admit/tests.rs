@@ -28,7 +28,7 @@ fn check(verdict: Verdict, request: &AdmitRequest) -> Result<Verdict, PolicyFaul
 }
 
 fn opinion(plugin: &str, scope: PolicyScope, verdict: Result<Verdict, PolicyFault>) -> Opinion {
-    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, took: Duration::ZERO }
+    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, fuel: 0, took: Duration::ZERO }
 }
 
 fn operator(verdict: Verdict) -> Opinion {

@@ -47,7 +47,7 @@ fn request() -> SelectVfRequest {
 }
 
 fn opinion(plugin: &str, scope: PolicyScope, verdict: Result<VfVerdict, PolicyFault>) -> Opinion<VfVerdict> {
-    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, took: Duration::ZERO }
+    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, fuel: 0, took: Duration::ZERO }
 }
 
 fn operator(verdict: VfVerdict) -> Opinion<VfVerdict> {

@@ -1,0 +1,303 @@
+//! Decisions on record as JSON and as text. Key types: [`RecordView`], [`ExplanationView`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{moment, nanos};
+use crate::api::v1;
+use crate::api::v1::decision_record::enforcement::State;
+use crate::cli::print;
+
+/// A decision.
+#[derive(Debug, Serialize)]
+pub(crate) struct RecordView {
+    name: String,
+    hook: String,
+    subject: String,
+    time: Option<String>,
+    allowed: bool,
+    code: String,
+    message: String,
+    plugin: String,
+    took_ns: u64,
+    enforcement: EnforcementView,
+    links: Vec<LinkView>,
+    question: serde_json::Value,
+    outcome: serde_json::Value,
+    hash: String,
+}
+
+#[derive(Debug, Serialize)]
+struct EnforcementView {
+    state: String,
+    detail: String,
+    code: String,
+}
+
+#[derive(Debug, Serialize)]
+struct LinkView {
+    plugin: String,
+    scope: String,
+    digest: String,
+    settings: BTreeMap<String, String>,
+    asked: bool,
+    verdict: String,
+    detail: String,
+    fuel: u64,
+    took_ns: u64,
+}
+
+/// A decision as a table.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExplanationView {
+    decision: RecordView,
+    plugins: Vec<String>,
+    rows: Vec<RowView>,
+}
+
+#[derive(Debug, Serialize)]
+struct RowView {
+    candidate: String,
+    cells: Vec<CellView>,
+    total_score: i64,
+    rank: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct CellView {
+    mark: String,
+    score: i64,
+    code: String,
+    message: String,
+}
+
+/// What became of a chain.
+#[derive(Debug, Serialize)]
+pub(crate) struct ChainView {
+    pub(crate) tenant: String,
+    pub(crate) records: u64,
+    pub(crate) sequence: u64,
+    pub(crate) hash: String,
+    pub(crate) fault: String,
+    pub(crate) message: String,
+    pub(crate) bad_sequence: Option<u64>,
+}
+
+impl From<v1::DecisionRecord> for RecordView {
+    fn from(record: v1::DecisionRecord) -> Self {
+        let enforcement = record.enforcement.unwrap_or_default();
+        let json = |text: &str| serde_json::from_str(text).unwrap_or_default();
+        Self {
+            time: record.time.and_then(moment),
+            took_ns: nanos(record.took),
+            enforcement: EnforcementView {
+                state: enforcement.state().as_str_name().to_owned(),
+                detail: enforcement.detail,
+                code: enforcement.code,
+            },
+            links: record.links.into_iter().map(LinkView::from).collect(),
+            question: json(&record.question),
+            outcome: json(&record.outcome),
+            name: record.name,
+            hook: record.hook,
+            subject: record.subject,
+            allowed: record.allowed,
+            code: record.code,
+            message: record.message,
+            plugin: record.plugin,
+            hash: record.hash,
+        }
+    }
+}
+
+impl From<v1::DecisionLink> for LinkView {
+    fn from(link: v1::DecisionLink) -> Self {
+        Self {
+            plugin: link.plugin,
+            scope: link.scope,
+            digest: link.digest,
+            settings: link.settings.into_iter().collect(),
+            asked: link.asked,
+            verdict: link.verdict,
+            detail: link.detail,
+            fuel: link.fuel,
+            took_ns: nanos(link.took),
+        }
+    }
+}
+
+impl From<v1::DecisionExplanation> for ExplanationView {
+    fn from(explanation: v1::DecisionExplanation) -> Self {
+        let cell = |cell: v1::decision_explanation::Cell| CellView {
+            mark: cell.mark().as_str_name().to_owned(),
+            score: cell.score,
+            code: cell.code,
+            message: cell.message,
+        };
+        let row = |row: v1::decision_explanation::Row| RowView {
+            candidate: row.candidate,
+            cells: row.cells.into_iter().map(cell).collect(),
+            total_score: row.total_score,
+            rank: row.rank,
+        };
+        Self {
+            decision: explanation.decision.unwrap_or_default().into(),
+            plugins: explanation.plugins,
+            rows: explanation.rows.into_iter().map(row).collect(),
+        }
+    }
+}
+
+impl From<v1::verify_decisions_response::Chain> for ChainView {
+    fn from(chain: v1::verify_decisions_response::Chain) -> Self {
+        let v1::verify_decisions_response::Chain { tenant, records, sequence, hash, fault, message, bad_sequence } =
+            chain;
+        Self { tenant, records, sequence, hash, fault, message, bad_sequence }
+    }
+}
+
+impl RecordView {
+    fn outcome_text(&self) -> String {
+        if self.allowed { "allowed".to_owned() } else { format!("denied: {}", self.code) }
+    }
+
+    /// Everything, for people.
+    pub(crate) fn text(&self) -> String {
+        let mut facts = vec![
+            ("decision", short(&self.name)),
+            ("hook", self.hook.clone()),
+            ("about", self.subject.clone()),
+            ("time", self.time.clone().unwrap_or_default()),
+            ("outcome", self.outcome_text()),
+        ];
+        if !self.allowed {
+            let by = if self.plugin.is_empty() { String::new() } else { format!(" (by {})", self.plugin) };
+            facts.push(("because", format!("{}{by}", self.message)));
+        }
+        facts.push(("then", self.enforcement.text()));
+        facts.push(("plugins", super::lines(self.links.iter().map(LinkView::text))));
+        facts.push(("took", print::duration(Duration::from_nanos(self.took_ns))));
+        facts.push(("question", self.question.to_string()));
+        facts.push(("hash", self.hash.clone()));
+        print::facts(&facts)
+    }
+}
+
+impl EnforcementView {
+    fn text(&self) -> String {
+        let what = match State::from_str_name(&self.state) {
+            Some(State::Enforced) => "enforced",
+            Some(State::Overruled) => "overruled",
+            Some(State::Pending) => "not told: under way, or the daemon ended in between",
+            Some(State::Unspecified) | None => self.state.as_str(),
+        };
+        [what, &self.code, &self.detail].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+    }
+}
+
+impl LinkView {
+    fn text(&self) -> String {
+        let who = format!("{} {} ({})", self.plugin, print::short_digest(&self.digest), self.scope);
+        if !self.asked {
+            return format!("{who} was not asked");
+        }
+        let took = print::duration(Duration::from_nanos(self.took_ns));
+        let detail = if self.detail.is_empty() { String::new() } else { format!(": {}", self.detail) };
+        format!("{who} {}{detail}, {} fuel in {took}", self.verdict, self.fuel)
+    }
+}
+
+impl CellView {
+    fn text(&self) -> String {
+        match self.mark.as_str() {
+            "SCORE" => self.score.to_string(),
+            "REJECT" => format!("no: {}", self.code),
+            mark if self.code.is_empty() => mark.to_lowercase(),
+            mark => format!("{}: {}", mark.to_lowercase(), self.code),
+        }
+    }
+}
+
+impl ExplanationView {
+    /// Candidates below plugins; plugins below each other where there are no candidates.
+    pub(crate) fn text(&self) -> String {
+        let head = format!(
+            "{} {} {} {}; {}\n",
+            short(&self.decision.name),
+            self.decision.hook,
+            self.decision.subject,
+            self.decision.outcome_text(),
+            self.decision.enforcement.text()
+        );
+        let has_candidates = self.decision.question.get("candidates").is_some();
+        if !has_candidates {
+            let links = self.decision.links.iter();
+            let rows: Vec<_> = links
+                .map(|link| {
+                    let verdict = if link.asked { link.verdict.clone() } else { "not asked".to_owned() };
+                    [link.plugin.clone(), link.scope.clone(), verdict, link.detail.clone(), link.fuel.to_string()]
+                })
+                .collect();
+            return head + &print::table(["PLUGIN", "SCOPE", "VERDICT", "DETAIL", "FUEL"], &rows);
+        }
+        let header = ["#", "CANDIDATE", "SCORE"].into_iter().map(str::to_owned).chain(self.plugins.iter().cloned());
+        let mut rows = vec![header.collect::<Vec<_>>()];
+        let mut reasons = BTreeMap::new();
+        for row in &self.rows {
+            let rank = if row.rank == 0 { "-".to_owned() } else { row.rank.to_string() };
+            let cells = row.cells.iter().map(CellView::text);
+            rows.push([rank, row.candidate.clone(), row.total_score.to_string()].into_iter().chain(cells).collect());
+            reasons
+                .extend(row.cells.iter().filter(|cell| !cell.code.is_empty()).map(|cell| (&cell.code, &cell.message)));
+        }
+        let reasons: String =
+            reasons.into_iter().map(|(code, message)| print::clean(&format!("{code}: {message}")) + "\n").collect();
+        head + &print::columns(&rows) + &reasons
+    }
+}
+
+/// A table of decisions.
+pub(crate) fn decision_table(records: &[RecordView]) -> String {
+    let rows: Vec<_> = records
+        .iter()
+        .map(|record| {
+            [
+                short(&record.name),
+                record.time.clone().unwrap_or_default(),
+                record.hook.clone(),
+                record.subject.clone(),
+                record.outcome_text(),
+                record.plugin.clone(),
+                record.enforcement.text(),
+            ]
+        })
+        .collect();
+    print::table(["DECISION", "TIME", "HOOK", "ABOUT", "OUTCOME", "BY", "THEN"], &rows)
+}
+
+/// A table of chains.
+pub(crate) fn chain_table(chains: &[ChainView]) -> String {
+    let rows: Vec<_> = chains
+        .iter()
+        .map(|chain| {
+            let state = if chain.fault.is_empty() { "whole".to_owned() } else { chain.fault.clone() };
+            let detail = if chain.fault.is_empty() {
+                format!("ends at {} {}", chain.sequence, chain.hash)
+            } else {
+                chain.message.clone()
+            };
+            [chain.tenant.trim_start_matches("tenants/").to_owned(), chain.records.to_string(), state, detail]
+        })
+        .collect();
+    print::table(["TENANT", "RECORDS", "STATE", "DETAIL"], &rows)
+}
+
+/// `tenants/acme/decisions/42` as people write it.
+fn short(name: &str) -> String {
+    match name.split('/').collect::<Vec<_>>()[..] {
+        ["tenants", tenant, "decisions", number] => format!("{tenant}/{number}"),
+        _ => name.to_owned(),
+    }
+}

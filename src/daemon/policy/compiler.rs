@@ -1,0 +1,332 @@
+//! From a component's bytes to machine code, in a process that can do nothing else. Key types: [`Compiler`],
+//! [`CompilerConfig`]. Key function: [`run`], the process's own entry.
+//!
+//! ```text
+//!   daemon ── component ─▶ ostler policy-compile   own namespaces, empty root, no rights, limited memory and CPU time,
+//!          ◀─ artefact ──                          few system calls; killed when it has answered or is late
+//! ```
+//!
+//! A compiler is a large program that reads a tenant's bytes: whatever it does with them, the daemon's memory and its
+//! threads are not concerned. What it makes is kept in files that only this node can have written.
+
+use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+use crate::model::PluginDigest;
+use crate::sys::artefact::{Artefact, ArtefactKey, CompilerEnd, CompilerProcess, MADE, REFUSED};
+use crate::sys::process::End;
+use crate::sys::{inherit, namespaces, spawn};
+
+use super::engine::{self, Sandbox};
+use super::limits::{Limits, MAX_MESSAGE_BYTES};
+use super::load::LoadError;
+use super::text::to_line;
+
+/// The role's name on the command line.
+pub const ROLE: &str = "policy-compile";
+/// Says that missing rights to leave the host are no error: for a daemon that jails nothing.
+const LENIENT: &str = "lenient";
+/// Address space of the compiler, in bytes; the engine's own reservations are some 200 MiB of it.
+const MEMORY_BYTES: u64 = 2 << 30;
+/// Processor time of the compiler, in seconds. A component of 16 MiB takes some ten.
+const CPU_SECONDS: u64 = 30;
+/// Longest by the clock: the processor is shared.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Longest artefact, in bytes.
+const MAX_ARTEFACT_LEN: u64 = 256 << 20;
+/// `nobody`: owns nothing.
+const NOBODY: u32 = 65534;
+/// Number of the last capability that may exist (capabilities(7): 41 in Linux 6).
+const LAST_CAPABILITY: u32 = 40;
+/// Number of the signal for too much processor time (signal(7)).
+const SIGXCPU: i32 = 24;
+const SIGABRT: i32 = 6;
+const SIGKILL: i32 = 9;
+
+/// Where and how components are compiled.
+#[derive(Debug, Clone)]
+pub struct CompilerConfig {
+    /// This program.
+    pub program: PathBuf,
+    /// Where artefacts are kept.
+    pub cache: PathBuf,
+    /// The node's key for them.
+    pub key: ArtefactKey,
+    /// Whether a compiler that cannot leave the host is used all the same.
+    pub is_lenient: bool,
+}
+
+impl CompilerConfig {
+    /// With the node's key in `dir`, made at the first start, and the artefacts below `dir`.
+    pub fn in_dir(dir: &Path, program: &Path, is_lenient: bool) -> io::Result<Self> {
+        let cache = dir.join("compiled");
+        std::fs::DirBuilder::new().recursive(true).create(&cache)?;
+        let key = ArtefactKey::new(&node_key(&dir.join("node.key"))?);
+        Ok(Self { program: program.to_owned(), cache, key, is_lenient })
+    }
+}
+
+/// Reads the key, or makes it. A crash between leaves no file, or one that is too short: made anew, and with it nothing
+/// that was cached is believed.
+fn node_key(path: &Path) -> io::Result<[u8; 32]> {
+    if let Ok(bytes) = std::fs::read(path)
+        && let Ok(key) = <[u8; 32]>::try_from(bytes)
+    {
+        return Ok(key);
+    }
+    let mut key = [0; 32];
+    rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
+    let partial = path.with_added_extension("partial");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    Ok(key)
+}
+
+/// Compiles in processes of their own, or, without a configuration, in this one.
+#[derive(Debug)]
+pub(super) struct Compiler(Option<CompilerConfig>);
+
+impl Compiler {
+    pub(super) fn new(config: Option<CompilerConfig>) -> Self {
+        Self(config)
+    }
+
+    /// Machine code of the component with this content. Blocks.
+    pub(super) fn component(
+        &self,
+        sandbox: &Sandbox,
+        digest: PluginDigest,
+        bytes: &[u8],
+    ) -> Result<Component, LoadError> {
+        let engine = sandbox.engine();
+        // Made for this engine a moment ago: what it refuses now is what its pool of instances has no room for.
+        let unusable = |error: wasmtime::Error| LoadError::TooDemanding {
+            reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES),
+        };
+        let Some(config) = &self.0 else {
+            let artefact = Artefact::compile(engine, bytes).map_err(|error| not_compiled(&format!("{error:#}")))?;
+            return artefact.component(engine).map_err(unusable);
+        };
+        let file = CacheFile::of(config, engine, digest);
+        if let Some(component) = file.read().and_then(|artefact| artefact.component(engine).ok()) {
+            return Ok(component);
+        }
+        let artefact = compile(config, sandbox.limits(), bytes)?;
+        let component = artefact.component(engine).map_err(unusable)?;
+        if let Err(error) = file.write(&artefact) {
+            tracing::warn!(%error, "a compiled plugin is not kept: {}", file.path.display());
+        }
+        Ok(component)
+    }
+
+    /// Forgets artefacts of all components but these.
+    pub(super) fn keep(&self, digests: &[PluginDigest]) {
+        let Some(config) = &self.0 else { return };
+        let Ok(entries) = std::fs::read_dir(&config.cache) else { return };
+        let kept: Vec<_> = digests.iter().map(|digest| hex(*digest)).collect();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if !kept.iter().any(|digest| name.to_string_lossy().starts_with(digest.as_str())) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+fn compile(config: &CompilerConfig, limits: &Limits, bytes: &[u8]) -> Result<Artefact, LoadError> {
+    let memory = limits.memory_bytes.to_string();
+    let mut arguments = vec![OsStr::new(ROLE), OsStr::new(&memory)];
+    if config.is_lenient {
+        arguments.push(OsStr::new(LENIENT));
+    }
+    let (program, max_len) = (config.program.as_path(), MAX_ARTEFACT_LEN);
+    let child = CompilerProcess { program, arguments: &arguments, deadline: DEADLINE, max_len };
+    Artefact::by_child(child, bytes).map_err(|end| match end {
+        CompilerEnd::Refused(reason) => not_compiled(&reason),
+        CompilerEnd::Late | CompilerEnd::Ended(End::Signal(SIGXCPU)) => {
+            LoadError::CompilerTime { seconds: CPU_SECONDS }
+        }
+        CompilerEnd::Ended(End::Signal(SIGABRT)) => LoadError::CompilerMemory { limit_bytes: MEMORY_BYTES },
+        CompilerEnd::TooLarge => LoadError::CompilerMemory { limit_bytes: MAX_ARTEFACT_LEN },
+        // Our own kill found it alive but silent: it has closed its socket without a word.
+        CompilerEnd::Ended(End::Signal(SIGKILL)) => LoadError::CompilerDied { how: "without an answer".into() },
+        CompilerEnd::Ended(end) => LoadError::CompilerDied { how: format!("{end:?}") },
+        CompilerEnd::Io(error) => LoadError::Unavailable(format!("the compiler cannot be run: {error}")),
+    })
+}
+
+fn not_compiled(reason: &str) -> LoadError {
+    LoadError::NotCompiled { reason: to_line(reason, MAX_MESSAGE_BYTES) }
+}
+
+/// An artefact's file. Its name says what it was made from, and for which engine; both are authenticated with it.
+struct CacheFile<'a> {
+    path: PathBuf,
+    name: String,
+    key: &'a ArtefactKey,
+}
+
+impl<'a> CacheFile<'a> {
+    fn of(config: &'a CompilerConfig, engine: &Engine, digest: PluginDigest) -> Self {
+        let mut hasher = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        let name = format!("{}-{:016x}", hex(digest), hasher.finish());
+        Self { path: config.cache.join(&name), name, key: &config.key }
+    }
+
+    fn read(&self) -> Option<Artefact> {
+        let bytes = std::fs::read(&self.path).ok()?;
+        let artefact = Artefact::unseal(self.key, self.name.as_bytes(), bytes);
+        if artefact.is_none() {
+            tracing::warn!("{} is not what this node has written; the plugin is compiled anew", self.path.display());
+        }
+        artefact
+    }
+
+    fn write(&self, artefact: &Artefact) -> io::Result<()> {
+        // Not synced: half a file is not believed, and made anew.
+        let partial = self.path.with_added_extension("partial");
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(&artefact.seal(self.key, self.name.as_bytes()))?;
+        std::fs::rename(&partial, &self.path)
+    }
+}
+
+fn hex(digest: PluginDigest) -> String {
+    digest.to_string().trim_start_matches("sha256:").to_owned()
+}
+
+/// The compiler process, from its arguments behind the role's name to its end: confines itself, reads a component from
+/// descriptor 3 to its end, and answers there.
+pub fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
+    let memory_bytes = arguments.next().and_then(|text| text.parse().ok());
+    let is_lenient = arguments.next().as_deref() == Some(LENIENT);
+    let (Some(socket), Some(memory_bytes)) = (inherit::descriptor(spawn::INHERITED_FD), memory_bytes) else {
+        return ExitCode::from(2);
+    };
+    let mut socket = UnixStream::from(socket);
+    let limits = Limits { memory_bytes, ..Limits::default() };
+    let answer = match confined_engine(&limits, is_lenient) {
+        Ok(engine) => answer(&engine, &mut socket),
+        Err(error) => refusal(&format!("the compiler cannot be confined: {error}")),
+    };
+    // A daemon that is gone needs no answer.
+    match socket.write_all(&answer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn answer(engine: &Engine, socket: &mut UnixStream) -> Vec<u8> {
+    let mut component = Vec::new();
+    if let Err(error) = socket.read_to_end(&mut component) {
+        return refusal(&format!("cannot read the component: {error}"));
+    }
+    match engine.precompile_component(&component) {
+        Ok(mut artefact) => {
+            artefact.insert(0, MADE);
+            artefact
+        }
+        Err(error) => refusal(&format!("{error:#}")),
+    }
+}
+
+fn refusal(text: &str) -> Vec<u8> {
+    [&[REFUSED], to_line(text, MAX_MESSAGE_BYTES).as_bytes()].concat()
+}
+
+/// The engine that artefacts are for, in a process that has given everything else up.
+fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
+    let exactly = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
+    // A second more for the hard limit, which kills without a word: the soft one says why.
+    setrlimit(Resource::Cpu, Rlimit { current: Some(CPU_SECONDS), maximum: Some(CPU_SECONDS + 1) })?;
+    setrlimit(Resource::As, exactly(MEMORY_BYTES))?;
+    setrlimit(Resource::Core, exactly(0))?;
+    setrlimit(Resource::Fsize, exactly(0))?;
+    setrlimit(Resource::Nofile, exactly(16))?;
+    // Made before rights and calls are given up: it looks at the processor.
+    let engine = Engine::new(&engine::config(limits)).map_err(io::Error::other)?;
+    match leave() {
+        Err(error) if !is_lenient => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    setrlimit(Resource::Nproc, exactly(0))?;
+    namespaces::gain_no_privileges()?;
+    let filter = filter().map_err(io::Error::other)?;
+    seccompiler::apply_filter(&filter).map_err(io::Error::other)?;
+    Ok(engine)
+}
+
+/// Leaves the host's files, network and users for none.
+fn leave() -> io::Result<()> {
+    namespaces::leave_host()?;
+    namespaces::empty_root()?;
+    namespaces::drop_bounding_set(LAST_CAPABILITY)?;
+    namespaces::become_user(NOBODY)?;
+    namespaces::drop_capabilities()?;
+    namespaces::hide_memory()
+}
+
+/// Memory, the socket and an end; everything else is refused (`EPERM`).
+fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
+    let allowed = [
+        libc::SYS_read,
+        libc::SYS_recvfrom,
+        libc::SYS_write,
+        libc::SYS_sendto,
+        libc::SYS_close,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
+        libc::SYS_brk,
+        libc::SYS_futex,
+        libc::SYS_getrandom,
+        libc::SYS_clock_gettime,
+        libc::SYS_sched_yield,
+        libc::SYS_sigaltstack,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_gettid,
+        libc::SYS_getpid,
+        libc::SYS_tgkill,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    let rules = allowed.map(|number| (number, Vec::new())).into_iter().collect();
+    let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    SeccompFilter::new(rules, refused, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_key_is_made_once_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        let key = node_key(&path).unwrap();
+        assert_eq!(node_key(&path).unwrap(), key);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::write(&path, b"short").unwrap();
+        assert_ne!(node_key(&path).unwrap(), key);
+    }
+}

@@ -1,0 +1,88 @@
+//! What a decision leaves behind, made before anybody may act on it. Key type: [`Unrecorded`].
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, Opinion, Said, TenantId};
+
+use super::hook::Question;
+use super::plugin::Bound;
+
+/// A decision that was made and is not on record yet. To see it, record it: nobody acts on what could be forgotten.
+#[derive(Debug)]
+#[must_use = "a decision that is not recorded was not made"]
+pub struct Unrecorded<D> {
+    tenant: TenantId,
+    entry: DecisionEntry,
+    decision: D,
+}
+
+impl<D> Unrecorded<D> {
+    /// Has `write` put the entry on record for good, and gives the decision only then.
+    pub async fn record<E, F>(self, write: impl FnOnce(TenantId, DecisionEntry) -> F) -> Result<(DecisionId, D), E>
+    where
+        F: Future<Output = Result<DecisionId, E>>,
+    {
+        let id = write(self.tenant, self.entry).await?;
+        Ok((id, self.decision))
+    }
+
+    /// For a dry run only: what would have been decided, if nobody acts on it.
+    pub fn dry_run(self) -> D {
+        self.decision
+    }
+
+    /// What will be recorded.
+    pub fn entry(&self) -> &DecisionEntry {
+        &self.entry
+    }
+}
+
+/// `decision` with its entry: what `chain` was asked and said, and the `outcome`.
+pub(super) fn unrecorded<Q: Question, D>(
+    question: &Q,
+    chain: &[Bound],
+    opinions: &[Opinion<Q::Verdict>],
+    outcome: &impl Serialize,
+    took: Duration,
+    decision: D,
+) -> Unrecorded<D> {
+    let entry = DecisionEntry {
+        hook: Q::HOOK.to_owned(),
+        subject: question.subject(),
+        question: value(question),
+        chain: chain.iter().map(link).collect(),
+        answers: opinions.iter().map(answer).collect(),
+        outcome: value(outcome),
+        took_ns: to_ns(took),
+    };
+    Unrecorded { tenant: question.tenant().clone(), entry, decision }
+}
+
+fn link(bound: &Bound) -> ChainLink {
+    ChainLink {
+        plugin: bound.name.clone(),
+        scope: bound.scope.clone(),
+        digest: bound.plugin.digest(),
+        settings: bound.plugin.settings().clone(),
+    }
+}
+
+fn answer<V: Serialize>(opinion: &Opinion<V>) -> Answer {
+    let said = match &opinion.verdict {
+        Ok(verdict) => Said::Verdict(value(verdict)),
+        Err(fault) => Said::Fault(fault.clone()),
+    };
+    Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took) }
+}
+
+/// A value of `model` as JSON. Those types are plain: names as keys, integers, texts.
+pub(super) fn value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_else(|error| unreachable!("a type of the model is no JSON: {error}"))
+}
+
+fn to_ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

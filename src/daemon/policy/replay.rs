@@ -1,0 +1,172 @@
+//! Asks a plugin again what was asked before, off the request path. Key type: [`Replayer`].
+//!
+//! The same sandbox and limits as for decisions, on the caller's thread: nothing waits for it. What a plugin answers
+//! depends on its content, its settings and the question, and on nothing else; so the same content must answer the same,
+//! and for the same fuel.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::model::{
+    AdmitRequest, Answer, ChainLink, DecisionEntry, PluginDigest, PolicyFault, PolicyScope, Said, SelectVfRequest,
+};
+
+use super::PolicyHost;
+use super::call::Site;
+use super::hook::{self, Question};
+use super::plugin::{LoadedPlugin, Settings};
+use super::record::value;
+
+/// Puts one plugin into the place that a binding had in recorded decisions.
+pub struct Replayer {
+    host: PolicyHost,
+    plugin: LoadedPlugin,
+    name: String,
+    scope: PolicyScope,
+    /// For all decisions; `None`: those that each decision was made with.
+    settings: Option<Settings>,
+    /// The last recorded settings, so that they are not copied for each decision.
+    recorded: Settings,
+}
+
+/// What came of asking again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed {
+    /// What was recorded.
+    pub before: Answer,
+    /// What is said now.
+    pub after: Said,
+    /// What it costs now.
+    pub fuel: u64,
+    /// How the two compare.
+    pub change: Change,
+}
+
+/// How a new answer compares to the recorded one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Change {
+    /// Equal; with the same content and settings, the fuel too.
+    Same,
+    /// It denies or fails now.
+    NowDenies,
+    /// It denied or failed, and does not now.
+    NowAllows,
+    /// It differs in another way: patches, scores, reasons.
+    Differs,
+    /// The same content and settings gave another answer, or needed other fuel. That must not be.
+    NotDeterministic,
+}
+
+impl Replayer {
+    /// `plugin` in the place of the binding `name` in `scope`, with `settings`, or else with those of each decision.
+    pub fn new(
+        host: PolicyHost,
+        plugin: LoadedPlugin,
+        name: String,
+        scope: PolicyScope,
+        settings: Option<BTreeMap<String, String>>,
+    ) -> Self {
+        Self { host, plugin, name, scope, settings: settings.map(Arc::new), recorded: Arc::default() }
+    }
+
+    /// Its content.
+    pub fn digest(&self) -> PluginDigest {
+        self.plugin.digest()
+    }
+
+    /// Asks again. `None` if the decision says nothing about it: the binding was not asked, this plugin lacks the hook, or
+    /// the clock or the host had the last word then. Takes as long as the plugin does, at most the limits' deadline.
+    pub fn again(&mut self, entry: &DecisionEntry) -> Option<Replayed> {
+        let is_it = |link: &ChainLink| link.plugin == self.name && link.scope == self.scope;
+        let place = entry.chain.iter().position(is_it)?;
+        let (link, before) = (entry.chain.get(place)?, entry.answers.get(place)?);
+        if !self.plugin.serves(&entry.hook) || is_of_the_moment(&before.said) {
+            return None;
+        }
+        if self.settings.is_none() && *self.recorded != link.settings {
+            self.recorded = Arc::new(link.settings.clone());
+        }
+        let settings = self.settings.as_ref().unwrap_or(&self.recorded);
+        let (compiled, _) = self.plugin.code().ok()?;
+        let sandbox = &self.host.0.sandbox;
+        let site = Site { sandbox, code: &compiled.code, settings, name: &self.name, fuel: Cell::default() };
+        let after = ask(&entry.hook, &entry.question, &site, &self.scope)?;
+        let fuel = site.fuel.get();
+        let is_same_plugin = link.digest == self.digest() && **settings == link.settings;
+        let change = compare(before, &after, fuel, is_same_plugin);
+        Some(Replayed { before: before.clone(), after, fuel, change })
+    }
+}
+
+/// Whether an answer hung on the moment, not on the question.
+fn is_of_the_moment(said: &Said) -> bool {
+    matches!(
+        said,
+        Said::Fault(PolicyFault::Deadline(_) | PolicyFault::Unavailable(_) | PolicyFault::BreakerOpen { .. })
+    )
+}
+
+fn compare(before: &Answer, after: &Said, fuel: u64, is_same_plugin: bool) -> Change {
+    let is_equal = before.said == *after;
+    if is_same_plugin {
+        let is_identical = is_equal && before.fuel == fuel;
+        return if is_identical { Change::Same } else { Change::NotDeterministic };
+    }
+    match (is_equal, is_denial(&before.said), is_denial(after)) {
+        (true, ..) => Change::Same,
+        (false, false, true) => Change::NowDenies,
+        (false, true, false) => Change::NowAllows,
+        (false, ..) => Change::Differs,
+    }
+}
+
+fn is_denial(said: &Said) -> bool {
+    match said {
+        Said::Verdict(verdict) => verdict.get("deny").is_some(),
+        Said::Fault(_) => true,
+    }
+}
+
+/// Asks at `hook`; `None` if this host does not know the hook, or not this form of its question.
+fn ask(hook: &str, question: &Value, site: &Site<'_>, scope: &PolicyScope) -> Option<Said> {
+    match hook {
+        AdmitRequest::HOOK => ask_typed::<AdmitRequest>(question, site, scope),
+        SelectVfRequest::HOOK => ask_typed::<SelectVfRequest>(question, site, scope),
+        _ => None,
+    }
+}
+
+fn ask_typed<Q: Question>(question: &Value, site: &Site<'_>, scope: &PolicyScope) -> Option<Said> {
+    let question = Q::deserialize(question).ok()?;
+    Some(match hook::ask(&question, site, scope) {
+        Ok(verdict) => Said::Verdict(value(&verdict)),
+        Err(fault) => Said::Fault(fault),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn compares_what_is_said_and_for_the_same_plugin_what_it_cost() {
+        let (allow, deny) = (json!({"allow": []}), json!({"deny": {"code": "c", "message": "m"}}));
+        let answer = |said: &Value| Answer { said: Said::Verdict(said.clone()), fuel: 10, took_ns: 1 };
+        let now = |said: &Value| Said::Verdict(said.clone());
+        assert_eq!(compare(&answer(&allow), &now(&allow), 11, false), Change::Same);
+        assert_eq!(compare(&answer(&allow), &now(&allow), 10, true), Change::Same);
+        assert_eq!(compare(&answer(&allow), &now(&allow), 11, true), Change::NotDeterministic);
+        assert_eq!(compare(&answer(&allow), &now(&deny), 10, true), Change::NotDeterministic);
+        assert_eq!(compare(&answer(&allow), &now(&deny), 10, false), Change::NowDenies);
+        assert_eq!(
+            compare(&answer(&allow), &Said::Fault(PolicyFault::Budget { fuel: 1 }), 1, false),
+            Change::NowDenies
+        );
+        assert_eq!(compare(&answer(&deny), &now(&json!("abstain")), 10, false), Change::NowAllows);
+        assert_eq!(compare(&answer(&allow), &now(&json!({"allow": [{"cap_vcpus": 1}]})), 10, false), Change::Differs);
+    }
+}

@@ -1,0 +1,189 @@
+//! What another version of a plugin would have said: recorded decisions, asked again. Key types: [`Replay`],
+//! [`ReplayEvent`].
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::access::require_own;
+use super::{Node, Principal, ServiceError, Whose};
+use crate::daemon::policy::{Change, LoadedPlugin, Replayed, Replayer};
+use crate::daemon::store::{Store, StoreError};
+use crate::model::{
+    DecisionEntry, DecisionId, JournalEntry, JournalRecord, PluginDigest, PluginId, PolicyScope, TenantId,
+};
+
+/// Differences that are told one by one; further ones are only counted.
+const MAX_TOLD: u64 = 1000;
+/// Events that wait for the client to read.
+const QUEUE_LEN: usize = 64;
+/// Lines that are read from one moment's store.
+const PIECE_LINES: usize = 1024;
+
+/// What is to be asked again.
+#[derive(Debug)]
+pub struct Replay {
+    /// The binding whose place the plugin takes.
+    pub scope: PolicyScope,
+    /// Its name.
+    pub name: PluginId,
+    /// The component; `None`: the one that is bound there.
+    pub component: Option<Vec<u8>>,
+    /// Settings for all decisions; `None`: those that each was made with.
+    pub settings: Option<BTreeMap<String, String>>,
+    /// Only decisions of this hook.
+    pub hook: Option<String>,
+    /// Only decisions that are not older, in nanoseconds since 1970.
+    pub since_ns: u64,
+    /// At most so many, oldest first.
+    pub limit: u64,
+}
+
+/// What a replay tells.
+#[derive(Debug)]
+pub enum ReplayEvent {
+    /// An answer that is not the recorded one.
+    Difference {
+        /// Of which decision.
+        id: DecisionId,
+        /// What was decided.
+        entry: Box<DecisionEntry>,
+        /// The answers.
+        replayed: Box<Replayed>,
+    },
+    /// The end.
+    Summary(ReplaySummary),
+    /// It cannot go on.
+    Failed(ServiceError),
+}
+
+/// How many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplaySummary {
+    /// Content that was asked.
+    pub digest: PluginDigest,
+    /// By comparison.
+    pub counts: BTreeMap<Change, u64>,
+    /// Looked at, and nothing to ask: another hook, the binding not in the chain, or not asked.
+    pub skipped: u64,
+    /// All of it.
+    pub took: Duration,
+}
+
+impl Node {
+    /// Asks a plugin again what its place in the chain was asked before. One replay at a time on a node; it ends when
+    /// nobody reads any more.
+    pub async fn replay(
+        &self,
+        principal: &Principal,
+        replay: Replay,
+    ) -> Result<mpsc::Receiver<ReplayEvent>, ServiceError> {
+        let whose = match &replay.scope {
+            PolicyScope::Operator if matches!(principal, Principal::Operator(_)) => Whose::All,
+            PolicyScope::Operator => {
+                return Err(ServiceError::NotAllowed { needs: "an operator replays the operator's plugins" });
+            }
+            PolicyScope::Tenant(tenant) => {
+                require_own(principal, tenant)?;
+                Whose::Tenant(tenant.clone())
+            }
+        };
+        let Ok(turn) = self.replays.clone().try_acquire_owned() else { return Err(ServiceError::ReplayUnderWay) };
+        let plugin = self.replayed_plugin(&replay).await?;
+        let tenant = whose.resolve(principal)?;
+        let name = replay.name.to_string();
+        let settings = replay.settings.clone();
+        let replayer = Replayer::new(self.policy.clone(), plugin, name, replay.scope.clone(), settings);
+        let (events, receiver) = mpsc::channel(QUEUE_LEN);
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let mut run = Run { replay, replayer, events, summary: BTreeMap::new(), skipped: 0, told: 0 };
+            let started = Instant::now();
+            let end = match run.all(&store, tenant) {
+                Ok(()) => ReplayEvent::Summary(ReplaySummary {
+                    digest: run.replayer.digest(),
+                    counts: run.summary,
+                    skipped: run.skipped,
+                    took: started.elapsed(),
+                }),
+                Err(error) => ReplayEvent::Failed(error.into()),
+            };
+            // Nobody reads any more: fine.
+            let _ = run.events.blocking_send(end);
+        });
+        Ok(receiver)
+    }
+
+    async fn replayed_plugin(&self, replay: &Replay) -> Result<LoadedPlugin, ServiceError> {
+        match &replay.component {
+            Some(component) => {
+                let loaded = match &replay.settings {
+                    Some(settings) => self.policy.load(component.clone(), settings.clone()).await,
+                    None => self.policy.load_without_settings(component.clone()).await,
+                };
+                loaded.map_err(|source| ServiceError::Plugin { scope: replay.scope.clone(), source })
+            }
+            None => Ok(self.plugins.view(&replay.scope, &replay.name)?.plugin),
+        }
+    }
+}
+
+/// A replay under way, on a thread of its own.
+struct Run {
+    replay: Replay,
+    replayer: Replayer,
+    events: mpsc::Sender<ReplayEvent>,
+    summary: BTreeMap<Change, u64>,
+    skipped: u64,
+    told: u64,
+}
+
+impl Run {
+    fn all(&mut self, store: &Store, tenant: Option<TenantId>) -> Result<(), StoreError> {
+        let tenants = tenant.map_or_else(|| store.chains()?.tenants(), |tenant| Ok(vec![tenant]))?;
+        for tenant in tenants {
+            let mut next = 0;
+            // In pieces, so that no old pages of the file are held while plugins run.
+            loop {
+                let mut piece = Vec::with_capacity(PIECE_LINES);
+                store.chains()?.lines(&tenant, next, |sequence, line| {
+                    next = sequence + 1;
+                    piece.push(line.to_vec());
+                    piece.len() < PIECE_LINES
+                })?;
+                if piece.is_empty() {
+                    break;
+                }
+                for line in piece {
+                    if self.events.is_closed() || self.summary.values().sum::<u64>() >= self.replay.limit {
+                        return Ok(());
+                    }
+                    self.one(&line);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, line: &[u8]) {
+        let Ok((_, record)) = JournalRecord::from_line(line) else { return };
+        let JournalRecord { tenant, sequence, time_ns, entry: JournalEntry::Decision(entry), .. } = record else {
+            return;
+        };
+        let is_wanted =
+            time_ns >= self.replay.since_ns && self.replay.hook.as_ref().is_none_or(|hook| *hook == entry.hook);
+        let Some(replayed) = is_wanted.then(|| self.replayer.again(&entry)).flatten() else {
+            self.skipped += 1;
+            return;
+        };
+        *self.summary.entry(replayed.change).or_default() += 1;
+        if replayed.change != Change::Same && self.told < MAX_TOLD {
+            self.told += 1;
+            let id = DecisionId { tenant, sequence };
+            // Nobody reads any more: seen at the next record.
+            let _ = self.events.blocking_send(ReplayEvent::Difference { id, entry, replayed: Box::new(replayed) });
+        }
+    }
+}
