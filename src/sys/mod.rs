@@ -10,6 +10,7 @@ pub mod guest_buffers;
 pub mod inherit;
 pub mod kernel_log;
 pub mod namespaces;
+pub mod nvme;
 pub mod packet;
 pub mod process;
 pub mod rtnl;
