@@ -9,6 +9,7 @@ mod id;
 mod jail;
 mod launch;
 mod lifecycle;
+mod nvme;
 mod pci;
 mod spec;
 mod vf;
@@ -21,6 +22,10 @@ pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
 pub use jail::{JailArgsError, JailFacts};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
+pub use nvme::{
+    NvmeCandidate, NvmeControllerView, NvmeDecision, NvmeOutcome, NvmeRanking, NvmeSpec, NvmeVerdict, NvmeWish,
+    SelectNvmeRequest,
+};
 pub use pci::{Bdf, BdfError};
 pub use spec::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, SpecError, VmSpec};
 pub use vf::{

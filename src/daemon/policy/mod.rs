@@ -31,12 +31,15 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wasmtime::component::Linker;
 
-use crate::model::{AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, SelectVfRequest, VfDecision};
+use crate::model::{
+    AdmitRequest, Decision, NvmeDecision, Opinion, PluginDigest, PolicyFault, SelectNvmeRequest, SelectVfRequest,
+    VfDecision,
+};
 
 use call::Compiled;
 use engine::Sandbox;
 use executor::Job;
-use hook::{Question, admit, select_vf};
+use hook::{Question, admit, select_nvme, select_vf};
 use host::Call;
 
 pub use limits::Limits;
@@ -133,6 +136,14 @@ impl PolicyHost {
         let (wish, candidates) = (request.wish, request.candidates.len());
         let opinions = self.opinions(chain, request, started).await;
         VfDecision { outcome: select_vf::combine(&opinions, wish, candidates), opinions, took: started.elapsed() }
+    }
+
+    /// Asks the plugins of `chain` in order which namespace or controller an NVMe device gets.
+    pub async fn select_nvme(&self, chain: Arc<[Bound]>, request: SelectNvmeRequest) -> NvmeDecision {
+        let started = Instant::now();
+        let candidates = request.candidates.len();
+        let opinions = self.opinions(chain, request, started).await;
+        NvmeDecision { outcome: select_nvme::combine(&opinions, candidates), opinions, took: started.elapsed() }
     }
 
     async fn opinions<Q: Question>(
