@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::api::{scope_name, v1};
 use crate::model::{
-    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, Opinion,
-    Outcome, Patch, SpecError, Verdict, VfWish, VlanId, VmSpec, VmState,
+    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, NvmeSpec,
+    NvmeWish, Opinion, Outcome, Patch, SpecError, Verdict, VfWish, VlanId, VmSpec, VmState,
 };
 
 /// How long a guest may take to power off when the client does not say.
@@ -23,7 +23,9 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let disks = disks.collect::<Result<_, _>>()?;
     let nics = spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(index, &nic));
     let nics = nics.collect::<Result<_, _>>()?;
-    VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)
+    let nvmes = spec.nvme.into_iter().enumerate().map(|(index, nvme)| nvme_from_proto(index, &nvme));
+    let nvmes = nvmes.collect::<Result<_, _>>()?;
+    VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?.with_nvmes(nvmes)
 }
 
 /// A spec as the API shows it; [`spec_from_proto`] gives the same spec back.
@@ -47,6 +49,7 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
             })
             .collect(),
         nics: spec.nics().iter().map(nic_to_proto).collect(),
+        nvme: spec.nvmes().iter().map(nvme_to_proto).collect(),
     }
 }
 
@@ -56,6 +59,15 @@ fn nic_to_proto(nic: &NicSpec) -> v1::NicSpec {
         vlan: wish.vlan.map_or(0, |vlan| vlan.number().into()),
     });
     v1::NicSpec { id: nic.id.to_string(), sriov }
+}
+
+fn nvme_to_proto(nvme: &NvmeSpec) -> v1::NvmeSpec {
+    use v1::nvme_spec::Kind;
+    let kind = match nvme.wish {
+        NvmeWish::Namespace { min_bytes } => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
+        NvmeWish::Controller => Kind::Controller(v1::NvmeController {}),
+    };
+    v1::NvmeSpec { id: nvme.id.to_string(), kind: Some(kind) }
 }
 
 /// A state as the API shows it. The cause of a failure travels beside it ([`failure_to_proto`]).
@@ -195,6 +207,20 @@ fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError>
     Ok(NicSpec { id, backend: NicBackend::Sriov(VfWish { mac, vlan }) })
 }
 
+fn nvme_from_proto(index: usize, nvme: &v1::NvmeSpec) -> Result<NvmeSpec, SpecError> {
+    use v1::nvme_spec::Kind;
+    let id = device_id(format!("spec.nvme[{index}].id"), &nvme.id)?;
+    let wish = match &nvme.kind {
+        Some(Kind::Namespace(namespace)) => NvmeWish::Namespace { min_bytes: namespace.min_bytes },
+        Some(Kind::Controller(v1::NvmeController {})) => NvmeWish::Controller,
+        None => {
+            let reason = "says neither namespace nor controller";
+            return Err(SpecError::new(format!("spec.nvme[{index}].kind"), reason));
+        }
+    };
+    Ok(NvmeSpec { id, wish })
+}
+
 fn device_id(field: String, text: &str) -> Result<DeviceId, SpecError> {
     text.parse().map_err(|error: IdError| SpecError::new(field, error.to_string()))
 }
@@ -217,6 +243,7 @@ mod tests {
             }),
             disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
             nics: vec![v1::NicSpec { id: "eth0".into(), sriov: None }],
+            ..Default::default()
         }
     }
 
@@ -238,6 +265,10 @@ mod tests {
         let sriov = |mac: &str, vlan| Some(v1::SriovNic { mac: mac.into(), vlan });
         assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("02:00", 0)), "spec.nics[0].sriov.mac");
         assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
+        assert_eq!(refused_field(|s| s.nvme.push(nvme(("a/b".into(), None)))), "spec.nvme[0].id");
+        assert_eq!(refused_field(|s| s.nvme.push(nvme(("a".into(), Some(0))))), "spec.nvme[0].min_bytes");
+        let kindless = v1::NvmeSpec { id: "a".into(), kind: None };
+        assert_eq!(refused_field(|s| s.nvme.push(kindless)), "spec.nvme[0].kind");
         assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 4095)), "spec.nics[0].sriov.vlan");
         assert_eq!(refused_field(|s| s.nics[0].sriov = sriov("", 1 << 16 | 1)), "spec.nics[0].sriov.vlan");
     }
@@ -304,6 +335,16 @@ mod tests {
         }
     }
 
+    /// A namespace of some size, or a whole controller.
+    fn nvme((id, min_bytes): (String, Option<u64>)) -> v1::NvmeSpec {
+        use v1::nvme_spec::Kind;
+        let kind = match min_bytes {
+            Some(min_bytes) => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
+            None => Kind::Controller(v1::NvmeController {}),
+        };
+        v1::NvmeSpec { id, kind: Some(kind) }
+    }
+
     prop_compose! {
         fn any_spec()(
             vcpus in prop_oneof![0u32..200, any::<u32>()],
@@ -314,6 +355,7 @@ mod tests {
             has_boot in prop::bool::weighted(0.9),
             disks in prop::collection::vec(("([a-z0-9-]{0,4}|\\PC{0,4})", "([a-z./]{0,8})", any::<bool>()), 0..4),
             nics in prop::collection::vec("([a-z0-9-]{0,4}|\\PC{0,4})", 0..30),
+            nvmes in prop::collection::vec(("[a-z]{0,3}", prop::option::of(any::<u64>())), 0..3),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
@@ -321,6 +363,7 @@ mod tests {
                 boot: has_boot.then_some(v1::BootSpec { kernel, initrd, cmdline }),
                 disks: disks.into_iter().map(|(id, volume, read_only)| v1::DiskSpec { id, volume, read_only }).collect(),
                 nics: nics.into_iter().map(|id| v1::NicSpec { id, sriov: None }).collect(),
+                nvme: nvmes.into_iter().map(nvme).collect(),
             }
         }
     }
@@ -334,6 +377,7 @@ mod tests {
             cmdline in "[ -~]{0,200}",
             disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>()), 0..8),
             nics in prop::collection::vec(prop::option::of((prop::option::of(any::<[u8; 6]>()), 0u32..4095)), 0..8),
+            nvmes in prop::collection::vec(prop::option::of(1u64 << 20..=u64::MAX), 0..8),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
@@ -350,6 +394,7 @@ mod tests {
                         vlan,
                     }),
                 }).collect(),
+                nvme: nvmes.into_iter().enumerate().map(|(index, size)| nvme((format!("nvme{index}"), size))).collect(),
             }
         }
     }

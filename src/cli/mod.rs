@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Arguments, CertsCommand, Command, HostCommand, PluginCommand, VmCommand};
+use args::{Arguments, CertsCommand, Command, HostCommand, NvmeCommand, PluginCommand, VmCommand};
 use client::Client;
 use failure::{Exit, Failure};
 
@@ -105,7 +105,10 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
         Command::Host(HostCommand::Devices) => commands::host::devices(client().await?).await,
-        Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release.address).await,
+        Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release).await,
+        Command::Host(HostCommand::Nvme(NvmeCommand::Provision(provision))) => {
+            commands::host::provision(client().await?, provision).await
+        }
         Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),
     }
 }

@@ -4,6 +4,7 @@
 //! enum values are their names.
 
 pub(crate) mod host;
+pub(crate) mod nvme;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub(crate) struct VmView {
     spec: SpecView,
     vmm_pid: u32,
     nics: Vec<NicStatusView>,
+    nvme: Vec<nvme::NvmeStatusView>,
     create_time: Option<String>,
     update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
@@ -40,6 +42,7 @@ struct SpecView {
     boot: BootView,
     disks: Vec<DiskView>,
     nics: Vec<NicView>,
+    nvme: Vec<nvme::NvmeSpecView>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -123,6 +126,7 @@ impl From<v1::VirtualMachine> for VmView {
             spec: vm.spec.map(SpecView::from).unwrap_or_default(),
             vmm_pid: vm.vmm_pid,
             nics: vm.nics.into_iter().map(NicStatusView::from).collect(),
+            nvme: vm.nvme.into_iter().map(nvme::NvmeStatusView::from).collect(),
             create_time: vm.create_time.and_then(moment),
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
@@ -140,6 +144,7 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             boot: BootView { kernel: boot.kernel, initrd: boot.initrd, cmdline: boot.cmdline },
             disks: disks.map(|d| DiskView { id: d.id, volume: d.volume, read_only: d.read_only }).collect(),
             nics: spec.nics.into_iter().map(NicView::from).collect(),
+            nvme: spec.nvme.into_iter().map(nvme::NvmeSpecView::from).collect(),
         }
     }
 }
@@ -222,6 +227,8 @@ impl VmView {
         add("cmdline", self.spec.boot.cmdline.clone());
         add("disks", lines(self.spec.disks.iter().map(DiskView::text)));
         add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
+        let status = |id: &str| self.nvme.iter().find(|nvme| nvme.id == id);
+        add("nvme", lines(self.spec.nvme.iter().map(|nvme| nvme.text(status(&nvme.id)))));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("created", self.create_time.clone().unwrap_or_default());
         add("updated", self.update_time.clone().unwrap_or_default());

@@ -17,6 +17,7 @@ pub fn bootable(kernel: &str, file: &str) -> v1::VirtualMachineSpec {
         }),
         disks: vec![],
         nics: vec![],
+        ..Default::default()
     }
 }
 

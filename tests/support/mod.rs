@@ -39,5 +39,6 @@ pub fn small() -> v1::VirtualMachineSpec {
         boot: Some(v1::BootSpec { kernel: assets::PLACEHOLDER.into(), initrd: String::new(), cmdline: String::new() }),
         disks: vec![],
         nics: vec![],
+        ..Default::default()
     }
 }

@@ -9,7 +9,7 @@ use crate::api::v1;
 use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::NicArg;
+use super::super::units::{NicArg, NvmeArg};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
@@ -61,7 +61,17 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
         }),
         disks: disks.map(|d| v1::DiskSpec { id: d.id, volume: d.volume, read_only: d.is_read_only }).collect(),
         nics: arguments.nics.into_iter().map(nic).collect(),
+        nvme: arguments.nvmes.into_iter().map(nvme).collect(),
     }
+}
+
+fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
+    use v1::nvme_spec::Kind;
+    let kind = match nvme.min_bytes {
+        Some(min_bytes) => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
+        None => Kind::Controller(v1::NvmeController {}),
+    };
+    v1::NvmeSpec { id: nvme.id, kind: Some(kind) }
 }
 
 fn nic(nic: NicArg) -> v1::NicSpec {

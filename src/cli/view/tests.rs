@@ -31,7 +31,12 @@ fn vm() -> v1::VirtualMachine {
             boot: Some(v1::BootSpec { kernel: "k".into(), ..Default::default() }),
             disks: vec![v1::DiskSpec { id: "root".into(), volume: "hello.img".into(), read_only: true }],
             nics: vec![v1::NicSpec { id: "eth0".into(), sriov: Some(v1::SriovNic::default()) }],
+            nvme: vec![v1::NvmeSpec {
+                id: "data".into(),
+                kind: Some(v1::nvme_spec::Kind::Namespace(v1::NvmeNamespace { min_bytes: 64 << 20 })),
+            }],
         }),
+        nvme: vec![v1::NvmeStatus { id: "data".into(), namespace_id: 2, size_bytes: 64 << 20, ..Default::default() }],
         nics: vec![v1::NicStatus { id: "eth0".into(), guest_address: "172.30.0.2/30".into(), ..Default::default() }],
         create_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
         admission: Some(admission()),

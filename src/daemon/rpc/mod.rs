@@ -12,6 +12,7 @@ mod encode;
 mod host;
 mod jail;
 mod listener;
+mod nvme;
 mod plugin;
 mod status;
 mod tls;

@@ -15,6 +15,7 @@
 mod decision;
 mod format;
 mod lease;
+mod nvme;
 mod thread;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::daemon::record::{VfKey, VfLease, VmRecord};
+use crate::daemon::record::{NvmeKey, NvmeLease, VfKey, VfLease, VmRecord};
 use crate::model::{PluginDigest, PluginId, PolicyScope, VmId};
 use thread::{Shared, Write};
 
@@ -57,8 +58,8 @@ pub enum StoreError {
         reason: String,
     },
     /// Somebody else changed the lease in between, or it is not what the caller took it for.
-    #[error("the lease of virtual function {0} has changed meanwhile")]
-    Stale(VfKey),
+    #[error("the lease of {0} has changed meanwhile")]
+    Stale(String),
     /// The store's thread is gone: the daemon is ending.
     #[error("store is closed")]
     Closed,
@@ -99,6 +100,8 @@ pub struct Snapshot {
     pub vms: BTreeMap<VmId, Arc<VmRecord>>,
     /// Of virtual functions that somebody ever had.
     pub leases: BTreeMap<VfKey, Arc<VfLease>>,
+    /// Of parts of NVMe controllers that somebody ever had.
+    pub nvme_leases: BTreeMap<NvmeKey, Arc<NvmeLease>>,
 }
 
 /// What was found in the file.
@@ -110,6 +113,8 @@ pub struct Found {
     pub plugins: Vec<PluginRecord>,
     /// Every lease.
     pub leases: Vec<VfLease>,
+    /// Every lease of NVMe.
+    pub nvme_leases: Vec<NvmeLease>,
 }
 
 /// A handle to the store; clones share it.
@@ -125,7 +130,9 @@ impl Store {
         let (database, found, revision) = thread::open(path)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
-        let shared = Arc::new(Shared::new(Snapshot { revision, vms, leases }, broadcast::Sender::new(CHANGES_LEN)));
+        let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
+        let snapshot = Snapshot { revision, vms, leases, nvme_leases };
+        let shared = Arc::new(Shared::new(snapshot, broadcast::Sender::new(CHANGES_LEN)));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
         thread::spawn(database, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
@@ -156,6 +163,11 @@ impl Store {
     /// that take the same virtual function at once, one succeeds and the others get [`StoreError::Stale`].
     pub async fn put_lease(&self, lease: VfLease) -> Result<(), StoreError> {
         self.write(|done| Write::Lease { lease, done }).await
+    }
+
+    /// As [`put_lease`](Self::put_lease), for NVMe.
+    pub async fn put_nvme_lease(&self, lease: NvmeLease) -> Result<(), StoreError> {
+        self.write(|done| Write::NvmeLease { lease, done }).await
     }
 
     /// Waits until everything is on disk and the file is closed. Later writes are refused.
@@ -255,7 +267,9 @@ mod tests {
         for write in writes {
             match write.await.unwrap() {
                 Ok(claim) => winners.push(claim),
-                Err(error) => assert!(matches!(error, StoreError::Stale(key) if key == unheld.key), "{error}"),
+                Err(error) => {
+                    assert!(matches!(error, StoreError::Stale(ref key) if *key == unheld.key.to_string()), "{error}")
+                }
             }
         }
         assert_eq!(winners.len(), 1);

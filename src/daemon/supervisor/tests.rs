@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
-use crate::daemon::record::{VfNic, VmRecord, samples};
-use crate::model::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, VfWish, VmExit, VmId, VmSpec, VmState};
+use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, samples};
+use crate::model::{Bdf, BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, VfWish, VmExit, VmId, VmSpec, VmState};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, Role, ToVmm, decode_launch, encode_ended};
@@ -127,8 +127,22 @@ impl Devices for NoDevices {
         Err(DevicesError("there is none".into()))
     }
 
+    fn claim_nvmes(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
+        self.asked.lock().unwrap().push("claim nvmes");
+        Box::pin(std::future::ready(Err(DevicesError("no namespace is free".into()))))
+    }
+
+    fn open_nvme(&self, _function: Bdf) -> Result<[OwnedFd; 2], DevicesError> {
+        Err(DevicesError("there is none".into()))
+    }
+
     fn release(&self, _vm: VmId) -> BoxFuture<'_, ()> {
         self.asked.lock().unwrap().push("release");
+        Box::pin(std::future::ready(()))
+    }
+
+    fn forget(&self, _vm: VmId) -> BoxFuture<'_, ()> {
+        self.asked.lock().unwrap().push("forget");
         Box::pin(std::future::ready(()))
     }
 }
