@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
-    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, Opinion,
-    Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec, VmState,
+    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, NvmeSpec,
+    NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec, VmState,
 };
 
 /// How long a guest may take to power off when the client does not say.
@@ -23,7 +23,9 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let disks = disks.collect::<Result<_, _>>()?;
     let nics = spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(index, &nic));
     let nics = nics.collect::<Result<_, _>>()?;
-    let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?;
+    let nvmes = spec.nvme.into_iter().enumerate().map(|(index, nvme)| nvme_from_proto(index, &nvme));
+    let nvmes = nvmes.collect::<Result<_, _>>()?;
+    let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?.with_nvmes(nvmes)?;
     resources::from_proto(whole, spec.memory, spec.cpus)
 }
 
@@ -53,6 +55,7 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
         nics: spec.nics().iter().map(nic_to_proto).collect(),
         memory: resources::memory_to_proto(spec.memory()),
         cpus: resources::cpus_to_proto(spec.cpus()),
+        nvme: spec.nvmes().iter().map(nvme_to_proto).collect(),
     }
 }
 
@@ -90,6 +93,15 @@ pub fn limits_from_proto(field: &str, limits: Option<v1::RateLimits>) -> Result<
         bandwidth: rate("bytes", limits.bytes_per_second, limits.bytes_burst)?,
         operations: rate("operations", limits.operations_per_second, limits.operations_burst)?,
     })
+}
+
+fn nvme_to_proto(nvme: &NvmeSpec) -> v1::NvmeSpec {
+    use v1::nvme_spec::Kind;
+    let kind = match nvme.wish {
+        NvmeWish::Namespace { min_bytes } => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
+        NvmeWish::Controller => Kind::Controller(v1::NvmeController {}),
+    };
+    v1::NvmeSpec { id: nvme.id.to_string(), kind: Some(kind) }
 }
 
 /// A state as the API shows it. The cause of a failure travels beside it ([`failure_to_proto`]).
@@ -251,6 +263,20 @@ fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError>
     Ok(NicSpec { id, backend: NicBackend::Sriov(VfWish { mac, vlan }) })
 }
 
+fn nvme_from_proto(index: usize, nvme: &v1::NvmeSpec) -> Result<NvmeSpec, SpecError> {
+    use v1::nvme_spec::Kind;
+    let id = device_id(format!("spec.nvme[{index}].id"), &nvme.id)?;
+    let wish = match &nvme.kind {
+        Some(Kind::Namespace(namespace)) => NvmeWish::Namespace { min_bytes: namespace.min_bytes },
+        Some(Kind::Controller(v1::NvmeController {})) => NvmeWish::Controller,
+        None => {
+            let reason = "says neither namespace nor controller";
+            return Err(SpecError::new(format!("spec.nvme[{index}].kind"), reason));
+        }
+    };
+    Ok(NvmeSpec { id, wish })
+}
+
 fn device_id(field: String, text: &str) -> Result<DeviceId, SpecError> {
     text.parse().map_err(|error: IdError| SpecError::new(field, error.to_string()))
 }
@@ -339,6 +365,10 @@ mod tests {
         assert_eq!(refused_field(|s| s.nics[0] = sriov("ff:ff:ff:ff:ff:ff", 0)), "spec.nics[0].sriov.mac");
         assert_eq!(refused_field(|s| s.nics[0] = sriov("", 4095)), "spec.nics[0].sriov.vlan");
         assert_eq!(refused_field(|s| s.nics[0] = sriov("", 1 << 16 | 1)), "spec.nics[0].sriov.vlan");
+        assert_eq!(refused_field(|s| s.nvme.push(nvme(("a/b".into(), None)))), "spec.nvme[0].id");
+        assert_eq!(refused_field(|s| s.nvme.push(nvme(("a".into(), Some(0))))), "spec.nvme[0].min_bytes");
+        let kindless = v1::NvmeSpec { id: "a".into(), kind: None };
+        assert_eq!(refused_field(|s| s.nvme.push(kindless)), "spec.nvme[0].kind");
     }
 
     #[test]
@@ -409,6 +439,16 @@ mod tests {
         }
     }
 
+    /// A namespace of some size, or a whole controller.
+    fn nvme((id, min_bytes): (String, Option<u64>)) -> v1::NvmeSpec {
+        use v1::nvme_spec::Kind;
+        let kind = match min_bytes {
+            Some(min_bytes) => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
+            None => Kind::Controller(v1::NvmeController {}),
+        };
+        v1::NvmeSpec { id, kind: Some(kind) }
+    }
+
     prop_compose! {
         fn any_spec()(
             vcpus in prop_oneof![0u32..200, any::<u32>()],
@@ -419,6 +459,7 @@ mod tests {
             has_boot in prop::bool::weighted(0.9),
             disks in prop::collection::vec(("([a-z0-9-]{0,4}|\\PC{0,4})", "([a-z./]{0,8})", any::<bool>(), any::<bool>(), prop_oneof![1u32..9, 1u32..]), 0..4),
             nics in prop::collection::vec("([a-z0-9-]{0,4}|\\PC{0,4})", 0..30),
+            nvmes in prop::collection::vec(("[a-z]{0,3}", prop::option::of(any::<u64>())), 0..3),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
@@ -428,6 +469,7 @@ mod tests {
                     v1::DiskSpec { id, volume, read_only, direct, queues, limits: None }
                 }).collect(),
                 nics: nics.into_iter().map(|id| v1::NicSpec { id, queues: 1, ..Default::default() }).collect(),
+                nvme: nvmes.into_iter().map(nvme).collect(),
                 ..Default::default()
             }
         }
@@ -442,6 +484,7 @@ mod tests {
             cmdline in "[ -~]{0,200}",
             disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>(), any::<bool>(), 1u32..=8), 0..8),
             nics in prop::collection::vec(prop::option::of((prop::option::of(any::<[u8; 6]>()), 0u32..4095)), 0..8),
+            nvmes in prop::collection::vec(prop::option::of(1u64 << 20..=u64::MAX), 0..8),
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
@@ -461,6 +504,7 @@ mod tests {
                     limits: if sriov.is_some() { None } else { limits(0, index as u64) },
                     queues: if sriov.is_some() { 0 } else { index as u32 % 4 + 1 },
                 }).collect(),
+                nvme: nvmes.into_iter().enumerate().map(|(index, size)| nvme((format!("nvme{index}"), size))).collect(),
                 ..Default::default()
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::units::{self, DiskArg, MemoryMib, NicArg, TopologyArg};
+use super::units::{self, DiskArg, MemoryMib, NicArg, NvmeArg, TopologyArg};
 
 /// Where `certs init` writes and every other command looks.
 pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
@@ -273,6 +273,10 @@ pub(crate) struct RegisterArgs {
     /// A network interface: id=eth0[,queues=N][,bandwidth=10M][,iops=500], or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
     #[arg(long = "nic", value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nics: Vec<NicArg>,
+    /// An NVMe device of the host: a namespace of at least so much, id=data,size=64M, or a whole controller,
+    /// id=disk,controller (may be repeated)
+    #[arg(long = "nvme", value_name = "NVME", value_parser = units::parse_nvme)]
+    pub(crate) nvmes: Vec<NvmeArg>,
 }
 
 /// Sizes of reserved pages.
@@ -395,17 +399,39 @@ pub(crate) struct ConsoleArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
-    /// Show SR-IOV network cards, their virtual functions and who has them
+    /// Show SR-IOV network cards and NVMe controllers, their parts and who has them
     Devices,
-    /// Reset a virtual function, give it its settings back and free it: the way out of a quarantine
+    /// Clean a device that no VM has and free it: the way out of a quarantine
     Release(HostReleaseArgs),
+    /// NVMe controllers
+    #[command(subcommand)]
+    Nvme(NvmeCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NvmeCommand {
+    /// Make secondary controllers of a controller, for VMs. Resets it: do it before VMs need it
+    Provision(NvmeProvisionArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NvmeProvisionArgs {
+    /// PCI address of the controller, such as 0000:02:00.0
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) address: String,
+    /// Number of virtual functions, each with a secondary controller; 0 takes them all away
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) vfs: u32,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct HostReleaseArgs {
-    /// PCI address of the virtual function, such as 0000:01:10.0
+    /// PCI address of the virtual function, such as 0000:01:10.0, or of an NVMe controller
     #[arg(value_name = "ADDRESS")]
     pub(crate) address: String,
+    /// Of that NVMe controller: the namespace of this id, which is erased
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) namespace: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -434,7 +460,7 @@ pub(crate) struct DecisionListArgs {
     /// Only this tenant's
     #[arg(long, value_name = "TENANT")]
     pub(crate) tenant: Option<String>,
-    /// Only of this hook: admit, select-vf
+    /// Only of this hook: admit, select-vf, select-nvme
     #[arg(long, value_name = "HOOK")]
     pub(crate) hook: Option<String>,
     /// Only about this: vms/web, vms/web/nics/eth0
@@ -530,7 +556,7 @@ pub(crate) struct PluginReplayArgs {
     /// Of this tenant's chain [default: the caller's own chain]
     #[arg(long, value_name = "TENANT")]
     pub(crate) tenant: Option<String>,
-    /// Only decisions of this hook: admit, select-vf
+    /// Only decisions of this hook: admit, select-vf, select-nvme
     #[arg(long, value_name = "HOOK")]
     pub(crate) hook: Option<String>,
     /// Only decisions that are not older than this: 90s, 2h

@@ -25,7 +25,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use args::{
-    Arguments, CertsCommand, Command, DecisionCommand, DecisionVerifyArgs, HostCommand, PluginCommand, VmCommand,
+    Arguments, CertsCommand, Command, DecisionCommand, DecisionVerifyArgs, HostCommand, NvmeCommand, PluginCommand,
+    VmCommand,
 };
 use client::Client;
 use failure::{Exit, Failure};
@@ -130,7 +131,10 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             DecisionCommand::Export(export) => commands::decision::export(client().await?, export).await,
         },
         Command::Host(HostCommand::Devices) => commands::host::devices(client().await?).await,
-        Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release.address).await,
+        Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release).await,
+        Command::Host(HostCommand::Nvme(NvmeCommand::Provision(provision))) => {
+            commands::host::provision(client().await?, provision).await
+        }
         Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),
     }
 }

@@ -242,6 +242,42 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
     }
 }
 
+/// An NVMe device as written: `id=data,size=64M`, or `id=disk,controller`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NvmeArg {
+    /// Name of the device.
+    pub(crate) id: String,
+    /// Least bytes of its namespace; `None`: a whole controller.
+    pub(crate) min_bytes: Option<u64>,
+}
+
+/// Reads `id=data,size=64M` or `id=disk,controller`.
+pub(crate) fn parse_nvme(text: &str) -> Result<NvmeArg, String> {
+    const FORM: &str = "write id=data,size=64M for a namespace, or id=disk,controller for a whole controller";
+    let (mut id, mut size, mut whole) = (None, None, None);
+    for word in text.split(',') {
+        let (slot, value) = match word.split_once('=') {
+            Some(("id", value)) => (&mut id, value),
+            Some(("size", value)) => (&mut size, value),
+            None if word == "controller" => (&mut whole, word),
+            _ => return Err(format!("{word:?} is not a property of an NVMe device: {FORM}")),
+        };
+        if value.is_empty() || value.contains('=') || slot.replace(value.to_owned()).is_some() {
+            return Err(format!("{word:?} is empty, repeated or malformed: {FORM}"));
+        }
+    }
+    let Some(id) = id else { return Err(format!("id is missing: {FORM}")) };
+    let min_bytes = size.map(|size| {
+        let MemoryMib(mib) = parse_memory(&size)?;
+        mib.checked_mul(1 << 20).ok_or_else(|| format!("{size} is more than exists"))
+    });
+    match (min_bytes.transpose()?, whole) {
+        (Some(_), Some(_)) => Err(format!("size and controller exclude each other: {FORM}")),
+        (None, None) => Err(format!("size or controller is missing: {FORM}")),
+        (min_bytes, _) => Ok(NvmeArg { id, min_bytes }),
+    }
+}
+
 /// Reads `key=value`; the value may hold further `=`.
 pub(crate) fn parse_setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -342,6 +378,18 @@ mod tests {
     }
 
     #[test]
+    fn reads_nvme_devices() {
+        let nvme = |id: &str, min_bytes| Ok(NvmeArg { id: id.into(), min_bytes });
+        assert_eq!(parse_nvme("id=data,size=64M"), nvme("data", Some(64 << 20)));
+        assert_eq!(parse_nvme("size=1TiB,id=a"), nvme("a", Some(1 << 40)));
+        assert_eq!(parse_nvme("id=disk,controller"), nvme("disk", None));
+        for text in ["", "id=a", "size=1M", "id=a,size=64", "id=a,size=1M,controller", "id=a,id=b,size=1M", "id=a,ro"] {
+            assert!(parse_nvme(text).is_err(), "{text}");
+        }
+        assert!(parse_nvme("id=a,size=9999999999T").is_err());
+    }
+
+    #[test]
     fn reads_nics_and_settings() {
         let nic = |id: &str, sriov| Ok(NicArg { id: id.into(), sriov, rates: Rates::default(), queues: 0 });
         let sriov = |mac: &str, vlan| Some(SriovArg { mac: mac.into(), vlan });
@@ -368,7 +416,7 @@ mod tests {
 
         #[test]
         fn never_panics_on_what_people_write(text in "([0-9]{0,22}(\\PC{0,4}|[mgtMGT]i?[bB]?|m?s|h)|\\PC{0,20})") {
-            let _ = (parse_memory(&text), parse_duration(&text), parse_setting(&text), parse_nic(&text));
+            let _ = (parse_memory(&text), parse_duration(&text), parse_setting(&text), parse_nic(&text), parse_nvme(&text));
         }
 
         #[test]

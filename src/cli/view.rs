@@ -5,6 +5,7 @@
 
 pub(crate) mod decision;
 pub(crate) mod host;
+pub(crate) mod nvme;
 pub(crate) mod stats;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub(crate) struct VmView {
     spec: SpecView,
     vmm_pid: u32,
     nics: Vec<NicStatusView>,
+    nvme: Vec<nvme::NvmeStatusView>,
     create_time: Option<String>,
     update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
@@ -43,6 +45,7 @@ struct SpecView {
     boot: BootView,
     disks: Vec<DiskView>,
     nics: Vec<NicView>,
+    nvme: Vec<nvme::NvmeSpecView>,
     memory: MemoryView,
     cpus: CpusView,
 }
@@ -180,6 +183,7 @@ impl From<v1::VirtualMachine> for VmView {
             spec: vm.spec.map(SpecView::from).unwrap_or_default(),
             vmm_pid: vm.vmm_pid,
             nics: vm.nics.into_iter().map(NicStatusView::from).collect(),
+            nvme: vm.nvme.into_iter().map(nvme::NvmeStatusView::from).collect(),
             create_time: vm.create_time.and_then(moment),
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
@@ -200,6 +204,7 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             nics: spec.nics.into_iter().map(NicView::from).collect(),
             memory: MemoryView::from(spec.memory.unwrap_or_default()),
             cpus: CpusView::from(spec.cpus.unwrap_or_default()),
+            nvme: spec.nvme.into_iter().map(nvme::NvmeSpecView::from).collect(),
         }
     }
 }
@@ -342,6 +347,8 @@ impl VmView {
         }
         add("disks", lines(self.spec.disks.iter().map(DiskView::text)));
         add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
+        let status = |id: &str| self.nvme.iter().find(|nvme| nvme.id == id);
+        add("nvme", lines(self.spec.nvme.iter().map(|nvme| nvme.text(status(&nvme.id)))));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("takes", self.memory_use.map(stats::MemoryUseView::text).unwrap_or_default());
         add("created", self.create_time.clone().unwrap_or_default());

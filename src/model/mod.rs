@@ -13,6 +13,7 @@ mod journal;
 mod launch;
 mod lifecycle;
 mod limits;
+mod nvme;
 mod pci;
 mod resources;
 mod spec;
@@ -31,6 +32,10 @@ pub use journal::{
 pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use limits::{Rate, RateLimits};
+pub use nvme::{
+    NvmeCandidate, NvmeControllerView, NvmeDecision, NvmeOutcome, NvmeRanking, NvmeSpec, NvmeVerdict, NvmeWish,
+    SelectNvmeRequest,
+};
 pub use pci::{Bdf, BdfError};
 pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
 pub use spec::{

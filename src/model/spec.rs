@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use super::resources::check_memory as check_pages;
-use super::{CpuSpec, DeviceId, MemorySpec, RateLimits, Topology, VfWish};
+use super::{CpuSpec, DeviceId, MemorySpec, NvmeSpec, RateLimits, Topology, VfWish};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -177,6 +177,7 @@ pub struct VmSpec {
     nics: Vec<NicSpec>,
     memory: MemorySpec,
     cpus: CpuSpec,
+    nvmes: Vec<NvmeSpec>,
 }
 
 impl VmSpec {
@@ -232,7 +233,8 @@ impl VmSpec {
                 return Err(SpecError::new(field, format!("device id {id:?} is taken", id = id.as_str())));
             }
         }
-        Ok(Self { vcpus, memory_mib, boot, disks, nics, memory: MemorySpec::default(), cpus: CpuSpec::default() })
+        let (memory, cpus) = (MemorySpec::default(), CpuSpec::default());
+        Ok(Self { vcpus, memory_mib, boot, disks, nics, nvmes: Vec::new(), memory, cpus })
     }
 
     /// The same VM with its memory from there.
@@ -248,6 +250,27 @@ impl VmSpec {
             Topology::new(topology.sockets(), topology.cores(), topology.threads(), self.vcpus)?;
         }
         self.cpus = cpus;
+        Ok(self)
+    }
+
+    /// The same VM with these NVMe devices.
+    pub fn with_nvmes(mut self, nvmes: Vec<NvmeSpec>) -> Result<Self, SpecError> {
+        let devices = self.disks.len() + self.nics.len() + nvmes.len();
+        if devices > MAX_DEVICES {
+            let reason = format!("{devices} disks, NICs and NVMe devices, at most {MAX_DEVICES} are allowed");
+            return Err(SpecError::new("spec.nvme", reason));
+        }
+        let others = self.disks.iter().map(|disk| &disk.id).chain(self.nics.iter().map(|nic| &nic.id));
+        let mut seen: HashSet<_> = others.collect();
+        for (index, nvme) in nvmes.iter().enumerate() {
+            if nvme.id.as_str() == "rng" || !seen.insert(&nvme.id) {
+                let reason = format!("device id {:?} is taken", nvme.id.as_str());
+                return Err(SpecError::new(format!("spec.nvme[{index}].id"), reason));
+            }
+            let field = || format!("spec.nvme[{index}].min_bytes");
+            nvme.wish.check().map_err(|reason| SpecError::new(field(), reason))?;
+        }
+        self.nvmes = nvmes;
         Ok(self)
     }
 
@@ -289,6 +312,11 @@ impl VmSpec {
     /// NICs, in slot order.
     pub fn nics(&self) -> &[NicSpec] {
         &self.nics
+    }
+
+    /// NVMe devices, in slot order.
+    pub fn nvmes(&self) -> &[NvmeSpec] {
+        &self.nvmes
     }
 
     /// The same VM with another vCPU count (a policy patch). A topology that was asked for does not fit it any more: the
@@ -417,6 +445,19 @@ mod tests {
         for missing in ["vf", "rng", "nobody"] {
             assert_eq!(spec.clone().with_limits(&missing.parse().unwrap(), limits), None, "{missing}");
         }
+    }
+
+    #[test]
+    fn nvme_devices_have_names_of_their_own_and_a_size() {
+        use crate::model::NvmeWish;
+        let base = || VmSpec::new(1, 128, boot(), vec![], vec![nic("a")]).unwrap();
+        let nvme = |id: &str, min_bytes| NvmeSpec { id: id.parse().unwrap(), wish: NvmeWish::Namespace { min_bytes } };
+        assert_eq!(base().with_nvmes(vec![nvme("b", 1 << 20), nvme("c", 1 << 40)]).unwrap().nvmes().len(), 2);
+        let field = |nvmes| base().with_nvmes(nvmes).unwrap_err().field;
+        assert_eq!(field(vec![nvme("b", 1 << 20), nvme("b", 1 << 20)]), "spec.nvme[1].id");
+        assert_eq!(field(vec![nvme("a", 1 << 20)]), "spec.nvme[0].id");
+        assert_eq!(field(vec![nvme("b", 1)]), "spec.nvme[0].min_bytes");
+        assert_eq!(field((0..24).map(|n| nvme(&format!("n{n}"), 1 << 20)).collect()), "spec.nvme");
     }
 
     #[test]

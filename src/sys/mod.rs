@@ -16,6 +16,7 @@ pub mod kick;
 pub mod memory_use;
 pub mod namespaces;
 pub mod numa;
+pub mod nvme;
 pub mod packet;
 pub mod process;
 pub mod rtnl;

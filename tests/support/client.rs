@@ -263,9 +263,27 @@ impl Caller {
         wait(self.host.clone().list_host_devices(request)).map(|list| list.into_inner().physical_functions)
     }
 
+    /// NVMe controllers of the node.
+    pub fn nvme_controllers(&self) -> Answer<Vec<v1::NvmeHostController>> {
+        let request = v1::ListHostDevicesRequest {};
+        wait(self.host.clone().list_host_devices(request)).map(|list| list.into_inner().nvme_controllers)
+    }
+
+    /// Has secondary controllers made.
+    pub fn provision_nvme(&self, address: &str, vfs: u32) -> Answer<v1::NvmeHostController> {
+        let request = v1::ProvisionNvmeControllerRequest { address: address.to_owned(), vfs };
+        let answer = wait(self.host.clone().provision_nvme_controller(request));
+        answer.map(|provisioned| provisioned.into_inner().controller.unwrap())
+    }
+
     /// Has a virtual function released.
     pub fn release_device(&self, address: &str) -> Answer<v1::DeviceLease> {
-        let request = v1::ReleaseHostDeviceRequest { address: address.to_owned() };
+        self.release_nvme(address, 0)
+    }
+
+    /// The same, or (`namespace_id` is not 0) a namespace of an NVMe controller.
+    pub fn release_nvme(&self, address: &str, namespace_id: u32) -> Answer<v1::DeviceLease> {
+        let request = v1::ReleaseHostDeviceRequest { address: address.to_owned(), namespace_id };
         wait(self.host.clone().release_host_device(request)).map(|released| released.into_inner().lease.unwrap())
     }
 }

@@ -17,7 +17,7 @@ use wit_component::ComponentEncoder;
 use toolchain::{TARGET, Toolchain};
 
 /// Folders below `plugins/` that become `<name>.wasm`; their packages are called `plugin-<name>`.
-const PLUGINS: [&str; 2] = ["admission", "sriov-net"];
+const PLUGINS: [&str; 3] = ["admission", "sriov-net", "nvme"];
 
 /// What the outputs are made from, beside the compiler.
 const INPUTS: [&str; 7] =

@@ -1,4 +1,4 @@
-//! `ostler host devices|release`: the node, for its operators.
+//! `ostler host devices|release|nvme`: the node, for its operators.
 
 use std::time::Duration;
 
@@ -6,43 +6,67 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::Output;
+use super::super::args::{HostReleaseArgs, NvmeProvisionArgs, Output};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::show;
 use super::super::view::host::{LeaseView, PfView, device_tree};
 use super::super::view::json;
+use super::super::view::nvme::{NvmeControllerView, nvme_tree};
 
 /// Reading the host.
 const QUICK: Duration = Duration::from_secs(60);
-/// A release waits for the device's reset; the daemon gives up sooner.
+/// A release waits for the device's reset; the daemon gives up sooner, except of a large namespace that it erases.
 const RELEASE: Duration = Duration::from_secs(180);
+const ERASE: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Serialize)]
 struct DevicesView {
     physical_functions: Vec<PfView>,
+    nvme_controllers: Vec<NvmeControllerView>,
 }
 
 pub(crate) async fn devices(mut client: Client) -> Result<(), Failure> {
     let call = client.host.list_host_devices(within(QUICK, v1::ListHostDevicesRequest {}));
-    let pfs = patiently("asking", call).await?.physical_functions;
-    let view = DevicesView { physical_functions: pfs.into_iter().map(PfView::from).collect() };
+    let devices = patiently("asking", call).await?;
+    let view = DevicesView {
+        physical_functions: devices.physical_functions.into_iter().map(PfView::from).collect(),
+        nvme_controllers: devices.nvme_controllers.into_iter().map(NvmeControllerView::from).collect(),
+    };
     match client.output {
-        Output::Table => show(&device_tree(&view.physical_functions)),
+        Output::Table => show(&(device_tree(&view.physical_functions) + &nvme_tree(&view.nvme_controllers))),
         Output::Json => show(&json(&view, false)?),
     }
 }
 
-pub(crate) async fn release(mut client: Client, address: String) -> Result<(), Failure> {
-    let request = v1::ReleaseHostDeviceRequest { address: address.clone() };
-    let call = client.host.release_host_device(within(RELEASE, request));
-    let released = patiently(format_args!("releasing {address}"), call).await.map_err(|failure| {
+pub(crate) async fn release(mut client: Client, arguments: HostReleaseArgs) -> Result<(), Failure> {
+    let HostReleaseArgs { address, namespace } = arguments;
+    let request = v1::ReleaseHostDeviceRequest { address: address.clone(), namespace_id: namespace.unwrap_or(0) };
+    let limit = if namespace.is_some() { ERASE } else { RELEASE };
+    let what = namespace.map_or_else(|| address.clone(), |id| format!("namespace {id} of {address}"));
+    let call = client.host.release_host_device(within(limit, request));
+    let released = patiently(format_args!("releasing {what}"), call).await.map_err(|failure| {
         let hint = || "ostler host devices shows who has it".to_owned();
         failure.hint_for(Exit::WrongState, hint)
     })?;
     let lease = LeaseView::from(released.lease.unwrap_or_default());
     match client.output {
-        Output::Table => show(&format!("{address} is {}\n", lease.text())),
+        Output::Table => show(&format!("{what} is {}\n", lease.text())),
         Output::Json => show(&json(&lease, false)?),
+    }
+}
+
+pub(crate) async fn provision(mut client: Client, arguments: NvmeProvisionArgs) -> Result<(), Failure> {
+    let NvmeProvisionArgs { address, vfs } = arguments;
+    let request = v1::ProvisionNvmeControllerRequest { address: address.clone(), vfs };
+    let call = client.host.provision_nvme_controller(within(RELEASE, request));
+    let provisioned = patiently(format_args!("provisioning {address}"), call).await.map_err(|failure| {
+        let hint = || "ostler host devices shows what uses it".to_owned();
+        failure.hint_for(Exit::WrongState, hint)
+    })?;
+    let view = NvmeControllerView::from(provisioned.controller.unwrap_or_default());
+    match client.output {
+        Output::Table => show(&nvme_tree(&[view])),
+        Output::Json => show(&json(&view, false)?),
     }
 }

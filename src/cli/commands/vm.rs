@@ -9,7 +9,7 @@ use crate::api::v1;
 use super::super::args::{DestroyArgs, Hugepages, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::{DiskArg, NicArg, Rates, TopologyArg};
+use super::super::units::{DiskArg, NicArg, NvmeArg, Rates, TopologyArg};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
@@ -73,12 +73,22 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
         nics: arguments.nics.into_iter().map(nic).collect(),
         memory: Some(memory),
         cpus: Some(v1::CpuSpec { host_cpus: arguments.cpus.unwrap_or_default(), topology }),
+        nvme: arguments.nvmes.into_iter().map(nvme).collect(),
     }
 }
 
 fn disk(disk: DiskArg) -> v1::DiskSpec {
     let DiskArg { id, volume, is_read_only, is_direct, queues, rates } = disk;
     v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues, limits: limits(rates) }
+}
+
+fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
+    use v1::nvme_spec::Kind;
+    let kind = match nvme.min_bytes {
+        Some(min_bytes) => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
+        None => Kind::Controller(v1::NvmeController {}),
+    };
+    v1::NvmeSpec { id: nvme.id, kind: Some(kind) }
 }
 
 fn nic(nic: NicArg) -> v1::NicSpec {

@@ -44,8 +44,13 @@ fn vm() -> v1::VirtualMachine {
                 limits: None,
                 queues: 0,
             }],
+            nvme: vec![v1::NvmeSpec {
+                id: "data".into(),
+                kind: Some(v1::nvme_spec::Kind::Namespace(v1::NvmeNamespace { min_bytes: 64 << 20 })),
+            }],
             ..Default::default()
         }),
+        nvme: vec![v1::NvmeStatus { id: "data".into(), namespace_id: 2, size_bytes: 64 << 20, ..Default::default() }],
         nics: vec![v1::NicStatus { id: "eth0".into(), guest_address: "172.30.0.2/30".into(), ..Default::default() }],
         create_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
         admission: Some(admission()),

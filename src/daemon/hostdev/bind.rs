@@ -50,7 +50,7 @@ impl PciBus {
             self.unbind(device)?;
         }
         self.write(device, "set the driver override", &self.dir(device).join("driver_override"), VFIO_DRIVER)?;
-        self.write(device, "find a driver", &self.root.join("drivers_probe"), &device.to_string())?;
+        self.probe(device)?;
         for _ in 0..BIND_LOOKS {
             if self.driver(device).as_deref() == Some(VFIO_DRIVER) {
                 return Ok(());
@@ -67,6 +67,16 @@ impl PciBus {
         }
         // A line feed alone clears it; an empty write does nothing.
         self.write(device, "clear the driver override", &self.dir(device).join("driver_override"), "\n")
+    }
+
+    /// Has the kernel look for a driver.
+    pub(super) fn probe(&self, device: Bdf) -> Result<(), HostdevError> {
+        self.write(device, "find a driver", &self.root.join("drivers_probe"), &device.to_string())
+    }
+
+    /// Writes one of the function's own files.
+    pub(super) fn set(&self, device: Bdf, what: &'static str, file: &str, text: &str) -> Result<(), HostdevError> {
+        self.write(device, what, &self.dir(device).join(file), text)
     }
 
     fn unbind(&self, device: Bdf) -> Result<(), HostdevError> {

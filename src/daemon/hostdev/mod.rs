@@ -1,5 +1,5 @@
 //! Devices of the host that are given to VMs: settings, drivers, resets, descriptors. Key types: [`VfPlace`],
-//! [`HostdevError`]; key functions: [`prepare`], [`open`], [`release`].
+//! [`HostdevError`]; key functions: [`prepare`], [`open`], [`release`]. NVMe has a folder of its own: [`nvme`].
 //!
 //! `service` calls it with what is leased already, in threads where it may block; nothing here knows of VMs, leases or
 //! policy. Each step is verified by reading it back; each can be repeated after a crash at any point.
@@ -11,6 +11,7 @@
 //! ```
 
 mod bind;
+pub mod nvme;
 mod reset;
 mod sriov;
 mod vfio;
@@ -18,6 +19,7 @@ mod vfio;
 use std::io;
 
 use crate::model::Bdf;
+use crate::sys::nvme::CommandError;
 pub use sriov::{VfPlace, prepare, release};
 pub use vfio::{OpenError, Opened, open};
 
@@ -87,4 +89,76 @@ pub enum HostdevError {
         /// The device.
         device: Bdf,
     },
+    /// The admin queue of a controller cannot be reached.
+    #[error("cannot open NVMe controller {device}: {source}; the daemon needs CAP_SYS_ADMIN and /dev/{device}")]
+    NvmeOpen {
+        /// The kernel's name of the controller. So in the next ones.
+        device: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// A controller refuses a command.
+    #[error("controller {device}: {source}")]
+    Nvme {
+        /// The controller.
+        device: String,
+        /// The command, and the controller's answer.
+        source: CommandError,
+    },
+    /// A controller took an attachment or a detachment, and shows something else.
+    #[error("controller {device} shows namespace {nsid} attached to other controllers than it was told")]
+    NvmeAttachment {
+        /// The controller.
+        device: String,
+        /// The namespace. So in the next ones.
+        nsid: u32,
+    },
+    /// The host's driver made no disk of a namespace.
+    #[error("the host does not show namespace {nsid} of {device} as a disk; the kernel's log says why")]
+    NvmeNoDisk {
+        /// The controller.
+        device: String,
+        /// The namespace.
+        nsid: u32,
+    },
+    /// A namespace's disk does not do what it should.
+    #[error("cannot {what} namespace {nsid} of {device} on the host: {source}{}", in_use(source))]
+    NvmeDisk {
+        /// What was tried.
+        what: &'static str,
+        /// The controller.
+        device: String,
+        /// The namespace.
+        nsid: u32,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Erased and overwritten, a namespace still has data.
+    #[error("namespace {nsid} of {device} still holds data after it was formatted and overwritten; replace it")]
+    NvmeNotZero {
+        /// The controller.
+        device: String,
+        /// The namespace.
+        nsid: u32,
+    },
+    /// A controller is not what it was told to be.
+    #[error("controller {device} took every command, and does not show the secondary controllers that it should")]
+    NvmeNotProvisioned {
+        /// The controller.
+        device: String,
+    },
+    /// The host's driver does not bring a controller up.
+    #[error("controller {controller} did not come back to the host's nvme driver; the kernel's log says why")]
+    NvmeNotBack {
+        /// The controller.
+        controller: Bdf,
+    },
+}
+
+/// What to do when somebody else has a disk.
+fn in_use(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy => "; the host uses it: unmount it, or let go of what is built on it",
+        _ => "",
+    }
 }

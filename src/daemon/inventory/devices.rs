@@ -206,8 +206,23 @@ impl PhysicalFunction {
 }
 
 impl VirtualFunction {
+    /// One of which nothing is known but its number on `address`.
+    pub(super) fn numbered(address: Bdf, index: u16) -> Self {
+        Self {
+            address,
+            index,
+            driver: None,
+            interface: None,
+            is_used_by_host: false,
+            iommu_group: None,
+            group_members: Vec::new(),
+            reset_methods: Vec::new(),
+            config: None,
+        }
+    }
+
     /// `devices`: the directory that has all PCI functions.
-    fn read(address: Bdf, index: u16, devices: &Path) -> Self {
+    pub(super) fn read(address: Bdf, index: u16, devices: &Path) -> Self {
         let dir = devices.join(address.to_string());
         let interface = interface(&dir);
         let flags = interface.as_ref().and_then(|name| text(&dir.join("net").join(name).join("flags")));
@@ -240,7 +255,7 @@ impl GroupMember {
 
 /// Root complex and root port of a function, from where its directory really lies:
 /// `…/pci0000:00/0000:00:02.0/0000:01:00.0`.
-fn place(dir: &Path, address: Bdf) -> (String, Option<Bdf>) {
+pub(super) fn place(dir: &Path, address: Bdf) -> (String, Option<Bdf>) {
     let real = fs::canonicalize(dir).unwrap_or_else(|_| PathBuf::from(dir));
     let mut parts = real.iter().filter_map(|part| part.to_str()).skip_while(|part| !part.starts_with("pci"));
     let complex = parts.next().unwrap_or_default().to_owned();
@@ -253,21 +268,21 @@ fn interface(dir: &Path) -> Option<String> {
     names.into_iter().next()
 }
 
-fn names(dir: &Path) -> impl Iterator<Item = String> {
+pub(super) fn names(dir: &Path) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// Last part of what a symbolic link points to.
-fn target_name(link: &Path) -> Option<String> {
+pub(super) fn target_name(link: &Path) -> Option<String> {
     Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned())
 }
 
-fn text(file: &Path) -> Option<String> {
+pub(super) fn text(file: &Path) -> Option<String> {
     fs::read_to_string(file).ok().map(|text| text.trim().to_owned())
 }
 
-fn number(file: &Path) -> Option<u32> {
+pub(super) fn number(file: &Path) -> Option<u32> {
     text(file)?.parse().ok()
 }
 

@@ -1,11 +1,12 @@
-//! What the host has to give: memory, vCPUs, addresses, user ids, network cards. Key types: [`HostFacts`],
-//! [`AddressPool`], [`UserPool`], [`Devices`].
+//! What the host has to give: memory, vCPUs, addresses, user ids, network cards, NVMe controllers. Key types:
+//! [`HostFacts`], [`AddressPool`], [`UserPool`], [`Devices`], [`NvmeControllers`].
 //!
 //! `service` asks it before a VM is registered, and before one is given a device; nothing here knows about VMs.
 
 mod addresses;
 mod devices;
 mod facts;
+mod nvme;
 mod users;
 
 pub use addresses::{AddressPool, Lease, Network, NetworkError, PoolExhausted};
@@ -13,4 +14,7 @@ pub use addresses::{AddressPool, Lease, Network, NetworkError, PoolExhausted};
 pub use devices::samples as device_samples;
 pub use devices::{Devices, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
 pub use facts::HostFacts;
+#[cfg(test)]
+pub use nvme::samples as nvme_samples;
+pub use nvme::{Namespace, NvmeController, NvmeControllers, NvmeFacts, Secondary};
 pub use users::{FIRST_USER, UserLease, UserPool, UsersExhausted};

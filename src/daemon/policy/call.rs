@@ -13,7 +13,7 @@ use crate::model::PolicyFault;
 
 use super::engine::Sandbox;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
-use super::host::bindings::exports::ostler::policy::{admit_hook, select_vf_hook};
+use super::host::bindings::exports::ostler::policy::{admit_hook, select_nvme_hook, select_vf_hook};
 use super::host::bindings::ostler::policy::types;
 use super::host::{Call, TooManyHostCalls};
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
@@ -33,6 +33,7 @@ pub(super) struct Code {
     /// `None`: not a hook of this plugin. So are the next ones.
     pub admit: Option<admit_hook::GuestIndices>,
     pub select_vf: Option<select_vf_hook::GuestIndices>,
+    pub select_nvme: Option<select_nvme_hook::GuestIndices>,
 }
 
 /// Where a call happens: the sandbox, the code, the settings that the plugin sees, and its name in the log.

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
 
-use crate::model::{AdmitRequest, PluginDigest, PolicyFault, SelectVfRequest, VmName};
+use crate::model::{AdmitRequest, PluginDigest, PolicyFault, SelectNvmeRequest, SelectVfRequest, VmName};
 
 use super::call::{Code, Compiled, Site};
 use super::compiler::Compiler;
 use super::engine::Sandbox;
 use super::hook::Question;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
-use super::host::bindings::exports::ostler::policy::{admit_hook, select_vf_hook};
+use super::host::bindings::exports::ostler::policy::{admit_hook, select_nvme_hook, select_vf_hook};
 use super::host::{Call, GRANTED};
 use super::limits::{
     MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SETTINGS_BYTES,
@@ -37,8 +37,11 @@ const ELF: &[u8] = b"\x7fELF";
 /// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
 /// Hooks and the interfaces that carry them: a plugin exports at least one.
-const HOOKS: [(&str, &str); 2] =
-    [(AdmitRequest::HOOK, "ostler:policy/admit-hook"), (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook")];
+const HOOKS: [(&str, &str); 3] = [
+    (AdmitRequest::HOOK, "ostler:policy/admit-hook"),
+    (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook"),
+    (SelectNvmeRequest::HOOK, "ostler:policy/select-nvme-hook"),
+];
 /// The package version that this host speaks; later patches of it too.
 const VERSION: (u64, u64) = (0, 1);
 /// WebAssembly page (core specification §4.2.8).
@@ -215,6 +218,9 @@ fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtim
         lifecycle: lifecycle::GuestIndices::new(&instance)?,
         admit: serves(AdmitRequest::HOOK).then(|| admit_hook::GuestIndices::new(&instance)).transpose()?,
         select_vf: serves(SelectVfRequest::HOOK).then(|| select_vf_hook::GuestIndices::new(&instance)).transpose()?,
+        select_nvme: serves(SelectNvmeRequest::HOOK)
+            .then(|| select_nvme_hook::GuestIndices::new(&instance))
+            .transpose()?,
         instance,
     })
 }

@@ -36,7 +36,8 @@ use tokio::time::timeout;
 use wasmtime::component::Linker;
 
 use crate::model::{
-    AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, PolicyScope, SelectVfRequest, TenantId, VfDecision,
+    AdmitRequest, Decision, NvmeDecision, Opinion, PluginDigest, PolicyFault, PolicyScope, SelectNvmeRequest,
+    SelectVfRequest, TenantId, VfDecision,
 };
 
 use breaker::Breakers;
@@ -44,7 +45,7 @@ use call::Compiled;
 use compiler::Compiler;
 use engine::Sandbox;
 use executor::{Job, Jobs};
-use hook::{Question, admit, select_vf};
+use hook::{Question, admit, select_nvme, select_vf};
 use host::Call;
 use queue::Full;
 
@@ -171,6 +172,15 @@ impl PolicyHost {
         let outcome = select_vf::combine(&opinions, question.wish, question.candidates.len());
         let took = started.elapsed();
         let decision = VfDecision { outcome: outcome.clone(), opinions: opinions.clone(), took };
+        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+    }
+
+    /// Asks the plugins of `chain` in order which namespace or controller an NVMe device gets.
+    pub async fn select_nvme(&self, chain: Arc<[Bound]>, request: SelectNvmeRequest) -> Unrecorded<NvmeDecision> {
+        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
+        let outcome = select_nvme::combine(&opinions, question.candidates.len());
+        let took = started.elapsed();
+        let decision = NvmeDecision { outcome: outcome.clone(), opinions: opinions.clone(), took };
         record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
     }
 

@@ -70,7 +70,7 @@ impl LoadedPlugin {
         &self.0.about.summary
     }
 
-    /// Hooks that it exports: `admit`, `select-vf`.
+    /// Hooks that it exports: `admit`, `select-vf`, `select-nvme`.
     pub fn hooks(&self) -> &[&'static str] {
         &self.0.about.hooks
     }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::model::{
-    AdmitRequest, Answer, ChainLink, DecisionEntry, PluginDigest, PolicyFault, PolicyScope, Said, SelectVfRequest,
+    AdmitRequest, Answer, ChainLink, DecisionEntry, PluginDigest, PolicyFault, PolicyScope, Said, SelectNvmeRequest,
+    SelectVfRequest,
 };
 
 use super::PolicyHost;
@@ -135,6 +136,7 @@ fn ask(hook: &str, question: &Value, site: &Site<'_>, scope: &PolicyScope) -> Op
     match hook {
         AdmitRequest::HOOK => ask_typed::<AdmitRequest>(question, site, scope),
         SelectVfRequest::HOOK => ask_typed::<SelectVfRequest>(question, site, scope),
+        SelectNvmeRequest::HOOK => ask_typed::<SelectNvmeRequest>(question, site, scope),
         _ => None,
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
 mod replay;
+mod select_nvme;
 mod select_vf;
 
 /// A built component, or the advice to build it.

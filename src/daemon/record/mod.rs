@@ -1,8 +1,11 @@
-//! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`], [`VfLease`].
+//! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`],
+//! [`Lease`].
 //!
 //! The daemon's own vocabulary: `supervisor` changes records, `store` keeps them, `service` and `rpc` show them. A
 //! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
 
+mod lease;
+mod nvme;
 mod vf;
 
 use std::net::Ipv4Addr;
@@ -12,9 +15,11 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmName, VmSpec, VmState};
 use crate::sys::process::Identity;
+pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
+pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart};
 #[cfg(test)]
 pub use vf::samples as lease_samples;
-pub use vf::{Holder, LeaseEvent, LeaseRefused, LeaseState, VfKey, VfLease, VfNic};
+pub use vf::{Holder, VfKey, VfLease, VfNic};
 
 /// A registered VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +41,9 @@ pub struct VmRecord {
     /// Virtual functions that it has, in the order of those of `spec.nics()` that are one; empty while it has none. They
     /// stay its own when its guest resets.
     pub vfs: Vec<VfNic>,
+    /// NVMe devices that it has, in the order of `spec.nvmes()`; empty before it got them. Their namespaces stay its own
+    /// until it is destroyed.
+    pub nvmes: Vec<NvmeDevice>,
     /// User and group id of its vmm on the host, its own until it is destroyed.
     pub user: u32,
     /// When it was registered.
@@ -163,6 +171,7 @@ pub mod samples {
                 subnet: Subnet::new(Ipv4Addr::new(172, 30, 0, 4)).unwrap(),
             }],
             vfs: vec![],
+            nvmes: vec![],
             user: 0x4f00_0004,
             created: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             updated: SystemTime::UNIX_EPOCH + Duration::from_secs(2),

@@ -8,7 +8,7 @@ use crate::api::convert::{
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    BreakerState, DeviceView, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, Subnet, VfLease,
+    BreakerState, DeviceView, HeldFor, Lease, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, Subnet,
     VirtualFunction, VmRecord, VmStats, WatchItem,
 };
 use crate::model::{MacAddr, TenantId};
@@ -44,6 +44,7 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         create_time: Some(timestamp_to_proto(vm.created)),
         update_time: Some(timestamp_to_proto(vm.updated)),
         admission: Some(decision_to_proto(&vm.admission)),
+        nvme: vm.nvmes.iter().map(super::nvme::device).collect(),
         memory_use: None,
     }
 }
@@ -163,7 +164,7 @@ pub(super) fn physical_function(view: &DeviceView) -> v1::PhysicalFunction {
     }
 }
 
-fn virtual_function(vf: &VirtualFunction, lease: Option<&VfLease>) -> v1::VirtualFunction {
+fn virtual_function<K: Clone, H: HeldFor>(vf: &VirtualFunction, lease: Option<&Lease<K, H>>) -> v1::VirtualFunction {
     let members = vf.group_members.iter().map(|member| match &member.driver {
         Some(driver) => format!("{} {driver}", member.address),
         None => member.address.to_string(),
@@ -198,7 +199,7 @@ fn settings(config: &VfConfig) -> v1::VirtualFunctionSettings {
 }
 
 /// A lease as the API shows it.
-pub(super) fn device_lease(lease: &VfLease) -> v1::DeviceLease {
+pub(super) fn device_lease<K: Clone, H: HeldFor>(lease: &Lease<K, H>) -> v1::DeviceLease {
     use v1::device_lease::State;
     let (state, reason) = match &lease.state {
         LeaseState::Free => (State::Free, ""),
@@ -212,8 +213,8 @@ pub(super) fn device_lease(lease: &VfLease) -> v1::DeviceLease {
     v1::DeviceLease {
         state: state.into(),
         generation: lease.generation,
-        vm_uid: holder.map(|holder| holder.vm.to_string()).unwrap_or_default(),
-        tenant: holder.map(|holder| holder.tenant.to_string()).unwrap_or_default(),
+        vm_uid: holder.map(|holder| holder.vm().to_string()).unwrap_or_default(),
+        tenant: holder.map(|holder| holder.tenant().to_string()).unwrap_or_default(),
         last_tenant: lease.last_tenant.as_ref().map(ToString::to_string).unwrap_or_default(),
         reason: reason.to_owned(),
     }

@@ -13,6 +13,7 @@ mod encode;
 mod host;
 mod jail;
 mod listener;
+mod nvme;
 mod plugin;
 mod replay;
 mod status;

@@ -94,6 +94,22 @@ fn device(error: &DeviceError, text: String) -> Status {
             let metadata = metadata(address).into_iter().chain([("cause", reason.clone())]);
             status(Code::Internal, text, "DEVICE_UNCLEAN", metadata)
         }
+        DeviceError::Kept { address, vm, .. } => {
+            let metadata = metadata(address).into_iter().chain([("vm", vm.clone())]);
+            status(Code::FailedPrecondition, text, "DEVICE_IN_USE", metadata)
+        }
+        DeviceError::InUseByHost { address, by } => {
+            let metadata = metadata(address).into_iter().chain([("by", by.clone())]);
+            status(Code::FailedPrecondition, text, "DEVICE_IN_USE", metadata)
+        }
+        DeviceError::NotPrimary(address) => {
+            status(Code::FailedPrecondition, text, "NVME_NOT_PRIMARY", metadata(address))
+        }
+        DeviceError::TooManyVfs { .. } => bad_field(&SpecError::new("vfs", text)),
+        DeviceError::Nvme { address, reason } => {
+            let metadata = metadata(address).into_iter().chain([("cause", reason.clone())]);
+            status(Code::Internal, text, "NVME_FAILED", metadata)
+        }
         DeviceError::Unreadable(_) => status(Code::Internal, text, "HOST_FAILED", []),
     }
 }

@@ -33,6 +33,11 @@ pub(super) async fn told(store: &Store, decision: DecisionId, enforcement: Enfor
     store.append_later(tenant, JournalEntry::Enforcement(entry)).await;
 }
 
+/// What was decided was not done, for this reason.
+pub(super) fn overruled(code: &str, message: &str) -> Enforcement {
+    Enforcement::Overruled { code: code.to_owned(), message: message.to_owned() }
+}
+
 /// Removes what is too old, now and each hour, until the store is closed.
 pub(super) async fn sweep_hourly(store: Store) {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);

@@ -91,6 +91,7 @@ impl Node {
             name,
             nics: nics.collect(),
             vfs: Vec::new(),
+            nvmes: Vec::new(),
             spec,
             state: VmState::Registered,
             run: None,

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::decision::StoredDecision;
-use super::{PluginRecord, PluginVersion};
+use super::{PluginRecord, PluginVersion, nvme};
 use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
 use crate::model::{
     BootSpec, CpuSpec, DiskSpec, FailureCause, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, PluginDigest,
@@ -37,6 +37,8 @@ struct StoredVm {
     nics: Vec<StoredNic>,
     #[serde(default)]
     vfs: Vec<StoredVf>,
+    #[serde(default)]
+    nvmes: Vec<nvme::StoredDevice>,
     /// 0: of a daemon that gave VMs no user of their own.
     #[serde(default)]
     user: u32,
@@ -57,6 +59,8 @@ struct StoredSpec {
     /// Those of `nics` that are virtual functions, with what is asked of them.
     #[serde(default)]
     vf_wishes: BTreeMap<String, StoredWish>,
+    #[serde(default)]
+    nvmes: Vec<nvme::StoredSpec>,
     /// The others, where there is something to say.
     #[serde(default)]
     taps: BTreeMap<String, StoredTap>,
@@ -202,6 +206,7 @@ pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
         run: vm.run.as_ref().map(store_run),
         nics: vm.nics.iter().map(|n| StoredNic { id: n.id.to_string(), network: n.subnet.network() }).collect(),
         vfs: vm.vfs.iter().map(store_vf).collect(),
+        nvmes: vm.nvmes.iter().map(nvme::store_device).collect(),
         user: vm.user,
         created_ms: to_ms(vm.created),
         updated_ms: to_ms(vm.updated),
@@ -227,6 +232,7 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         run: vm.run.map(load_run).transpose()?,
         nics,
         vfs: vm.vfs.into_iter().map(load_vf).collect::<Result<_, _>>()?,
+        nvmes: vm.nvmes.into_iter().map(nvme::load_device).collect::<Result<_, _>>()?,
         user: vm.user,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
@@ -320,6 +326,7 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
             .collect(),
         taps: spec.nics().iter().filter_map(|nic| Some((nic.id.to_string(), store_tap(nic.tap()?)))).collect(),
         resources: store_resources(spec),
+        nvmes: spec.nvmes().iter().map(nvme::store_spec).collect(),
     }
 }
 
@@ -424,7 +431,9 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
         Ok::<_, Unusable>(NicSpec { id: id.parse().map_err(text)?, backend })
     });
     let nics = nics.collect::<Result<_, _>>()?;
+    let nvmes = spec.nvmes.into_iter().map(nvme::load_spec).collect::<Result<_, _>>()?;
     let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)?;
+    let whole = whole.with_nvmes(nvmes).map_err(text)?;
     load_resources(whole, spec.resources)
 }
 
@@ -518,7 +527,8 @@ fn from_ms(ms: u64) -> Result<SystemTime, Unusable> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::record::samples;
+    use crate::daemon::record::{NvmeDevice, samples};
+    use crate::model::{NvmeSpec, NvmeWish};
     use proptest::prelude::*;
 
     #[test]
@@ -558,6 +568,19 @@ mod tests {
             mac: "02:00:00:00:00:01".parse().unwrap(),
         }];
         assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
+        let (data, disk) = ("data".parse().unwrap(), "disk".parse().unwrap());
+        let namespace = NvmeSpec { id: data, wish: NvmeWish::Namespace { min_bytes: 64 << 20 } };
+        let whole = NvmeSpec { id: disk, wish: NvmeWish::Controller };
+        vm.spec = vm.spec.with_nvmes(vec![namespace, whole]).unwrap();
+        vm.nvmes = vec![NvmeDevice {
+            id: "data".parse().unwrap(),
+            function: Some("0000:02:00.1".parse().unwrap()),
+            controller: "0000:02:00.0".parse().unwrap(),
+            serial: "LAB".into(),
+            nsid: Some(2),
+            size_bytes: 64 << 20,
+        }];
+        assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
         let memory = MemorySpec { pages: PageSize::Huge2M, is_prefaulted: true, numa_node: Some(0) };
         let cpus = CpuSpec { host_cpus: "0-1,4".parse().ok(), topology: Topology::new(1, 1, 1, 1).ok() };
         vm.spec = vm.spec.with_memory(memory).unwrap().with_cpus(cpus).unwrap();
@@ -566,13 +589,15 @@ mod tests {
     }
 
     #[test]
-    fn reads_a_record_from_before_there_were_virtual_functions() {
+    fn reads_a_record_from_before_there_were_devices_of_the_host() {
         let vm = samples::running("acme", "web");
         let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&vm)).unwrap();
         assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("taps").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("resources").is_some());
+        assert!(json.as_object_mut().unwrap().remove("nvmes").is_some());
+        assert!(json["spec"].as_object_mut().unwrap().remove("nvmes").is_some());
         assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
     }
 

@@ -16,6 +16,7 @@ mod decision;
 mod format;
 mod journal;
 mod lease;
+mod nvme;
 mod thread;
 
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::daemon::record::{VfKey, VfLease, VmRecord};
+use crate::daemon::record::{NvmeKey, NvmeLease, VfKey, VfLease, VmRecord};
 use crate::model::{DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
 use journal::Append;
 pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
@@ -60,8 +61,8 @@ pub enum StoreError {
         reason: String,
     },
     /// Somebody else changed the lease in between, or it is not what the caller took it for.
-    #[error("the lease of virtual function {0} has changed meanwhile")]
-    Stale(VfKey),
+    #[error("the lease of {0} has changed meanwhile")]
+    Stale(String),
     /// The store's thread is gone: the daemon is ending.
     #[error("store is closed")]
     Closed,
@@ -128,6 +129,8 @@ pub struct Snapshot {
     pub vms: BTreeMap<VmId, Arc<VmRecord>>,
     /// Of virtual functions that somebody ever had.
     pub leases: BTreeMap<VfKey, Arc<VfLease>>,
+    /// Of parts of NVMe controllers that somebody ever had.
+    pub nvme_leases: BTreeMap<NvmeKey, Arc<NvmeLease>>,
 }
 
 /// What was found in the file.
@@ -139,6 +142,8 @@ pub struct Found {
     pub plugins: Vec<PluginRecord>,
     /// Every lease.
     pub leases: Vec<VfLease>,
+    /// Every lease of NVMe.
+    pub nvme_leases: Vec<NvmeLease>,
 }
 
 /// A handle to the store; clones share it.
@@ -161,7 +166,8 @@ impl Store {
         let journal = thread::open_journal(&database, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
-        let snapshot = Snapshot { revision, vms, leases };
+        let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
+        let snapshot = Snapshot { revision, vms, leases, nvme_leases };
         let shared = Arc::new(Shared::new(snapshot, broadcast::Sender::new(CHANGES_LEN), Arc::downgrade(&database)));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
         thread::spawn(database, journal, queue, Arc::clone(&shared))
@@ -225,6 +231,11 @@ impl Store {
     /// All chains of decision records as of now. Reading them blocks.
     pub fn chains(&self) -> Result<Chains, StoreError> {
         Chains::at(&*self.shared.database()?)
+    }
+
+    /// As [`put_lease`](Self::put_lease), for NVMe.
+    pub async fn put_nvme_lease(&self, lease: NvmeLease) -> Result<(), StoreError> {
+        self.write(|done| Write::NvmeLease { lease, done }).await
     }
 
     /// Waits until everything is on disk and the file is closed. Later writes are refused.
@@ -332,7 +343,9 @@ mod tests {
         for write in writes {
             match write.await.unwrap() {
                 Ok(claim) => winners.push(claim),
-                Err(error) => assert!(matches!(error, StoreError::Stale(key) if key == unheld.key), "{error}"),
+                Err(error) => {
+                    assert!(matches!(error, StoreError::Stale(ref key) if *key == unheld.key.to_string()), "{error}")
+                }
             }
         }
         assert_eq!(winners.len(), 1);

@@ -9,13 +9,14 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::journal::{self, Append, Journal, Retention};
-use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease};
-use crate::daemon::record::{VfKey, VfLease, VmRecord};
+use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease, nvme};
+use crate::daemon::record::{NvmeLease, VfLease, VmRecord};
 use crate::model::DecisionId;
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
+const NVME_LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_leases");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const REVISION: &str = "revision";
 
@@ -55,6 +56,10 @@ pub(super) enum Write {
     Sweep {
         done: Done,
     },
+    NvmeLease {
+        lease: NvmeLease,
+        done: Done,
+    },
     /// Ends the thread once everything before it is on disk.
     Close {
         done: Done,
@@ -91,7 +96,7 @@ impl Shared {
         (Arc::clone(&snapshot), self.changes.subscribe())
     }
 
-    fn publish(&self, changes: Vec<Change>, leases: Vec<Arc<VfLease>>) {
+    fn publish(&self, changes: Vec<Change>, leases: Vec<AnyLease>) {
         let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&current);
         for change in changes {
@@ -104,7 +109,12 @@ impl Shared {
             // Nobody watching is no error.
             let _ = self.changes.send(change);
         }
-        next.leases.extend(leases.into_iter().map(|lease| (lease.key, lease)));
+        for lease in leases {
+            match lease {
+                AnyLease::Vf(lease) => drop(next.leases.insert(lease.key, lease)),
+                AnyLease::Nvme(lease) => drop(next.nvme_leases.insert(lease.key.clone(), lease)),
+            }
+        }
         *current = Arc::new(next);
     }
 }
@@ -123,6 +133,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(VMS)?;
     transaction.open_table(PLUGINS)?;
     transaction.open_table(LEASES)?;
+    transaction.open_table(NVME_LEASES)?;
     transaction.open_table(COUNTERS)?;
     journal::make_tables(&transaction)?;
     Ok(transaction.commit()?)
@@ -140,9 +151,10 @@ fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
     let vms = read_table(&transaction, VMS, "vms", format::decode_vm)?;
     let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
     let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
+    let nvme_leases = read_table(&transaction, NVME_LEASES, "nvme_leases", nvme::decode_lease)?;
     let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
-    Ok((Found { vms, plugins, leases }, revision))
+    Ok((Found { vms, plugins, leases, nvme_leases }, revision))
 }
 
 fn read_table<T>(
@@ -192,8 +204,19 @@ fn run(database: Arc<Database>, mut journal: Journal, mut queue: mpsc::Receiver<
                 Write::Sweep { done } => {
                     let _ = done.send(sweep(&database, &mut journal).map_err(StoreError::io));
                 }
-                Write::Lease { lease, done } if !follows(&lease, &snapshot, &mut generations) => {
-                    let _ = done.send(Err(StoreError::Stale(lease.key)));
+                Write::Lease { lease, done }
+                    if !follows(&mut generations, lease.key.to_string(), lease.generation, || {
+                        snapshot.leases.get(&lease.key).map_or(0, |last| last.generation)
+                    }) =>
+                {
+                    let _ = done.send(Err(StoreError::Stale(lease.key.to_string())));
+                }
+                Write::NvmeLease { lease, done }
+                    if !follows(&mut generations, lease.key.to_string(), lease.generation, || {
+                        snapshot.nvme_leases.get(&lease.key).map_or(0, |last| last.generation)
+                    }) =>
+                {
+                    let _ = done.send(Err(StoreError::Stale(lease.key.to_string())));
                 }
                 write => planned.extend(plan(write, &mut revision)),
             }
@@ -250,14 +273,21 @@ fn sweep(database: &Database, journal: &mut Journal) -> Result<(), redb::Error> 
     Ok(())
 }
 
-/// Whether a lease's change is the next one after the last, those before it in this batch included.
-fn follows(lease: &VfLease, snapshot: &Snapshot, batch: &mut HashMap<VfKey, u64>) -> bool {
-    let last = batch.entry(lease.key).or_insert_with(|| snapshot.leases.get(&lease.key).map_or(0, |l| l.generation));
-    let is_next = lease.generation == *last + 1;
+/// Whether a lease's change is the next one after the last, those before it in this batch included. Keys of different
+/// tables never are the same text.
+fn follows(batch: &mut HashMap<String, u64>, key: String, generation: u64, last: impl FnOnce() -> u64) -> bool {
+    let last = batch.entry(key).or_insert_with(last);
+    let is_next = generation == *last + 1;
     if is_next {
-        *last = lease.generation;
+        *last = generation;
     }
     is_next
+}
+
+/// A lease of either kind.
+enum AnyLease {
+    Vf(Arc<VfLease>),
+    Nvme(Arc<NvmeLease>),
 }
 
 /// A write, down to its row.
@@ -267,7 +297,7 @@ struct Planned {
     /// `None` removes the row.
     value: Option<Vec<u8>>,
     change: Option<Change>,
-    lease: Option<Arc<VfLease>>,
+    lease: Option<AnyLease>,
     is_new: bool,
     done: Done,
 }
@@ -297,7 +327,20 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
         }
         Write::Lease { lease, done } => {
             let (key, value) = (lease.key.to_string(), Some(lease::encode_lease(&lease)));
-            Planned { table: LEASES, key, value, change: None, lease: Some(Arc::new(lease)), is_new: false, done }
+            Planned {
+                table: LEASES,
+                key,
+                value,
+                change: None,
+                lease: Some(AnyLease::Vf(Arc::new(lease))),
+                is_new: false,
+                done,
+            }
+        }
+        Write::NvmeLease { lease, done } => {
+            let (key, value) = (lease.key.to_string(), Some(nvme::encode_lease(&lease)));
+            let lease = Some(AnyLease::Nvme(Arc::new(lease)));
+            Planned { table: NVME_LEASES, key, value, change: None, lease, is_new: false, done }
         }
         // Not rows of their own.
         Write::Append(_) | Write::Sweep { .. } | Write::Close { .. } => return None,

@@ -25,7 +25,7 @@ use rustix::fs::FlockOperation;
 use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
-use crate::daemon::record::{Subnet, VfNic, VmRecord};
+use crate::daemon::record::{NvmeDevice, Subnet, VfNic, VmRecord};
 use crate::model::{CpuList, DeviceId, DiskSpec, InstanceId, JailFacts, NicSpec, PageSize, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
@@ -77,6 +77,8 @@ pub(super) struct Spawned {
     pub(super) process: Process,
     /// Virtual functions that the VM has for this run.
     pub(super) vfs: Vec<VfNic>,
+    /// NVMe devices that it has, each with its function.
+    pub(super) nvmes: Vec<NvmeDevice>,
     roles: Vec<Role>,
     descriptors: Vec<OwnedFd>,
 }
@@ -106,10 +108,14 @@ pub(super) async fn launch(
     instance: InstanceId,
 ) -> Result<Spawned, LaunchError> {
     let wants_vfs = vm.spec.nics().iter().any(|nic| nic.vf_wish().is_some());
-    if wants_vfs {
-        if vm.vfs.is_empty() {
-            vm.vfs = shared.devices.claim(vm.clone()).await?;
-        }
+    if wants_vfs && vm.vfs.is_empty() {
+        vm.vfs = shared.devices.claim(vm.clone()).await?;
+    }
+    let wants_nvmes = !vm.spec.nvmes().is_empty();
+    if wants_nvmes && vm.nvmes.iter().all(|nvme| nvme.function.is_none()) {
+        vm.nvmes = shared.devices.claim_nvmes(vm.clone()).await?;
+    }
+    if wants_vfs || wants_nvmes {
         shared.devices.attach(vm.uid).await?;
     }
     let spawned = tokio::task::spawn_blocking(move || spawn(&shared, &vm, instance)).await;
@@ -151,6 +157,10 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
     for vf in &vm.vfs {
         passed.extend(shared.devices.open(vf)?.map(|descriptor| (Role::Device(vf.id.clone()), descriptor)));
     }
+    for (nvme, function) in vm.nvmes.iter().filter_map(|nvme| Some((nvme, nvme.function?))) {
+        passed
+            .extend(shared.devices.open_nvme(function)?.map(|descriptor| (Role::Device(nvme.id.clone()), descriptor)));
+    }
     passed.push((Role::ConsoleListener, console.into()));
     passed.push((Role::ConsoleRing, make_ring(&paths.console_ring()).map_err(host("console ring"))?.into()));
     let counters = make_counters(&paths.counters()).map_err(host("counters"))?;
@@ -162,7 +172,7 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
     let facts = JailFacts::new(&launch, vm.user, longest_file_bytes);
     let process = start(shared, vm.uid, &facts, launch.cpus.host_cpus.as_ref(), control.as_fd(), log)?;
     let (roles, descriptors) = passed.into_iter().unzip();
-    Ok(Spawned { process, vfs: vm.vfs.clone(), roles, descriptors })
+    Ok(Spawned { process, vfs: vm.vfs.clone(), nvmes: vm.nvmes.clone(), roles, descriptors })
 }
 
 /// Says what is lacking before a process is made; the kernel's own word for it is ENOMEM.

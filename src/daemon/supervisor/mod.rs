@@ -32,8 +32,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
-use crate::daemon::record::{VfNic, VmRecord};
-use crate::model::{DeviceChange, DeviceId, FailureCause, RateLimits, Refused, VmId};
+use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
+use crate::model::{Bdf, DeviceChange, DeviceId, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
 use change::Change;
@@ -74,13 +74,20 @@ pub trait Devices: Send + Sync + 'static {
     /// Chooses and prepares a virtual function for each NIC of `vm` that is to be one. On an error some may be `vm`'s
     /// already: [`release`](Self::release) gives them back.
     fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>>;
+    /// The same for each NVMe device: its namespace, unless it has one already, and a controller for this run.
+    fn claim_nvmes(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>>;
     /// Records that everything that `vm` has is about to go to its process.
     fn attach(&self, vm: VmId) -> BoxFuture<'_, Result<(), DevicesError>>;
     /// The descriptors of a virtual function that is its VM's, in the order that a launch has them: its VFIO container,
     /// then the device. Blocks while the kernel resets it.
     fn open(&self, vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError>;
-    /// Takes back everything that `vm` has, clean. What cannot be cleaned is nobody's from then on.
+    /// The same for the function of an NVMe device.
+    fn open_nvme(&self, function: Bdf) -> Result<[OwnedFd; 2], DevicesError>;
+    /// Takes back everything that `vm` has for a run, clean. What cannot be cleaned is nobody's from then on.
     fn release(&self, vm: VmId) -> BoxFuture<'_, ()>;
+    /// Takes back what `vm` had across its runs, before it is forgotten. Returns once that is recorded; to erase it may
+    /// take longer.
+    fn forget(&self, vm: VmId) -> BoxFuture<'_, ()>;
 }
 
 /// Why a call on a VM failed.

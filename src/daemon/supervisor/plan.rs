@@ -10,12 +10,12 @@ pub(super) enum PlanError {
     /// More devices than bus 0 has slots.
     #[error("too many devices for one PCI bus")]
     Slots,
-    /// Records and spec disagree about a NIC.
-    #[error("a NIC has no address or no device of the host")]
+    /// Records and spec disagree about a device.
+    #[error("a device has no address or no device of the host")]
     NoLease,
 }
 
-/// The launch of `vm` as `instance`: rng in slot 1, then disks, then NICs, each in the order of the spec.
+/// The launch of `vm` as `instance`: rng in slot 1, then disks, NICs and NVMe devices, each in the order of the spec.
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
     let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
@@ -31,8 +31,14 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
         let TapSpec { limits, queues } = nic.tap().unwrap_or_default();
         Ok((&nic.id, DeviceKind::Net { mac: lease.mac, limits, queues }))
     });
+    let nvmes = spec.nvmes().iter().map(|nvme| {
+        let device = vm.nvmes.iter().find(|device| device.id == nvme.id);
+        let host = device.and_then(|device| device.function).ok_or(PlanError::NoLease)?;
+        Ok((&nvme.id, DeviceKind::Vfio { host }))
+    });
     let mut devices = Vec::new();
-    for (number, device) in (1u8..).zip(std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics)) {
+    let all = std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics).chain(nvmes);
+    for (number, device) in (1u8..).zip(all) {
         let (id, kind) = device?;
         devices.push(DeviceLaunch { id: id.clone(), slot: PciSlot::new(number).ok_or(PlanError::Slots)?, kind });
     }
@@ -69,8 +75,8 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::record::{VfNic, samples};
-    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, RateLimits, VfWish};
+    use crate::daemon::record::{NvmeDevice, VfNic, samples};
+    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, RateLimits, VfWish};
 
     #[test]
     fn lays_out_rng_disks_and_nics_in_order() {
@@ -125,5 +131,29 @@ mod tests {
         let launch = plan(&vm, InstanceId::new()).unwrap();
         assert_eq!(launch.devices[1].kind, DeviceKind::Vfio { host: address });
         assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac, limits: RateLimits::default(), queues: 1 });
+    }
+
+    #[test]
+    fn an_nvme_device_comes_last_and_needs_its_function() {
+        let mut vm = samples::running("acme", "web");
+        let nvme = NvmeSpec { id: "data".parse().unwrap(), wish: NvmeWish::Namespace { min_bytes: 1 << 20 } };
+        vm.spec = vm.spec.clone().with_nvmes(vec![nvme.clone()]).unwrap();
+        assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease), "it has none yet");
+        let controller = Bdf::new(0, 2, 0, 0).unwrap();
+        let device = NvmeDevice {
+            id: nvme.id,
+            function: None,
+            controller,
+            serial: "LAB".into(),
+            nsid: Some(2),
+            size_bytes: 1 << 20,
+        };
+        vm.nvmes = vec![device];
+        assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease), "it has no function for this run");
+        let function = Bdf::new(0, 2, 0, 1).unwrap();
+        vm.nvmes[0].function = Some(function);
+        let launch = plan(&vm, InstanceId::new()).unwrap();
+        let last = launch.devices.last().unwrap();
+        assert_eq!((last.id.as_str(), &last.kind), ("data", &DeviceKind::Vfio { host: function }));
     }
 }

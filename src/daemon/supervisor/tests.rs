@@ -13,10 +13,10 @@ use tokio::sync::watch;
 
 use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
-use crate::daemon::record::{VfNic, VmRecord, samples};
+use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, samples};
 use crate::model::{
-    BootSpec, DeviceChange, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit, VmId, VmSpec,
-    VmState,
+    Bdf, BootSpec, DeviceChange, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit, VmId,
+    VmSpec, VmState,
 };
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
@@ -152,8 +152,22 @@ impl Devices for NoDevices {
         Err(DevicesError("there is none".into()))
     }
 
+    fn claim_nvmes(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
+        self.asked.lock().unwrap().push("claim nvmes");
+        Box::pin(std::future::ready(Err(DevicesError("no namespace is free".into()))))
+    }
+
+    fn open_nvme(&self, _function: Bdf) -> Result<[OwnedFd; 2], DevicesError> {
+        Err(DevicesError("there is none".into()))
+    }
+
     fn release(&self, _vm: VmId) -> BoxFuture<'_, ()> {
         self.asked.lock().unwrap().push("release");
+        Box::pin(std::future::ready(()))
+    }
+
+    fn forget(&self, _vm: VmId) -> BoxFuture<'_, ()> {
+        self.asked.lock().unwrap().push("forget");
         Box::pin(std::future::ready(()))
     }
 }

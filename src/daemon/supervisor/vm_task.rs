@@ -232,6 +232,11 @@ impl VmTask {
                 if !effects.contains(&Effect::Launch) {
                     self.shared.devices.release(self.vm.uid).await;
                     self.vm.vfs.clear();
+                    // Their namespaces stay its own: there lies its data.
+                    self.vm.nvmes.iter_mut().for_each(|nvme| nvme.function = None);
+                }
+                if effects.contains(&Effect::Remove) {
+                    self.shared.devices.forget(self.vm.uid).await;
                 }
             }
             let recorded = if effects.contains(&Effect::Remove) {
@@ -348,6 +353,7 @@ impl VmTask {
             run.process = Some(spawned.process.identity());
         }
         self.vm.vfs.clone_from(&spawned.vfs);
+        self.vm.nvmes.clone_from(&spawned.nvmes);
         let recorded = self.shared.journal.update(self.vm.clone()).await;
         let (process, link, last_word) = match recorded {
             Err(error) => (spawned.process, None, Some(VmExit::LaunchFailed(error.to_string()))),

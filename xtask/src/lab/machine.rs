@@ -3,7 +3,7 @@
 //! ```text
 //! virtio-blk  vda root.img   vdb payload.img   vdc images.img   vdd out.img (writable)
 //! virtio-serial  lab.status exit status   lab.output output of the command   lab.pulse sign of life   hvc0 the shell
-//! ttyS0  kernel messages     pcie root ports: igb (7 VFs), NVMe (4 VFs)     vIOMMU with interrupt remapping
+//! ttyS0  kernel messages     pcie root ports: igb (7 VFs), NVMe (4 VFs), NVMe     vIOMMU with interrupt remapping
 //! ```
 //! Output and status go to files, which QEMU writes at once and whole: nothing is lost when the machine powers off.
 //! The status has a port of its own, so that no guest's output can be taken for it. The pulse is a line every few
@@ -196,13 +196,58 @@ impl<'a> Machine<'a> {
         ]);
         command.args(["-device", "nvme-subsys,id=ss0", "-device"]);
         command.arg("nvme,id=nv0,serial=LAB,bus=rp1,subsys=ss0,sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=16,msix_qsize=16");
-        command
-            .arg("-drive")
-            .arg(format!("if=none,id=nvme,format=raw,file={}", escaped(&self.directory.join("nvme.img"))));
-        command.args(["-device", "nvme-ns,drive=nvme,bus=nv0,nsid=1,shared=on"]);
+        command.args(["-device", "pcie-root-port,id=rp2,chassis=3,slot=3"]);
+        for disk in &NVME_DISKS {
+            let image = escaped(&self.directory.join(disk.file()));
+            command.arg("-drive").arg(format!("if=none,id={},format=raw,file={image}", disk.name));
+            command.arg("-device").arg(disk.device());
+        }
         command.arg("-kernel").arg(&self.host.kernel).arg("-initrd").arg(&self.host.boot);
         // On a busy machine the emulated timer is late for the kernel's test of it, which then panics.
         command.args(["-append", "console=ttyS0 reboot=t panic=-1 intel_iommu=on no_timer_check quiet"]);
+    }
+}
+
+/// A disk behind NVMe.
+pub(super) struct NvmeDisk {
+    name: &'static str,
+    pub(super) mib: u64,
+    place: NvmePlace,
+}
+
+enum NvmePlace {
+    /// The first namespace of the SR-IOV controller, private to it: QEMU attaches a shared one to a secondary controller
+    /// by itself, whenever a guest enables that.
+    Attached,
+    /// A namespace of this id of the same, attached to nothing.
+    Detached(u32),
+    /// All that another controller of this serial number has.
+    Alone(&'static str),
+}
+
+/// What the lab host finds behind its NVMe controllers; the devices of a machine in their order.
+pub(super) const NVME_DISKS: [NvmeDisk; 6] = [
+    NvmeDisk { name: "nvme", mib: 256, place: NvmePlace::Attached },
+    NvmeDisk { name: "nvme-16", mib: 16, place: NvmePlace::Detached(2) },
+    NvmeDisk { name: "nvme-64a", mib: 64, place: NvmePlace::Detached(3) },
+    NvmeDisk { name: "nvme-64b", mib: 64, place: NvmePlace::Detached(4) },
+    NvmeDisk { name: "nvme-96", mib: 96, place: NvmePlace::Detached(5) },
+    NvmeDisk { name: "nvme-alone", mib: 32, place: NvmePlace::Alone("ALONE") },
+];
+
+impl NvmeDisk {
+    /// Its image, in the run's directory.
+    pub(super) fn file(&self) -> String {
+        format!("{}.img", self.name)
+    }
+
+    fn device(&self) -> String {
+        let name = self.name;
+        match self.place {
+            NvmePlace::Attached => format!("nvme-ns,drive={name},bus=nv0,nsid=1,shared=off"),
+            NvmePlace::Detached(nsid) => format!("nvme-ns,drive={name},bus=nv0,nsid={nsid},shared=on,detached=on"),
+            NvmePlace::Alone(serial) => format!("nvme,id=nv1,serial={serial},bus=rp2,drive={name}"),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::workspace::{Workspace, remove};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use host::Host;
-use machine::{End, Machine, Shape};
+use machine::{End, Machine, NVME_DISKS, Shape};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,6 @@ use std::time::Duration;
 /// (5 of 13 boots, against none of 13 with one): more speed comes from two labs beside each other.
 pub(crate) const CPUS: u32 = 1;
 const OUT_SIZE: &str = "1G";
-const NVME_BYTES: u64 = 256 << 20;
 /// What `timeout(1)` says when the time is up.
 const TIMED_OUT: u8 = 124;
 /// The exit status of a lab that hung: the emulated machine itself, not what ran in it.
@@ -144,7 +143,9 @@ pub(crate) fn run(workspace: &Workspace, errand: &Errand) -> Result<u8> {
     let empty = directory.join("empty");
     fs::create_dir(&empty)?;
     ext4(&packages, &empty, &out_image, OUT_SIZE)?;
-    fs::File::create(directory.join("nvme.img"))?.set_len(NVME_BYTES)?;
+    for disk in &NVME_DISKS {
+        fs::File::create(directory.join(disk.file()))?.set_len(disk.mib << 20)?;
+    }
     let shape = Shape {
         memory_mib: errand.memory_mib,
         cpus: errand.cpus,

@@ -14,6 +14,7 @@ use super::{componentize, write};
 /// The worlds of real plugins.
 const ADMIT: &str = "ostler:policy/admit@0.1.0";
 const SELECT_VF: &str = "ostler:policy/select-vf@0.1.0";
+const SELECT_NVME: &str = "ostler:policy/select-nvme@0.1.0";
 
 /// A fixture: name of its text and of the output, its world, the parts that it shares.
 struct Fixture(&'static str, &'static str, &'static [&'static str]);
@@ -26,7 +27,7 @@ const DECIDES: &[&str] = &["admit-type", "memory", "abstains"];
 const SELECTS: &[&str] = &["select-vf-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 29] = [
+const FIXTURES: [Fixture; 33] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("bad-name", ADMIT, DECIDES),
     Fixture("bad-utf8", ADMIT, LOADS),
@@ -42,6 +43,10 @@ const FIXTURES: [Fixture; 29] = [
     Fixture("loop", ADMIT, LOADS),
     Fixture("memory", ADMIT, LOADS),
     Fixture("no-hook", "test:hostile/no-hook", &["memory", "lifecycle"]),
+    Fixture("nvme-code", SELECT_NVME, SELECTS),
+    Fixture("nvme-reason", SELECT_NVME, SELECTS),
+    Fixture("nvme-short", SELECT_NVME, SELECTS),
+    Fixture("nvme-trap", SELECT_NVME, SELECTS),
     Fixture("ramble", ADMIT, LOADS),
     Fixture("recursion", ADMIT, LOADS),
     Fixture("shout", ADMIT, LOADS),

@@ -4,6 +4,8 @@
 //! come to. The host around it (`executor`, `call`) is the same for all.
 
 pub(super) mod admit;
+mod ranking;
+pub(super) mod select_nvme;
 pub(super) mod select_vf;
 
 use std::sync::Arc;

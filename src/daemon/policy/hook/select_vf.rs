@@ -1,7 +1,6 @@
 //! Which virtual function does a NIC get? `wit/select-vf.wit`. Key function: [`combine`].
 //!
-//! Plugins are asked in order; the first that denies or fails decides. A candidate is feasible if a plugin of the
-//! *operator* ranked and none rejected it; scores add up, ties keep the table's order. Settings narrow: the lowest rate,
+//! Plugins are asked in order; the first that denies or fails decides. How marks add up is in [`Tally`]. Settings narrow: the lowest rate,
 //! trust and missing spoof checks only by the operator's grant, one MAC address and one VLAN or a denial.
 
 use crate::daemon::policy::call::{Site, refusal};
@@ -13,10 +12,9 @@ use crate::model::{
     VfRanking, VfSetting, VfSettings, VfVerdict, VfWish, VlanId,
 };
 
-use super::{NO_OPINION, Question, check_denial};
+use super::ranking::Tally;
+use super::{Question, check_denial};
 
-/// Every candidate was rejected by some plugin.
-const NO_CANDIDATE: &str = "policy.no-candidate";
 /// Two plugins want the NIC to be two things.
 const CONFLICT: &str = "policy.conflict";
 
@@ -103,52 +101,25 @@ pub(in crate::daemon::policy) fn combine(
     wish: VfWish,
     candidates: usize,
 ) -> VfOutcome {
-    let mut scores: Vec<Option<i64>> = vec![Some(0); candidates];
+    let mut tally = Tally::of(candidates);
     let mut wanted = Wanted::default();
-    let mut first_rejection = None;
-    let mut has_operator_ranked = false;
     for opinion in opinions {
+        tally.asked();
         let ranking = match &opinion.verdict {
             Ok(VfVerdict::Abstain) => continue,
             Ok(VfVerdict::Rank(ranking)) => ranking,
             Ok(VfVerdict::Deny { code, message }) => return deny(code, message.clone(), Some(&opinion.plugin)),
             Err(fault) => return deny(fault.code(), fault.to_string(), Some(&opinion.plugin)),
         };
-        has_operator_ranked |= opinion.scope == PolicyScope::Operator;
-        for (total, mark) in scores.iter_mut().zip(&ranking.marks) {
-            match *mark {
-                Mark::Score(score) => *total = total.map(|total| total.saturating_add(i64::from(score))),
-                Mark::Reject(reason) => {
-                    *total = None;
-                    first_rejection = first_rejection.or(ranking.reasons.get(reason).map(|why| (&opinion.plugin, why)));
-                }
-            }
-        }
+        tally.add(opinion, &ranking.marks, &ranking.reasons);
         if let Err(message) = wanted.add(&opinion.plugin, &ranking.settings) {
             return deny(CONFLICT, message, Some(&opinion.plugin));
         }
     }
-    if !has_operator_ranked {
-        let message = match opinions {
-            [] => "no policy plugin with the hook select-vf is loaded, and only a plugin of the operator can select",
-            _ => "no policy plugin of the operator ranked the VFs",
-        };
-        return deny(NO_OPINION, message.into(), None);
+    match tally.order("VF", SelectVfRequest::HOOK) {
+        Ok(order) => VfOutcome::Select { order, settings: wanted.settle(wish) },
+        Err((code, message, plugin)) => deny(&code, message, plugin.as_ref()),
     }
-    let mut feasible: Vec<(usize, i64)> =
-        scores.iter().enumerate().filter_map(|(index, score)| Some((index, (*score)?))).collect();
-    if feasible.is_empty() {
-        let (plugin, message) = match first_rejection {
-            Some((plugin, (code, why))) => {
-                (Some(plugin), format!("no VF of {candidates} suits; the first: {why} ({code})"))
-            }
-            None => (None, "no VF is free".into()),
-        };
-        return deny(NO_CANDIDATE, message, plugin);
-    }
-    // Stable: candidates with the same score stay in the table's order.
-    feasible.sort_by_key(|(_, score)| std::cmp::Reverse(*score));
-    VfOutcome::Select { order: feasible.into_iter().map(|(index, _)| index).collect(), settings: wanted.settle(wish) }
 }
 
 fn deny(code: &str, message: String, plugin: Option<&String>) -> VfOutcome {

@@ -2,14 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
-use super::super::decisions::{record, told};
+use super::super::decisions::{overruled, record, told};
 use super::choose::{self, Candidate, key_of};
 use super::{HostDevices, hostdev, on_host, place_of, read};
 use crate::daemon::inventory::Devices;
-use crate::daemon::record::{Holder, LeaseEvent, VfKey, VfLease, VfNic, VmRecord, mac_of};
+use crate::daemon::record::{Holder, LeaseEvent, NvmeDevice, VfKey, VfLease, VfNic, VmRecord, mac_of};
 use crate::daemon::store::StoreError;
 use crate::daemon::supervisor::{BoxFuture, DevicesError};
-use crate::model::{Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId};
+use crate::model::{Bdf, Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId};
 use crate::sys::rtnl::VfConfig;
 
 /// How often policy is asked anew because others took everything that it chose.
@@ -31,8 +31,21 @@ impl crate::daemon::supervisor::Devices for HostDevices {
             for lease in self.held_by(uid) {
                 self.advance(&lease, LeaseEvent::Attached).await.map_err(DevicesError)?;
             }
-            Ok(())
+            self.nvme().attach(uid).await
         })
+    }
+
+    fn claim_nvmes(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
+        Box::pin(async move { self.nvme().claim(&vm).await })
+    }
+
+    fn open_nvme(&self, function: Bdf) -> Result<[OwnedFd; 2], DevicesError> {
+        let opened = hostdev::open(function).map_err(|error| DevicesError(error.to_string()))?;
+        Ok([opened.container, opened.device])
+    }
+
+    fn forget(&self, uid: VmId) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.nvme().forget(uid).await })
     }
 
     fn open(&self, vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError> {
@@ -46,6 +59,7 @@ impl crate::daemon::supervisor::Devices for HostDevices {
                 // What went wrong is in the log and in the lease.
                 let _ = self.clean(lease).await;
             }
+            self.nvme().release(uid).await;
         })
     }
 }
@@ -129,10 +143,6 @@ impl HostDevices {
         on_host(move || prepare_on_host(key, &wanted)).await.map_err(DevicesError)?;
         self.advance(lease, LeaseEvent::Prepared).await.map(drop).map_err(DevicesError)
     }
-}
-
-fn overruled(code: &str, message: &str) -> Enforcement {
-    Enforcement::Overruled { code: code.to_owned(), message: message.to_owned() }
 }
 
 fn prepare_on_host(key: VfKey, wanted: &VfConfig) -> Result<(), String> {

@@ -11,6 +11,7 @@
 
 mod choose;
 mod claim;
+mod nvme;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +24,14 @@ use super::{Node, Principal, ServiceError};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
 use crate::daemon::policy::PolicyHost;
-use crate::daemon::record::{LeaseEvent, LeaseState, VfKey, VfLease, VmRecord};
+use crate::daemon::record::{LeaseEvent, LeaseState, NvmeLease, VfKey, VfLease, VmRecord};
 use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
 use crate::model::{Bdf, VmId};
 use crate::sys::rtnl::VfConfig;
 use choose::key_of;
+use nvme::NvmeDevices;
+pub use nvme::NvmeView;
 
 /// How long one device may take on the host before it counts as stuck. The kernel waits up to 60 s for a function
 /// that does not come back from its reset (`PCI_RESET_WAIT`).
@@ -37,14 +40,14 @@ const HOST_TIMEOUT: Duration = Duration::from_secs(90);
 /// A call about a device that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// No virtual function has this address.
-    #[error("this node has no virtual function {0}")]
+    /// No device has this address.
+    #[error("this node has no device {0} that is given to VMs")]
     NoSuchDevice(Bdf),
     /// There is nothing to release.
-    #[error("virtual function {0} is free: there is nothing to release")]
+    #[error("device {0} is free: there is nothing to release")]
     NotHeld(Bdf),
-    /// A VM runs with it.
-    #[error("virtual function {address} is {state} for the running VM {vm}; stop the VM first")]
+    /// A VM has it.
+    #[error("device {address} is {state} for the VM {vm}; stop the VM first")]
     InUse {
         /// Which one.
         address: Bdf,
@@ -54,9 +57,48 @@ pub enum DeviceError {
         vm: String,
     },
     /// It could not be cleaned.
-    #[error("virtual function {address} stays in quarantine: {reason}")]
+    #[error("device {address} stays in quarantine: {reason}")]
     Unclean {
         /// Which one.
+        address: Bdf,
+        /// What went wrong.
+        reason: String,
+    },
+    /// An NVMe device keeps its data as long as its VM exists.
+    #[error("{} of NVMe controller {address} is the VM {vm}'s; destroy the VM first", part(*nsid))]
+    Kept {
+        /// The controller, or the function of its secondary.
+        address: Bdf,
+        /// The namespace; 0: the function.
+        nsid: u32,
+        /// `tenant/name`.
+        vm: String,
+    },
+    /// The host has a disk of it.
+    #[error("NVMe controller {address} is in use by the host: {by}; unmount it, or let go of what is built on it")]
+    InUseByHost {
+        /// The controller.
+        address: Bdf,
+        /// How.
+        by: String,
+    },
+    /// It has no secondary controllers.
+    #[error("NVMe controller {0} has no virtualization management: it cannot have secondary controllers")]
+    NotPrimary(Bdf),
+    /// It has not so many.
+    #[error("NVMe controller {address} cannot have {vfs} virtual functions, at most {most}")]
+    TooManyVfs {
+        /// The controller.
+        address: Bdf,
+        /// How many were asked for.
+        vfs: u32,
+        /// How many it can have.
+        most: u32,
+    },
+    /// A controller does not do what it should.
+    #[error("NVMe controller {address}: {reason}")]
+    Nvme {
+        /// The controller.
         address: Bdf,
         /// What went wrong.
         reason: String,
@@ -64,6 +106,11 @@ pub enum DeviceError {
     /// The host's devices cannot be read.
     #[error("cannot read the host's devices: {0}")]
     Unreadable(String),
+}
+
+/// A part of an NVMe controller, in an error.
+fn part(nsid: u32) -> String {
+    if nsid == 0 { "a function".to_owned() } else { format!("namespace {nsid}") }
 }
 
 /// A card with its virtual functions and their leases.
@@ -75,22 +122,38 @@ pub struct DeviceView {
     pub leases: Vec<Option<Arc<VfLease>>>,
 }
 
-/// Gives VMs virtual functions and takes them back.
+/// What was released.
+#[derive(Debug, Clone)]
+pub enum Released {
+    /// A virtual function of a network card.
+    Vf(VfLease),
+    /// A part of an NVMe controller.
+    Nvme(NvmeLease),
+}
+
+/// Gives VMs virtual functions, and NVMe devices, and takes them back.
 pub(super) struct HostDevices {
     store: Store,
     policy: PolicyHost,
     plugins: Arc<Plugins>,
     /// Rank: above the store's. Held from the check that nobody has an address to the record of who gets it.
     addressing: Mutex<()>,
+    nvme: Arc<NvmeDevices>,
 }
 
 impl HostDevices {
     pub(super) fn new(store: Store, policy: PolicyHost, plugins: Arc<Plugins>) -> Self {
-        Self { store, policy, plugins, addressing: Mutex::default() }
+        let nvme = Arc::new(NvmeDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
+        Self { store, policy, plugins, addressing: Mutex::default(), nvme }
+    }
+
+    fn nvme(&self) -> &Arc<NvmeDevices> {
+        &self.nvme
     }
 
     /// After a restart, before VMs are taken over: cleans what a VM held that has no process any more.
     pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord]) {
+        self.nvme.reconcile(vms).await;
         let has_process = |uid: VmId| vms.iter().any(|vm| vm.uid == uid && vm.state.has_process());
         let mut cleaning = JoinSet::new();
         for lease in self.store.snapshot().leases.values() {
@@ -156,12 +219,20 @@ async fn read() -> Result<Devices, String> {
     on_host(|| Devices::read().map_err(|error| error.to_string())).await
 }
 
-/// Runs blocking work on the host within [`HOST_TIMEOUT`]; what is stuck in the kernel after that goes on by itself.
+/// Runs blocking work on the host within [`HOST_TIMEOUT`].
 async fn on_host<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    match tokio::time::timeout(HOST_TIMEOUT, tokio::task::spawn_blocking(work)).await {
+    on_host_within(HOST_TIMEOUT, work).await
+}
+
+/// Runs blocking work on the host; what is stuck in the kernel after `patience` goes on by itself.
+async fn on_host_within<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::time::timeout(patience, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(result)) => result,
         Ok(Err(error)) => Err(format!("the work on the host ended early: {error}")),
-        Err(_elapsed) => Err(format!("the host did not finish within {} s", HOST_TIMEOUT.as_secs())),
+        Err(_elapsed) => Err(format!("the host did not finish within {} s", patience.as_secs())),
     }
 }
 
@@ -198,9 +269,22 @@ impl Node {
         Ok(devices.pfs.into_iter().map(view).collect())
     }
 
-    /// Cleans a virtual function that no running VM has, and frees it. For operators.
-    pub async fn release_device(&self, principal: &Principal, address: Bdf) -> Result<VfLease, ServiceError> {
+    /// Cleans a device that no VM has any more, and frees it: a virtual function of a network card, a secondary NVMe
+    /// controller or a whole one, or (`nsid` is not 0) a namespace. For operators.
+    pub async fn release_device(
+        &self,
+        principal: &Principal,
+        address: Bdf,
+        nsid: u32,
+    ) -> Result<Released, ServiceError> {
         require_operator(principal)?;
+        match self.release_nvme(address, nsid).await? {
+            Some(lease) => Ok(Released::Nvme(lease)),
+            None => self.release_vf(principal, address).await.map(Released::Vf),
+        }
+    }
+
+    async fn release_vf(&self, principal: &Principal, address: Bdf) -> Result<VfLease, ServiceError> {
         let snapshot = self.store.snapshot();
         let held = snapshot.leases.values().find(|lease| lease.address == address && lease.state != LeaseState::Free);
         let Some((lease, holder)) = held.and_then(|lease| Some((lease, lease.state.holder()?))) else {

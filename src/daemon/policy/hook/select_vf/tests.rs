@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::NO_OPINION;
+use super::super::ranking::NO_CANDIDATE;
 use super::*;
 use crate::model::{PluginDigest, VfCandidate};
 

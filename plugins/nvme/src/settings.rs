@@ -1,0 +1,126 @@
+//! Settings to [`Rules`].
+
+use crate::rules::{NumaRule, Preference, Rules, Spread};
+use plugin_settings::{Invalid, Reader, Source};
+
+plugin_settings::host_source!(crate::host::ostler::policy::settings);
+
+const KEYS: [&str; 10] = [
+    "block-bytes",
+    "last-tenant",
+    "max-mib",
+    "max-wear",
+    "numa-node",
+    "numa-strict",
+    "other-tenants",
+    "size-slack",
+    "spread",
+    "whole",
+];
+/// Most slack that makes sense, in percent: a hundred times as large.
+const MAX_SLACK: u64 = 10_000;
+/// NVM Express Base 2.0, figure 275: a serial number has 20 bytes.
+const MAX_SERIAL_LEN: usize = 20;
+
+/// All settings, or everything that is wrong with them.
+pub(crate) fn read(source: &impl Source) -> Result<Rules, Vec<Invalid>> {
+    let mut reader = Reader::new(source, &KEYS);
+    let node = reader.number("numa-node", 0..=u32::MAX.into()).and_then(|node| u32::try_from(node).ok());
+    let is_strict = reader.flag("numa-strict").unwrap_or(false);
+    let numa = node.map(|node| NumaRule { node, is_strict });
+    if is_strict && numa.is_none() {
+        reader.refuse("numa-strict", "it needs numa-node: which node is meant?".into());
+    }
+    let rules = Rules {
+        slack_percent: reader.number("size-slack", 0..=MAX_SLACK).unwrap_or(Rules::default().slack_percent),
+        max_mib: reader.number("max-mib", 1..=u64::MAX >> 20),
+        block_bytes: reader.parsed("block-bytes", block_size),
+        max_wear: reader.number("max-wear", 0..=u8::MAX.into()).and_then(|wear| u8::try_from(wear).ok()),
+        spread: reader.choice("spread", &[("balance", Spread::Balance), ("pack", Spread::Pack)]),
+        numa,
+        other_tenants: reader.choice(
+            "other-tenants",
+            &[("share", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
+        ),
+        last_tenant: reader.choice(
+            "last-tenant",
+            &[("any", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
+        ),
+        whole: reader.parsed("whole", serials).unwrap_or_default(),
+    };
+    reader.finish(rules)
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(bytes) if bytes.is_power_of_two() && (512..=64 << 10).contains(&bytes) => Ok(bytes),
+        _ => Err(format!("{text:?} is no size of a logical block: 512, 4096, … up to 65536")),
+    }
+}
+
+fn serials(text: &str) -> Result<Vec<String>, String> {
+    let serial = |text: &str| match text.trim() {
+        serial if (1..=MAX_SERIAL_LEN).contains(&serial.len()) => Ok(serial.to_owned()),
+        serial => Err(format!("{serial:?} is no serial number: 1 to {MAX_SERIAL_LEN} bytes")),
+    };
+    text.split(',').map(serial).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn read_map<const N: usize>(entries: [(&str, &str); N]) -> Result<Rules, Vec<Invalid>> {
+        read(&BTreeMap::from(entries))
+    }
+
+    #[test]
+    fn reads_every_setting() {
+        let rules = read_map([
+            ("size-slack", "10"),
+            ("max-mib", "1024"),
+            ("block-bytes", "4096"),
+            ("max-wear", "80"),
+            ("spread", "pack"),
+            ("numa-node", "1"),
+            ("numa-strict", "true"),
+            ("other-tenants", "refuse"),
+            ("last-tenant", "avoid"),
+            ("whole", "S1, S2"),
+        ]);
+        let expected = Rules {
+            slack_percent: 10,
+            max_mib: Some(1024),
+            block_bytes: Some(4096),
+            max_wear: Some(80),
+            spread: Spread::Pack,
+            numa: Some(NumaRule { node: 1, is_strict: true }),
+            other_tenants: Preference::Refuse,
+            last_tenant: Preference::Avoid,
+            whole: vec!["S1".into(), "S2".into()],
+        };
+        assert_eq!(rules, Ok(expected));
+        assert_eq!(read_map([]), Ok(Rules::default()));
+    }
+
+    #[test]
+    fn names_every_setting_that_is_wrong() {
+        let wrong = read_map([
+            ("slack", "1"),
+            ("numa-strict", "true"),
+            ("size-slack", "10001"),
+            ("max-mib", "0"),
+            ("block-bytes", "1000"),
+            ("max-wear", "256"),
+            ("spread", "evenly"),
+            ("whole", "S1,"),
+        ]);
+        let wrong = wrong.unwrap_err();
+        let keys: Vec<_> = wrong.iter().map(|invalid| invalid.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            ["slack", "numa-strict", "size-slack", "max-mib", "block-bytes", "max-wear", "spread", "whole"]
+        );
+    }
+}

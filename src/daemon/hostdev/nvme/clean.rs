@@ -1,0 +1,172 @@
+//! A namespace without anybody's data. Key function: [`clean_namespace`].
+//!
+//! Sanitize is not used: it erases every namespace of the subsystem, whoever has them (NVM Express Base 2.0, §8.21).
+//! Neither is deletion, which frees a namespace's blocks and promises nothing about them. A Format NVM with erasure is
+//! taken where it touches this namespace only, then zeroes; in the end only what is read back counts.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::FallocateFlags;
+
+use super::super::HostdevError;
+use super::{open, refused, set_attached};
+use crate::sys::nvme::{Admin, block};
+
+/// Looks at a block device that is about to appear, and the time between them.
+const LOOKS: u32 = 200;
+const STEP: Duration = Duration::from_millis(50);
+/// Bytes that are read back at once.
+const CHUNK_LEN: usize = 1 << 20;
+/// Alignment of a buffer that the device writes to: no namespace that is taken has a larger block.
+const ALIGNMENT: usize = 64 << 10;
+
+/// Erases a namespace that nobody uses, reads all of it back, and leaves it attached to nothing. `device` is its primary
+/// controller. Blocks for as long as it takes to read the namespace; can be repeated.
+pub fn clean_namespace(device: &str, nsid: u32) -> Result<(), HostdevError> {
+    let admin = open(device)?;
+    let primary = admin.identify_controller().map_err(refused(device))?;
+    set_attached(&admin, device, nsid, Some(primary.id))?;
+    erase(&admin, device, nsid)?;
+    set_attached(&admin, device, nsid, None)
+}
+
+/// Erases every namespace that is attached to a controller which is nobody's, and leaves them attached.
+pub fn clean_controller(device: &str) -> Result<(), HostdevError> {
+    let admin = open(device)?;
+    for (nsid, _) in block::of_controller(device) {
+        erase(&admin, device, nsid)?;
+    }
+    Ok(())
+}
+
+/// Erases a namespace that is attached to the host.
+fn erase(admin: &Admin, device: &str, nsid: u32) -> Result<(), HostdevError> {
+    let supports = admin.identify_controller().map_err(refused(device))?.supports;
+    let disk = Disk { path: wait_for_disk(device, nsid)?, device: device.to_owned(), nsid };
+    // Whoever mounts it or builds on it has it exclusively.
+    drop(disk.open()?);
+    if let Ok(Some(namespace)) = admin.identify_namespace(nsid)
+        && supports.format
+        && !supports.formats_all
+        && let Err(error) = admin.format(nsid, &namespace)
+    {
+        tracing::warn!(device, nsid, %error, "the namespace is not formatted: it is overwritten with zeroes");
+    }
+    let file = disk.open()?;
+    if disk.is_zero(&file)? {
+        return Ok(());
+    }
+    let len = disk.len(&file)?;
+    // The kernel takes Write Zeroes where the controller has it, and writes zeroes where not (block/blk-lib.c).
+    rustix::fs::fallocate(&file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, 0, len)
+        .map_err(|error| disk.failed("overwrite", error.into()))?;
+    file.sync_all().map_err(|error| disk.failed("flush", error))?;
+    if disk.is_zero(&file)? { Ok(()) } else { Err(HostdevError::NvmeNotZero { device: device.to_owned(), nsid }) }
+}
+
+/// A namespace's block device.
+struct Disk {
+    path: String,
+    device: String,
+    nsid: u32,
+}
+
+impl Disk {
+    fn failed(&self, what: &'static str, source: io::Error) -> HostdevError {
+        HostdevError::NvmeDisk { what, device: self.device.clone(), nsid: self.nsid, source }
+    }
+
+    /// Opened past the page cache, and by nobody else who asks so.
+    fn open(&self) -> Result<File, HostdevError> {
+        let file =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_EXCL | libc::O_DIRECT).open(&self.path);
+        file.map_err(|error| self.failed("open", error))
+    }
+
+    fn len(&self, mut file: &File) -> Result<u64, HostdevError> {
+        io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(|error| self.failed("measure", error))
+    }
+
+    /// Reads all of it.
+    fn is_zero(&self, file: &File) -> Result<bool, HostdevError> {
+        let len = self.len(file)?;
+        if len == 0 {
+            // A format that the host's driver cannot read: nothing can be shown of it.
+            return Err(self.failed("read", io::Error::new(io::ErrorKind::InvalidData, "it has no size on the host")));
+        }
+        let mut memory = vec![0; CHUNK_LEN + ALIGNMENT];
+        let start = memory.as_ptr().align_offset(ALIGNMENT);
+        let Some(buffer) = memory.get_mut(start..start + CHUNK_LEN) else {
+            return Err(self.failed("read", io::ErrorKind::OutOfMemory.into()));
+        };
+        let mut at = 0;
+        while at < len {
+            let wanted = CHUNK_LEN.min(usize::try_from(len - at).unwrap_or(CHUNK_LEN));
+            let read = file.read_at(&mut buffer[..wanted], at).map_err(|error| self.failed("read", error))?;
+            if read == 0 {
+                return Err(self.failed("read", io::ErrorKind::UnexpectedEof.into()));
+            }
+            if buffer[..read].iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            at += read as u64;
+        }
+        Ok(true)
+    }
+}
+
+/// The kernel looks for namespaces once the controller tells it to, a moment after the attachment.
+fn wait_for_disk(device: &str, nsid: u32) -> Result<String, HostdevError> {
+    for look in 0..LOOKS {
+        if let Some(name) = block::of_namespace(device, nsid) {
+            let path = format!("/dev/{name}");
+            if Path::new(&path).exists() {
+                return Ok(path);
+            }
+        }
+        if look == LOOKS / 4 {
+            // It was not told; absent on a kernel that always is.
+            let _ = std::fs::write(format!("/sys/class/nvme/{device}/rescan_controller"), "1");
+        }
+        std::thread::sleep(STEP);
+    }
+    Err(HostdevError::NvmeNoDisk { device: device.to_owned(), nsid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(bytes: &[u8]) -> (tempfile::TempDir, Disk) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, bytes).unwrap();
+        let disk = Disk { path: path.to_str().unwrap().to_owned(), device: "nvme0".into(), nsid: 2 };
+        (dir, disk)
+    }
+
+    #[test]
+    fn one_byte_anywhere_is_not_clean() {
+        let len = CHUNK_LEN + 4096;
+        for at in [None, Some(0), Some(CHUNK_LEN - 1), Some(CHUNK_LEN), Some(len - 1)] {
+            let mut bytes = vec![0; len];
+            if let Some(at) = at {
+                bytes[at] = 1;
+            }
+            let (_dir, disk) = disk(&bytes);
+            let file = File::open(&disk.path).unwrap();
+            assert_eq!(disk.is_zero(&file).unwrap(), at.is_none(), "{at:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_size_cannot_be_shown_to_be_clean() {
+        let (_dir, disk) = disk(&[]);
+        let error = disk.is_zero(&File::open(&disk.path).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("no size on the host"), "{error}");
+    }
+}

@@ -1,0 +1,50 @@
+//! A whole NVMe controller for a guest and back. Key functions: [`lend_controller`], [`take_controller_back`].
+
+use std::fs;
+use std::time::Duration;
+
+use super::super::HostdevError;
+use super::super::bind::PciBus;
+use super::super::reset::reset;
+use super::clean_controller;
+use crate::model::Bdf;
+
+/// Looks at a driver that is about to take the controller back, and the time between them.
+const LOOKS: u32 = 200;
+const STEP: Duration = Duration::from_millis(50);
+
+/// Gives a controller to vfio-pci, reset. Blocks.
+pub fn lend_controller(address: Bdf) -> Result<(), HostdevError> {
+    let bus = PciBus::of_host();
+    bus.bind_to_vfio(address)?;
+    reset(&bus.dir(address), address)
+}
+
+/// Resets a controller that vfio-pci keeps for its VM.
+pub fn reset_controller(address: Bdf) -> Result<(), HostdevError> {
+    reset(&PciBus::of_host().dir(address), address)
+}
+
+/// Gives a controller back to the host's driver, reset, and every namespace of it without data. Blocks for as long as
+/// they take to be read; can be repeated.
+pub fn take_controller_back(address: Bdf) -> Result<(), HostdevError> {
+    let bus = PciBus::of_host();
+    reset(&bus.dir(address), address)?;
+    bus.leave_vfio(address)?;
+    bus.probe(address)?;
+    for _ in 0..LOOKS {
+        if let Some(device) = live_device(&bus, address) {
+            return clean_controller(&device);
+        }
+        std::thread::sleep(STEP);
+    }
+    Err(HostdevError::NvmeNotBack { controller: address })
+}
+
+/// The kernel's name of a controller that its driver has brought up.
+fn live_device(bus: &PciBus, address: Bdf) -> Option<String> {
+    let dir = bus.dir(address).join("nvme");
+    let name = fs::read_dir(&dir).ok()?.flatten().next()?.file_name().into_string().ok()?;
+    let state = fs::read_to_string(dir.join(&name).join("state")).ok()?;
+    (state.trim() == "live").then_some(name)
+}

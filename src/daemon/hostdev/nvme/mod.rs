@@ -1,0 +1,98 @@
+//! NVMe for guests: namespaces to secondary controllers and back, clean. Key types: [`NvmePlace`]; key functions:
+//! [`connect`], [`disconnect`], [`clean_namespace`], [`provision`].
+//!
+//! Everything goes through the primary controller's admin queue, which the host's driver runs. Each step is verified by
+//! asking the controller; each can be repeated after a crash at any point.
+//!
+//! ```text
+//!   connect:     vfio-pci ─▶ reset ─▶ nothing attached to the secondary ─▶ the namespace attached ─▶ verified
+//!   disconnect:  reset ─▶ unbound ─▶ nothing attached to the secondary ─▶ verified
+//!   clean:       attached to the primary only ─▶ Format NVM, or zeroes ─▶ all of it read back ─▶ detached
+//! ```
+
+mod clean;
+mod controller;
+mod provision;
+
+use super::HostdevError;
+use super::bind::PciBus;
+use super::reset::reset;
+use crate::model::Bdf;
+use crate::sys::nvme::{Admin, CommandError};
+pub use clean::{clean_controller, clean_namespace};
+pub use controller::{lend_controller, reset_controller, take_controller_back};
+pub use provision::{Shares, provision};
+
+/// Where a secondary controller is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NvmePlace {
+    /// The kernel's name of its primary controller, such as `nvme0`.
+    pub primary: String,
+    /// Its id in the subsystem.
+    pub controller: u16,
+    /// Its virtual function.
+    pub function: Bdf,
+}
+
+/// Makes a secondary controller ready for a guest: vfio-pci bound, reset, namespace `nsid` attached to it and to nothing
+/// else, and nothing else to it. Blocks. On an error it may be anywhere in between: [`disconnect`] it.
+pub fn connect(place: &NvmePlace, nsid: u32) -> Result<(), HostdevError> {
+    let admin = open(&place.primary)?;
+    let bus = PciBus::of_host();
+    bus.bind_to_vfio(place.function)?;
+    reset(&bus.dir(place.function), place.function)?;
+    detach_all(&admin, &place.primary, place.controller)?;
+    set_attached(&admin, &place.primary, nsid, Some(place.controller))
+}
+
+/// Takes a secondary controller back: reset, unbound from vfio-pci, nothing attached to it. Blocks; can be repeated.
+pub fn disconnect(place: &NvmePlace) -> Result<(), HostdevError> {
+    let admin = open(&place.primary)?;
+    let bus = PciBus::of_host();
+    reset(&bus.dir(place.function), place.function)?;
+    bus.leave_vfio(place.function)?;
+    detach_all(&admin, &place.primary, place.controller)
+}
+
+/// Detaches every namespace from a controller whose function is gone. Can be repeated.
+pub fn detach_all_from(primary: &str, controller: u16) -> Result<(), HostdevError> {
+    detach_all(&open(primary)?, primary, controller)
+}
+
+fn open(device: &str) -> Result<Admin, HostdevError> {
+    Admin::open(device).map_err(|source| HostdevError::NvmeOpen { device: device.to_owned(), source })
+}
+
+fn refused(device: &str) -> impl Fn(CommandError) -> HostdevError {
+    move |source| HostdevError::Nvme { device: device.to_owned(), source }
+}
+
+/// Detaches every namespace from a controller.
+fn detach_all(admin: &Admin, device: &str, controller: u16) -> Result<(), HostdevError> {
+    let refused = refused(device);
+    for nsid in admin.allocated_namespaces().map_err(&refused)? {
+        if admin.controllers_of(nsid).map_err(&refused)?.contains(&controller) {
+            admin.detach_namespace(nsid, controller).map_err(&refused)?;
+            if admin.controllers_of(nsid).map_err(&refused)?.contains(&controller) {
+                return Err(HostdevError::NvmeAttachment { device: device.to_owned(), nsid });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Has a namespace attached to `wanted` only, or to nothing; verified.
+fn set_attached(admin: &Admin, device: &str, nsid: u32, wanted: Option<u16>) -> Result<(), HostdevError> {
+    let refused = refused(device);
+    let attached = admin.controllers_of(nsid).map_err(&refused)?;
+    for controller in attached.iter().filter(|controller| Some(**controller) != wanted) {
+        admin.detach_namespace(nsid, *controller).map_err(&refused)?;
+    }
+    if let Some(controller) = wanted.filter(|controller| !attached.contains(controller)) {
+        admin.attach_namespace(nsid, controller).map_err(&refused)?;
+    }
+    if admin.controllers_of(nsid).map_err(&refused)?.into_iter().eq(wanted) {
+        return Ok(());
+    }
+    Err(HostdevError::NvmeAttachment { device: device.to_owned(), nsid })
+}

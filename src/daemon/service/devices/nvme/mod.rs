@@ -1,0 +1,225 @@
+//! NVMe of the host for VMs: who gets which namespace, behind which secondary controller, and giving them back clean.
+//! Key type: [`NvmeDevices`].
+//!
+//! ```text
+//!   first start:  offer ─▶ policy ranks ─▶ namespace CLAIMED ─▶ erased ─▶ PREPARED
+//!   each start:   secondary CLAIMED ─▶ connected ─▶ PREPARED ─▶ both ATTACHED ─▶ vmm
+//!   run's end:    secondary RELEASING ─▶ disconnected ─▶ FREE;  the namespace stays ATTACHED to its VM
+//!   destroyed:    namespace RELEASING ─▶ erased, in the background ─▶ FREE, or QUARANTINED with the reason
+//! ```
+//! A whole controller is a namespace that needs no secondary: held until its VM is destroyed, and in vfio-pci until then,
+//! so that no driver of the host looks at what a guest left.
+
+mod choose;
+mod claim;
+mod host;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{RwLock, oneshot};
+use tokio::task::JoinSet;
+
+use super::super::plugins::Plugins;
+use super::super::{Node, Principal, ServiceError};
+use super::{DeviceError, HOST_TIMEOUT, on_host_within, require_operator};
+use crate::daemon::hostdev;
+use crate::daemon::inventory::{NvmeController, NvmeControllers, VFIO_DRIVER};
+use crate::daemon::policy::PolicyHost;
+use crate::daemon::record::{LeaseEvent, LeaseState, NvmeHolder, NvmeKey, NvmeLease, NvmePart, VmRecord};
+use crate::daemon::store::Store;
+use crate::daemon::supervisor::DevicesError;
+use crate::model::{Bdf, VmId};
+pub use host::NvmeView;
+
+/// How slowly a namespace may be erased and read back before its controller counts as stuck.
+const ERASE_BYTES_PER_SECOND: u64 = 16 << 20;
+
+/// Gives VMs NVMe devices and takes them back.
+pub(super) struct NvmeDevices {
+    store: Store,
+    policy: PolicyHost,
+    plugins: Arc<Plugins>,
+    /// Rank: above the store's. Read by claims, written while a controller is provisioned, which resets it.
+    provisioning: RwLock<()>,
+}
+
+impl NvmeDevices {
+    pub(super) fn new(store: Store, policy: PolicyHost, plugins: Arc<Plugins>) -> Self {
+        Self { store, policy, plugins, provisioning: RwLock::default() }
+    }
+
+    /// After a restart, before VMs are taken over: cleans what a VM held that has no process, or does not exist, any
+    /// more. Secondary controllers are waited for; erasing goes on in the background.
+    pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord]) {
+        let has_process = |uid: VmId| vms.iter().any(|vm| vm.uid == uid && vm.state.has_process());
+        let is_known = |uid: VmId| vms.iter().any(|vm| vm.uid == uid);
+        let mut cleaning = JoinSet::new();
+        for lease in self.store.snapshot().nvme_leases.values() {
+            let is_over = match &lease.state {
+                LeaseState::Free => false,
+                LeaseState::Quarantined { reason, .. } => {
+                    tracing::warn!(nvme = %lease.key, reason, "in quarantine; `ostler host release` tries again");
+                    false
+                }
+                LeaseState::Releasing(_) => true,
+                LeaseState::Claimed(holder) | LeaseState::Prepared(holder) => !has_process(holder.vm),
+                LeaseState::Attached(holder) => match lease.key.part {
+                    NvmePart::Secondary(_) => !has_process(holder.vm),
+                    NvmePart::Namespace(_) | NvmePart::Whole => !is_known(holder.vm),
+                },
+            };
+            if is_over {
+                let (devices, lease) = (Arc::clone(self), NvmeLease::clone(lease));
+                match lease.key.part {
+                    NvmePart::Secondary(_) => drop(cleaning.spawn(async move { drop(devices.clean(lease).await) })),
+                    NvmePart::Namespace(_) | NvmePart::Whole => self.clean_later(lease).await,
+                }
+            }
+        }
+        while cleaning.join_next().await.is_some() {}
+    }
+
+    /// Records that everything that `uid` has is about to go to its process.
+    pub(super) async fn attach(&self, uid: VmId) -> Result<(), DevicesError> {
+        for lease in self.held_by(uid) {
+            self.advance(&lease, LeaseEvent::Attached).await.map_err(DevicesError)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what `uid` has for a run, and what it has not got to see.
+    pub(super) async fn release(self: &Arc<Self>, uid: VmId) {
+        let (secondaries, data): (Vec<_>, Vec<_>) =
+            self.held_by(uid).into_iter().partition(|lease| matches!(lease.key.part, NvmePart::Secondary(_)));
+        for lease in secondaries {
+            // What went wrong is in the log and in the lease.
+            let _ = self.clean(lease).await;
+        }
+        for lease in data {
+            if !matches!(lease.state, LeaseState::Attached(_)) {
+                self.clean_later(lease).await;
+            } else if lease.key.part == NvmePart::Whole {
+                let address = lease.key.controller;
+                let work = move || hostdev::nvme::reset_controller(address).map_err(|error| error.to_string());
+                if let Err(error) = on_host_within(HOST_TIMEOUT, work).await {
+                    tracing::error!(controller = %address, error, "not reset after a run: the next start tries again");
+                }
+            }
+        }
+    }
+
+    /// Takes back everything that `uid` has: it is about to be forgotten.
+    pub(super) async fn forget(self: &Arc<Self>, uid: VmId) {
+        for lease in self.held_by(uid) {
+            self.clean_later(lease).await;
+        }
+    }
+
+    /// Everything that `uid` holds; what is in quarantine, or being cleaned, stays there.
+    fn held_by(&self, uid: VmId) -> Vec<NvmeLease> {
+        let snapshot = self.store.snapshot();
+        let is_held = |lease: &&Arc<NvmeLease>| {
+            matches!(lease.state, LeaseState::Claimed(_) | LeaseState::Prepared(_) | LeaseState::Attached(_))
+                && lease.state.holder().is_some_and(|holder| holder.vm == uid)
+        };
+        snapshot.nvme_leases.values().filter(is_held).map(|lease| NvmeLease::clone(lease)).collect()
+    }
+
+    /// Records that it is to be cleaned; then cleans it while others go on. A daemon that is killed meanwhile finds it
+    /// RELEASING.
+    async fn clean_later(self: &Arc<Self>, lease: NvmeLease) {
+        match self.advance(&lease, LeaseEvent::Release).await {
+            Ok(releasing) => {
+                let devices = Arc::clone(self);
+                tokio::spawn(async move { drop(devices.finish(releasing).await) });
+            }
+            Err(error) => tracing::error!(nvme = %lease.key, error, "not released: the next start of the daemon will"),
+        }
+    }
+
+    /// Cleans it and frees it; quarantines it if that fails. The error is what went wrong.
+    async fn clean(&self, lease: NvmeLease) -> Result<NvmeLease, DeviceError> {
+        let address = lease.address;
+        let releasing = self.advance(&lease, LeaseEvent::Release).await;
+        self.finish(releasing.map_err(|reason| DeviceError::Unclean { address, reason })?).await
+    }
+
+    async fn finish(&self, releasing: NvmeLease) -> Result<NvmeLease, DeviceError> {
+        let address = releasing.address;
+        let unclean = |reason: String| DeviceError::Unclean { address, reason };
+        let key = releasing.key.clone();
+        let cleaned = match self.patience(&key).await {
+            Ok(patience) => on_own_thread(patience, move || host::clean(&key, address)).await,
+            Err(error) => Err(error),
+        };
+        match cleaned {
+            Ok(()) => {
+                tracing::info!(nvme = %releasing.key, "clean and free");
+                self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)
+            }
+            Err(reason) => {
+                tracing::error!(nvme = %releasing.key, reason, "goes to quarantine");
+                self.advance(&releasing, LeaseEvent::Unclean(reason.clone())).await.map_err(unclean)?;
+                Err(unclean(reason))
+            }
+        }
+    }
+
+    /// How long it may take to clean: what is erased is also read.
+    async fn patience(&self, key: &NvmeKey) -> Result<Duration, String> {
+        let found = read().await?;
+        let facts = found.get(key.controller).and_then(|controller| controller.facts.as_ref().ok());
+        let sizes = facts.into_iter().flat_map(|facts| &facts.namespaces);
+        let bytes: u64 = match key.part {
+            NvmePart::Secondary(_) => 0,
+            NvmePart::Namespace(nsid) => sizes.filter(|one| one.nsid == nsid).map(|one| one.size_bytes).sum(),
+            // It cannot be asked while vfio-pci has it.
+            NvmePart::Whole => return Ok(Duration::from_secs(24 * 3600)),
+        };
+        Ok(HOST_TIMEOUT + Duration::from_secs(bytes / ERASE_BYTES_PER_SECOND))
+    }
+
+    /// Writes the lease's next state.
+    async fn advance(&self, lease: &NvmeLease, event: LeaseEvent<NvmeHolder>) -> Result<NvmeLease, String> {
+        let next = lease.after(event).map_err(|refused| refused.to_string())?;
+        self.store.put_nvme_lease(next.clone()).await.map_err(|error| error.to_string())?;
+        Ok(next)
+    }
+}
+
+/// Runs work that may take hours: on a thread of its own, which a daemon that ends does not wait for.
+async fn on_own_thread(
+    patience: Duration,
+    work: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Result<(), String> {
+    let (done, answer) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("nvme-clean".into());
+    // Nobody waits for the answer any more: fine.
+    let started = thread.spawn(move || drop(done.send(work())));
+    started.map_err(|error| format!("cannot start a thread: {error}"))?;
+    match tokio::time::timeout(patience, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_panicked)) => Err("the work on the host ended early".to_owned()),
+        Err(_elapsed) => Err(format!("the host did not finish within {} s", patience.as_secs())),
+    }
+}
+
+/// Reads the host's controllers.
+async fn read() -> Result<NvmeControllers, String> {
+    on_host_within(HOST_TIMEOUT, || NvmeControllers::read().map_err(|error| error.to_string())).await
+}
+
+/// The controller that a key names, if it is still that one and answers.
+fn controller_of<'a>(found: &'a NvmeControllers, key: &NvmeKey) -> Result<&'a NvmeController, String> {
+    let controller =
+        found.get(key.controller).ok_or_else(|| format!("NVMe controller {} is not there", key.controller))?;
+    match &controller.facts {
+        Ok(facts) if facts.identity.serial == key.serial => Ok(controller),
+        Ok(facts) => Err(format!(
+            "NVMe controller {} is another one: serial {} instead of {}",
+            key.controller, facts.identity.serial, key.serial
+        )),
+        Err(problem) => Err(format!("NVMe controller {} does not answer: {problem}", key.controller)),
+    }
+}
