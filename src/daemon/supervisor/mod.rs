@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
+use crate::daemon::trace::RequestId;
 use crate::model::{Bdf, DeviceChange, DeviceId, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
@@ -311,7 +312,8 @@ impl VmHandle {
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { wanted: Wanted::Changed(change), reply }).await.map_err(|_| CallError::Gone)?;
+        let call = Call { wanted: Wanted::Changed(change), reply, request: RequestId::current() };
+        self.calls.send(call).await.map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
     }
@@ -323,7 +325,7 @@ impl VmHandle {
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { wanted, reply }).await.map_err(|_| CallError::Gone)?;
+        self.calls.send(Call { wanted, reply, request: RequestId::current() }).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 }
