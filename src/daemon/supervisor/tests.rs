@@ -15,8 +15,8 @@ use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, 
 use crate::daemon::files::Files;
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, samples};
 use crate::model::{
-    Bdf, BootSpec, DeviceChange, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit, VmId,
-    VmSpec, VmState,
+    Bdf, BootSpec, DeviceChange, DeviceId, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit,
+    VmId, VmSpec, VmState,
 };
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
@@ -86,9 +86,7 @@ fn plays_the_vmm_when_started_as_one() {
                 (ToVmm::Launch { .. }, _) => panic!("a second launch"),
                 (ToVmm::DeviceChange { .. }, "deaf") => std::process::abort(),
                 (ToVmm::DeviceChange { device, change }, _) => {
-                    let error = (change == DeviceChange::Resized).then(|| "it became shorter".to_owned());
-                    let answer = FromVmm::DeviceChanged { device, error };
-                    link.as_ref().unwrap().send(&answer.encode(), &[]).unwrap();
+                    link.as_ref().unwrap().send(&changed(device, change).encode(), &[]).unwrap();
                 }
             },
             // The daemon is gone: wait for the next one.
@@ -101,6 +99,11 @@ fn plays_the_vmm_when_started_as_one() {
             }
         }
     }
+}
+
+fn changed(device: DeviceId, change: DeviceChange) -> FromVmm {
+    let error = (change == DeviceChange::Resized).then(|| "it became shorter".to_owned());
+    FromVmm::DeviceChanged { device, error }
 }
 
 fn report(wish: &ToVmm, is_restless: bool) -> FromVmm {
