@@ -2,6 +2,7 @@
 //!
 //! One of the few folders where `unsafe` may stand (see `tests/tidy.rs`).
 
+#[cfg(feature = "node")]
 pub mod artefact;
 pub mod beneath;
 pub mod cgroup;
