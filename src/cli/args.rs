@@ -185,6 +185,10 @@ pub(crate) enum VmCommand {
     List(ListArgs),
     /// Show what a VM's process has and may do, as the kernel sees it
     InspectJail(NameArg),
+    /// Attach a disk or a network interface: to the guest at once if the VM runs, else for its next start
+    Attach(AttachArgs),
+    /// Detach a disk or a network interface: a running guest is asked for it
+    Detach(DetachArgs),
     /// Print every change of state, in order
     Watch(WatchArgs),
     /// Attach to a VM's serial console; Ctrl-] detaches
@@ -223,6 +227,34 @@ pub(crate) struct RegisterArgs {
     /// A network interface: id=eth0, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
     #[arg(long = "nic", value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nics: Vec<NicArg>,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "device", args = ["disk", "nic"], required = true, multiple = false)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// A disk: id=data,volume=data.img[,ro]
+    #[arg(long, value_name = "DISK", value_parser = units::parse_disk)]
+    pub(crate) disk: Option<DiskArg>,
+    /// A network interface: id=eth1, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN]
+    #[arg(long, value_name = "NIC", value_parser = units::parse_nic)]
+    pub(crate) nic: Option<NicArg>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// The disk or network interface, by its id
+    #[arg(value_name = "ID")]
+    pub(crate) device: String,
+    /// How long the guest may take to let it go [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, conflicts_with = "force")]
+    pub(crate) timeout: Option<Duration>,
+    /// Take it without asking; the guest may lose what it has not written
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -371,6 +403,10 @@ mod tests {
     fn refuses_what_contradicts_itself() {
         for line in [
             "vm stop web --force --grace 3s",
+            "vm attach web",
+            "vm attach web --disk id=a,volume=a.img --nic id=b",
+            "vm detach web",
+            "vm detach web data --force --timeout 3s",
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
             "plugin load x.wasm --operator --tenant acme",
@@ -381,5 +417,6 @@ mod tests {
             assert!(parse(line).is_err(), "{line}");
         }
         assert!(parse("vm watch web --until running").is_ok());
+        assert!(parse("vm attach web --nic id=eth1").is_ok() && parse("vm detach web data --timeout 3s").is_ok());
     }
 }

@@ -96,6 +96,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
             VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
             VmCommand::List(list) => commands::vm::list(client().await?, list).await,
+            VmCommand::Attach(attach) => commands::device::attach(client().await?, attach).await,
+            VmCommand::Detach(detach) => commands::device::detach(client().await?, detach).await,
             VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
             VmCommand::Console(console) => commands::console::console(client().await?, console).await,
         },

@@ -28,6 +28,7 @@ pub(crate) struct VmView {
     spec: SpecView,
     vmm_pid: u32,
     nics: Vec<NicStatusView>,
+    devices: Vec<DeviceView>,
     create_time: Option<String>,
     update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
@@ -79,6 +80,13 @@ struct NicStatusView {
     pf_interface: String,
 }
 
+#[derive(Debug, Serialize)]
+struct DeviceView {
+    id: String,
+    slot: u32,
+    state: String,
+}
+
 /// What policy said.
 #[derive(Debug, Serialize)]
 pub(crate) struct DecisionView {
@@ -123,6 +131,7 @@ impl From<v1::VirtualMachine> for VmView {
             spec: vm.spec.map(SpecView::from).unwrap_or_default(),
             vmm_pid: vm.vmm_pid,
             nics: vm.nics.into_iter().map(NicStatusView::from).collect(),
+            devices: vm.devices.into_iter().map(DeviceView::from).collect(),
             create_time: vm.create_time.and_then(moment),
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
@@ -154,6 +163,12 @@ impl From<v1::NicStatus> for NicStatusView {
     fn from(nic: v1::NicStatus) -> Self {
         let v1::NicStatus { id, mac, tap, host_address, guest_address, vf_address, pf_interface } = nic;
         Self { id, mac, tap, host_address, guest_address, vf_address, pf_interface }
+    }
+}
+
+impl From<v1::DeviceStatus> for DeviceView {
+    fn from(device: v1::DeviceStatus) -> Self {
+        Self { state: device.state().as_str_name().to_owned(), id: device.id, slot: device.slot }
     }
 }
 
@@ -222,6 +237,7 @@ impl VmView {
         add("cmdline", self.spec.boot.cmdline.clone());
         add("disks", lines(self.spec.disks.iter().map(DiskView::text)));
         add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
+        add("devices", lines(self.devices.iter().map(DeviceView::text)));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("created", self.create_time.clone().unwrap_or_default());
         add("updated", self.update_time.clone().unwrap_or_default());
@@ -229,6 +245,12 @@ impl VmView {
             add("admitted by", admission.text());
         }
         print::facts(&facts)
+    }
+}
+
+impl DeviceView {
+    fn text(&self) -> String {
+        format!("{}: slot {}, {}", self.id, self.slot, self.state)
     }
 }
 

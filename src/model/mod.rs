@@ -19,10 +19,10 @@ pub use decision::{
 pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
 pub use jail::{JailArgsError, JailFacts};
-pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
+pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot, SPARE_DEVICES};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use pci::{Bdf, BdfError};
-pub use spec::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, SpecError, VmSpec};
+pub use spec::{BootSpec, DeviceSpec, DiskSpec, ImagePath, NicBackend, NicSpec, SpecError, VmSpec};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

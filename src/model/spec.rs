@@ -13,8 +13,6 @@ const MAX_VCPUS: u32 = 128;
 const MIN_MEMORY_MIB: u64 = 64;
 /// Most guest memory, in MiB (4 TiB).
 const MAX_MEMORY_MIB: u64 = 4 << 20;
-/// Disks and NICs together: bus 0 has 32 slots, of which the host bridge and the rng take two.
-const MAX_DEVICES: usize = 24;
 /// Longest kernel command line, in bytes without the final NUL (Linux x86 `COMMAND_LINE_SIZE` is 2048).
 const MAX_CMDLINE_LEN: usize = 2047;
 /// Bytes of the command line that the daemon keeps for itself (console, root, addresses).
@@ -127,6 +125,25 @@ impl NicSpec {
     }
 }
 
+/// A device of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// A disk.
+    Disk(DiskSpec),
+    /// A network interface.
+    Nic(NicSpec),
+}
+
+impl DeviceSpec {
+    /// Its name.
+    pub fn id(&self) -> &DeviceId {
+        match self {
+            Self::Disk(disk) => &disk.id,
+            Self::Nic(nic) => &nic.id,
+        }
+    }
+}
+
 /// A complete, valid VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
@@ -138,6 +155,9 @@ pub struct VmSpec {
 }
 
 impl VmSpec {
+    /// Disks and NICs together: bus 0 has 32 slots, of which the host bridge and the rng take two.
+    pub const MAX_DEVICES: usize = 24;
+
     /// Checks every bound that does not depend on the host.
     pub fn new(
         vcpus: u32,
@@ -150,11 +170,9 @@ impl VmSpec {
         check_memory(memory_mib)?;
         check_cmdline(&boot.cmdline)?;
         let devices = disks.len() + nics.len();
-        if devices > MAX_DEVICES {
-            return Err(SpecError::new(
-                "spec.disks",
-                format!("{devices} disks and NICs, at most {MAX_DEVICES} are allowed"),
-            ));
+        if devices > Self::MAX_DEVICES {
+            let most = Self::MAX_DEVICES;
+            return Err(SpecError::new("spec.disks", format!("{devices} disks and NICs, at most {most} are allowed")));
         }
         for (index, mac) in nics.iter().enumerate().filter_map(|(index, nic)| Some((index, nic.vf_wish()?.mac?))) {
             if !mac.is_station() {
@@ -200,6 +218,22 @@ impl VmSpec {
     /// NICs, in slot order.
     pub fn nics(&self) -> &[NicSpec] {
         &self.nics
+    }
+
+    /// The same VM with a device more, behind the others of its kind.
+    pub fn with_device(mut self, device: DeviceSpec) -> Result<Self, SpecError> {
+        match device {
+            DeviceSpec::Disk(disk) => self.disks.push(disk),
+            DeviceSpec::Nic(nic) => self.nics.push(nic),
+        }
+        let Self { vcpus, memory_mib, boot, disks, nics } = self;
+        Self::new(vcpus, memory_mib, boot, disks, nics)
+    }
+
+    /// Takes a device out, if the VM has it.
+    pub fn remove_device(&mut self, id: &DeviceId) {
+        self.disks.retain(|disk| disk.id != *id);
+        self.nics.retain(|nic| nic.id != *id);
     }
 
     /// The same VM with another vCPU count (a policy patch).

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
 /// A process for as long as this boot lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +130,21 @@ pub fn find_by_arg0(name: &str, uid: u32) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
+/// Lets a process write files up to this length (getrlimit(2), `RLIMIT_FSIZE`); a limit that is higher already stays.
+/// Needs `CAP_SYS_RESOURCE` in the process's user namespace.
+pub fn allow_file_len(pid: u32, len_bytes: u64) -> io::Result<()> {
+    const NAME: &str = "Max file size";
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let soft = limits.lines().find_map(|line| line.strip_prefix(NAME)?.split_whitespace().next());
+    // No number: unlimited.
+    let is_short = soft.and_then(|soft| soft.parse::<u64>().ok()).is_some_and(|soft| soft < len_bytes);
+    if is_short {
+        let limit = Rlimit { current: Some(len_bytes), maximum: Some(len_bytes) };
+        rustix::process::prlimit(Some(to_pid(pid)?), Resource::Fsize, limit)?;
+    }
+    Ok(())
+}
+
 fn to_pid(pid: u32) -> io::Result<Pid> {
     i32::try_from(pid)
         .ok()
@@ -165,6 +180,27 @@ mod tests {
         assert!(Process::find(own).unwrap().is_some());
         assert!(Process::find(Identity { start_time: own.start_time + 1, ..own }).unwrap().is_none());
         assert!(Process::find(Identity { pid: 0x7fff_fff0, start_time: 1 }).unwrap().is_none());
+    }
+
+    #[test]
+    fn raises_the_limit_of_file_lengths_and_never_lowers_it() {
+        let limits = |pid| std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let limit = |pid| limits(pid).lines().find(|line| line.starts_with("Max file size")).unwrap().to_owned();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        allow_file_len(child.id(), 1).unwrap();
+        assert!(limit(child.id()).contains("unlimited"), "a test that is limited itself cannot tell");
+        let pid = to_pid(child.id()).unwrap();
+        let low = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
+        rustix::process::prlimit(Some(pid), Resource::Fsize, low).unwrap();
+        allow_file_len(child.id(), 1 << 19).unwrap();
+        assert!(limit(child.id()).contains("1048576"));
+        // Without the capability the kernel refuses, and says so.
+        match allow_file_len(child.id(), 1 << 21) {
+            Ok(()) => assert!(limit(child.id()).contains("2097152")),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

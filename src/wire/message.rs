@@ -2,8 +2,9 @@
 
 use prost::Message;
 
+use super::launch::{decode_device, encode_device};
 use super::{MAX_DESCRIPTORS, MAX_PACKET_LEN, VERSION, proto};
-use crate::model::{DeviceId, IdError, InstanceId, VmExit, VmId};
+use crate::model::{DeviceId, DeviceLaunch, IdError, InstanceId, VmExit, VmId};
 
 /// Why a packet was refused.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,15 @@ pub enum ToVmm {
     PowerButton,
     /// End at once.
     Kill,
+    /// Take this device; all descriptors of the packet are its own.
+    Attach(DeviceLaunch),
+    /// Give a device up.
+    Detach {
+        /// Which.
+        id: DeviceId,
+        /// Without asking the guest.
+        is_forced: bool,
+    },
 }
 
 /// Vmm to daemon.
@@ -72,6 +82,8 @@ pub enum FromVmm {
         vm: VmId,
         /// The run.
         instance: InstanceId,
+        /// The devices that it has.
+        devices: Vec<DeviceId>,
     },
     /// vCPUs run.
     Ready {
@@ -80,6 +92,28 @@ pub enum FromVmm {
     },
     /// The run is over; the process exits next.
     Ended(VmExit),
+    /// The device is on the bus, and the guest has been told.
+    Attached(DeviceId),
+    /// The device could not be attached; nothing of it is left.
+    AttachFailed {
+        /// Which.
+        id: DeviceId,
+        /// Why.
+        cause: String,
+        /// No thread, ring or slot is left for it.
+        is_exhausted: bool,
+    },
+    /// The guest has been asked for the device.
+    DetachAsked(DeviceId),
+    /// The device is gone, and everything that the vmm had of it.
+    Detached(DeviceId),
+    /// There is nothing to detach.
+    DetachFailed {
+        /// Which.
+        id: DeviceId,
+        /// Why.
+        cause: String,
+    },
 }
 
 impl ToVmm {
@@ -93,6 +127,8 @@ impl ToVmm {
             }),
             Self::PowerButton => Body::PowerButton(proto::PowerButton {}),
             Self::Kill => Body::Kill(proto::Kill {}),
+            Self::Attach(device) => Body::Attach(proto::Attach { device: Some(encode_device(device)) }),
+            Self::Detach { id, is_forced } => Body::Detach(proto::Detach { id: id.to_string(), forced: *is_forced }),
         };
         proto::ToVmm { body: Some(body) }.encode_to_vec()
     }
@@ -112,6 +148,11 @@ impl ToVmm {
             }
             Body::PowerButton(_) => Ok(Self::PowerButton),
             Body::Kill(_) => Ok(Self::Kill),
+            Body::Attach(attach) => {
+                let device = attach.device.ok_or(WireError::Malformed("attach without a device"))?;
+                Ok(Self::Attach(decode_device(device)?))
+            }
+            Body::Detach(detach) => Ok(Self::Detach { id: detach.id.parse()?, is_forced: detach.forced }),
         }
     }
 }
@@ -121,11 +162,25 @@ impl FromVmm {
     pub fn encode(&self) -> Vec<u8> {
         use proto::from_vmm::Body;
         let body = match self {
-            Self::Hello { vm, instance } => {
-                Body::Hello(proto::Hello { version: VERSION, vm: vm.to_string(), instance: instance.to_string() })
-            }
+            Self::Hello { vm, instance, devices } => Body::Hello(proto::Hello {
+                version: VERSION,
+                vm: vm.to_string(),
+                instance: instance.to_string(),
+                devices: devices.iter().map(DeviceId::to_string).collect(),
+            }),
             Self::Ready { build_ns } => Body::Ready(proto::Ready { build_ns: *build_ns }),
             Self::Ended(exit) => Body::Ended(ended_to_proto(exit)),
+            Self::Attached(id) => Body::Attached(proto::Attached { id: id.to_string() }),
+            Self::AttachFailed { id, cause, is_exhausted } => Body::AttachFailed(proto::AttachFailed {
+                id: id.to_string(),
+                cause: cause.clone(),
+                exhausted: *is_exhausted,
+            }),
+            Self::DetachAsked(id) => Body::DetachAsked(proto::DetachAsked { id: id.to_string() }),
+            Self::Detached(id) => Body::Detached(proto::Detached { id: id.to_string() }),
+            Self::DetachFailed { id, cause } => {
+                Body::DetachFailed(proto::DetachFailed { id: id.to_string(), cause: cause.clone() })
+            }
         };
         proto::FromVmm { body: Some(body) }.encode_to_vec()
     }
@@ -137,10 +192,18 @@ impl FromVmm {
         match proto::FromVmm::decode(packet)?.body.ok_or(WireError::Malformed("empty"))? {
             Body::Hello(hello) => {
                 check_version(hello.version)?;
-                Ok(Self::Hello { vm: hello.vm.parse()?, instance: hello.instance.parse()? })
+                let devices = hello.devices.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+                Ok(Self::Hello { vm: hello.vm.parse()?, instance: hello.instance.parse()?, devices })
             }
             Body::Ready(ready) => Ok(Self::Ready { build_ns: ready.build_ns }),
             Body::Ended(ended) => Ok(Self::Ended(ended_from_proto(ended)?)),
+            Body::Attached(attached) => Ok(Self::Attached(attached.id.parse()?)),
+            Body::AttachFailed(failed) => {
+                Ok(Self::AttachFailed { id: failed.id.parse()?, cause: failed.cause, is_exhausted: failed.exhausted })
+            }
+            Body::DetachAsked(asked) => Ok(Self::DetachAsked(asked.id.parse()?)),
+            Body::Detached(detached) => Ok(Self::Detached(detached.id.parse()?)),
+            Body::DetachFailed(failed) => Ok(Self::DetachFailed { id: failed.id.parse()?, cause: failed.cause }),
         }
     }
 }
@@ -223,6 +286,7 @@ fn decode_role(descriptor: proto::Descriptor) -> Result<Role, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{DeviceKind, PciSlot};
     use proptest::prelude::*;
 
     #[test]
@@ -237,7 +301,11 @@ mod tests {
             Role::ConsoleRing,
             Role::ExitRecord,
         ];
-        for message in [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill] {
+        let data: DeviceId = "data".parse().unwrap();
+        let kind = DeviceKind::Block { is_read_only: true };
+        let plan = DeviceLaunch { id: data.clone(), slot: PciSlot::new(31).unwrap(), kind };
+        let detach = ToVmm::Detach { id: data.clone(), is_forced: true };
+        for message in [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill, ToVmm::Attach(plan), detach] {
             assert_eq!(ToVmm::decode(&message.encode()).unwrap(), message);
         }
         let exits = [
@@ -249,7 +317,15 @@ mod tests {
             VmExit::HostError("KVM_RUN: EFAULT".into()),
         ];
         let ends = exits.map(FromVmm::Ended);
-        let others = [FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new() }, FromVmm::Ready { build_ns: 7 }];
+        let others = [
+            FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new(), devices: vec![data.clone()] },
+            FromVmm::Ready { build_ns: 7 },
+            FromVmm::Attached(data.clone()),
+            FromVmm::AttachFailed { id: data.clone(), cause: "no ring".into(), is_exhausted: true },
+            FromVmm::DetachAsked(data.clone()),
+            FromVmm::Detached(data.clone()),
+            FromVmm::DetachFailed { id: data, cause: "absent".into() },
+        ];
         for message in ends.into_iter().chain(others) {
             assert_eq!(FromVmm::decode(&message.encode()).unwrap(), message);
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod certs;
 pub(crate) mod console;
+pub(crate) mod device;
 pub(crate) mod host;
 pub(crate) mod jail;
 pub(crate) mod plugin;

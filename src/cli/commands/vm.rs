@@ -9,7 +9,7 @@ use crate::api::v1;
 use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::NicArg;
+use super::super::units::{DiskArg, NicArg};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
 
@@ -59,12 +59,16 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
             initrd: arguments.initrd.unwrap_or_default(),
             cmdline: arguments.cmdline,
         }),
-        disks: disks.map(|d| v1::DiskSpec { id: d.id, volume: d.volume, read_only: d.is_read_only }).collect(),
+        disks: disks.map(disk).collect(),
         nics: arguments.nics.into_iter().map(nic).collect(),
     }
 }
 
-fn nic(nic: NicArg) -> v1::NicSpec {
+pub(super) fn disk(disk: DiskArg) -> v1::DiskSpec {
+    v1::DiskSpec { id: disk.id, volume: disk.volume, read_only: disk.is_read_only }
+}
+
+pub(super) fn nic(nic: NicArg) -> v1::NicSpec {
     let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
     v1::NicSpec { id: nic.id, sriov }
 }
@@ -132,7 +136,7 @@ pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), 
     }
 }
 
-fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
+pub(super) fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
     let view = VmView::from(vm);
     match client.output {
         Output::Table => show(&format!("{} is {}\n", view.short_name(), view.state_text())),

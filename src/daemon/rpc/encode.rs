@@ -1,10 +1,11 @@
 //! Records to responses.
 
 use crate::api::convert::{decision_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto};
+use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem,
+    AttachState, Attachment, DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem,
 };
 use crate::model::MacAddr;
 use crate::sys::rtnl::{LinkState, VfConfig};
@@ -38,7 +39,17 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         create_time: Some(timestamp_to_proto(vm.created)),
         update_time: Some(timestamp_to_proto(vm.updated)),
         admission: Some(decision_to_proto(&vm.admission)),
+        devices: vm.devices.iter().map(device_status).collect(),
     }
+}
+
+fn device_status(device: &Attachment) -> v1::DeviceStatus {
+    let state = match device.state {
+        AttachState::Attaching => device_status::State::Attaching,
+        AttachState::Attached => device_status::State::Attached,
+        AttachState::Detaching => device_status::State::Detaching,
+    };
+    v1::DeviceStatus { id: device.id.to_string(), slot: device.slot.number().into(), state: state.into() }
 }
 
 /// A message of a watch.

@@ -3,6 +3,7 @@
 //! The only place that knows store, supervisor, policy and inventory together. `rpc` calls it with validated values.
 
 mod access;
+mod attach;
 mod boot;
 mod console;
 mod devices;
@@ -22,10 +23,10 @@ use crate::daemon::files::Files;
 pub use crate::daemon::inventory::VirtualFunction;
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 use crate::daemon::policy::PolicyHost;
-pub use crate::daemon::record::{LeaseState, Subnet, VfLease, VmRecord};
+pub use crate::daemon::record::{AddError, AttachState, Attachment, LeaseState, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
-pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
+pub use crate::daemon::supervisor::{BackingError, CallError, HotplugError};
 pub use access::Whose;
 pub use boot::BootError;
 pub use console::Console;

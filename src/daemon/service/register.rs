@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use super::access::require_own;
 use super::{Node, Principal, ServiceError};
-use crate::daemon::record::{NicLease, VmRecord, mac_of};
+use crate::daemon::record::{NicLease, VmRecord, attachments_of, mac_of};
 use crate::model::{
     AdmitRequest, Decision, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName, VmSpec, VmState,
 };
@@ -20,7 +20,7 @@ pub(super) struct TenantTurns {
 }
 
 impl TenantTurns {
-    async fn take(&self, tenant: &TenantId) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(super) async fn take(&self, tenant: &TenantId) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             // Tenants that nobody is waiting for are forgotten, so that the table stays as small as its use.
@@ -67,6 +67,7 @@ impl Node {
             name,
             nics: nics.collect(),
             vfs: Vec::new(),
+            devices: attachments_of(&spec),
             spec,
             state: VmState::Registered,
             run: None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::model::{InstanceId, VmId};
+use crate::model::{DeviceId, InstanceId, VmId};
 use crate::sys::packet::{Connection, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm, WireError};
 
@@ -26,6 +26,14 @@ pub(super) enum LinkError {
     Wire(#[from] WireError),
     #[error("the vmm does not answer")]
     Timeout,
+}
+
+/// Who a vmm says that it is, and what it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Greeting {
+    pub(super) vm: VmId,
+    pub(super) instance: InstanceId,
+    pub(super) devices: Vec<DeviceId>,
 }
 
 #[derive(Debug)]
@@ -71,9 +79,9 @@ impl Link {
     }
 
     /// Waits for the vmm's Hello, within [`HELLO_TIMEOUT`].
-    pub(super) async fn hello(&self) -> Result<(VmId, InstanceId), LinkError> {
+    pub(super) async fn hello(&self) -> Result<Greeting, LinkError> {
         match tokio::time::timeout(HELLO_TIMEOUT, self.receive()).await {
-            Ok(Ok(FromVmm::Hello { vm, instance })) => Ok((vm, instance)),
+            Ok(Ok(FromVmm::Hello { vm, instance, devices })) => Ok(Greeting { vm, instance, devices }),
             Ok(Ok(_)) => Err(LinkError::Wire(WireError::Malformed("no Hello"))),
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(LinkError::Timeout),
@@ -141,7 +149,9 @@ mod tests {
         let listener = Listener::bind(&path).unwrap();
         let link = Link::connect(&path).unwrap();
         let (vm, instance) = (VmId::new(), InstanceId::new());
-        listener.accept().unwrap().send(&FromVmm::Hello { vm, instance }.encode(), &[]).unwrap();
-        assert_eq!(link.hello().await.unwrap(), (vm, instance));
+        let devices: Vec<DeviceId> = vec!["rng".parse().unwrap()];
+        let hello = FromVmm::Hello { vm, instance, devices: devices.clone() };
+        listener.accept().unwrap().send(&hello.encode(), &[]).unwrap();
+        assert_eq!(link.hello().await.unwrap(), Greeting { vm, instance, devices });
     }
 }

@@ -1,38 +1,26 @@
 //! From a VM's record to what its vmm is told; pure. Key function: [`plan`].
 
-use crate::daemon::record::{NicLease, Subnet, VmRecord};
+use crate::daemon::record::{NicLease, RNG, Subnet, VmRecord};
 use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, VmSpec};
 use crate::sys::tap;
 
 /// A VM cannot be laid out: a record that no longer fits this daemon's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PlanError {
-    /// More devices than bus 0 has slots.
-    #[error("too many devices for one PCI bus")]
-    Slots,
+    /// Record and spec disagree about a device.
+    #[error("a device has no slot")]
+    NoSlot,
     /// Records and spec disagree about a NIC.
     #[error("a NIC has no address or no device of the host")]
     NoLease,
 }
 
-/// The launch of `vm` as `instance`: rng in slot 1, then disks, then NICs, each in the order of the spec.
+/// The launch of `vm` as `instance`: rng in slot 1, disks and NICs in theirs.
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
-    let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
-    let disks = spec.disks().iter().map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only })));
-    let nics = spec.nics().iter().map(|nic| {
-        if nic.vf_wish().is_some() {
-            let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
-            return Ok((&nic.id, DeviceKind::Vfio { host: vf.address }));
-        }
-        let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
-        Ok((&nic.id, DeviceKind::Net { mac: lease.mac }))
-    });
-    let mut devices = Vec::new();
-    for (number, device) in (1u8..).zip(std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics)) {
-        let (id, kind) = device?;
-        devices.push(DeviceLaunch { id: id.clone(), slot: PciSlot::new(number).ok_or(PlanError::Slots)?, kind });
-    }
+    let own = vm.spec.disks().iter().map(|disk| &disk.id).chain(spec.nics().iter().map(|nic| &nic.id));
+    let own = own.map(|id| device(vm, id)).collect::<Result<Vec<_>, _>>()?;
+    let devices = std::iter::once(rng()).chain(own).collect();
     Ok(Launch {
         vm: vm.uid,
         instance,
@@ -42,6 +30,34 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
         has_initrd: spec.boot().initrd.is_some(),
         devices,
     })
+}
+
+/// The entropy device, which every VM has.
+fn rng() -> DeviceLaunch {
+    let id = RNG.parse().unwrap_or_else(|_| unreachable!("a DNS label"));
+    let slot = PciSlot::new(1).unwrap_or_else(|| unreachable!("1 to 31"));
+    DeviceLaunch { id, slot, kind: DeviceKind::Rng }
+}
+
+/// The device `id` of `vm`, as its vmm is told, at launch or later.
+pub(super) fn device(vm: &VmRecord, id: &DeviceId) -> Result<DeviceLaunch, PlanError> {
+    let slot = vm.attachment(id).ok_or(PlanError::NoSlot)?.slot;
+    let disk = vm.spec.disks().iter().find(|disk| disk.id == *id);
+    let kind = match disk {
+        Some(disk) => DeviceKind::Block { is_read_only: disk.is_read_only },
+        None => nic(vm, id)?,
+    };
+    Ok(DeviceLaunch { id: id.clone(), slot, kind })
+}
+
+fn nic(vm: &VmRecord, id: &DeviceId) -> Result<DeviceKind, PlanError> {
+    let nic = vm.spec.nics().iter().find(|nic| nic.id == *id).ok_or(PlanError::NoSlot)?;
+    if nic.vf_wish().is_some() {
+        let vf = vm.vfs.iter().find(|vf| vf.id == *id).ok_or(PlanError::NoLease)?;
+        return Ok(DeviceKind::Vfio { host: vf.address });
+    }
+    let lease = vm.nics.iter().find(|lease| lease.id == *id).ok_or(PlanError::NoLease)?;
+    Ok(DeviceKind::Net { mac: lease.mac })
 }
 
 /// The daemon's words, then the user's, so that the user's win where the kernel takes the last.
@@ -64,11 +80,11 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::record::{VfNic, samples};
+    use crate::daemon::record::{VfNic, attachments_of, samples};
     use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, VfWish};
 
     #[test]
-    fn lays_out_rng_disks_and_nics_in_order() {
+    fn lays_out_rng_disks_and_nics_each_in_its_slot() {
         let vm = samples::running("acme", "web");
         let launch = plan(&vm, InstanceId::new()).unwrap();
         let devices: Vec<_> = launch.devices.iter().map(|d| (d.slot.number(), d.id.as_str())).collect();
@@ -86,6 +102,7 @@ mod tests {
         assert_eq!(cmdline(&vm), "console=ttyS0 ip=172.30.0.6::172.30.0.5:255.255.255.252::eth0:off quiet");
         let boot = BootSpec { cmdline: "ip=dhcp quiet".into(), ..vm.spec.boot().clone() };
         vm.spec = VmSpec::new(1, 128, boot, vec![], vm.spec.nics().to_vec()).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         assert_eq!(cmdline(&vm), "console=ttyS0 ip=dhcp quiet");
         let boot = BootSpec { cmdline: String::new(), ..vm.spec.boot().clone() };
         vm.spec = VmSpec::new(1, 128, boot, vec![], vec![]).unwrap();
@@ -98,6 +115,7 @@ mod tests {
         let mut vm = samples::running("acme", "web");
         let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap };
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![other]).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease));
     }
 
@@ -107,6 +125,7 @@ mod tests {
         let vf = NicSpec { id: "vf".parse().unwrap(), backend: NicBackend::Sriov(VfWish::default()) };
         let nics = vec![vf.clone(), vm.spec.nics()[0].clone()];
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], nics).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease), "it has none yet");
         let address = Bdf::new(0, 1, 16, 0).unwrap();
         let mac = vm.nics[0].mac;

@@ -13,11 +13,15 @@ use tokio::sync::watch;
 
 use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
-use crate::daemon::record::{VfNic, VmRecord, samples};
-use crate::model::{BootSpec, DiskSpec, ImagePath, NicBackend, NicSpec, VfWish, VmExit, VmId, VmSpec, VmState};
+use crate::daemon::record::{VfNic, VmRecord, attachments_of, samples};
+use crate::model::{
+    BootSpec, DeviceId, DiskSpec, ImagePath, NicBackend, NicSpec, VfWish, VmExit, VmId, VmSpec, VmState,
+};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, Role, ToVmm, decode_launch, encode_ended};
+
+mod hotplug;
 
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -50,7 +54,7 @@ fn plays_the_vmm_when_started_as_one() {
         record.write_all(&encode_ended(&exit)).unwrap();
         std::process::exit(exit.code().into())
     };
-    let hello = FromVmm::Hello { vm: launch.vm, instance: launch.instance };
+    let mut devices: Vec<_> = launch.devices.iter().map(|device| device.id.clone()).collect();
     if script == "fail" {
         end(&link, VmExit::LaunchFailed("kernel is not one".into()));
     }
@@ -68,21 +72,53 @@ fn plays_the_vmm_when_started_as_one() {
     let mut link = Some(link);
     loop {
         match link.as_ref().map(|link| link.receive(MAX_PACKET_LEN)) {
-            Some(Ok(Received::Packet(packet, _))) => match (ToVmm::decode(&packet).unwrap(), script.as_str()) {
+            Some(Ok(Received::Packet(packet, fds))) => match (ToVmm::decode(&packet).unwrap(), script.as_str()) {
                 (ToVmm::PowerButton, "deaf") => {}
                 (ToVmm::PowerButton, _) => end(link.as_ref().unwrap(), VmExit::PowerOff),
                 (ToVmm::Kill, _) => end(link.as_ref().unwrap(), VmExit::Killed),
+                (message @ (ToVmm::Attach(_) | ToVmm::Detach { .. }), script) => {
+                    let news = play_hotplug(script, message, fds, &mut held, &mut devices);
+                    news.into_iter().for_each(|news| link.as_ref().unwrap().send(&news.encode(), &[]).unwrap());
+                }
                 (ToVmm::Launch { .. }, _) => panic!("a second launch"),
             },
             // The daemon is gone: wait for the next one.
             _ => {
                 let next = listener.accept().unwrap();
                 if script != "mute" {
+                    let hello = FromVmm::Hello { vm: launch.vm, instance: launch.instance, devices: devices.clone() };
                     next.send(&hello.encode(), &[]).unwrap();
                 }
                 link = Some(next);
             }
         }
+    }
+}
+
+/// What a vmm says of a device that comes or is to go.
+fn play_hotplug(
+    script: &str,
+    message: ToVmm,
+    fds: Vec<OwnedFd>,
+    held: &mut Vec<(Role, OwnedFd)>,
+    devices: &mut Vec<DeviceId>,
+) -> Option<FromVmm> {
+    match (message, script) {
+        (ToVmm::Attach(device), "refuses") => {
+            Some(FromVmm::AttachFailed { id: device.id, cause: "no ring".into(), is_exhausted: true })
+        }
+        (ToVmm::Attach(device), script) => {
+            held.extend(fds.into_iter().map(|fd| (Role::Device(device.id.clone()), fd)));
+            devices.push(device.id.clone());
+            (script != "silent").then_some(FromVmm::Attached(device.id))
+        }
+        (ToVmm::Detach { id, is_forced: false }, "clings") => Some(FromVmm::DetachAsked(id)),
+        (ToVmm::Detach { id, .. }, _) => {
+            held.retain(|(role, _)| *role != Role::Device(id.clone()));
+            devices.retain(|device| *device != id);
+            Some(FromVmm::Detached(id))
+        }
+        (other, _) => panic!("{other:?} is not about a device"),
     }
 }
 
@@ -169,6 +205,7 @@ impl Bench {
         let boot = BootSpec { kernel, initrd: None, cmdline: String::new() };
         VmRecord {
             spec: VmSpec::new(1, 128, boot, vec![], vec![]).unwrap(),
+            devices: vec![],
             state: VmState::Registered,
             run: None,
             nics: vec![],
@@ -408,7 +445,8 @@ async fn a_disk_is_written_by_one_running_vm_only() {
         let vm = bench.vm("run");
         let volume = ImagePath::new("v", "data.img").unwrap();
         let disk = DiskSpec { id: "data".parse().unwrap(), volume, is_read_only };
-        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk], vec![]).unwrap(), ..vm }
+        let spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk], vec![]).unwrap();
+        VmRecord { devices: attachments_of(&spec), spec, ..vm }
     };
     let supervisor = bench.supervisor();
     let (writer, reader) = (supervisor.adopt_new(with_disk(false)), supervisor.adopt_new(with_disk(true)));

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::end;
+use super::hotplug::{DeviceCall, Hotplug, Opened};
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
@@ -40,8 +41,14 @@ pub(super) struct Call {
     pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
 }
 
+/// What a handle asks.
+pub(super) enum Request {
+    Lifecycle(Call),
+    Device(DeviceCall),
+}
+
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     Idle,
     Launching { spawn: JoinHandle<Result<Spawned, LaunchError>>, is_unwanted: bool },
     Live(Box<Live>),
@@ -49,7 +56,8 @@ enum Phase {
 
 /// Something to react to.
 enum News {
-    Call(Option<Call>),
+    Request(Option<Request>),
+    Opened(Opened),
     Spawned(Result<Spawned, LaunchError>),
     Message(FromVmm),
     LinkLost(LinkError),
@@ -58,20 +66,30 @@ enum News {
 }
 
 pub(super) struct VmTask {
-    shared: Arc<Shared>,
-    vm: VmRecord,
+    pub(super) shared: Arc<Shared>,
+    pub(super) vm: VmRecord,
     paths: VmPaths,
-    calls: mpsc::Receiver<Call>,
+    calls: mpsc::Receiver<Request>,
     waiting: Vec<Call>,
-    phase: Phase,
+    pub(super) phase: Phase,
+    pub(super) hotplug: Hotplug,
     stop_by: Option<Instant>,
     is_gone: bool,
 }
 
 impl VmTask {
-    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Call>) -> Self {
-        let paths = shared.paths(vm.uid);
-        Self { shared, vm, paths, calls, waiting: Vec::new(), phase: Phase::Idle, stop_by: None, is_gone: false }
+    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Request>) -> Self {
+        Self {
+            paths: shared.paths(vm.uid),
+            shared,
+            vm,
+            calls,
+            waiting: Vec::new(),
+            phase: Phase::Idle,
+            hotplug: Hotplug::default(),
+            stop_by: None,
+            is_gone: false,
+        }
     }
 
     /// Runs until the VM is gone, or until nobody can call any more: then its process goes on without us.
@@ -79,14 +97,17 @@ impl VmTask {
         if let Some(live) = resumption.live {
             self.phase = Phase::Live(Box::new(live));
             self.take_over();
+            self.take_over_devices(&resumption.devices).await;
         }
         for event in resumption.events {
             self.apply(event).await;
         }
         while !self.is_gone {
             match self.news().await {
-                News::Call(Some(call)) => self.answer(call).await,
-                News::Call(None) => return,
+                News::Request(Some(Request::Lifecycle(call))) => self.answer(call).await,
+                News::Request(Some(Request::Device(call))) => self.device_call(call).await,
+                News::Request(None) => return,
+                News::Opened(opened) => self.opened(opened).await,
                 News::Spawned(result) => self.launched(result).await,
                 News::Message(message) => self.message(message).await,
                 News::LinkLost(error) => self.link_lost(&error),
@@ -111,7 +132,8 @@ impl VmTask {
         tokio::select! {
             news = process => news,
             () = sleep_until(timer) => News::Timer,
-            call = self.calls.recv() => News::Call(call),
+            opened = self.hotplug.opened() => News::Opened(opened),
+            request = self.calls.recv() => News::Request(request),
         }
     }
 
@@ -199,6 +221,8 @@ impl VmTask {
                 Effect::Release => {
                     self.vm.run = None;
                     self.stop_by = None;
+                    self.vm.settle_devices();
+                    self.hotplug.forget_run();
                 }
                 Effect::PressPowerButton | Effect::Kill | Effect::Remove => {}
             }
@@ -318,7 +342,7 @@ impl VmTask {
                     live.last_word.get_or_insert(exit);
                 }
             }
-            FromVmm::Hello { .. } => {}
+            other => self.device_news(other).await,
         }
     }
 
@@ -357,7 +381,7 @@ impl VmTask {
             Phase::Live(live) => (live.ready_by, live.kill_by),
             Phase::Idle | Phase::Launching { .. } => (None, None),
         };
-        [ready_by, kill_by, self.stop_by].into_iter().flatten().min()
+        [ready_by, kill_by, self.stop_by, self.hotplug.next_deadline()].into_iter().flatten().min()
     }
 
     async fn timer(&mut self) {
@@ -374,6 +398,7 @@ impl VmTask {
                 live.kill_by_signal();
             }
         }
+        self.hotplug.expire(now);
         if is_due(self.stop_by) {
             self.stop_by = None;
             self.apply(Event::StopDeadline).await;
@@ -382,6 +407,7 @@ impl VmTask {
 
     /// Answers calls whose wish is true now, or cannot become so any more.
     fn settle(&mut self) {
+        self.settle_device_calls();
         for call in std::mem::take(&mut self.waiting) {
             match verdict(&call.wanted, &self.vm, self.is_gone) {
                 Some(verdict) => drop(call.reply.send(verdict)),

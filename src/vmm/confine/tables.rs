@@ -62,7 +62,7 @@ pub(super) const IO: &[Row] = &[
     Row::any(
         "io_uring_enter",
         libc::SYS_io_uring_enter,
-        "disk; the ring is restricted to one file and three operations",
+        "disk; the ring is restricted to three operations, and to one file if it was made for it",
     ),
     Row::any("readv", libc::SYS_readv, "frames from the tap"),
     Row::any("writev", libc::SYS_writev, "frames to the tap"),
@@ -79,6 +79,15 @@ pub(super) const CONTROL: &[Row] = &[
     Row::any("recvfrom", libc::SYS_recvfrom, "console input"),
     Row::any("sendto", libc::SYS_sendto, "console output; no socket here is without a peer"),
     Row::any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
+    Row::any("eventfd2", libc::SYS_eventfd2, "queues and vectors of a device that comes while the VM runs"),
+    Row::any("epoll_create1", libc::SYS_epoll_create1, "pending vectors of such a device"),
+    Row::any("lseek", libc::SYS_lseek, "length of its image, which came open from the daemon"),
+    Row::new(
+        "fcntl",
+        libc::SYS_fcntl,
+        Args::OneOf(1, &[("F_GETFL", libc::F_GETFL as u64)]),
+        "how its image or tap was opened",
+    ),
     Row::new(
         "ioctl",
         libc::SYS_ioctl,

@@ -27,6 +27,13 @@ pub enum Message {
         /// The vCPU waits for this.
         done: Sender<()>,
     },
+    /// Empty these slots, one bit each, then answer: the guest has let them go.
+    Eject {
+        /// Which.
+        slots: u32,
+        /// The vCPU waits for this.
+        done: Sender<()>,
+    },
     /// The guest ended, or its vCPU cannot go on.
     Ended(VmExit),
 }
@@ -44,6 +51,12 @@ impl Mailbox {
         let (sender, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK)?);
         Ok((Self { sender, wake: Arc::clone(&wake) }, receiver, wake))
+    }
+
+    /// Posts what wants an answer, and waits for it.
+    fn ask(&self, message: impl FnOnce(Sender<()>) -> Message) -> bool {
+        let (done, answer) = mpsc::channel();
+        self.post(message(done)) && answer.recv().is_ok()
     }
 
     fn post(&self, message: Message) -> bool {
@@ -71,7 +84,9 @@ pub(super) fn spawn(
 }
 
 fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
-    loop {
+    let mut is_answered = true;
+    // Without an answer the machine ends.
+    while is_answered {
         let request = match vcpu.run() {
             Ok(Exit::PortRead(port, data)) => {
                 bus.port_read(port, data);
@@ -93,11 +108,9 @@ fn run(mut vcpu: Vcpu, bus: &Bus, mailbox: &Mailbox) {
             Some(Request::Power(PowerRequest::PowerOff)) => return end(mailbox, VmExit::PowerOff),
             Some(Request::Power(PowerRequest::Reset)) => return end(mailbox, VmExit::Reset),
             Some(Request::Device { slot, effect }) => {
-                let (done, answer) = mpsc::channel();
-                if !mailbox.post(Message::Effect { slot, effect, done }) || answer.recv().is_err() {
-                    return; // the machine ends
-                }
+                is_answered = mailbox.ask(|done| Message::Effect { slot, effect, done });
             }
+            Some(Request::Eject(slots)) => is_answered = mailbox.ask(|done| Message::Eject { slots, done }),
         }
     }
 }

@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Block, Device, Net, Rng, VirtioFunction};
+use super::{Block, Device, Net, Rng, VirtioFunction, Workers};
 use crate::model::MacAddr;
 use crate::vmm::ports::{Effect, GuestMemory, PciFunction};
 
@@ -84,7 +84,7 @@ pub(in crate::vmm::virtio) struct Driver {
 impl Driver {
     pub(in crate::vmm::virtio) fn probe(device: impl Device) -> Self {
         let memory = memory();
-        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, || Ok(())).unwrap();
+        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, &Workers::new(|| Ok(()))).unwrap();
         let mut driver = Self {
             function,
             memory,

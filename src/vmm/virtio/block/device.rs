@@ -13,10 +13,10 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
-use super::engine::Engine;
+use super::engine::{DEPTH, Engine};
 use super::request::{self, Geometry, ID_LEN, Kind, Refusal, SECTOR_LEN, SEG_MAX, SIZE_MAX};
 use crate::model::DeviceId;
-use crate::sys::disk_ring::DiskOp;
+use crate::sys::disk_ring::{DiskOp, DiskRings};
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::vmm::virtio::chain::{self, Chain, Segment};
 use crate::vmm::virtio::device::{Active, Device, Fault, Identity, Next, Wake};
@@ -47,7 +47,12 @@ impl Block {
     /// A disk on `image`, a regular file or a block device, open for reading and, unless `is_read_only`, for writing.
     /// Its capacity is its length now, rounded down to 512 bytes. Sets up io_uring: call it before system calls are
     /// restricted.
-    pub fn new(id: DeviceId, mut image: File, is_read_only: bool) -> io::Result<Self> {
+    pub fn new(id: DeviceId, image: File, is_read_only: bool) -> io::Result<Self> {
+        Self::with_rings(id, image, is_read_only, &DiskRings::default())
+    }
+
+    /// The same with a ring from `rings`.
+    pub fn with_rings(id: DeviceId, mut image: File, is_read_only: bool, rings: &DiskRings) -> io::Result<Self> {
         let bad = |what: String| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         let mode = rustix::fs::fcntl_getfl(&image)? & OFlags::ACCMODE;
         if mode == OFlags::WRONLY || (!is_read_only && mode != OFlags::RDWR) {
@@ -58,7 +63,12 @@ impl Block {
             return bad(format!("image of disk {id} has {len} bytes, at least one sector of {SECTOR_LEN} is needed"));
         }
         let disk = Geometry { sectors: len / SECTOR_LEN, is_read_only };
-        Ok(Self { id, disk, engine: Engine::new(image)? })
+        Ok(Self { id, disk, engine: Engine::new(image, rings)? })
+    }
+
+    /// Makes rings for `count` disks that come when no ring can be set up any more.
+    pub fn stock(rings: &DiskRings, count: usize) -> io::Result<()> {
+        rings.stock(count, DEPTH)
     }
 
     /// Gives back to the driver what the engine has finished.

@@ -6,11 +6,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use crate::sys::disk_ring::{Completion, DiskOp, DiskRing};
+use crate::sys::disk_ring::{Completion, DiskOp, DiskRing, DiskRings};
 use crate::sys::guest_buffers::GuestBuffers;
 
 /// Requests in flight at most; the others wait in their ring.
-const DEPTH: u16 = 128;
+pub(super) const DEPTH: u16 = 128;
 
 /// A request on its way.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ pub(super) struct Engine<T> {
 }
 
 impl<T> Engine<T> {
-    /// Sets up io_uring on `file`.
-    pub(super) fn new(file: File) -> io::Result<Self> {
-        Ok(Self { ring: DiskRing::new(file, DEPTH)? })
+    /// Gets a ring on `file`.
+    pub(super) fn new(file: File, rings: &DiskRings) -> io::Result<Self> {
+        Ok(Self { ring: rings.open(file, DEPTH)? })
     }
 
     /// Whether another request may be started.
@@ -130,7 +130,7 @@ mod tests {
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
         let file = tempfile::tempfile().unwrap();
         file.set_len(1024).unwrap();
-        let mut engine = Engine::new(file).unwrap();
+        let mut engine = Engine::new(file, &DiskRings::default()).unwrap();
         let buffers = || GuestBuffers::new(&memory, [(GuestAddress(0), 512), (GuestAddress(0x800), 512)]).unwrap();
         engine.start(DiskOp::Read { offset: 0 }, buffers(), 1).unwrap();
         let finished = wait(&mut engine);
