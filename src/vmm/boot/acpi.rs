@@ -7,8 +7,8 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, Device, EISAName, Else, Equal, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Method, MethodCall, Name, Notify, OpRegion, OpRegionSpace,
-    Package, Path, ResourceTemplate, Scope, Store, ZERO,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Memory32Fixed, Method, MethodCall, Name, Notify, OpRegion,
+    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -140,6 +140,7 @@ fn madt(platform: &Platform) -> MADT {
 fn dsdt(platform: &Platform) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
     pci_host_bridge(platform, &mut dsdt);
+    motherboard(platform, &mut dsdt);
     serial(platform, &mut dsdt);
     slots(platform, &mut dsdt);
     events(platform, &mut dsdt);
@@ -162,6 +163,26 @@ fn pci_host_bridge(platform: &Platform, dsdt: &mut Sdt) {
                 &Name::new("_BBN".into(), &ZERO),
                 &Name::new("_UID".into(), &ZERO),
                 &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&buses, &window])),
+            ],
+        )],
+    )
+    .to_aml_bytes(dsdt);
+}
+
+/// Reserves the ECAM as a motherboard resource (PCI Firmware 3.3 §4.1.2): kernels before 6.10 that have no other way into
+/// configuration space use none that is not, and then see no device at all.
+fn motherboard(platform: &Platform, dsdt: &mut Sdt) {
+    let len = (u32::from(platform.last_bus) + 1) << 20;
+    // Below 4 GiB, as the layout has it.
+    let ecam = Memory32Fixed::new(true, platform.ecam as u32, len);
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "MBRD".into(),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
+                &Name::new("_UID".into(), &ZERO),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ecam])),
             ],
         )],
     )
