@@ -3,6 +3,7 @@
 //! A type enters here only when two roles need it. Everything is validated on construction, so that code behind this
 //! door never sees a malformed name, a zero vCPU count or a relative device path.
 
+mod attach;
 mod decision;
 mod exit;
 mod id;
@@ -13,6 +14,7 @@ mod pci;
 mod spec;
 mod vf;
 
+pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope, Verdict,
 };

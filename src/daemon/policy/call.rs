@@ -12,7 +12,7 @@ use crate::model::PolicyFault;
 
 use super::engine::Sandbox;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
-use super::host::bindings::exports::ostler::policy::{admit_hook, select_vf_hook};
+use super::host::bindings::exports::ostler::policy::{admit_hook, attach_hook, detach_hook, select_vf_hook};
 use super::host::bindings::ostler::policy::types;
 use super::host::{Call, TooManyHostCalls};
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
@@ -32,6 +32,8 @@ pub(super) struct Code {
     /// `None`: not a hook of this plugin. So are the next ones.
     pub admit: Option<admit_hook::GuestIndices>,
     pub select_vf: Option<select_vf_hook::GuestIndices>,
+    pub attach: Option<attach_hook::GuestIndices>,
+    pub detach: Option<detach_hook::GuestIndices>,
 }
 
 /// Where a call happens: the sandbox, the code, the settings that the plugin sees, and its name in the log.

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
 
-use crate::model::{AdmitRequest, PluginDigest, PolicyFault, SelectVfRequest, VmName};
+use crate::model::{AdmitRequest, AttachRequest, DetachRequest, PluginDigest, PolicyFault, SelectVfRequest, VmName};
 
 use super::call::{Code, Compiled, Site};
 use super::engine::Sandbox;
 use super::hook::Question;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
-use super::host::bindings::exports::ostler::policy::{admit_hook, select_vf_hook};
+use super::host::bindings::exports::ostler::policy::{admit_hook, attach_hook, detach_hook, select_vf_hook};
 use super::host::{Call, GRANTED};
 use super::limits::{
     MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SUMMARY_BYTES,
@@ -33,8 +33,12 @@ const COMPONENT_LAYER: &[u8] = &[1, 0];
 /// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
 /// Hooks and the interfaces that carry them: a plugin exports at least one.
-const HOOKS: [(&str, &str); 2] =
-    [(AdmitRequest::HOOK, "ostler:policy/admit-hook"), (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook")];
+const HOOKS: [(&str, &str); 4] = [
+    (AdmitRequest::HOOK, "ostler:policy/admit-hook"),
+    (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook"),
+    (AttachRequest::HOOK, "ostler:policy/attach-hook"),
+    (DetachRequest::HOOK, "ostler:policy/detach-hook"),
+];
 /// The package version that this host speaks; later patches of it too.
 const VERSION: (u64, u64) = (0, 1);
 /// WebAssembly page (core specification §4.2.8).
@@ -155,6 +159,8 @@ fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtim
         lifecycle: lifecycle::GuestIndices::new(&instance)?,
         admit: serves(AdmitRequest::HOOK).then(|| admit_hook::GuestIndices::new(&instance)).transpose()?,
         select_vf: serves(SelectVfRequest::HOOK).then(|| select_vf_hook::GuestIndices::new(&instance)).transpose()?,
+        attach: serves(AttachRequest::HOOK).then(|| attach_hook::GuestIndices::new(&instance)).transpose()?,
+        detach: serves(DetachRequest::HOOK).then(|| detach_hook::GuestIndices::new(&instance)).transpose()?,
         instance,
     })
 }

@@ -31,12 +31,15 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wasmtime::component::Linker;
 
-use crate::model::{AdmitRequest, Decision, Opinion, PluginDigest, PolicyFault, SelectVfRequest, VfDecision};
+use crate::model::{
+    AdmitRequest, AttachRequest, Decision, DetachRequest, Opinion, PluginDigest, PolicyFault, SelectVfRequest,
+    VfDecision,
+};
 
 use call::Compiled;
 use engine::Sandbox;
 use executor::Job;
-use hook::{Question, admit, select_vf};
+use hook::{Question, admit, attach, detach, select_vf};
 use host::Call;
 
 pub use limits::Limits;
@@ -133,6 +136,20 @@ impl PolicyHost {
         let (wish, candidates) = (request.wish, request.candidates.len());
         let opinions = self.opinions(chain, request, started).await;
         VfDecision { outcome: select_vf::combine(&opinions, wish, candidates), opinions, took: started.elapsed() }
+    }
+
+    /// Asks the plugins of `chain` in order whether a VM may have a device, as [`admit`](Self::admit) does for the VM.
+    pub async fn attach(&self, chain: Arc<[Bound]>, request: AttachRequest) -> Decision {
+        let started = Instant::now();
+        let opinions = self.opinions(chain, request, started).await;
+        Decision { outcome: attach::combine(&opinions), opinions, took: started.elapsed() }
+    }
+
+    /// Asks the plugins of `chain` in order whether any of them keeps a device where it is.
+    pub async fn detach(&self, chain: Arc<[Bound]>, request: DetachRequest) -> Decision {
+        let started = Instant::now();
+        let opinions = self.opinions(chain, request, started).await;
+        Decision { outcome: detach::combine(&opinions), opinions, took: started.elapsed() }
     }
 
     async fn opinions<Q: Question>(

@@ -6,6 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
+mod devices;
 mod select_vf;
 
 /// A built component, or the advice to build it.

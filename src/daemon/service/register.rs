@@ -102,7 +102,7 @@ impl Node {
         self.policy.admit(self.plugins.chain(tenant), request).await
     }
 
-    fn in_use(&self, tenant: &TenantId) -> LimitUse {
+    pub(super) fn in_use(&self, tenant: &TenantId) -> LimitUse {
         let snapshot = self.store.snapshot();
         let own = snapshot.vms.values().filter(|vm| vm.tenant == *tenant);
         own.fold(LimitUse::default(), |sum, vm| LimitUse {
