@@ -211,6 +211,10 @@ pub(crate) enum VmCommand {
     Stats(StatsArgs),
     /// Show what a VM's process has and may do, as the kernel sees it
     InspectJail(NameArg),
+    /// Attach a disk or a network interface: to the guest at once if the VM runs, else for its next start
+    Attach(AttachArgs),
+    /// Detach a disk or a network interface: a running guest is asked for it
+    Detach(DetachArgs),
     /// Print every change of state, in order
     Watch(WatchArgs),
     /// Attach to a VM's serial console; Ctrl-] detaches
@@ -288,6 +292,34 @@ pub(crate) enum Hugepages {
     /// 1 GiB
     #[value(name = "1G")]
     Size1G,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "device", args = ["disk", "nic"], required = true, multiple = false)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// A disk: id=data,volume=data.img[,ro]
+    #[arg(long, value_name = "DISK", value_parser = units::parse_disk)]
+    pub(crate) disk: Option<DiskArg>,
+    /// A network interface: id=eth1, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN]
+    #[arg(long, value_name = "NIC", value_parser = units::parse_nic)]
+    pub(crate) nic: Option<NicArg>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// The disk or network interface, by its id
+    #[arg(value_name = "ID")]
+    pub(crate) device: String,
+    /// How long the guest may take to let it go [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, conflicts_with = "force")]
+    pub(crate) timeout: Option<Duration>,
+    /// Take it without asking; the guest may lose what it has not written
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -632,6 +664,10 @@ mod tests {
             "vm stop web --force --grace 3s",
             "vm reboot web --force --grace 3s",
             "vm pause",
+            "vm attach web",
+            "vm attach web --disk id=a,volume=a.img --nic id=b",
+            "vm detach web",
+            "vm detach web data --force --timeout 3s",
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
             "plugin load x.wasm --operator --tenant acme",
@@ -654,5 +690,6 @@ mod tests {
         {
             assert!(parse(line).is_ok(), "{line}");
         }
+        assert!(parse("vm attach web --nic id=eth1").is_ok() && parse("vm detach web data --timeout 3s").is_ok());
     }
 }

@@ -143,6 +143,7 @@ fn exit_of(code: Code, reason: &str) -> Exit {
 
 fn default_hint(code: Code, reason: &str) -> Option<&'static str> {
     match code {
+        Code::NotFound if reason == "NO_SUCH_DEVICE" => None,
         Code::NotFound if reason == "DEVICE_NOT_FOUND" => Some("ostler host devices shows those that the node has"),
         Code::NotFound => Some("ostler vm list shows what you may see"),
         Code::Unauthenticated => Some("name another identity with --identity, or make one with ostler certs init"),

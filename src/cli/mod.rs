@@ -107,6 +107,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             VmCommand::Stats(stats) => commands::stats::stats(client().await?, stats).await,
             VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
             VmCommand::List(list) => commands::vm::list(client().await?, list).await,
+            VmCommand::Attach(attach) => commands::device::attach(client().await?, attach).await,
+            VmCommand::Detach(detach) => commands::device::detach(client().await?, detach).await,
             VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
             VmCommand::Console(console) => commands::console::console(client().await?, console).await,
         },

@@ -37,8 +37,16 @@ impl Files {
 
     /// The image of `tenant`'s disk number `index`, for writing too unless it is read-only.
     pub fn disk(&self, tenant: &TenantId, index: usize, disk: &DiskSpec) -> Result<File, SpecError> {
+        self.disk_of(tenant, format!("spec.disks[{index}].volume"), disk)
+    }
+
+    /// The same for a disk that comes alone.
+    pub fn single_disk(&self, tenant: &TenantId, disk: &DiskSpec) -> Result<File, SpecError> {
+        self.disk_of(tenant, "disk.volume".to_owned(), disk)
+    }
+
+    fn disk_of(&self, tenant: &TenantId, field: String, disk: &DiskSpec) -> Result<File, SpecError> {
         let access = if disk.is_read_only { Access::Read } else { Access::ReadWrite };
-        let field = format!("spec.disks[{index}].volume");
         let dir = self.volumes.join(tenant.as_str());
         let file = beneath::open(&dir, disk.volume.as_str(), access)
             .map_err(|error| refusal(&field, &disk.volume, &format!("the volumes of tenant {tenant}"), &error))?;

@@ -219,6 +219,18 @@ impl Caller {
         wait(self.vms.clone().destroy_virtual_machine(request)).map(drop)
     }
 
+    pub fn attach(&self, vm: &str, device: v1::attach_device_request::Device) -> Answer<v1::VirtualMachine> {
+        let request = v1::AttachDeviceRequest { name: self.name(vm), device: Some(device) };
+        wait(self.vms.clone().attach_device(request)).map(tonic::Response::into_inner)
+    }
+
+    /// `timeout_ms` as in the API: unset is 10 s.
+    pub fn detach(&self, vm: &str, id: &str, timeout_ms: Option<u64>, force: bool) -> Answer<v1::VirtualMachine> {
+        let timeout = timeout_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);
+        let request = v1::DetachDeviceRequest { name: self.name(vm), device_id: id.to_owned(), timeout, force };
+        wait(self.vms.clone().detach_device(request)).map(tonic::Response::into_inner)
+    }
+
     pub fn watch(&self, parent: &str) -> Answer<Watch> {
         let request = v1::WatchVirtualMachinesRequest { parent: parent.to_owned() };
         wait(self.vms.clone().watch_virtual_machines(request)).map(|stream| Watch(stream.into_inner()))

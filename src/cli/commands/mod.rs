@@ -3,6 +3,7 @@
 pub(crate) mod certs;
 pub(crate) mod console;
 pub(crate) mod decision;
+pub(crate) mod device;
 pub(crate) mod host;
 pub(crate) mod jail;
 pub(crate) mod plugin;

@@ -77,7 +77,7 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
     }
 }
 
-fn disk(disk: DiskArg) -> v1::DiskSpec {
+pub(super) fn disk(disk: DiskArg) -> v1::DiskSpec {
     let DiskArg { id, volume, is_read_only, is_direct, queues, rates } = disk;
     v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues, limits: limits(rates) }
 }
@@ -91,7 +91,7 @@ fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
     v1::NvmeSpec { id: nvme.id, kind: Some(kind) }
 }
 
-fn nic(nic: NicArg) -> v1::NicSpec {
+pub(super) fn nic(nic: NicArg) -> v1::NicSpec {
     let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
     v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
+mod devices;
 mod replay;
 mod select_nvme;
 mod select_vf;

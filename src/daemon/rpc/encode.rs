@@ -5,11 +5,12 @@ use std::time::Duration;
 use crate::api::convert::{
     decision_to_proto, duration_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto,
 };
+use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    BreakerState, DeviceView, HeldFor, Lease, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, Subnet,
-    VirtualFunction, VmRecord, VmStats, WatchItem,
+    AttachState, Attachment, BreakerState, DeviceView, HeldFor, Lease, LeaseState, MemoryUse, PluginStatus,
+    PluginVersion, PluginView, Subnet, VirtualFunction, VmRecord, VmStats, WatchItem,
 };
 use crate::model::{MacAddr, TenantId};
 use crate::sys::rtnl::{LinkState, VfConfig};
@@ -45,6 +46,7 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         update_time: Some(timestamp_to_proto(vm.updated)),
         admission: Some(decision_to_proto(&vm.admission)),
         nvme: vm.nvmes.iter().map(super::nvme::device).collect(),
+        devices: vm.devices.iter().map(device_status).collect(),
         memory_use: None,
     }
 }
@@ -86,6 +88,15 @@ pub(super) fn stats(stats: VmStats) -> v1::VirtualMachineStats {
         devices: counters.devices.into_iter().map(device).collect(),
         memory_use: memory.map(memory_use),
     }
+}
+
+fn device_status(device: &Attachment) -> v1::DeviceStatus {
+    let state = match device.state {
+        AttachState::Attaching => device_status::State::Attaching,
+        AttachState::Attached => device_status::State::Attached,
+        AttachState::Detaching => device_status::State::Detaching,
+    };
+    v1::DeviceStatus { id: device.id.to_string(), slot: device.slot.number().into(), state: state.into() }
 }
 
 /// A message of a watch.

@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::api::decision_name;
-use crate::daemon::service::{AuthnError, CallError, DeviceError, ServiceError};
-use crate::model::{Bdf, Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
+use crate::daemon::service::{AddError, AuthnError, BackingError, CallError, DeviceError, HotplugError, ServiceError};
+use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
 
 const DOMAIN: &str = "ostler";
 
@@ -67,6 +67,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
             status(Code::Unavailable, text, "NOT_PAUSED", [("cause", cause.clone())])
         }
         ServiceError::Call(CallError::Deaf) => status(Code::Unavailable, text, "VMM_DEAF", []),
+        ServiceError::Call(CallError::Device(error)) => hotplug(error, text),
         ServiceError::Device(error) => device(error, text),
         ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
         ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
@@ -78,6 +79,41 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
         ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
         ServiceError::Ending => status(Code::Unavailable, text, "SHUTTING_DOWN", []),
+    }
+}
+
+/// A device of a VM that cannot come or go.
+fn hotplug(error: &HotplugError, text: String) -> Status {
+    let with = |id: &DeviceId| vec![("device", id.to_string())];
+    match error {
+        HotplugError::Add(AddError::IdTaken(id)) => status(Code::AlreadyExists, text, "DEVICE_EXISTS", with(id)),
+        HotplugError::Add(AddError::NoSlot(_)) => status(Code::ResourceExhausted, text, "NO_SLOT", []),
+        HotplugError::Add(AddError::Spec(error)) | HotplugError::Backing(BackingError::File(error)) => bad_field(error),
+        HotplugError::Backing(BackingError::DiskInUse { disk, volume }) => {
+            let metadata = with(disk).into_iter().chain([("volume", volume.clone())]);
+            status(Code::FailedPrecondition, text, "DISK_IN_USE", metadata)
+        }
+        HotplugError::Backing(BackingError::Tap { .. } | BackingError::Host { .. }) => {
+            status(Code::Internal, text, "HOST_FAILED", [])
+        }
+        HotplugError::AttachFailed { id, cause, is_exhausted } => {
+            let metadata = with(id).into_iter().chain([("cause", cause.clone())]);
+            match is_exhausted {
+                true => status(Code::ResourceExhausted, text, "DEVICES_EXHAUSTED", metadata),
+                false => status(Code::FailedPrecondition, text, "ATTACH_FAILED", metadata),
+            }
+        }
+        HotplugError::NotWhileRunning(id) => status(Code::FailedPrecondition, text, "NOT_WHILE_RUNNING", with(id)),
+        HotplugError::NoSuchDevice(id) => status(Code::NotFound, text, "NO_SUCH_DEVICE", with(id)),
+        HotplugError::Fixed(id) => status(Code::FailedPrecondition, text, "DEVICE_FIXED", with(id)),
+        HotplugError::HoldsData(id) => status(Code::FailedPrecondition, text, "DEVICE_HOLDS_DATA", with(id)),
+        HotplugError::Busy(id) => status(Code::FailedPrecondition, text, "DEVICE_BUSY", with(id)),
+        HotplugError::NotLetGo { id, waited } => {
+            let metadata = with(id).into_iter().chain([("waited_ms", waited.as_millis().to_string())]);
+            status(Code::DeadlineExceeded, text, "GUEST_UNPLUG_REFUSED", metadata)
+        }
+        HotplugError::Unreachable => status(Code::Internal, text, "VMM_FAILED", []),
+        HotplugError::Journal(_) => status(Code::Internal, text, "STORE_FAILED", []),
     }
 }
 

@@ -11,7 +11,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::audit::{Audit, Change};
 use super::call::{audited, caller};
 use super::{Ending, console, encode, ended, jail, status};
-use crate::api::convert::{grace_from_proto, limits_from_proto, spec_from_proto};
+use crate::api::convert::{
+    device_from_proto, device_id_from_proto, grace_from_proto, limits_from_proto, spec_from_proto,
+    unplug_timeout_from_proto,
+};
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
 use crate::daemon::service::{ServiceError, SharedNode, Whose};
@@ -230,6 +233,37 @@ impl VirtualMachineService for VmRpc {
         let work = async move { node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced).await };
         audited(&self.audit, change, work).await?;
         Ok(Response::new(v1::DestroyVirtualMachineResponse {}))
+    }
+
+    async fn attach_device(
+        &self,
+        request: Request<v1::AttachDeviceRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let device = device_from_proto(request.device).map_err(|error| status::bad_field(&error))?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "AttachDevice", format!("{name}/devices/{}", device.id()));
+        let work = async move { node.attach_device(&principal, &name.tenant, &name.vm, device).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
+    }
+
+    async fn detach_device(
+        &self,
+        request: Request<v1::DetachDeviceRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let v1::DetachDeviceRequest { name, device_id, timeout, force } = request.into_inner();
+        let name = vm_ref(&name)?;
+        let id = device_id_from_proto(&device_id).map_err(|error| status::bad_field(&error))?;
+        let timeout = unplug_timeout_from_proto(timeout).map_err(|error| status::bad_field(&error))?;
+        let node = Arc::clone(&self.node);
+        let change = Change::new(&principal, "DetachDevice", format!("{name}/devices/{id}"));
+        let work = async move { node.detach_device(&principal, &name.tenant, &name.vm, id, timeout, force).await };
+        let vm = audited(&self.audit, change, work).await?;
+        Ok(Response::new(encode::vm(&vm)))
     }
 
     async fn watch_virtual_machines(

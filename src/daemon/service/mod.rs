@@ -3,6 +3,7 @@
 //! The only place that knows store, supervisor, policy and inventory together. `rpc` calls it with validated values.
 
 mod access;
+mod attach;
 mod boot;
 mod console;
 mod decisions;
@@ -29,11 +30,13 @@ use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 pub use crate::daemon::inventory::{NvmeController, NvmeFacts, VirtualFunction};
 use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::policy::{BreakerState, Change};
-pub use crate::daemon::record::{HeldFor, Lease, LeaseState, NvmeDevice, NvmePart, Subnet, VmRecord};
+pub use crate::daemon::record::{
+    AddError, AttachState, Attachment, HeldFor, Lease, LeaseState, NvmeDevice, NvmePart, Subnet, VmRecord,
+};
 use crate::daemon::store::Store;
 pub use crate::daemon::store::{DecisionQuery, PluginVersion, StoredDecision};
-pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
+pub use crate::daemon::supervisor::{BackingError, CallError, HotplugError};
 pub use access::Whose;
 pub use boot::BootError;
 pub use console::Console;

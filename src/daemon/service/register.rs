@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use super::access::require_own;
 use super::decisions::{record, told};
-use super::{Node, Principal, ServiceError};
+use super::{CallError, Node, Principal, ServiceError};
 use crate::daemon::policy::Unrecorded;
-use crate::daemon::record::{NicLease, VmRecord, mac_of};
+use crate::daemon::record::{NicLease, VmRecord, attachments_of, mac_of};
 use crate::model::{
     AdmitRequest, Decision, Enforcement, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName,
     VmSpec, VmState,
@@ -92,6 +92,7 @@ impl Node {
             nics: nics.collect(),
             vfs: Vec::new(),
             nvmes: Vec::new(),
+            devices: attachments_of(&spec),
             spec,
             state: VmState::Registered,
             run: None,
@@ -126,7 +127,7 @@ impl Node {
         self.policy.admit(self.plugins.chain(tenant), request).await
     }
 
-    fn in_use(&self, tenant: &TenantId) -> LimitUse {
+    pub(super) fn in_use(&self, tenant: &TenantId) -> LimitUse {
         let snapshot = self.store.snapshot();
         let own = snapshot.vms.values().filter(|vm| vm.tenant == *tenant);
         own.fold(LimitUse::default(), |sum, vm| LimitUse {
@@ -160,7 +161,7 @@ fn require_operator_for_placement(principal: &Principal, spec: &VmSpec) -> Resul
 }
 
 /// What stood against an allowance, as a stable code.
-fn overruled_by(error: &ServiceError) -> String {
+pub(super) fn overruled_by(error: &ServiceError) -> String {
     match error {
         ServiceError::Denied { decision, .. } => match &decision.outcome {
             Outcome::Deny { code, .. } => return code.clone(),
@@ -170,6 +171,7 @@ fn overruled_by(error: &ServiceError) -> String {
         ServiceError::Addresses(_) => "core.addresses",
         ServiceError::Users(_) => "core.users",
         ServiceError::Store(_) => "core.store",
+        ServiceError::Call(CallError::Device(_)) => "core.device",
         _ => "core.failed",
     }
     .to_owned()

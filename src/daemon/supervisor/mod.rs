@@ -4,14 +4,17 @@
 //!  service ──Call──▶ vm_task ── step(state, event) ──▶ effects: launch · press · kill · release
 //!                       │ ▲                                │
 //!          Journal ◀────┘ └── link (Ready), pidfd (end) ◀──┴── vmm process
+//!         hotplug ◀── devices that come and go while it runs
 //!          Devices ◀── claimed before a launch, released when the run has ended
 //! ```
 //!
 //! Intent goes to the [`Journal`] before each effect; `reconcile` finishes after a restart what the journal says. The
 //! vmm processes outlive the daemon: nothing here ends them when it is dropped.
 
+mod backing;
 mod change;
 mod end;
+mod hotplug;
 mod jail;
 mod launch;
 mod link;
@@ -32,14 +35,17 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
-use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
-use crate::model::{Bdf, DeviceChange, DeviceId, FailureCause, RateLimits, Refused, VmId};
+use crate::daemon::record::{NicLease, NvmeDevice, VfNic, VmRecord};
+use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
+pub use backing::BackingError;
 use change::Change;
+pub use hotplug::HotplugError;
+use hotplug::{DeviceCall, DeviceWanted};
 pub use jail::{Jail, JailError};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
-use vm_task::{Call, VmTask, Wanted};
+use vm_task::{Call, Request, VmTask, Wanted};
 
 /// Calls that may wait for one VM.
 const CALLS_LEN: usize = 16;
@@ -117,6 +123,9 @@ pub enum CallError {
     /// The vmm's control socket is closed, or it does not react.
     #[error("the VM's process does not react; stop or destroy the VM")]
     Deaf,
+    /// A device cannot come or go.
+    #[error(transparent)]
+    Device(#[from] HotplugError),
     /// The VM was destroyed meanwhile.
     #[error("the VM is gone")]
     Gone,
@@ -250,7 +259,7 @@ impl Supervisor {
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     uid: VmId,
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::Sender<Request>,
 }
 
 impl VmHandle {
@@ -311,7 +320,10 @@ impl VmHandle {
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { wanted: Wanted::Changed(change), reply }).await.map_err(|_| CallError::Gone)?;
+        self.calls
+            .send(Request::Lifecycle(Call { wanted: Wanted::Changed(change), reply }))
+            .await
+            .map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
     }
@@ -321,9 +333,31 @@ impl VmHandle {
         tokio::time::timeout(PAUSE_TIMEOUT, self.call(wanted)).await.unwrap_or(Err(CallError::Deaf))
     }
 
+    /// Attaches a device, now if the VM runs and else for its next start; returns when the guest has been told. `nic`: its
+    /// addresses, if it is a NIC on a tap; `held` is called once the VM's record holds them.
+    pub async fn attach(
+        &self,
+        device: DeviceSpec,
+        nic: Option<NicLease>,
+        held: impl FnOnce() + Send + 'static,
+    ) -> Result<VmRecord, CallError> {
+        self.device_call(DeviceWanted::Attached { device, nic, held: Box::new(held) }).await
+    }
+
+    /// Detaches a device: asks the guest of a running VM for it and waits for at most `timeout`, or takes it by force.
+    pub async fn detach(&self, id: DeviceId, timeout: Duration, is_forced: bool) -> Result<VmRecord, CallError> {
+        self.device_call(DeviceWanted::Detached { id, timeout, is_forced }).await
+    }
+
+    async fn device_call(&self, wanted: DeviceWanted) -> Result<VmRecord, CallError> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(Request::Device(DeviceCall { wanted, reply })).await.map_err(|_| CallError::Gone)?;
+        answer.await.map_err(|_| CallError::Gone)?
+    }
+
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { wanted, reply }).await.map_err(|_| CallError::Gone)?;
+        self.calls.send(Request::Lifecycle(Call { wanted, reply })).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 }

@@ -13,14 +13,16 @@ use tokio::sync::watch;
 
 use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
-use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, samples};
+use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, attachments_of, samples};
 use crate::model::{
-    Bdf, BootSpec, DeviceChange, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit, VmId,
-    VmSpec, VmState,
+    Bdf, BootSpec, DeviceChange, DeviceId, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit,
+    VmId, VmSpec, VmState,
 };
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, Role, ToVmm, decode_launch, encode_ended};
+
+mod hotplug;
 
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -53,7 +55,7 @@ fn plays_the_vmm_when_started_as_one() {
         record.write_all(&encode_ended(&exit)).unwrap();
         std::process::exit(exit.code().into())
     };
-    let hello = |is_paused| FromVmm::Hello { vm: launch.vm, instance: launch.instance, is_paused };
+    let mut devices: Vec<_> = launch.devices.iter().map(|device| device.id.clone()).collect();
     let mut is_paused = false;
     if script == "fail" {
         end(&link, VmExit::LaunchFailed("kernel is not one".into()));
@@ -72,7 +74,7 @@ fn plays_the_vmm_when_started_as_one() {
     let mut link = Some(link);
     loop {
         match link.as_ref().map(|link| link.receive(MAX_PACKET_LEN)) {
-            Some(Ok(Received::Packet(packet, _))) => match (ToVmm::decode(&packet).unwrap(), script.as_str()) {
+            Some(Ok(Received::Packet(packet, fds))) => match (ToVmm::decode(&packet).unwrap(), script.as_str()) {
                 (ToVmm::PowerButton, "deaf") => {}
                 (ToVmm::PowerButton, _) if is_paused => panic!("a guest that stands still has no button"),
                 (ToVmm::PowerButton, _) => end(link.as_ref().unwrap(), VmExit::PowerOff),
@@ -83,6 +85,10 @@ fn plays_the_vmm_when_started_as_one() {
                     link.as_ref().unwrap().send(&report.encode(), &[]).unwrap();
                 }
                 (ToVmm::Nmi, _) => end(link.as_ref().unwrap(), VmExit::Panicked),
+                (message @ (ToVmm::Attach(_) | ToVmm::Detach { .. }), script) => {
+                    let news = play_hotplug(script, message, fds, &mut held, &mut devices);
+                    news.into_iter().for_each(|news| link.as_ref().unwrap().send(&news.encode(), &[]).unwrap());
+                }
                 (ToVmm::Launch { .. }, _) => panic!("a second launch"),
                 (ToVmm::DeviceChange { .. }, "deaf") => std::process::abort(),
                 (ToVmm::DeviceChange { device, change }, _) => {
@@ -95,7 +101,8 @@ fn plays_the_vmm_when_started_as_one() {
             _ => {
                 let next = listener.accept().unwrap();
                 if script != "mute" {
-                    next.send(&hello(is_paused).encode(), &[]).unwrap();
+                    let (vm, instance, devices) = (launch.vm, launch.instance, devices.clone());
+                    next.send(&FromVmm::Hello { vm, instance, is_paused, devices }.encode(), &[]).unwrap();
                 }
                 link = Some(next);
             }
@@ -108,6 +115,33 @@ fn report(wish: &ToVmm, is_restless: bool) -> FromVmm {
         _ if is_restless => FromVmm::NotPaused { cause: "a disk does not answer".into() },
         ToVmm::Pause => FromVmm::Paused,
         _ => FromVmm::Resumed,
+    }
+}
+
+/// What a vmm says of a device that comes or is to go.
+fn play_hotplug(
+    script: &str,
+    message: ToVmm,
+    fds: Vec<OwnedFd>,
+    held: &mut Vec<(Role, OwnedFd)>,
+    devices: &mut Vec<DeviceId>,
+) -> Option<FromVmm> {
+    match (message, script) {
+        (ToVmm::Attach(device), "refuses") => {
+            Some(FromVmm::AttachFailed { id: device.id, cause: "no ring".into(), is_exhausted: true })
+        }
+        (ToVmm::Attach(device), script) => {
+            held.extend(fds.into_iter().map(|fd| (Role::Device(device.id.clone()), fd)));
+            devices.push(device.id.clone());
+            (script != "silent").then_some(FromVmm::Attached(device.id))
+        }
+        (ToVmm::Detach { id, is_forced: false }, "clings") => Some(FromVmm::DetachAsked(id)),
+        (ToVmm::Detach { id, .. }, _) => {
+            held.retain(|(role, _)| *role != Role::Device(id.clone()));
+            devices.retain(|device| *device != id);
+            Some(FromVmm::Detached(id))
+        }
+        (other, _) => panic!("{other:?} is not about a device"),
     }
 }
 
@@ -208,6 +242,7 @@ impl Bench {
         let boot = BootSpec { kernel, initrd: None, cmdline: String::new() };
         VmRecord {
             spec: VmSpec::new(1, 128, boot, vec![], vec![]).unwrap(),
+            devices: vec![],
             state: VmState::Registered,
             run: None,
             nics: vec![],
@@ -556,8 +591,8 @@ async fn a_disk_is_written_by_one_running_vm_only() {
     std::fs::write(bench.dir.path().join("volumes/acme/data.img"), [0; 512]).unwrap();
     let with_disk = |is_read_only| {
         let vm = bench.vm("run");
-        let disks = vec![disk(is_read_only)];
-        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), disks, vec![]).unwrap(), ..vm }
+        let spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk(is_read_only)], vec![]).unwrap();
+        VmRecord { devices: attachments_of(&spec), spec, ..vm }
     };
     let supervisor = bench.supervisor();
     let (writer, reader) = (supervisor.adopt_new(with_disk(false)), supervisor.adopt_new(with_disk(true)));

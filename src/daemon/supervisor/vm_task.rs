@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use super::change::{Change, Changes};
 use super::end;
+use super::hotplug::{DeviceCall, Hotplug, Opened};
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
 use super::{CallError, Shared, VmPaths};
-use crate::daemon::record::{Run, VmRecord};
+use crate::daemon::record::{AttachState, Attachment, Run, VmRecord};
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
 use crate::wire::{FromVmm, ToVmm};
@@ -85,8 +86,14 @@ pub(super) struct Call {
 
 type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
 
+/// What a handle asks.
+pub(super) enum Request {
+    Lifecycle(Call),
+    Device(DeviceCall),
+}
+
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     Idle,
     Launching { spawn: JoinHandle<Result<Spawned, LaunchError>>, is_unwanted: bool },
     Live(Box<Live>),
@@ -94,7 +101,8 @@ enum Phase {
 
 /// Something to react to.
 enum News {
-    Call(Option<Call>),
+    Request(Option<Request>),
+    Opened(Opened),
     Spawned(Result<Spawned, LaunchError>),
     Message(FromVmm),
     LinkLost(LinkError),
@@ -103,20 +111,30 @@ enum News {
 }
 
 pub(super) struct VmTask {
-    shared: Arc<Shared>,
-    vm: VmRecord,
+    pub(super) shared: Arc<Shared>,
+    pub(super) vm: VmRecord,
     paths: VmPaths,
-    calls: mpsc::Receiver<Call>,
+    calls: mpsc::Receiver<Request>,
     waiting: Vec<Call>,
-    phase: Phase,
+    pub(super) phase: Phase,
+    pub(super) hotplug: Hotplug,
     stop_by: Option<Instant>,
     is_gone: bool,
 }
 
 impl VmTask {
-    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Call>) -> Self {
-        let paths = shared.paths(vm.uid);
-        Self { shared, vm, paths, calls, waiting: Vec::new(), phase: Phase::Idle, stop_by: None, is_gone: false }
+    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Request>) -> Self {
+        Self {
+            paths: shared.paths(vm.uid),
+            shared,
+            vm,
+            calls,
+            waiting: Vec::new(),
+            phase: Phase::Idle,
+            hotplug: Hotplug::default(),
+            stop_by: None,
+            is_gone: false,
+        }
     }
 
     /// Runs until the VM is gone, or until nobody can call any more: then its process goes on without us.
@@ -124,14 +142,17 @@ impl VmTask {
         if let Some(live) = resumption.live {
             self.phase = Phase::Live(Box::new(live));
             self.take_over();
+            self.take_over_devices(&resumption.devices).await;
         }
         for event in resumption.events {
             self.apply(event).await;
         }
         while !self.is_gone {
             match self.news().await {
-                News::Call(Some(call)) => self.answer(call).await,
-                News::Call(None) => return,
+                News::Request(Some(Request::Lifecycle(call))) => self.answer(call).await,
+                News::Request(Some(Request::Device(call))) => self.device_call(call).await,
+                News::Request(None) => return,
+                News::Opened(opened) => self.opened(opened).await,
                 News::Spawned(result) => self.launched(result).await,
                 News::Message(message) => self.message(message).await,
                 News::LinkLost(error) => self.link_lost(&error),
@@ -156,7 +177,8 @@ impl VmTask {
         tokio::select! {
             news = process => news,
             () = sleep_until(timer) => News::Timer,
-            call = self.calls.recv() => News::Call(call),
+            opened = self.hotplug.opened() => News::Opened(opened),
+            request = self.calls.recv() => News::Request(request),
         }
     }
 
@@ -182,6 +204,11 @@ impl VmTask {
         if !is_settled || self.vm.state == VmState::Destroying {
             let refused = Refused { verb: "change a device of", state: self.vm.state.name() };
             return drop(reply.send(Err(refused.into())));
+        }
+        let is_coming = |device: &Attachment| device.state == AttachState::Attaching;
+        if self.vm.attachment(&change.device).is_some_and(is_coming) {
+            let text = format!("device {} is still being attached", change.device);
+            return drop(reply.send(Err(CallError::ChangeFailed(text))));
         }
         if let DeviceChange::Limits(limits) = change.what {
             let Some(spec) = self.vm.spec.clone().with_limits(&change.device, limits) else {
@@ -292,6 +319,8 @@ impl VmTask {
                 Effect::Release => {
                     self.vm.run = None;
                     self.stop_by = None;
+                    self.vm.settle_devices();
+                    self.hotplug.forget_run();
                 }
                 Effect::Pause
                 | Effect::Resume
@@ -442,7 +471,7 @@ impl VmTask {
             FromVmm::Paused => self.apply(Event::Paused).await,
             FromVmm::Resumed => self.apply(Event::Resumed).await,
             FromVmm::NotPaused { cause } => self.not_paused(&cause),
-            FromVmm::Hello { .. } => {}
+            other => self.device_news(other).await,
         }
     }
 
@@ -486,7 +515,7 @@ impl VmTask {
             Phase::Live(live) => (live.ready_by, live.kill_by),
             Phase::Idle | Phase::Launching { .. } => (None, None),
         };
-        [ready_by, kill_by, self.stop_by].into_iter().flatten().min()
+        [ready_by, kill_by, self.stop_by, self.hotplug.next_deadline()].into_iter().flatten().min()
     }
 
     async fn timer(&mut self) {
@@ -503,6 +532,7 @@ impl VmTask {
                 live.kill_by_signal();
             }
         }
+        self.hotplug.expire(now);
         if is_due(self.stop_by) {
             self.stop_by = None;
             self.apply(Event::StopDeadline).await;
@@ -511,6 +541,7 @@ impl VmTask {
 
     /// Answers calls whose wish is true now, or cannot become so any more.
     fn settle(&mut self) {
+        self.settle_device_calls();
         for call in std::mem::take(&mut self.waiting) {
             if call.reply.is_closed() {
                 continue; // nobody waits for it any more

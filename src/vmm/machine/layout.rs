@@ -56,6 +56,10 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_GSI: u32 = 4;
 /// Interrupt of the ACPI generic event device.
 pub const GED_GSI: u32 = 5;
+/// The same device's second interrupt: something is to be told of a slot.
+pub const SLOTS_GSI: u32 = 6;
+/// Registers of the slots (`legacy::slots`), 32 bits each.
+pub const SLOTS_PORT: u16 = 0x610;
 /// ACPI sleep control register (ACPI 6.5 §4.8.3.7).
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// ACPI sleep status register.
