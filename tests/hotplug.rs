@@ -288,7 +288,7 @@ fn what_cannot_be_attached_or_detached_is_refused_each_with_its_reason() {
     assert_eq!(attach("web", disk_of("data", "absent.img")), (Code::InvalidArgument, "BAD_FIELD".into()));
     assert_eq!(attach("web", disk_of("data", "../x.img")), (Code::InvalidArgument, "BAD_FIELD".into()));
     host.add_volume("acme", "short.img", &[0; 100]);
-    assert_eq!(attach("web", disk_of("data", "short.img")), (Code::FailedPrecondition, "ATTACH_FAILED".into()));
+    assert_eq!(attach("web", disk_of("data", "short.img")), (Code::InvalidArgument, "BAD_FIELD".into()));
     let detach = |vm: &str, id: &str| refusal(acme.detach(vm, id, Some(1_000), false).unwrap_err());
     assert_eq!(detach("web", "nothing"), (Code::NotFound, "NO_SUCH_DEVICE".into()));
     assert_eq!(detach("web", "rng"), (Code::FailedPrecondition, "DEVICE_FIXED".into()));

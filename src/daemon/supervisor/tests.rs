@@ -79,22 +79,12 @@ fn plays_the_vmm_when_started_as_one() {
                 (ToVmm::PowerButton, _) if is_paused => panic!("a guest that stands still has no button"),
                 (ToVmm::PowerButton, _) => end(link.as_ref().unwrap(), VmExit::PowerOff),
                 (ToVmm::Kill, _) => end(link.as_ref().unwrap(), VmExit::Killed),
-                (wish @ (ToVmm::Pause | ToVmm::Resume), script) => {
-                    let report = report(&wish, script == "restless");
-                    is_paused = report == FromVmm::Paused;
-                    link.as_ref().unwrap().send(&report.encode(), &[]).unwrap();
-                }
                 (ToVmm::Nmi, _) => end(link.as_ref().unwrap(), VmExit::Panicked),
-                (message @ (ToVmm::Attach(_) | ToVmm::Detach { .. }), script) => {
-                    let news = play_hotplug(script, message, fds, &mut held, &mut devices);
-                    news.into_iter().for_each(|news| link.as_ref().unwrap().send(&news.encode(), &[]).unwrap());
-                }
-                (ToVmm::Launch { .. }, _) => panic!("a second launch"),
                 (ToVmm::DeviceChange { .. }, "deaf") => std::process::abort(),
-                (ToVmm::DeviceChange { device, change }, _) => {
-                    let error = (change == DeviceChange::Resized).then(|| "it became shorter".to_owned());
-                    let answer = FromVmm::DeviceChanged { device, error };
-                    link.as_ref().unwrap().send(&answer.encode(), &[]).unwrap();
+                (message, script) => {
+                    let news = play_along(script, message, fds, &mut held, &mut devices);
+                    is_paused = news.as_ref().map_or(is_paused, |news| *news == FromVmm::Paused);
+                    news.into_iter().for_each(|news| link.as_ref().unwrap().send(&news.encode(), &[]).unwrap());
                 }
             },
             // The daemon is gone: wait for the next one.
@@ -110,16 +100,8 @@ fn plays_the_vmm_when_started_as_one() {
     }
 }
 
-fn report(wish: &ToVmm, is_restless: bool) -> FromVmm {
-    match wish {
-        _ if is_restless => FromVmm::NotPaused { cause: "a disk does not answer".into() },
-        ToVmm::Pause => FromVmm::Paused,
-        _ => FromVmm::Resumed,
-    }
-}
-
-/// What a vmm says of a device that comes or is to go.
-fn play_hotplug(
+/// What a vmm says to what it is asked.
+fn play_along(
     script: &str,
     message: ToVmm,
     fds: Vec<OwnedFd>,
@@ -127,6 +109,15 @@ fn play_hotplug(
     devices: &mut Vec<DeviceId>,
 ) -> Option<FromVmm> {
     match (message, script) {
+        (ToVmm::Pause | ToVmm::Resume, "restless") => {
+            Some(FromVmm::NotPaused { cause: "a disk does not answer".into() })
+        }
+        (ToVmm::Pause, _) => Some(FromVmm::Paused),
+        (ToVmm::Resume, _) => Some(FromVmm::Resumed),
+        (ToVmm::DeviceChange { device, change }, _) => {
+            let error = (change == DeviceChange::Resized).then(|| "it became shorter".to_owned());
+            Some(FromVmm::DeviceChanged { device, error })
+        }
         (ToVmm::Attach(device), "refuses") => {
             Some(FromVmm::AttachFailed { id: device.id, cause: "no ring".into(), is_exhausted: true })
         }
@@ -141,7 +132,7 @@ fn play_hotplug(
             devices.retain(|device| *device != id);
             Some(FromVmm::Detached(id))
         }
-        (other, _) => panic!("{other:?} is not about a device"),
+        (other, _) => panic!("{other:?} is not asked of a vmm that runs"),
     }
 }
 

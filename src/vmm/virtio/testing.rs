@@ -104,8 +104,13 @@ pub(in crate::vmm::virtio) struct Driver {
 
 impl Driver {
     pub(in crate::vmm::virtio) fn probe(device: impl Device) -> Self {
+        Self::probe_with(device, &Workers::new(|| Ok(())))
+    }
+
+    /// The same on a thread of `workers`.
+    pub(in crate::vmm::virtio) fn probe_with(device: impl Device, workers: &Workers) -> Self {
         let memory = memory();
-        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, &Workers::new(|| Ok(()))).unwrap();
+        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, workers).unwrap();
         let mut driver = Self {
             function,
             memory,

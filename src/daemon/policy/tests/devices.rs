@@ -80,3 +80,19 @@ async fn whatever_a_plugin_does_wrong_denies() {
     let bad = hostile(&host, "detach-trap").await.unwrap();
     assert_eq!(code(&host.detach(chain([&bad]), detach()).await.dry_run()), "policy.trap");
 }
+
+#[tokio::test]
+async fn what_was_decided_of_a_device_is_recorded_and_can_be_asked_again() {
+    let host = host();
+    let plugin = admission(&host, [("max-disks", "2")]).await;
+    let keeps = hostile(&host, "detach-keep").await.unwrap();
+    let coming = host.attach(chain([&plugin]), attach(2)).await.entry().clone();
+    let going = host.detach(chain([&keeps]), detach()).await.entry().clone();
+    for (entry, plugin, hook) in [(coming, &plugin, "attach"), (going, &keeps, "detach")] {
+        assert_eq!((entry.hook.as_str(), entry.subject.as_str()), (hook, "vms/web/devices/data"));
+        assert!(!entry.is_allowed(), "{entry:?}");
+        let mut replayer = Replayer::new(host.clone(), plugin.clone(), "p0".into(), PolicyScope::Operator, None);
+        let replayed = replayer.again(&entry).unwrap();
+        assert_eq!(replayed.change, Change::Same, "{replayed:?}");
+    }
+}
