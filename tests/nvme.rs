@@ -17,6 +17,7 @@ use ostler::api::v1;
 use ostler::api::v1::device_lease::State as Lease;
 use ostler::api::v1::nvme_spec::Kind;
 use ostler::api::v1::virtual_machine::State;
+use ostler::sys::nvme::Admin;
 use support::console::Console;
 use support::guest::bootable;
 use support::wait::{BOOT, SOON, until};
@@ -186,6 +187,65 @@ fn secret(console: &mut Console) -> bool {
     console.run("dd if=/dev/nvme0n1 bs=4k skip=4000 count=1 2>/dev/null | head -c 14").contains("tenants-secret")
 }
 
+/// Of acme's `web`, which holds `of_web`: through the daemon's death, and off and on again.
+fn keeps_its_data_while_it_exists(host: &mut Host, drives: &Drives, of_web: &v1::NvmeStatus) {
+    // A daemon that is killed costs a running VM nothing.
+    host.kill_daemon();
+    host.start_daemon();
+    let acme = host.tenant("acme");
+    let adopted = acme.get("web").unwrap();
+    assert_eq!((adopted.state(), &adopted.nvme[0]), (State::Running, of_web));
+    let mut web = host.console(&acme, "web");
+    // It begins with what was printed before, the ends of earlier commands among it.
+    web.type_line("echo again-$((70+7))");
+    web.expect("again-77");
+    assert!(secret(&mut web));
+
+    // Off and on again: another run, the same data.
+    acme.stop("web", Some(0)).unwrap();
+    let off = acme.get("web").unwrap();
+    assert_eq!((off.nvme[0].namespace_id, off.nvme[0].function.as_str()), (3, ""));
+    let (mut web, again) = boot(host, &acme, "web");
+    assert_eq!(again.namespace_id, 3);
+    assert!(secret(&mut web), "its data is gone");
+    let kept = facts(&host.operator().release_nvme(&drives.lab, 3).unwrap_err());
+    assert_eq!((kept.reason.as_str(), kept.metadata["vm"].as_str()), ("DEVICE_IN_USE", "acme/web"));
+}
+
+/// Of globex, which gets what acme's `web` had.
+fn another_tenant_reads_zeroes(host: &Host, drives: &Drives) {
+    let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
+    // Destroyed: another tenant gets the same namespace, and reads zeroes.
+    acme.destroy("web", true).unwrap();
+    until("the end of the cleaning", BOOT, || {
+        let leases = namespace_leases(host, drives);
+        let (_, lease) = leases.into_iter().find(|(id, _)| *id == 3)?;
+        (lease.state() == Lease::Free && lease.last_tenant == "acme").then_some(())
+    });
+    globex.register("next", of_size(64)).unwrap();
+    let (mut next, of_next) = boot(host, &globex, "next");
+    assert_eq!(of_next.namespace_id, 3);
+    assert!(is_zero(&mut next), "it reads what another tenant wrote");
+    globex.destroy("next", true).unwrap();
+}
+
+/// While it is mounted, and while it is just held.
+fn is_not_provisioned_while_the_host_uses_it(host: &Host, drives: &Drives) {
+    let disk = lab(host, drives).namespaces[0].block_device.clone();
+    let (path, mount) = (format!("/dev/{disk}"), tempfile::tempdir().unwrap());
+    run("mke2fs", &["-q", "-F", "-t", "ext4", &path, "16M"]);
+    run("mount", &["-t", "ext4", &path, mount.path().to_str().unwrap()]);
+    let used = lab(host, drives).namespaces[0].uses.clone();
+    assert_eq!(used, [format!("{disk} is mounted at {}", mount.path().display())]);
+    let refused = provision(host, drives, "1").unwrap_err();
+    assert!(refused.contains("is in use by the host") && refused.contains("is mounted at"), "{refused}");
+    run("umount", &[mount.path().to_str().unwrap()]);
+    let held = File::options().read(true).custom_flags(libc::O_EXCL).open(&path).unwrap();
+    let refused = provision(host, drives, "1").unwrap_err();
+    assert!(refused.contains("the host uses it"), "{refused}");
+    drop(held);
+}
+
 #[test]
 fn tenants_get_namespaces_by_their_own_plugins_keep_their_data_and_leave_none() {
     const NAME: &str = "tenants_get_namespaces_by_their_own_plugins_keep_their_data_and_leave_none";
@@ -232,38 +292,10 @@ fn tenants_get_namespaces_by_their_own_plugins_keep_their_data_and_leave_none() 
     let in_use = facts(&host.operator().provision_nvme(&drives.lab, 1).unwrap_err());
     assert_eq!(in_use.reason, "DEVICE_IN_USE", "{in_use:?}");
 
-    // A daemon that is killed costs a running VM nothing.
-    host.kill_daemon();
-    host.start_daemon();
-    let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
-    let adopted = acme.get("web").unwrap();
-    assert_eq!((adopted.state(), &adopted.nvme[0]), (State::Running, &of_web));
     drop(web);
-    let mut web = host.console(&acme, "web");
-    assert!(secret(&mut web));
-
-    // Off and on again: another run, the same data.
-    acme.stop("web", Some(0)).unwrap();
-    let off = acme.get("web").unwrap();
-    assert_eq!((off.nvme[0].namespace_id, off.nvme[0].function.as_str()), (3, ""));
-    let (mut web, again) = boot(&host, &acme, "web");
-    assert_eq!(again.namespace_id, 3);
-    assert!(secret(&mut web), "its data is gone");
-    let kept = facts(&host.operator().release_nvme(&drives.lab, 3).unwrap_err());
-    assert_eq!((kept.reason.as_str(), kept.metadata["vm"].as_str()), ("DEVICE_IN_USE", "acme/web"));
-
-    // Destroyed: another tenant gets the same namespace, and reads zeroes.
-    acme.destroy("web", true).unwrap();
-    until("the end of the cleaning", BOOT, || {
-        let leases = namespace_leases(&host, &drives);
-        let (_, lease) = leases.into_iter().find(|(id, _)| *id == 3)?;
-        (lease.state() == Lease::Free && lease.last_tenant == "acme").then_some(())
-    });
-    globex.register("next", of_size(64)).unwrap();
-    let (mut next, of_next) = boot(&host, &globex, "next");
-    assert_eq!(of_next.namespace_id, 3);
-    assert!(is_zero(&mut next), "it reads what another tenant wrote");
-    globex.destroy("next", true).unwrap();
+    keeps_its_data_while_it_exists(&mut host, &drives, &of_web);
+    another_tenant_reads_zeroes(&host, &drives);
+    let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
     globex.destroy("db", true).unwrap();
     for vm in ["exact", "late"] {
         acme.destroy(vm, false).unwrap();
@@ -378,20 +410,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     let host = host();
     let (acme, operator) = (host.tenant("acme"), host.operator());
     let untouched = drives.shown();
-    // The host uses a namespace: mounted, and in the end just held.
-    let disk = lab(&host, &drives).namespaces[0].block_device.clone();
-    let (path, mount) = (format!("/dev/{disk}"), tempfile::tempdir().unwrap());
-    run("mke2fs", &["-q", "-F", "-t", "ext4", &path, "16M"]);
-    run("mount", &["-t", "ext4", &path, mount.path().to_str().unwrap()]);
-    let used = lab(&host, &drives).namespaces[0].uses.clone();
-    assert_eq!(used, [format!("{disk} is mounted at {}", mount.path().display())]);
-    let refused = provision(&host, &drives, "1").unwrap_err();
-    assert!(refused.contains("is in use by the host") && refused.contains("is mounted at"), "{refused}");
-    run("umount", &[mount.path().to_str().unwrap()]);
-    let held = File::options().read(true).custom_flags(libc::O_EXCL).open(&path).unwrap();
-    let refused = provision(&host, &drives, "1").unwrap_err();
-    assert!(refused.contains("the host uses it"), "{refused}");
-    drop(held);
+    is_not_provisioned_while_the_host_uses_it(&host, &drives);
     let refused = facts(&operator.provision_nvme(&drives.lab, 99).unwrap_err());
     assert_eq!((refused.reason.as_str(), refused.metadata["field"].as_str()), ("BAD_FIELD", "vfs"));
     let alone = operator.nvme_controllers().unwrap().into_iter().find(|one| one.serial == "ALONE").unwrap();
@@ -431,6 +450,15 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     let refused = acme.start("web").unwrap_err();
     assert!(refused.message().contains("no secondary controller is free"), "{refused:?}");
     fs::write(function.join("reset_method"), "default\n").unwrap();
+    assert_eq!(operator.release_nvme(&of_web.function, 0).unwrap().state(), Lease::Free);
+    // Nor is a controller that had more attached than its guest was given.
+    let (_web, of_web) = boot(&host, &acme, "web");
+    let now = lab(&host, &drives);
+    let id = u16::try_from(now.secondaries[0].controller_id).unwrap();
+    Admin::open(&now.device).unwrap().attach_namespace(4, id).unwrap();
+    acme.stop("web", Some(0)).unwrap();
+    let lease = lab(&host, &drives).secondaries[0].lease.clone().unwrap();
+    assert!(lease.state() == Lease::Quarantined && lease.reason.contains("had namespace 4 attached"), "{lease:?}");
     assert_eq!(operator.release_nvme(&of_web.function, 0).unwrap().state(), Lease::Free);
     acme.destroy("web", true).unwrap();
     until_all_is_free(&host, &drives);

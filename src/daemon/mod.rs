@@ -7,7 +7,7 @@
 //!   metrics   the same numbers for a scraper
 //!   service   use cases: the order of things, and who may
 //!   authn · policy · inventory · hostdev · store · supervisor      know nothing of each other
-//!   record · files · config                              the daemon's own vocabulary
+//!   record · files · trace · config                              the daemon's own vocabulary
 //! ```
 
 pub mod authn;
@@ -22,6 +22,7 @@ mod rpc;
 mod service;
 mod store;
 mod supervisor;
+mod trace;
 
 use std::io;
 use std::net::SocketAddr;

@@ -353,6 +353,8 @@ mod tests {
         fn a_pause_is_what_the_vmm_is(events in proptest::collection::vec(any_event(), 0..64)) {
             let mut state = VmState::Registered;
             let mut stands_still = false;
+            // Told to end: what is sent to it afterwards it never reads.
+            let mut is_doomed = false;
             for event in events {
                 // Reports come from the vmm below, and from nowhere else.
                 if matches!(event, Event::Paused | Event::Resumed) || matches!(event, Event::Exited(_)) && !state.has_process() {
@@ -365,8 +367,9 @@ mod tests {
                         match effect {
                             Effect::Pause => { stands_still = true; due.push_back(Event::Paused); }
                             Effect::Resume => { stands_still = false; due.push_back(Event::Resumed); }
-                            Effect::PressPowerButton | Effect::InjectNmi => prop_assert!(!stands_still),
-                            Effect::Launch => stands_still = false,
+                            Effect::PressPowerButton | Effect::InjectNmi => prop_assert!(!stands_still || is_doomed),
+                            Effect::Kill => is_doomed = true,
+                            Effect::Launch => { stands_still = false; is_doomed = false; }
                             _ => {}
                         }
                     }

@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::daemon::service::Principal;
+use crate::daemon::trace::RequestId;
 
 /// A file of this length, in bytes, is put aside as `<name>.1`, in the place of the one before.
 const MAX_LEN: u64 = 64 << 20;
@@ -42,6 +43,7 @@ pub(super) struct Change {
     caller: String,
     method: &'static str,
     resource: String,
+    request: Option<RequestId>,
     started: Instant,
 }
 
@@ -52,6 +54,9 @@ struct Line<'a> {
     caller: &'a str,
     method: &'a str,
     resource: &'a str,
+    /// As in the daemon's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
     /// The gRPC code, as its specification spells it.
     outcome: &'static str,
     /// The stable reason, if it failed.
@@ -63,7 +68,13 @@ struct Line<'a> {
 impl Change {
     /// `caller` asks for `method` on `resource`, now.
     pub(super) fn new(caller: &Principal, method: &'static str, resource: impl ToString) -> Self {
-        Self { caller: caller.to_string(), method, resource: resource.to_string(), started: Instant::now() }
+        Self {
+            caller: caller.to_string(),
+            method,
+            resource: resource.to_string(),
+            request: RequestId::current(),
+            started: Instant::now(),
+        }
     }
 }
 
@@ -115,6 +126,7 @@ fn line<'a>(change: &'a Change, outcome: Result<(), &Status>, now: SystemTime, t
         caller: &change.caller,
         method: change.method,
         resource: &change.resource,
+        request: change.request.as_ref().map(ToString::to_string),
         outcome: spelled(status.map_or(Code::Ok, Status::code)),
         reason: status.and_then(Status::get_details_error_info).map(|info| info.reason),
         took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),

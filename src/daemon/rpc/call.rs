@@ -9,6 +9,7 @@ use super::audit::{Audit, Change};
 use super::listener::Peer;
 use super::status;
 use crate::daemon::service::{Principal, ServiceError};
+use crate::daemon::trace;
 
 /// Refuses every call, of whatever service, whose connection has no caller.
 #[allow(clippy::result_large_err, reason = "the interceptor's signature")]
@@ -29,7 +30,7 @@ pub(super) fn caller(extensions: &Extensions) -> Result<Principal, Status> {
 pub(super) async fn in_own_task<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::spawn(work).await {
+    match trace::spawn(work).await {
         Ok(result) => result.map_err(|error| status::of(&error)),
         Err(ended) if ended.is_panic() => Err(status::panicked()),
         Err(_cancelled) => Err(status::of(&ServiceError::Ending)),
@@ -43,7 +44,7 @@ pub(super) async fn audited<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Status> {
     let audit = Arc::clone(audit);
-    let whole = tokio::spawn(async move {
+    let whole = trace::spawn(async move {
         let outcome = in_own_task(work).await;
         audit.record(&change, outcome.as_ref().map(drop));
         outcome

@@ -18,6 +18,7 @@ mod plugin;
 mod replay;
 mod status;
 mod tls;
+mod trace;
 mod trust;
 mod vm;
 
@@ -108,6 +109,7 @@ pub async fn serve(
         .http2_max_header_list_size(MAX_HEADERS_LEN)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(trace::TraceLayer)
         .layer(InterceptorLayer::new(call::require_caller))
         .add_service(vms)
         .add_service(plugins)

@@ -23,6 +23,7 @@ use super::plan;
 use super::vm_task::{Phase, VmTask};
 use super::{CallError, JournalError};
 use crate::daemon::record::{AddError, AttachState, NicLease, RNG, VmRecord};
+use crate::daemon::trace::RequestId;
 use crate::model::{DeviceId, DeviceSpec, Refused, VmState};
 use crate::wire::{FromVmm, ToVmm};
 
@@ -87,6 +88,8 @@ pub enum HotplugError {
 pub(super) struct DeviceCall {
     pub(super) wanted: DeviceWanted,
     pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
+    /// For whom it is done.
+    pub(super) request: Option<RequestId>,
 }
 
 /// What it wants.
@@ -163,7 +166,7 @@ impl Hotplug {
 
 impl VmTask {
     pub(super) async fn device_call(&mut self, call: DeviceCall) {
-        let DeviceCall { wanted, reply } = call;
+        let DeviceCall { wanted, reply, request: _ } = call;
         let verb = match &wanted {
             DeviceWanted::Attached { .. } => "attach a device to",
             DeviceWanted::Detached { .. } => "detach a device from",

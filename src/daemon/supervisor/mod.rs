@@ -36,6 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
 use crate::daemon::record::{NicLease, NvmeDevice, VfNic, VmRecord};
+use crate::daemon::trace::RequestId;
 use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
@@ -320,10 +321,8 @@ impl VmHandle {
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls
-            .send(Request::Lifecycle(Call { wanted: Wanted::Changed(change), reply }))
-            .await
-            .map_err(|_| CallError::Gone)?;
+        let call = Call { wanted: Wanted::Changed(change), reply, request: RequestId::current() };
+        self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
     }
@@ -351,13 +350,15 @@ impl VmHandle {
 
     async fn device_call(&self, wanted: DeviceWanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Request::Device(DeviceCall { wanted, reply })).await.map_err(|_| CallError::Gone)?;
+        let call = DeviceCall { wanted, reply, request: RequestId::current() };
+        self.calls.send(Request::Device(call)).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Request::Lifecycle(Call { wanted, reply })).await.map_err(|_| CallError::Gone)?;
+        let call = Call { wanted, reply, request: RequestId::current() };
+        self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 }

@@ -20,6 +20,7 @@ use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
 use super::{CallError, Shared, VmPaths};
 use crate::daemon::record::{AttachState, Attachment, Run, VmRecord};
+use crate::daemon::trace::{self, RequestId};
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
 use crate::wire::{FromVmm, ToVmm};
@@ -82,6 +83,8 @@ impl Wanted {
 pub(super) struct Call {
     pub(super) wanted: Wanted,
     pub(super) reply: Reply,
+    /// For whom it is done.
+    pub(super) request: Option<RequestId>,
 }
 
 type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
@@ -90,6 +93,15 @@ type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
 pub(super) enum Request {
     Lifecycle(Call),
     Device(DeviceCall),
+}
+
+impl Request {
+    fn id(&self) -> Option<RequestId> {
+        match self {
+            Self::Lifecycle(call) => call.request.clone(),
+            Self::Device(call) => call.request.clone(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -149,8 +161,10 @@ impl VmTask {
         }
         while !self.is_gone {
             match self.news().await {
-                News::Request(Some(Request::Lifecycle(call))) => self.answer(call).await,
-                News::Request(Some(Request::Device(call))) => self.device_call(call).await,
+                News::Request(Some(request)) => match request.id() {
+                    Some(id) => id.scope(self.request(request)).await,
+                    None => self.request(request).await,
+                },
                 News::Request(None) => return,
                 News::Opened(opened) => self.opened(opened).await,
                 News::Spawned(result) => self.launched(result).await,
@@ -179,6 +193,13 @@ impl VmTask {
             () = sleep_until(timer) => News::Timer,
             opened = self.hotplug.opened() => News::Opened(opened),
             request = self.calls.recv() => News::Request(request),
+        }
+    }
+
+    async fn request(&mut self, request: Request) {
+        match request {
+            Request::Lifecycle(call) => self.answer(call).await,
+            Request::Device(call) => self.device_call(call).await,
         }
     }
 
@@ -366,7 +387,7 @@ impl VmTask {
         let Some(run) = &self.vm.run else { return };
         let (shared, vm, instance) = (Arc::clone(&self.shared), self.vm.clone(), run.instance);
         // In a task of its own: calls are answered meanwhile, and a claim is finished even if nobody waits for it.
-        let spawn = tokio::spawn(launch::launch(shared, vm, instance));
+        let spawn = trace::spawn(launch::launch(shared, vm, instance));
         self.phase = Phase::Launching { spawn, is_unwanted: false };
     }
 
