@@ -174,7 +174,7 @@ pub(crate) enum VmCommand {
     /// Ask policy, and remember a VM; nothing runs yet
     Register(RegisterArgs),
     /// Start a VM and wait until its vCPUs run
-    Start(NameArg),
+    Start(StartArgs),
     /// Press the power button and wait until the VM is STOPPED
     Stop(StopArgs),
     /// Forget a VM
@@ -198,10 +198,41 @@ pub(crate) struct NameArg {
     pub(crate) name: String,
 }
 
+/// Options of every command that changes something.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ChangeArgs {
+    /// A UUID that names this change: repeated with it, the command gives the first answer and changes nothing
+    #[arg(long, value_name = "UUID", default_value = "", hide_default_value = true)]
+    pub(crate) request_id: String,
+    /// Check everything, change nothing
+    #[arg(long)]
+    pub(crate) validate_only: bool,
+}
+
+/// The option of every command that changes something that is there.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct EtagArg {
+    /// Only if this is still its etag, as `-o json` shows it
+    #[arg(long = "if-etag", value_name = "ETAG", default_value = "", hide_default_value = true)]
+    pub(crate) etag: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RegisterArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
     /// Number of virtual CPUs
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     pub(crate) vcpus: u32,
@@ -229,6 +260,10 @@ pub(crate) struct RegisterArgs {
 pub(crate) struct StopArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
     /// How long the guest may take to power off before it is killed [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, conflicts_with = "force")]
     pub(crate) grace: Option<Duration>,
@@ -241,6 +276,10 @@ pub(crate) struct StopArgs {
 pub(crate) struct DestroyArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
     /// Kill it first if it runs
     #[arg(long)]
     pub(crate) force: bool,
@@ -301,6 +340,10 @@ pub(crate) struct HostReleaseArgs {
     /// PCI address of the virtual function, such as 0000:01:10.0
     #[arg(value_name = "ADDRESS")]
     pub(crate) address: String,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Subcommand)]
@@ -327,6 +370,10 @@ pub(crate) struct PluginLoadArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Args)]

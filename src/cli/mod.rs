@@ -90,7 +90,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Vm(vm) => match vm {
             VmCommand::Register(register) => commands::vm::register(client().await?, register).await,
-            VmCommand::Start(start) => commands::vm::start(client().await?, &start.name).await,
+            VmCommand::Start(start) => commands::vm::start(client().await?, start).await,
             VmCommand::Stop(stop) => commands::vm::stop(client().await?, stop).await,
             VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
             VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
@@ -105,7 +105,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
         Command::Host(HostCommand::Devices) => commands::host::devices(client().await?).await,
-        Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release.address).await,
+        Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release).await,
         Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),
     }
 }

@@ -31,6 +31,7 @@ pub(crate) struct VmView {
     create_time: Option<String>,
     update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
+    etag: String,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -111,6 +112,7 @@ pub(crate) struct PluginView {
     size_bytes: u64,
     load_time: Option<String>,
     failure: String,
+    etag: String,
 }
 
 impl From<v1::VirtualMachine> for VmView {
@@ -126,6 +128,7 @@ impl From<v1::VirtualMachine> for VmView {
             create_time: vm.create_time.and_then(moment),
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
+            etag: vm.etag,
         }
     }
 }
@@ -188,6 +191,7 @@ impl From<v1::Plugin> for PluginView {
             size_bytes: plugin.size_bytes,
             load_time: plugin.load_time.and_then(moment),
             failure: plugin.failure,
+            etag: plugin.etag,
         }
     }
 }

@@ -205,7 +205,7 @@ fn spec(vcpus: u32) -> v1::VirtualMachineSpec {
 
 fn registration(name: &str, spec: v1::VirtualMachineSpec) -> v1::RegisterVirtualMachineRequest {
     let vm = v1::VirtualMachine { name: name.into(), spec: Some(spec), ..Default::default() };
-    v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) }
+    v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

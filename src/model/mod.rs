@@ -17,7 +17,7 @@ pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginDigest, PolicyFault, PolicyScope, Verdict,
 };
 pub use exit::{JAIL_FAILED, VmExit};
-pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
+pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};
 pub use jail::{JailArgsError, JailFacts};
 pub use launch::{DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};

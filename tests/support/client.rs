@@ -148,7 +148,7 @@ impl Caller {
 
     pub fn register_exactly(&self, name: &str, spec: Option<v1::VirtualMachineSpec>) -> Answer<v1::VirtualMachine> {
         let vm = v1::VirtualMachine { name: name.to_owned(), spec, ..Default::default() };
-        let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) };
+        let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), ..Default::default() };
         wait(self.vms.clone().register_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
@@ -163,7 +163,7 @@ impl Caller {
     }
 
     pub fn start(&self, vm: &str) -> Answer<v1::VirtualMachine> {
-        let request = v1::StartVirtualMachineRequest { name: self.name(vm) };
+        let request = v1::StartVirtualMachineRequest { name: self.name(vm), ..Default::default() };
         wait(self.vms.clone().start_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
@@ -175,12 +175,12 @@ impl Caller {
     /// `grace_ms` as in the API: unset is 30 s, zero is by force.
     pub fn stop(&self, vm: &str, grace_ms: Option<u64>) -> Answer<v1::VirtualMachine> {
         let grace = grace_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);
-        let request = v1::StopVirtualMachineRequest { name: self.name(vm), grace };
+        let request = v1::StopVirtualMachineRequest { name: self.name(vm), grace, ..Default::default() };
         wait(self.vms.clone().stop_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
     pub fn destroy(&self, vm: &str, force: bool) -> Answer<()> {
-        let request = v1::DestroyVirtualMachineRequest { name: self.name(vm), force };
+        let request = v1::DestroyVirtualMachineRequest { name: self.name(vm), force, ..Default::default() };
         wait(self.vms.clone().destroy_virtual_machine(request)).map(drop)
     }
 
@@ -193,7 +193,7 @@ impl Caller {
     pub fn load(&self, name: &str, bytes: &[u8], settings: &[(&str, &str)]) -> Answer<v1::Plugin> {
         use v1::load_plugin_request::{Header, Part};
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let header = Part::Header(Header { name: name.to_owned(), settings });
+        let header = Part::Header(Header { name: name.to_owned(), settings, ..Default::default() });
         let chunks = bytes.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
         self.load_parts(std::iter::once(header).chain(chunks).collect())
     }
@@ -219,7 +219,7 @@ impl Caller {
 
     /// Has a virtual function released.
     pub fn release_device(&self, address: &str) -> Answer<v1::DeviceLease> {
-        let request = v1::ReleaseHostDeviceRequest { address: address.to_owned() };
+        let request = v1::ReleaseHostDeviceRequest { address: address.to_owned(), ..Default::default() };
         wait(self.host.clone().release_host_device(request)).map(|released| released.into_inner().lease.unwrap())
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::Output;
+use super::super::args::{HostReleaseArgs, Output};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::show;
@@ -33,8 +33,14 @@ pub(crate) async fn devices(mut client: Client) -> Result<(), Failure> {
     }
 }
 
-pub(crate) async fn release(mut client: Client, address: String) -> Result<(), Failure> {
-    let request = v1::ReleaseHostDeviceRequest { address: address.clone() };
+pub(crate) async fn release(mut client: Client, arguments: HostReleaseArgs) -> Result<(), Failure> {
+    let HostReleaseArgs { address, change, etag } = arguments;
+    let request = v1::ReleaseHostDeviceRequest {
+        address: address.clone(),
+        request_id: change.request_id,
+        etag: etag.etag,
+        validate_only: change.validate_only,
+    };
     let call = client.host.release_host_device(within(RELEASE, request));
     let released = patiently(format_args!("releasing {address}"), call).await.map_err(|failure| {
         let hint = || "ostler host devices shows who has it".to_owned();
@@ -42,6 +48,9 @@ pub(crate) async fn release(mut client: Client, address: String) -> Result<(), F
     })?;
     let lease = LeaseView::from(released.lease.unwrap_or_default());
     match client.output {
+        Output::Table if change.validate_only => {
+            show(&format!("{address} is {}, and can be released: nothing was changed\n", lease.text()))
+        }
         Output::Table => show(&format!("{address} is {}\n", lease.text())),
         Output::Json => show(&json(&lease, false)?),
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_stream::iter;
 
+use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::{Parent, PluginName, v1};
 use crate::model::{PluginId, PolicyScope, TenantId};
 
@@ -52,10 +53,15 @@ pub(crate) async fn load(mut client: Client, upload: Upload) -> Result<(), Failu
     let Upload { arguments, plugin, bytes } = upload;
     let scope = scope(&client.caller, arguments.operator, arguments.tenant.as_deref())?;
     let name = PluginName { scope, plugin }.to_string();
-    let parts = parts(&name, arguments.settings, &bytes)?;
+    let is_validation = arguments.change.validate_only;
+    let header = header(&name, arguments)?;
+    let parts = parts(header, &bytes);
     let call = client.plugins.load_plugin(within(LOAD, iter(parts)));
     let view = PluginView::from(patiently(format_args!("loading {name}"), call).await?);
     match client.output {
+        Output::Table if is_validation => {
+            show(&format!("{name} could be loaded: nothing was changed\n{}", plugin_table(&[view])))
+        }
         Output::Table => show(&plugin_table(&[view])),
         Output::Json => show(&json(&view, false)?),
     }
@@ -111,28 +117,44 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Header first, then the component in pieces.
-fn parts(name: &str, settings: Vec<(String, String)>, bytes: &[u8]) -> Result<Vec<v1::LoadPluginRequest>, Failure> {
-    use v1::load_plugin_request::{Header, Part};
-    let mut header = Header { name: name.to_owned(), ..Default::default() };
-    for (key, value) in settings {
+fn header(name: &str, arguments: PluginLoadArgs) -> Result<Header, Failure> {
+    let mut header = Header {
+        name: name.to_owned(),
+        request_id: arguments.change.request_id,
+        etag: arguments.etag.etag,
+        validate_only: arguments.change.validate_only,
+        ..Default::default()
+    };
+    for (key, value) in arguments.settings {
         if header.settings.insert(key.clone(), value).is_some() {
             return Err(Failure::new(Exit::Usage, format!("setting {key:?} is given twice")));
         }
     }
+    Ok(header)
+}
+
+/// Header first, then the component in pieces.
+fn parts(header: Header, bytes: &[u8]) -> Vec<v1::LoadPluginRequest> {
     let chunks = bytes.chunks(CHUNK_LEN).map(|chunk| Part::Chunk(chunk.to_vec()));
     let parts = std::iter::once(Part::Header(header)).chain(chunks);
-    Ok(parts.map(|part| v1::LoadPluginRequest { part: Some(part) }).collect())
+    parts.map(|part| v1::LoadPluginRequest { part: Some(part) }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use v1::load_plugin_request::Part;
 
     fn arguments(file: &str, name: Option<&str>) -> PluginLoadArgs {
         let name = name.map(str::to_owned);
-        PluginLoadArgs { file: file.into(), operator: false, tenant: None, name, settings: vec![] }
+        PluginLoadArgs {
+            file: file.into(),
+            operator: false,
+            tenant: None,
+            name,
+            settings: vec![],
+            change: Default::default(),
+            etag: Default::default(),
+        }
     }
 
     #[test]
@@ -156,7 +178,8 @@ mod tests {
     #[test]
     fn sends_the_header_first_and_all_bytes_in_order() {
         let bytes: Vec<u8> = (0..CHUNK_LEN * 2 + 7).map(|n| n as u8).collect();
-        let parts = parts("operator/plugins/x", vec![("a".into(), "1".into())], &bytes).unwrap();
+        let given = PluginLoadArgs { settings: vec![("a".into(), "1".into())], ..arguments("x", None) };
+        let parts = parts(header("operator/plugins/x", given).unwrap(), &bytes);
         let mut sent = Vec::new();
         for (index, part) in parts.into_iter().enumerate() {
             match part.part.unwrap() {
@@ -175,7 +198,8 @@ mod tests {
 
     #[test]
     fn refuses_a_setting_that_is_given_twice() {
-        let twice = vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
-        assert_eq!(parts("n", twice, b"").unwrap_err().exit, Exit::Usage);
+        let settings = vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
+        let twice = PluginLoadArgs { settings, ..arguments("x", None) };
+        assert_eq!(header("n", twice).unwrap_err().exit, Exit::Usage);
     }
 }

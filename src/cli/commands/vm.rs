@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{DestroyArgs, ListArgs, Output, RegisterArgs, StopArgs};
+use super::super::args::{ChangeArgs, DestroyArgs, ListArgs, Output, RegisterArgs, StartArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::units::NicArg;
@@ -30,8 +30,9 @@ struct ListView {
 pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let asked = (arguments.vcpus, arguments.memory.0);
+    let ChangeArgs { request_id, validate_only } = arguments.change.clone();
     let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments)), ..Default::default() };
-    let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) };
+    let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), request_id, validate_only };
     let call = client.vms.register_virtual_machine(within(QUICK, request));
     let vm = patiently(format_args!("registering {}", short(&name)), call).await?;
     if client.output == Output::Json {
@@ -46,7 +47,8 @@ pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Res
     if let Some((vcpus, memory_mib)) = got.filter(|got| *got != asked) {
         facts.push(("policy made it", format!("{vcpus} vCPUs, {memory_mib} MiB")));
     }
-    show(&format!("{} is {}\n{}", view.short_name(), view.state, print::facts(&facts)))
+    let said = if validate_only { "could be registered: nothing was changed" } else { "is REGISTERED" };
+    show(&format!("{} {said}\n{}", view.short_name(), print::facts(&facts)))
 }
 
 fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
@@ -69,16 +71,18 @@ fn nic(nic: NicArg) -> v1::NicSpec {
     v1::NicSpec { id: nic.id, sriov }
 }
 
-pub(crate) async fn start(mut client: Client, name: &str) -> Result<(), Failure> {
-    let name = client.caller.vm(name)?.to_string();
+pub(crate) async fn start(mut client: Client, arguments: StartArgs) -> Result<(), Failure> {
+    let name = client.caller.vm(&arguments.name.name)?.to_string();
     let shown = short(&name);
-    let call = client.vms.start_virtual_machine(within(START, v1::StartVirtualMachineRequest { name }));
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let request = v1::StartVirtualMachineRequest { name, request_id, etag: arguments.etag.etag, validate_only };
+    let call = client.vms.start_virtual_machine(within(START, request));
     let vm = patiently(format_args!("starting {shown}"), call).await.map_err(|failure| {
         let failure = failure.about(&shown);
         let failure = failure.hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"));
         failure.hint_for(Exit::Refused, || format!("ostler vm console {shown} shows what it printed, if it ran at all"))
     })?;
-    show_state(&client, vm)
+    show_state(&client, vm, validate_only.then_some("can be started"))
 }
 
 pub(crate) async fn stop(mut client: Client, arguments: StopArgs) -> Result<(), Failure> {
@@ -86,18 +90,22 @@ pub(crate) async fn stop(mut client: Client, arguments: StopArgs) -> Result<(), 
     let shown = short(&name);
     let grace = if arguments.force { Some(Duration::ZERO) } else { arguments.grace };
     let limit = grace.unwrap_or(DEFAULT_GRACE) + STOP_MARGIN;
-    let request = v1::StopVirtualMachineRequest { name, grace: grace.map(crate::api::convert::duration_to_proto) };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let grace = grace.map(crate::api::convert::duration_to_proto);
+    let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag: arguments.etag.etag, validate_only };
     let call = client.vms.stop_virtual_machine(within(limit, request));
     let vm = patiently(format_args!("stopping {shown}"), call).await.map_err(|failure| {
         failure.about(&shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
     })?;
-    show_state(&client, vm)
+    show_state(&client, vm, validate_only.then_some("can be stopped"))
 }
 
 pub(crate) async fn destroy(mut client: Client, arguments: DestroyArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let shown = short(&name);
-    let request = v1::DestroyVirtualMachineRequest { name, force: arguments.force };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let (force, etag) = (arguments.force, arguments.etag.etag);
+    let request = v1::DestroyVirtualMachineRequest { name, force, request_id, etag, validate_only };
     let call = client.vms.destroy_virtual_machine(within(QUICK, request));
     patiently(format_args!("destroying {shown}"), call).await.map_err(|failure| {
         failure.about(&shown).hint_for(Exit::WrongState, || {
@@ -105,6 +113,7 @@ pub(crate) async fn destroy(mut client: Client, arguments: DestroyArgs) -> Resul
         })
     })?;
     match client.output {
+        Output::Table if validate_only => show(&format!("{shown} can be destroyed: nothing was changed\n")),
         Output::Table => show(&format!("{shown} is DESTROYED\n")),
         Output::Json => show("{}\n"),
     }
@@ -132,10 +141,14 @@ pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), 
     }
 }
 
-fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
+/// Prints the state; `validated`: what was only found to be possible.
+fn show_state(client: &Client, vm: v1::VirtualMachine, validated: Option<&str>) -> Result<(), Failure> {
     let view = VmView::from(vm);
-    match client.output {
-        Output::Table => show(&format!("{} is {}\n", view.short_name(), view.state_text())),
-        Output::Json => show(&json(&view, false)?),
+    match (client.output, validated) {
+        (Output::Table, Some(can)) => {
+            show(&format!("{} is {}, and {can}: nothing was changed\n", view.short_name(), view.state_text()))
+        }
+        (Output::Table, None) => show(&format!("{} is {}\n", view.short_name(), view.state_text())),
+        (Output::Json, _) => show(&json(&view, false)?),
     }
 }

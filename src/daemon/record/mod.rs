@@ -1,8 +1,10 @@
-//! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`], [`VfLease`].
+//! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`],
+//! [`VfLease`], [`RequestRecord`].
 //!
 //! The daemon's own vocabulary: `supervisor` changes records, `store` keeps them, `service` and `rpc` show them. A
 //! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
 
+mod request;
 mod vf;
 
 use std::net::Ipv4Addr;
@@ -12,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmName, VmSpec, VmState};
 use crate::sys::process::Identity;
+pub use request::{Before, Progress, RequestKey, RequestRecord};
 #[cfg(test)]
 pub use vf::samples as lease_samples;
 pub use vf::{Holder, LeaseEvent, LeaseRefused, LeaseState, VfKey, VfLease, VfNic};

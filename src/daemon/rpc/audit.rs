@@ -42,6 +42,12 @@ pub(super) struct Change {
     caller: String,
     method: &'static str,
     resource: String,
+    /// Given by the client.
+    pub(super) request_id: Option<String>,
+    /// Asked for with validate_only.
+    pub(super) is_validation: bool,
+    /// It had been done before.
+    pub(super) is_repetition: bool,
     started: Instant,
 }
 
@@ -52,6 +58,14 @@ struct Line<'a> {
     caller: &'a str,
     method: &'a str,
     resource: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    /// Nothing was to change.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    validate_only: bool,
+    /// Nothing changed: the answer of the first time was given again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    repeated: bool,
     /// The gRPC code, as its specification spells it.
     outcome: &'static str,
     /// The stable reason, if it failed.
@@ -63,7 +77,15 @@ struct Line<'a> {
 impl Change {
     /// `caller` asks for `method` on `resource`, now.
     pub(super) fn new(caller: &Principal, method: &'static str, resource: impl ToString) -> Self {
-        Self { caller: caller.to_string(), method, resource: resource.to_string(), started: Instant::now() }
+        Self {
+            caller: caller.to_string(),
+            method,
+            resource: resource.to_string(),
+            request_id: None,
+            is_validation: false,
+            is_repetition: false,
+            started: Instant::now(),
+        }
     }
 }
 
@@ -115,6 +137,9 @@ fn line<'a>(change: &'a Change, outcome: Result<(), &Status>, now: SystemTime, t
         caller: &change.caller,
         method: change.method,
         resource: &change.resource,
+        request_id: change.request_id.as_deref(),
+        validate_only: change.is_validation,
+        repeated: change.is_repetition,
         outcome: spelled(status.map_or(Code::Ok, Status::code)),
         reason: status.and_then(Status::get_details_error_info).map(|info| info.reason),
         took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),

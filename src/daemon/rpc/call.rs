@@ -1,11 +1,9 @@
 //! What every call has in common: its caller, and a task of its own.
 
 use std::future::Future;
-use std::sync::Arc;
 
 use tonic::{Extensions, Request, Status};
 
-use super::audit::{Audit, Change};
 use super::listener::Peer;
 use super::status;
 use crate::daemon::service::{Principal, ServiceError};
@@ -34,19 +32,4 @@ pub(super) async fn in_own_task<T: Send + 'static>(
         Err(ended) if ended.is_panic() => Err(status::panicked()),
         Err(_cancelled) => Err(status::of(&ServiceError::Ending)),
     }
-}
-
-/// The same for a use case that changes something: what comes of it is in the audit log, whoever still listens.
-pub(super) async fn audited<T: Send + 'static>(
-    audit: &Arc<Audit>,
-    change: Change,
-    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> Result<T, Status> {
-    let audit = Arc::clone(audit);
-    let whole = tokio::spawn(async move {
-        let outcome = in_own_task(work).await;
-        audit.record(&change, outcome.as_ref().map(drop));
-        outcome
-    });
-    whole.await.unwrap_or_else(|_ended| Err(status::panicked()))
 }

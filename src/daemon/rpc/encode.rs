@@ -4,7 +4,8 @@ use crate::api::convert::{decision_to_proto, failure_to_proto, spec_to_proto, st
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem,
+    DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem, lease_etag, plugin_etag,
+    vm_etag,
 };
 use crate::model::MacAddr;
 use crate::sys::rtnl::{LinkState, VfConfig};
@@ -38,6 +39,7 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         create_time: Some(timestamp_to_proto(vm.created)),
         update_time: Some(timestamp_to_proto(vm.updated)),
         admission: Some(decision_to_proto(&vm.admission)),
+        etag: vm_etag(vm),
     }
 }
 
@@ -64,6 +66,7 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         size_bytes: plugin.size_bytes(),
         load_time: Some(timestamp_to_proto(record.loaded)),
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
+        etag: plugin_etag(record),
     }
 }
 
@@ -147,5 +150,6 @@ pub(super) fn device_lease(lease: &VfLease) -> v1::DeviceLease {
         tenant: holder.map(|holder| holder.tenant.to_string()).unwrap_or_default(),
         last_tenant: lease.last_tenant.as_ref().map(ToString::to_string).unwrap_or_default(),
         reason: reason.to_owned(),
+        etag: lease_etag(lease),
     }
 }

@@ -4,22 +4,23 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::audit::{Audit, Change};
-use super::call::{audited, caller, in_own_task};
+use super::audit::Audit;
+use super::call::{caller, in_own_task};
+use super::change::Changes;
 use super::{encode, status};
 use crate::api::v1;
 use crate::api::v1::host_service_server::HostService;
-use crate::daemon::service::SharedNode;
+use crate::daemon::service::{SharedNode, VfLease};
 use crate::model::{Bdf, BdfError, SpecError};
 
 pub(super) struct HostRpc {
     node: SharedNode,
-    audit: Arc<Audit>,
+    changes: Changes,
 }
 
 impl HostRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
-        Self { node, audit }
+        Self { changes: Changes::new(Arc::clone(&node), audit), node }
     }
 }
 
@@ -41,15 +42,15 @@ impl HostService for HostRpc {
         request: Request<v1::ReleaseHostDeviceRequest>,
     ) -> Result<Response<v1::ReleaseHostDeviceResponse>, Status> {
         let principal = caller(request.extensions())?;
+        let request = request.into_inner();
         let address: Bdf = request
-            .get_ref()
             .address
             .parse()
             .map_err(|error: BdfError| status::bad_field(&SpecError::new("address", error.to_string())))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "ReleaseHostDevice", address);
-        let work = async move { node.release_device(&principal, address).await };
-        let lease = audited(&self.audit, change, work).await?;
-        Ok(Response::new(v1::ReleaseHostDeviceResponse { lease: Some(encode::device_lease(&lease)) }))
+        let encode = |lease: &VfLease| v1::ReleaseHostDeviceResponse { lease: Some(encode::device_lease(lease)) };
+        let make = self.changes.make(principal, request, address, encode, move |node, principal, terms| async move {
+            node.release_device(&principal, address, &terms).await
+        });
+        make.await
     }
 }

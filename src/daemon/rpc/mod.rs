@@ -7,6 +7,7 @@
 
 mod audit;
 mod call;
+mod change;
 mod console;
 mod encode;
 mod host;

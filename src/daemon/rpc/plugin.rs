@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::audit::{Audit, Change};
-use super::call::{audited, caller};
+use super::audit::Audit;
+use super::call::caller;
+use super::change::Changes;
 use super::{encode, status};
-use crate::api::v1::load_plugin_request::{Header, Part};
+use crate::api::v1::load_plugin_request::Part;
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
 use crate::daemon::service::{SharedNode, Whose};
@@ -18,12 +20,12 @@ const MAX_COMPONENT_LEN: usize = 16 << 20;
 
 pub(super) struct PluginRpc {
     node: SharedNode,
-    audit: Arc<Audit>,
+    changes: Changes,
 }
 
 impl PluginRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
-        Self { node, audit }
+        Self { changes: Changes::new(Arc::clone(&node), audit), node }
     }
 }
 
@@ -36,10 +38,11 @@ impl PluginService for PluginRpc {
         let principal = caller(request.extensions())?;
         let mut parts = request.into_inner();
         let first = parts.message().await?.and_then(|request| request.part);
-        let Some(Part::Header(Header { name, settings })) = first else {
+        let Some(Part::Header(header)) = first else {
             return Err(bad("header", "the first request must carry the header"));
         };
-        let PluginName { scope, plugin } = PluginName::parse(&name).map_err(|error| status::bad_field(&error))?;
+        let PluginName { scope, plugin } =
+            PluginName::parse(&header.name).map_err(|error| status::bad_field(&error))?;
         let mut component = Vec::new();
         while let Some(request) = parts.message().await? {
             let Some(Part::Chunk(chunk)) = request.part else {
@@ -50,12 +53,19 @@ impl PluginService for PluginRpc {
             }
             component.extend_from_slice(&chunk);
         }
-        let node = Arc::clone(&self.node);
-        let settings = settings.into_iter().collect();
-        let change = Change::new(&principal, "LoadPlugin", name);
-        let work = async move { node.load_plugin(&principal, scope, plugin, component, settings).await };
-        let view = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::plugin(&view)))
+        let (resource, settings) = (header.name.clone(), header.settings.clone());
+        let digest = Sha256::digest(&component);
+        let make = self.changes.make_with(
+            principal,
+            header,
+            &digest,
+            resource,
+            encode::plugin,
+            |node, principal, terms| async move {
+                node.load_plugin(&principal, scope, plugin, component, settings, &terms).await
+            },
+        );
+        make.await
     }
 
     async fn list_plugins(

@@ -29,6 +29,10 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::NotAllowed { needs } => {
             status(Code::PermissionDenied, text, "NOT_ALLOWED", [("needs", (*needs).to_owned())])
         }
+        ServiceError::Call(CallError::Changed) | ServiceError::Changed { .. } => {
+            status(Code::Aborted, format!("{text}: get it again, and decide anew"), "ETAG_MISMATCH", [])
+        }
+        ServiceError::RequestReused => status(Code::InvalidArgument, text, "REQUEST_ID_REUSED", []),
         ServiceError::Call(CallError::Refused(refused)) => {
             let metadata = [("state", refused.state.to_owned()), ("verb", refused.verb.to_owned())];
             status(Code::FailedPrecondition, text, "WRONG_STATE", metadata)
@@ -96,6 +100,12 @@ pub(super) fn nobody() -> Status {
 /// The call's own task panicked; the log says where.
 pub(super) fn panicked() -> Status {
     status(Code::Internal, "the daemon failed in this call; its log says where".to_owned(), "PANIC", [])
+}
+
+/// A remembered answer that is none.
+pub(super) fn unreadable_answer() -> Status {
+    let text = "this request was answered before, by a daemon of another version; look at the resource";
+    status(Code::Internal, text.to_owned(), "ANSWER_UNREADABLE", [])
 }
 
 /// The console ends because there is nobody to talk to.

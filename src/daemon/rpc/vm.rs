@@ -8,8 +8,9 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::audit::{Audit, Change};
-use super::call::{audited, caller};
+use super::audit::Audit;
+use super::call::caller;
+use super::change::Changes;
 use super::{Ending, console, encode, ended, jail, status};
 use crate::api::convert::{grace_from_proto, spec_from_proto};
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
@@ -26,12 +27,14 @@ pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Se
 pub(super) struct VmRpc {
     node: SharedNode,
     audit: Arc<Audit>,
+    changes: Changes,
     ending: Ending,
 }
 
 impl VmRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>, ending: Ending) -> Self {
-        Self { node, audit, ending }
+        let changes = Changes::new(Arc::clone(&node), Arc::clone(&audit));
+        Self { node, audit, changes, ending }
     }
 }
 
@@ -45,12 +48,13 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::RegisterVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let (name, spec) = decode_registration(request.into_inner()).map_err(|error| status::bad_field(&error))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "RegisterVirtualMachine", &name);
-        let work = async move { node.register_vm(&principal, name.tenant, name.vm, spec).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let (name, spec) = decode_registration(request.virtual_machine.clone()).map_err(|e| status::bad_field(&e))?;
+        let resource = name.to_string();
+        let make = self.changes.make(principal, request, resource, encode::vm, |node, principal, terms| async move {
+            node.register_vm(&principal, name.tenant, name.vm, spec, &terms).await
+        });
+        make.await
     }
 
     async fn get_virtual_machine(
@@ -79,12 +83,13 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::StartVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "StartVirtualMachine", &name);
-        let work = async move { node.start_vm(&principal, &name.tenant, &name.vm).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode::vm, |node, principal, terms| async move {
+                node.start_vm(&principal, &name.tenant, &name.vm, &terms).await
+            });
+        make.await
     }
 
     async fn stop_virtual_machine(
@@ -92,13 +97,19 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::StopVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let grace = grace_from_proto(request.get_ref().grace).map_err(|error| status::bad_field(&error))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "StopVirtualMachine", &name);
-        let work = async move { node.stop_vm(&principal, &name.tenant, &name.vm, grace).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let grace = grace_from_proto(request.grace).map_err(|error| status::bad_field(&error))?;
+        let make = self.changes.make(
+            principal,
+            request,
+            name.to_string(),
+            encode::vm,
+            move |node, principal, terms| async move {
+                node.stop_vm(&principal, &name.tenant, &name.vm, grace, &terms).await
+            },
+        );
+        make.await
     }
 
     async fn inspect_virtual_machine_jail(
@@ -117,13 +128,15 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::DestroyVirtualMachineRequest>,
     ) -> Result<Response<v1::DestroyVirtualMachineResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let is_forced = request.get_ref().force;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "DestroyVirtualMachine", &name);
-        let work = async move { node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced).await };
-        audited(&self.audit, change, work).await?;
-        Ok(Response::new(v1::DestroyVirtualMachineResponse {}))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let is_forced = request.force;
+        let encode = |(): &()| v1::DestroyVirtualMachineResponse {};
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode, move |node, principal, terms| async move {
+                node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced, &terms).await
+            });
+        make.await
     }
 
     async fn watch_virtual_machines(
@@ -163,8 +176,8 @@ impl VirtualMachineService for VmRpc {
     }
 }
 
-fn decode_registration(request: v1::RegisterVirtualMachineRequest) -> Result<(VmRef, crate::model::VmSpec), SpecError> {
-    let vm = request.virtual_machine.ok_or_else(|| SpecError::new("virtual_machine", "is missing"))?;
+fn decode_registration(vm: Option<v1::VirtualMachine>) -> Result<(VmRef, crate::model::VmSpec), SpecError> {
+    let vm = vm.ok_or_else(|| SpecError::new("virtual_machine", "is missing"))?;
     let name = VmRef::parse(&vm.name)?;
     let spec = vm.spec.ok_or_else(|| SpecError::new("spec", "is missing"))?;
     Ok((name, spec_from_proto(spec)?))

@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 use super::devices::HostDevices;
 use super::ledger::{Handles, Ledger};
 use super::plugins::Plugins;
-use super::register::TenantTurns;
+use super::request::Requests;
+use super::turns::Turns;
 use super::{JailConfig, Node, Places};
 use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, UserPool, UsersExhausted};
 use crate::daemon::policy::{PolicyConfig, PolicyHost, PolicyStartError};
@@ -89,8 +90,22 @@ impl Node {
             resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
         }
         while resumed.join_next().await.is_some() {}
-        let turns = TenantTurns::default();
-        Ok(Self { store, supervisor, handles, policy, plugins, devices, files, facts, addresses, users, turns })
+        let requests = Requests::new(store.clone(), found.requests);
+        let turns = Turns::default();
+        Ok(Self {
+            store,
+            supervisor,
+            handles,
+            policy,
+            plugins,
+            devices,
+            files,
+            facts,
+            addresses,
+            users,
+            turns,
+            requests,
+        })
     }
 
     /// Waits until everything that is known is on disk. The node is of no use afterwards; VMs run on.

@@ -40,6 +40,15 @@ pub enum ServiceError {
         /// What it would need.
         needs: &'static str,
     },
+    /// It is not any more what the client has seen.
+    #[error("{what} has changed since you looked at it")]
+    Changed {
+        /// The resource's name.
+        what: String,
+    },
+    /// One id for two requests.
+    #[error("this request_id belongs to another request of yours: make up a new one for each change")]
+    RequestReused,
     /// The VM's state or end forbids it.
     #[error(transparent)]
     Call(#[from] CallError),

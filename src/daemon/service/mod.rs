@@ -12,6 +12,8 @@ mod ledger;
 mod lifecycle;
 mod plugins;
 mod register;
+mod request;
+mod turns;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -22,21 +24,25 @@ use crate::daemon::files::Files;
 pub use crate::daemon::inventory::VirtualFunction;
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 use crate::daemon::policy::PolicyHost;
-pub use crate::daemon::record::{LeaseState, Subnet, VfLease, VmRecord};
+pub use crate::daemon::record::{LeaseState, RequestKey, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
+pub use crate::daemon::store::{plugin_etag, vm_etag};
 pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
+use crate::model::TenantId;
 pub use access::Whose;
 pub use boot::BootError;
 pub use console::Console;
 use devices::HostDevices;
-pub use devices::{DeviceError, DeviceView};
+pub use devices::{DeviceError, DeviceView, lease_etag};
 pub use error::ServiceError;
 pub use inspect::Confinement;
 use ledger::Handles;
 pub use plugins::PluginView;
 use plugins::Plugins;
-use register::TenantTurns;
+use request::Requests;
+pub use request::{Answer, Claim, Terms};
+use turns::Turns;
 pub use watch::WatchItem;
 
 /// Everything that a call works with.
@@ -51,7 +57,9 @@ pub struct Node {
     facts: HostFacts,
     addresses: AddressPool,
     users: UserPool,
-    turns: TenantTurns,
+    /// Registrations, one at a time per tenant.
+    turns: Turns<TenantId>,
+    requests: Requests,
 }
 
 /// Where a node keeps what.

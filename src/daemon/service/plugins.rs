@@ -14,9 +14,9 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::access::require_own;
-use super::{Node, Principal, ServiceError, Whose};
+use super::{Node, Principal, ServiceError, Terms, Whose};
 use crate::daemon::policy::{Bound, LoadedPlugin, PolicyHost};
-use crate::daemon::store::PluginRecord;
+use crate::daemon::store::{PluginRecord, plugin_etag};
 use crate::model::{PluginDigest, PluginId, PolicyScope, TenantId};
 
 /// Ordered as a chain is asked: the operator's, then each tenant's, by name.
@@ -119,6 +119,7 @@ impl Node {
         name: PluginId,
         component: Vec<u8>,
         settings: BTreeMap<String, String>,
+        terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         match (&scope, principal) {
             (PolicyScope::Operator, Principal::Operator(_)) => {}
@@ -133,16 +134,24 @@ impl Node {
             .await
             .map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
         let _turn = self.plugins.turn.lock().await;
+        terms.require_etag(&format!("plugin {name}"), || {
+            self.plugins.table().get(&(scope.clone(), name.clone())).map(|view| plugin_etag(&view.record))
+        })?;
         let digest = plugin.digest();
+        let record = PluginRecord { scope, name, digest, settings, loaded: SystemTime::now() };
+        let view = PluginView { record: record.clone(), plugin };
+        if terms.validate_only {
+            return Ok(view);
+        }
         let path = self.plugins.dir.join(file_name(digest));
         let written = tokio::task::spawn_blocking(move || write_durably(&path, &component)).await;
         written
             .unwrap_or_else(|ended| Err(io::Error::other(ended)))
             .map_err(|source| ServiceError::Host { what: "the component", source })?;
-        let record = PluginRecord { scope, name, digest, settings, loaded: SystemTime::now() };
-        self.store.put_plugin(record.clone()).await?;
+        let request = terms.success(&view);
+        self.store.put_plugin_for(record.clone(), request.clone()).await?;
+        self.requests.written(request).await;
         tracing::info!(plugin = %record.name, %digest, scope = ?record.scope, %principal, "plugin loaded");
-        let view = PluginView { record, plugin };
         self.plugins.bind(view.clone());
         self.plugins.sweep();
         Ok(view)

@@ -15,15 +15,17 @@
 mod decision;
 mod format;
 mod lease;
+mod request;
 mod thread;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::daemon::record::{VfKey, VfLease, VmRecord};
+use crate::daemon::record::{RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{PluginDigest, PluginId, PolicyScope, VmId};
 use thread::{Shared, Write};
 
@@ -110,6 +112,26 @@ pub struct Found {
     pub plugins: Vec<PluginRecord>,
     /// Every lease.
     pub leases: Vec<VfLease>,
+    /// Every remembered request.
+    pub requests: Vec<RequestRecord>,
+}
+
+/// What changes with everything that is remembered of the VM, and only then: quoted, as RFC 9110 §8.8.3 has it.
+pub fn vm_etag(vm: &VmRecord) -> String {
+    etag(&format::encode_vm(vm))
+}
+
+/// The same of a plugin.
+pub fn plugin_etag(plugin: &PluginRecord) -> String {
+    etag(&format::encode_plugin(plugin))
+}
+
+/// Of a record as it is on disk, so that it is the same after a restart. 64 bits: it tells versions of one resource
+/// apart, and guards against nobody.
+fn etag(record: &[u8]) -> String {
+    let digest = Sha256::digest(record);
+    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("\"{hex}\"")
 }
 
 /// A handle to the store; clones share it.
@@ -132,9 +154,30 @@ impl Store {
         Ok((Self { writes, shared }, found))
     }
 
+    #[cfg(test)]
     /// Remembers a new VM. On an error it is not remembered, and nobody saw it.
     pub async fn insert_vm(&self, vm: VmRecord) -> Result<(), StoreError> {
         self.write(|done| Write::Vm { vm, is_new: true, done }).await
+    }
+
+    /// Remembers a new VM together with the request that it answers: both, or neither.
+    pub async fn insert_vm_for(&self, vm: VmRecord, request: Option<RequestRecord>) -> Result<(), StoreError> {
+        self.write(|done| thread::together(request, Write::Vm { vm, is_new: true, done })).await
+    }
+
+    /// Remembers a plugin together with the request that it answers: both, or neither.
+    pub async fn put_plugin_for(&self, plugin: PluginRecord, request: Option<RequestRecord>) -> Result<(), StoreError> {
+        self.write(|done| thread::together(request, Write::Plugin { plugin, done })).await
+    }
+
+    /// Remembers how far a request got.
+    pub async fn put_request(&self, request: RequestRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::Request { request, done }).await
+    }
+
+    /// Forgets a request.
+    pub async fn forget_request(&self, key: RequestKey) -> Result<(), StoreError> {
+        self.write(|done| Write::ForgetRequest { key, done }).await
     }
 
     /// Remembers a VM's change. Published even if the disk refuses it: it has happened.
@@ -147,6 +190,7 @@ impl Store {
         self.write(|done| Write::RemoveVm { vm, done }).await
     }
 
+    #[cfg(test)]
     /// Remembers a plugin, in place of one of the same scope and name.
     pub async fn put_plugin(&self, plugin: PluginRecord) -> Result<(), StoreError> {
         self.write(|done| Write::Plugin { plugin, done }).await

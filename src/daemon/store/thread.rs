@@ -7,12 +7,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease};
-use crate::daemon::record::{VfKey, VfLease, VmRecord};
+use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease, request};
+use crate::daemon::record::{RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
+const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const REVISION: &str = "revision";
 
@@ -42,10 +43,38 @@ pub(super) enum Write {
         lease: VfLease,
         done: Done,
     },
+    Request {
+        request: RequestRecord,
+        done: Done,
+    },
+    ForgetRequest {
+        key: RequestKey,
+        done: Done,
+    },
+    /// In one transaction.
+    Together(Vec<Write>),
     /// Ends the thread once everything before it is on disk.
     Close {
         done: Done,
     },
+}
+
+/// A write and the request that it answers, in one transaction.
+pub(super) fn together(request: Option<RequestRecord>, write: Write) -> Write {
+    let Some(request) = request else { return write };
+    // The other write's answer is this one's too.
+    let (done, _) = oneshot::channel();
+    Write::Together(vec![Write::Request { request, done }, write])
+}
+
+impl Write {
+    /// One by one.
+    fn parts(self) -> Vec<Self> {
+        match self {
+            Self::Together(parts) => parts,
+            single => vec![single],
+        }
+    }
 }
 
 /// What readers see.
@@ -103,6 +132,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(VMS)?;
     transaction.open_table(PLUGINS)?;
     transaction.open_table(LEASES)?;
+    transaction.open_table(REQUESTS)?;
     transaction.open_table(COUNTERS)?;
     Ok(transaction.commit()?)
 }
@@ -113,9 +143,10 @@ fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
     let vms = read_table(&transaction, VMS, "vms", format::decode_vm)?;
     let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
     let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
+    let requests = read_table(&transaction, REQUESTS, "requests", request::decode_request)?;
     let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
-    Ok((Found { vms, plugins, leases }, revision))
+    Ok((Found { vms, plugins, leases, requests }, revision))
 }
 
 fn read_table<T>(
@@ -152,7 +183,7 @@ fn run(database: Database, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
         let mut revision = snapshot.revision;
         let mut planned = Vec::with_capacity(batch.len());
         let mut generations = HashMap::new();
-        for write in batch.drain(..) {
+        for write in batch.drain(..).flat_map(Write::parts) {
             match write {
                 Write::Close { done } => closing = Some(done),
                 Write::Lease { lease, done } if !follows(&lease, &snapshot, &mut generations) => {
@@ -233,7 +264,16 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
             let (key, value) = (lease.key.to_string(), Some(lease::encode_lease(&lease)));
             Planned { table: LEASES, key, value, change: None, lease: Some(Arc::new(lease)), is_new: false, done }
         }
-        Write::Close { .. } => return None,
+        Write::Request { request, done } => {
+            let (key, value) = (request::request_key(&request.key), Some(request::encode_request(&request)));
+            Planned { table: REQUESTS, key, value, change: None, lease: None, is_new: false, done }
+        }
+        Write::ForgetRequest { key, done } => {
+            let key = request::request_key(&key);
+            Planned { table: REQUESTS, key, value: None, change: None, lease: None, is_new: false, done }
+        }
+        // Taken apart before.
+        Write::Together(_) | Write::Close { .. } => return None,
     })
 }
 

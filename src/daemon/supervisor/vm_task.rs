@@ -16,7 +16,7 @@ use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
-use super::{CallError, Shared, VmPaths};
+use super::{CallError, OnlyIf, Shared, VmPaths};
 use crate::daemon::record::{Run, VmRecord};
 use crate::model::{Effect, Event, InstanceId, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
@@ -37,6 +37,7 @@ pub(super) enum Wanted {
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) wanted: Wanted,
+    pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
 }
 
@@ -116,6 +117,9 @@ impl VmTask {
     }
 
     async fn answer(&mut self, call: Call) {
+        if call.only_if.as_ref().is_some_and(|condition| !condition.holds(&self.vm)) {
+            return drop(call.reply.send(Err(CallError::Changed)));
+        }
         let event = match &call.wanted {
             Wanted::Running => Event::Start,
             Wanted::Stopped { grace } => Event::Stop { grace: *grace },

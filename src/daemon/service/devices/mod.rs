@@ -11,6 +11,7 @@
 
 mod choose;
 mod claim;
+mod rehearse;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +20,11 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::plugins::Plugins;
-use super::{Node, Principal, ServiceError};
+use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
 use crate::daemon::policy::PolicyHost;
-use crate::daemon::record::{LeaseEvent, LeaseState, VfKey, VfLease, VmRecord};
+use crate::daemon::record::{Before, LeaseEvent, LeaseState, VfKey, VfLease, VmRecord};
 use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
 use crate::model::{Bdf, VmId};
@@ -199,9 +200,21 @@ impl Node {
     }
 
     /// Cleans a virtual function that no running VM has, and frees it. For operators.
-    pub async fn release_device(&self, principal: &Principal, address: Bdf) -> Result<VfLease, ServiceError> {
+    pub async fn release_device(
+        &self,
+        principal: &Principal,
+        address: Bdf,
+        terms: &Terms<VfLease>,
+    ) -> Result<VfLease, ServiceError> {
         require_operator(principal)?;
         let snapshot = self.store.snapshot();
+        if let Some(Before::Lease { address, generation }) = terms.left()
+            && let Some(lease) = snapshot.leases.values().find(|lease| lease.address == *address)
+            && (lease.state == LeaseState::Free && lease.generation != *generation)
+        {
+            // An attempt that was cut off had done it, or the daemon's start did.
+            return Ok(VfLease::clone(lease));
+        }
         let held = snapshot.leases.values().find(|lease| lease.address == address && lease.state != LeaseState::Free);
         let Some((lease, holder)) = held.and_then(|lease| Some((lease, lease.state.holder()?))) else {
             let devices = read().await.map_err(DeviceError::Unreadable)?;
@@ -215,9 +228,20 @@ impl Node {
             let vm = format!("{}/{}", vm.tenant, vm.name);
             return Err(DeviceError::InUse { address, state: lease.state.name(), vm }.into());
         }
+        let what = format!("the lease of virtual function {address}");
+        terms.require_etag(&what, || Some(lease_etag(lease)))?;
+        if terms.validate_only {
+            return Ok(VfLease::clone(lease));
+        }
+        self.begin(terms, Before::Lease { address, generation: lease.generation }).await?;
         tracing::info!(vf = %address, %principal, "release asked for");
         Ok(self.devices.clean(VfLease::clone(lease)).await?)
     }
+}
+
+/// Changes with every change of the lease's state.
+pub fn lease_etag(lease: &VfLease) -> String {
+    format!("\"{}\"", lease.generation)
 }
 
 fn require_operator(principal: &Principal) -> Result<(), ServiceError> {
