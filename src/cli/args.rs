@@ -290,6 +290,9 @@ pub(crate) struct ListArgs {
     /// Only this tenant's
     #[arg(long, value_name = "TENANT")]
     pub(crate) tenant: Option<String>,
+    /// Only these, such as: state = RUNNING AND name : "web"
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) filter: Option<String>,
 }
 
 #[derive(Debug, Args)]

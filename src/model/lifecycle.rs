@@ -48,6 +48,10 @@ impl fmt::Display for FailureCause {
 }
 
 impl VmState {
+    /// All that [`name`](Self::name) gives.
+    pub const NAMES: [&'static str; 7] =
+        ["REGISTERED", "STARTING", "RUNNING", "STOPPING", "STOPPED", "FAILED", "DESTROYING"];
+
     /// The state's name, as the API and the command line print it.
     pub fn name(&self) -> &'static str {
         match self {

@@ -158,7 +158,7 @@ impl Caller {
     }
 
     pub fn list(&self, parent: &str) -> Answer<Vec<v1::VirtualMachine>> {
-        let request = v1::ListVirtualMachinesRequest { parent: parent.to_owned() };
+        let request = v1::ListVirtualMachinesRequest { parent: parent.to_owned(), ..Default::default() };
         wait(self.vms.clone().list_virtual_machines(request)).map(|list| list.into_inner().virtual_machines)
     }
 
@@ -205,7 +205,7 @@ impl Caller {
     }
 
     pub fn plugins(&self, parent: &str) -> Answer<Vec<v1::Plugin>> {
-        let request = v1::ListPluginsRequest { parent: parent.to_owned() };
+        let request = v1::ListPluginsRequest { parent: parent.to_owned(), ..Default::default() };
         wait(self.plugins.clone().list_plugins(request)).map(|list| list.into_inner().plugins)
     }
 }
@@ -213,7 +213,7 @@ impl Caller {
 impl Caller {
     /// SR-IOV network cards of the node.
     pub fn devices(&self) -> Answer<Vec<v1::PhysicalFunction>> {
-        let request = v1::ListHostDevicesRequest {};
+        let request = v1::ListHostDevicesRequest::default();
         wait(self.host.clone().list_host_devices(request)).map(|list| list.into_inner().physical_functions)
     }
 

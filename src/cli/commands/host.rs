@@ -24,7 +24,9 @@ struct DevicesView {
 }
 
 pub(crate) async fn devices(mut client: Client) -> Result<(), Failure> {
-    let call = client.host.list_host_devices(within(QUICK, v1::ListHostDevicesRequest {}));
+    // More cards than a page has are in no host.
+    let request = v1::ListHostDevicesRequest { page_size: 1000, ..Default::default() };
+    let call = client.host.list_host_devices(within(QUICK, request));
     let pfs = patiently("asking", call).await?.physical_functions;
     let view = DevicesView { physical_functions: pfs.into_iter().map(PfView::from).collect() };
     match client.output {

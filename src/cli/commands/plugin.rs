@@ -70,9 +70,17 @@ pub(crate) async fn load(mut client: Client, upload: Upload) -> Result<(), Failu
 pub(crate) async fn list(mut client: Client, arguments: PluginListArgs) -> Result<(), Failure> {
     let parent =
         if arguments.operator { Parent::Operator } else { client.caller.parent(arguments.tenant.as_deref())? };
-    let request = v1::ListPluginsRequest { parent: parent.to_string() };
-    let call = client.plugins.list_plugins(within(QUICK, request));
-    let plugins = patiently("asking", call).await?.plugins;
+    let mut request = v1::ListPluginsRequest { parent: parent.to_string(), ..Default::default() };
+    let mut plugins = Vec::new();
+    loop {
+        let call = client.plugins.list_plugins(within(QUICK, request.clone()));
+        let page = patiently("asking", call).await?;
+        plugins.extend(page.plugins);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
     let view = ListView { plugins: plugins.into_iter().map(PluginView::from).collect() };
     match client.output {
         Output::Table => show(&plugin_table(&view.plugins)),

@@ -19,6 +19,8 @@ const QUICK: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(180);
 /// What a stop may take beyond the guest's grace.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
+/// VMs that are asked for at once.
+const PAGE_LEN: i32 = 1000;
 /// The grace that the daemon gives when none is asked for.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
@@ -131,9 +133,22 @@ pub(crate) async fn get(mut client: Client, name: &str) -> Result<(), Failure> {
 }
 
 pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), Failure> {
-    let parent = client.caller.parent(arguments.tenant.as_deref())?.to_string();
-    let call = client.vms.list_virtual_machines(within(QUICK, v1::ListVirtualMachinesRequest { parent }));
-    let vms = patiently("asking", call).await?.virtual_machines;
+    let mut request = v1::ListVirtualMachinesRequest {
+        parent: client.caller.parent(arguments.tenant.as_deref())?.to_string(),
+        page_size: PAGE_LEN,
+        filter: arguments.filter.unwrap_or_default(),
+        ..Default::default()
+    };
+    let mut vms = Vec::new();
+    loop {
+        let call = client.vms.list_virtual_machines(within(QUICK, request.clone()));
+        let page = patiently("asking", call).await?;
+        vms.extend(page.virtual_machines);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
     let view = ListView { virtual_machines: vms.into_iter().map(VmView::from).collect() };
     match client.output {
         Output::Table => show(&vm_table(&view.virtual_machines)),

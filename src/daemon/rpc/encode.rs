@@ -10,6 +10,16 @@ use crate::daemon::service::{
 use crate::model::MacAddr;
 use crate::sys::rtnl::{LinkState, VfConfig};
 
+/// A VM's name in the API.
+pub(super) fn vm_name(vm: &VmRecord) -> String {
+    VmRef { tenant: vm.tenant.clone(), vm: vm.name.clone() }.to_string()
+}
+
+/// A plugin's name in the API.
+pub(super) fn plugin_name(view: &PluginView) -> String {
+    PluginName { scope: view.record.scope.clone(), plugin: view.record.name.clone() }.to_string()
+}
+
 /// A VM as the API shows it.
 pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
     let process = vm.run.as_ref().and_then(|run| run.process);
@@ -29,7 +39,7 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         status
     });
     v1::VirtualMachine {
-        name: VmRef { tenant: vm.tenant.clone(), vm: vm.name.clone() }.to_string(),
+        name: vm_name(vm),
         uid: vm.uid.to_string(),
         spec: Some(spec_to_proto(&vm.spec)),
         state: state_to_proto(&vm.state).into(),
@@ -57,7 +67,7 @@ pub(super) fn watch_item(item: &WatchItem) -> v1::WatchVirtualMachinesResponse {
 pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
     let PluginView { record, plugin } = view;
     v1::Plugin {
-        name: PluginName { scope: record.scope.clone(), plugin: record.name.clone() }.to_string(),
+        name: plugin_name(view),
         digest: record.digest.to_string(),
         hooks: plugin.hooks().iter().map(|hook| (*hook).to_owned()).collect(),
         version: plugin.version().to_owned(),

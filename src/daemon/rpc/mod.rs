@@ -12,6 +12,7 @@ mod console;
 mod encode;
 mod host;
 mod jail;
+mod list;
 mod listener;
 mod plugin;
 mod status;

@@ -8,11 +8,12 @@ use tonic::{Request, Response, Status, Streaming};
 use super::audit::Audit;
 use super::call::caller;
 use super::change::Changes;
+use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{encode, status};
 use crate::api::v1::load_plugin_request::Part;
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
-use crate::daemon::service::{SharedNode, Whose};
+use crate::daemon::service::{PluginView, SharedNode, Whose};
 use crate::model::SpecError;
 
 /// Longest component, in bytes, as the public contract says.
@@ -73,15 +74,48 @@ impl PluginService for PluginRpc {
         request: Request<v1::ListPluginsRequest>,
     ) -> Result<Response<v1::ListPluginsResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let whose = match Parent::parse(&request.get_ref().parent).map_err(|error| status::bad_field(&error))? {
+        let request = request.into_inner();
+        let window = Window::new(Query {
+            method: "ListPlugins",
+            caller: &principal.to_string(),
+            parent: &request.parent,
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        });
+        let window = window.map_err(|error| status::bad_field(&error))?;
+        let filter = Filter::parse(&request.filter, FIELDS).map_err(|error| status::bad_field(&error))?;
+        let whose = match Parent::parse(&request.parent).map_err(|error| status::bad_field(&error))? {
             Parent::Own => Some(Whose::Own),
             Parent::All => Some(Whose::All),
             Parent::Tenant(tenant) => Some(Whose::Tenant(tenant)),
             Parent::Operator => None,
         };
         let views = self.node.list_plugins(&principal, whose.as_ref()).map_err(|error| status::of(&error))?;
-        Ok(Response::new(v1::ListPluginsResponse { plugins: views.iter().map(encode::plugin).collect() }))
+        let listed = views.into_iter().filter(|view| filter.matches(|name| field(view, name)));
+        // "operator/…" comes before "tenants/…": by name is the order asked.
+        let (plugins, next_page_token) = window.page(listed, encode::plugin_name, encode::plugin);
+        Ok(Response::new(v1::ListPluginsResponse { plugins, next_page_token }))
     }
+}
+
+/// What a filter of plugins may ask about.
+const FIELDS: &[Field] = &[
+    Field { name: "name", kind: Kind::Text },
+    Field { name: "digest", kind: Kind::Text },
+    Field { name: "version", kind: Kind::Text },
+    Field { name: "failure", kind: Kind::Text },
+];
+
+fn field(view: &PluginView, name: &str) -> Option<Value> {
+    Some(Value::Text(match name {
+        "name" => encode::plugin_name(view),
+        "digest" => view.record.digest.to_string(),
+        "version" => view.plugin.version().to_owned(),
+        "failure" => view.plugin.broken_cause().unwrap_or_default().to_owned(),
+        _ => return None,
+    }))
 }
 
 fn bad(field: &str, reason: &str) -> Status {

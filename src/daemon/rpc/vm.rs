@@ -11,12 +11,13 @@ use tonic::{Request, Response, Status, Streaming};
 use super::audit::Audit;
 use super::call::caller;
 use super::change::Changes;
+use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{Ending, console, encode, ended, jail, status};
-use crate::api::convert::{grace_from_proto, spec_from_proto};
+use crate::api::convert::{failure_to_proto, grace_from_proto, spec_from_proto};
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
-use crate::daemon::service::{ServiceError, SharedNode, Whose};
-use crate::model::SpecError;
+use crate::daemon::service::{ServiceError, SharedNode, VmRecord, Whose};
+use crate::model::{SpecError, VmState};
 
 /// Messages of a watch that wait for the client to read; behind them the store's own queue begins.
 const WATCH_QUEUE_LEN: usize = 16;
@@ -72,10 +73,23 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::ListVirtualMachinesRequest>,
     ) -> Result<Response<v1::ListVirtualMachinesResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let whose = whose(&request.get_ref().parent)?;
+        let request = request.into_inner();
+        let whose = whose(&request.parent)?;
+        let window = Window::new(Query {
+            method: "ListVirtualMachines",
+            caller: &principal.to_string(),
+            parent: &request.parent,
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        });
+        let window = window.map_err(|error| status::bad_field(&error))?;
+        let filter = Filter::parse(&request.filter, FIELDS).map_err(|error| status::bad_field(&error))?;
         let vms = self.node.list(&principal, &whose).map_err(|error| status::of(&error))?;
-        let virtual_machines = vms.iter().map(|vm| encode::vm(vm)).collect();
-        Ok(Response::new(v1::ListVirtualMachinesResponse { virtual_machines }))
+        let listed = vms.into_iter().filter(|vm| filter.matches(|name| field(vm, name)));
+        let (virtual_machines, next_page_token) = window.page(listed, |vm| encode::vm_name(vm), |vm| encode::vm(vm));
+        Ok(Response::new(v1::ListVirtualMachinesResponse { virtual_machines, next_page_token }))
     }
 
     async fn start_virtual_machine(
@@ -181,6 +195,32 @@ fn decode_registration(vm: Option<v1::VirtualMachine>) -> Result<(VmRef, crate::
     let name = VmRef::parse(&vm.name)?;
     let spec = vm.spec.ok_or_else(|| SpecError::new("spec", "is missing"))?;
     Ok((name, spec_from_proto(spec)?))
+}
+
+/// What a filter of VMs may ask about.
+const FIELDS: &[Field] = &[
+    Field { name: "name", kind: Kind::Text },
+    Field { name: "tenant", kind: Kind::Text },
+    Field { name: "uid", kind: Kind::Text },
+    Field { name: "state", kind: Kind::Choice(&VmState::NAMES) },
+    Field { name: "failure", kind: Kind::Text },
+    Field { name: "kernel", kind: Kind::Text },
+    Field { name: "vcpus", kind: Kind::Number },
+    Field { name: "memory_mib", kind: Kind::Number },
+];
+
+fn field(vm: &VmRecord, name: &str) -> Option<Value> {
+    Some(match name {
+        "name" => Value::Text(encode::vm_name(vm)),
+        "tenant" => Value::Text(vm.tenant.to_string()),
+        "uid" => Value::Text(vm.uid.to_string()),
+        "state" => Value::Text(vm.state.name().to_owned()),
+        "failure" => Value::Text(failure_to_proto(&vm.state)),
+        "kernel" => Value::Text(vm.spec.boot().kernel.to_string()),
+        "vcpus" => Value::Number(vm.spec.vcpus().into()),
+        "memory_mib" => Value::Number(vm.spec.memory_mib()),
+        _ => return None,
+    })
 }
 
 /// The VM that a request names.
