@@ -11,10 +11,7 @@ use support::client::wait;
 use support::{Caller, Host, facts, small};
 use tonic::{Code, Status};
 
-fn ask(
-    caller: &Caller,
-    request: &v1::ListVirtualMachinesRequest,
-) -> Result<v1::ListVirtualMachinesResponse, Status> {
+fn ask(caller: &Caller, request: &v1::ListVirtualMachinesRequest) -> Result<v1::ListVirtualMachinesResponse, Status> {
     wait(caller.vms.clone().list_virtual_machines(request.clone())).map(tonic::Response::into_inner)
 }
 

@@ -309,6 +309,9 @@ pub(crate) struct WatchArgs {
     /// Give up after this long: 90s, 2m
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Go on behind this resume_token, as `-o json` shows it, instead of beginning with all VMs
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) resume: Option<String>,
 }
 
 /// States that can be waited for, as the API names them.

@@ -62,7 +62,9 @@ pub fn connect(port: u16, ca: &Path, identity: Option<Identity>) -> Result<Chann
             tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.map(TokioIo::new)
         }
     });
-    wait(Endpoint::from_static("http://localhost").connect_with_connector(connector))
+    // HTTP/2's own default (RFC 9113 §6.9.2): a reader that sleeps must be noticed after kilobytes, not megabytes.
+    let endpoint = Endpoint::from_static("http://localhost").initial_stream_window_size(65_535);
+    wait(endpoint.connect_with_connector(connector))
 }
 
 /// The certificate that the daemon at `port` shows, whoever signed it.
@@ -185,7 +187,13 @@ impl Caller {
     }
 
     pub fn watch(&self, parent: &str) -> Answer<Watch> {
-        let request = v1::WatchVirtualMachinesRequest { parent: parent.to_owned() };
+        self.resume(parent, "")
+    }
+
+    /// Goes on with a watch behind `resume_token`.
+    pub fn resume(&self, parent: &str, resume_token: &str) -> Answer<Watch> {
+        let request =
+            v1::WatchVirtualMachinesRequest { parent: parent.to_owned(), resume_token: resume_token.to_owned() };
         wait(self.vms.clone().watch_virtual_machines(request)).map(|stream| Watch(stream.into_inner()))
     }
 
@@ -225,11 +233,21 @@ impl Caller {
 }
 
 /// A watch, read change by change.
-pub struct Watch(tonic::Streaming<v1::WatchVirtualMachinesResponse>);
+pub struct Watch(pub tonic::Streaming<v1::WatchVirtualMachinesResponse>);
 
 impl Watch {
-    /// The next change; panics if none comes in time.
+    /// The next message that is no bookmark; panics if none comes in time.
     pub fn next(&mut self) -> v1::WatchVirtualMachinesResponse {
+        loop {
+            let message = self.next_message();
+            if !message.bookmark {
+                return message;
+            }
+        }
+    }
+
+    /// The next message, whatever it is.
+    pub fn next_message(&mut self) -> v1::WatchVirtualMachinesResponse {
         wait(self.0.message()).expect("the watch broke").expect("the watch ended")
     }
 

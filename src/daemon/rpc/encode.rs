@@ -1,13 +1,16 @@
 //! Records to responses.
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
 use crate::api::convert::{decision_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto};
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    DeviceView, LeaseState, PluginView, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem, lease_etag, plugin_etag,
-    vm_etag,
+    DeviceView, LeaseState, PluginView, ResumePoint, Subnet, VfLease, VirtualFunction, VmRecord, WatchItem, lease_etag,
+    plugin_etag, vm_etag,
 };
-use crate::model::MacAddr;
+use crate::model::{MacAddr, SpecError};
 use crate::sys::rtnl::{LinkState, VfConfig};
 
 /// A VM's name in the API.
@@ -55,12 +58,51 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
 
 /// A message of a watch.
 pub(super) fn watch_item(item: &WatchItem) -> v1::WatchVirtualMachinesResponse {
-    let mut shown = vm(&item.vm);
-    if item.is_gone {
-        shown.state = State::Destroyed.into();
-        shown.vmm_pid = 0;
+    match item {
+        WatchItem::Initial { vm: record, revision } => v1::WatchVirtualMachinesResponse {
+            virtual_machine: Some(vm(record)),
+            revision: *revision,
+            initial: true,
+            ..Default::default()
+        },
+        WatchItem::Change(change) => {
+            let mut shown = vm(&change.vm);
+            if change.is_gone {
+                shown.state = State::Destroyed.into();
+                shown.vmm_pid = 0;
+            }
+            v1::WatchVirtualMachinesResponse {
+                virtual_machine: Some(shown),
+                revision: change.revision,
+                resume_token: resume_token(change.point()),
+                ..Default::default()
+            }
+        }
+        WatchItem::Bookmark(point) => v1::WatchVirtualMachinesResponse {
+            revision: point.revision,
+            bookmark: true,
+            resume_token: resume_token(*point),
+            ..Default::default()
+        },
     }
-    v1::WatchVirtualMachinesResponse { virtual_machine: Some(shown), revision: item.revision, initial: item.is_initial }
+}
+
+/// A point of a watch as its token.
+pub(super) fn resume_token(point: ResumePoint) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode([point.revision.to_be_bytes(), point.check.to_be_bytes()].concat())
+}
+
+/// The point that a token names; `None` if it is none. The error's field is `resume_token`.
+pub(super) fn resume_point(token: &str) -> Result<Option<ResumePoint>, SpecError> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let bytes = (token.len() <= 64).then(|| BASE64_URL_SAFE_NO_PAD.decode(token).ok()).flatten();
+    let halves = bytes.as_deref().and_then(|bytes| Some((bytes.first_chunk()?, bytes.get(8..)?.try_into().ok()?)));
+    let Some((revision, check)) = halves else {
+        return Err(SpecError::new("resume_token", "this is no resume_token of a watch; watch anew, without one"));
+    };
+    Ok(Some(ResumePoint { revision: u64::from_be_bytes(*revision), check: u64::from_be_bytes(check) }))
 }
 
 /// A plugin as the API shows it.

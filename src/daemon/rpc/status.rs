@@ -8,7 +8,7 @@ use std::error::Error;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::daemon::service::{AuthnError, CallError, DeviceError, ServiceError};
+use crate::daemon::service::{AuthnError, CallError, Compacted, DeviceError, ServiceError};
 use crate::model::{Bdf, Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
 
 const DOMAIN: &str = "ostler";
@@ -57,6 +57,10 @@ pub(super) fn of(error: &ServiceError) -> Status {
             status(Code::InvalidArgument, text, "PLUGIN_REFUSED", [("cause", source.to_string())])
         }
         ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
+        ServiceError::Compacted(Compacted { wanted, oldest }) => {
+            let metadata = [("revision", wanted.to_string()), ("oldest", oldest.to_string())];
+            status(Code::OutOfRange, format!("{text}; watch anew, without a token"), "WATCH_COMPACTED", metadata)
+        }
         ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
         ServiceError::Ending => status(Code::Unavailable, text, "SHUTTING_DOWN", []),
     }

@@ -159,7 +159,8 @@ impl VirtualMachineService for VmRpc {
     ) -> Result<Response<Self::WatchVirtualMachinesStream>, Status> {
         let principal = caller(request.extensions())?;
         let whose = whose(&request.get_ref().parent)?;
-        let mut watch = self.node.watch_vms(&principal, &whose).map_err(|error| status::of(&error))?;
+        let resumed = encode::resume_point(&request.get_ref().resume_token).map_err(|e| status::bad_field(&e))?;
+        let mut watch = self.node.watch_vms(&principal, &whose, resumed).map_err(|error| status::of(&error))?;
         let mut ending = self.ending.clone();
         let (responses, stream) = mpsc::channel(WATCH_QUEUE_LEN);
         tokio::spawn(async move {

@@ -3,7 +3,7 @@
 use super::DeviceError;
 use crate::daemon::inventory::{PoolExhausted, UsersExhausted};
 use crate::daemon::policy::LoadError;
-use crate::daemon::store::StoreError;
+use crate::daemon::store::{Compacted, StoreError};
 use crate::daemon::supervisor::CallError;
 use crate::model::{Decision, PolicyScope, SpecError, TenantId, VmName};
 
@@ -81,8 +81,11 @@ pub enum ServiceError {
         source: std::io::Error,
     },
     /// A watcher read too slowly.
-    #[error("you read too slowly: changes were lost; watch again for a fresh start")]
+    #[error("you read too slowly: more changes wait than are kept for one reader; resume with your last resume_token")]
     Lagged,
+    /// A watch cannot be resumed from there.
+    #[error(transparent)]
+    Compacted(#[from] Compacted),
     /// The daemon is about to end.
     #[error("the daemon is ending")]
     Ending,

@@ -26,7 +26,7 @@ use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::record::{LeaseState, RequestKey, Subnet, VfLease, VmRecord};
 use crate::daemon::store::Store;
-pub use crate::daemon::store::{plugin_etag, vm_etag};
+pub use crate::daemon::store::{Compacted, ResumePoint, plugin_etag, vm_etag};
 pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
 use crate::model::TenantId;

@@ -14,6 +14,7 @@
 
 mod decision;
 mod format;
+mod history;
 mod lease;
 mod request;
 mod thread;
@@ -27,6 +28,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{PluginDigest, PluginId, PolicyScope, VmId};
+pub use history::{Compacted, ResumePoint};
 use thread::{Shared, Write};
 
 /// Writes that may wait for the disk.
@@ -90,6 +92,26 @@ pub struct Change {
     pub vm: Arc<VmRecord>,
     /// It was destroyed.
     pub is_gone: bool,
+    /// Tells it from another change of the same number.
+    pub check: u64,
+}
+
+impl Change {
+    /// The point right after it.
+    pub fn point(&self) -> ResumePoint {
+        ResumePoint { revision: self.revision, check: self.check }
+    }
+}
+
+/// A watch from a moment on.
+#[derive(Debug)]
+pub struct Watched {
+    /// All VMs at that moment.
+    pub snapshot: Arc<Snapshot>,
+    /// The moment.
+    pub point: ResumePoint,
+    /// Every change after it. A receiver that lags too far behind gets an error, not a gap.
+    pub changes: broadcast::Receiver<Change>,
 }
 
 /// All VMs and leases at one moment.
@@ -144,10 +166,12 @@ pub struct Store {
 impl Store {
     /// Opens or creates the file at `path` and reads all of it. Blocks; call it before serving.
     pub fn open(path: &Path) -> Result<(Self, Found), StoreError> {
-        let (database, found, revision) = thread::open(path)?;
+        let (database, found, history) = thread::open(path)?;
+        let revision = history.end().revision;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
-        let shared = Arc::new(Shared::new(Snapshot { revision, vms, leases }, broadcast::Sender::new(CHANGES_LEN)));
+        let shared =
+            Arc::new(Shared::new(Snapshot { revision, vms, leases }, history, broadcast::Sender::new(CHANGES_LEN)));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
         thread::spawn(database, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
@@ -216,6 +240,16 @@ impl Store {
     /// All VMs as of now, and every change from here on. A receiver that lags too far behind gets an error, not a gap.
     pub fn watch(&self) -> (Arc<Snapshot>, broadcast::Receiver<Change>) {
         self.shared.watch()
+    }
+
+    /// The same with the point that `watch` begins at.
+    pub fn watch_from_now(&self) -> Watched {
+        self.shared.watch_from_now()
+    }
+
+    /// What has changed since `point`, and the watch that goes on behind that.
+    pub fn resume(&self, point: ResumePoint) -> Result<(Vec<Change>, Watched), Compacted> {
+        self.shared.resume(point)
     }
 
     async fn write(
@@ -311,6 +345,30 @@ mod tests {
         store.close().await;
         let (_, found) = Store::open(&path).unwrap();
         assert_eq!(found.leases, [releasing]);
+    }
+
+    #[tokio::test]
+    async fn a_watch_is_resumed_across_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let mut vm = samples::running("acme", "web");
+        let (store, _) = Store::open(&path).unwrap();
+        let start = store.watch_from_now().point;
+        store.insert_vm(vm.clone()).await.unwrap();
+        let seen = store.watch_from_now().point;
+        vm.state = VmState::Stopped;
+        store.update_vm(vm.clone()).await.unwrap();
+        store.close().await;
+
+        let (store, _) = Store::open(&path).unwrap();
+        store.remove_vm(vm.clone()).await.unwrap();
+        let (missed, now) = store.resume(seen).unwrap();
+        let shown: Vec<_> = missed.iter().map(|c| (c.revision, c.vm.state.clone(), c.is_gone)).collect();
+        assert_eq!(shown, [(2, VmState::Stopped, false), (3, VmState::Stopped, true)]);
+        assert!(now.snapshot.vms.is_empty() && now.point.revision == 3);
+        assert_eq!(store.resume(start).unwrap().0.len(), 3);
+        assert!(store.resume(ResumePoint { revision: 4, check: 1 }).is_err());
+        assert!(store.resume(ResumePoint { check: seen.check ^ 1, ..seen }).is_err());
     }
 
     #[tokio::test]

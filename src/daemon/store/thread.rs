@@ -7,13 +7,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease, request};
+use super::history::{self, Compacted, HISTORY_LEN, History, ResumePoint};
+use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, format, lease, request};
 use crate::daemon::record::{RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
 const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
+/// By revision: whether the VM is gone, and its record.
+const HISTORY: TableDefinition<u64, (bool, &[u8])> = TableDefinition::new("history");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const REVISION: &str = "revision";
 
@@ -80,29 +83,49 @@ impl Write {
 /// What readers see.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Rank: leaf. Guards the pointer and the order of `changes`; held for a swap and a send only.
-    snapshot: RwLock<Arc<Snapshot>>,
+    /// Rank: leaf. Guards what is current and the order of `changes`; held for a swap and a send, or a copy, only.
+    current: RwLock<Current>,
     changes: broadcast::Sender<Change>,
 }
 
+#[derive(Debug)]
+struct Current {
+    snapshot: Arc<Snapshot>,
+    history: History,
+}
+
 impl Shared {
-    pub(super) fn new(snapshot: Snapshot, changes: broadcast::Sender<Change>) -> Self {
-        Self { snapshot: RwLock::new(Arc::new(snapshot)), changes }
+    pub(super) fn new(snapshot: Snapshot, history: History, changes: broadcast::Sender<Change>) -> Self {
+        Self { current: RwLock::new(Current { snapshot: Arc::new(snapshot), history }), changes }
     }
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).snapshot)
     }
 
     pub(super) fn watch(&self) -> (Arc<Snapshot>, broadcast::Receiver<Change>) {
-        // Under the lock nothing is published: the receiver begins exactly where the snapshot ends.
-        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
-        (Arc::clone(&snapshot), self.changes.subscribe())
+        let watched = self.watch_from_now();
+        (watched.snapshot, watched.changes)
+    }
+
+    pub(super) fn watch_from_now(&self) -> Watched {
+        self.watched(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn resume(&self, point: ResumePoint) -> Result<(Vec<Change>, Watched), Compacted> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        Ok((current.history.since(point)?, self.watched(&current)))
+    }
+
+    /// Under the lock nothing is published: the receiver begins exactly where snapshot and history end.
+    fn watched(&self, current: &Current) -> Watched {
+        let point = current.history.end();
+        Watched { snapshot: Arc::clone(&current.snapshot), point, changes: self.changes.subscribe() }
     }
 
     fn publish(&self, changes: Vec<Change>, leases: Vec<Arc<VfLease>>) {
-        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Snapshot::clone(&current);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Snapshot::clone(&current.snapshot);
         for change in changes {
             next.revision = change.revision;
             if change.is_gone {
@@ -110,21 +133,22 @@ impl Shared {
             } else {
                 next.vms.insert(change.vm.uid, Arc::clone(&change.vm));
             }
+            current.history.push(change.clone());
             // Nobody watching is no error.
             let _ = self.changes.send(change);
         }
         next.leases.extend(leases.into_iter().map(|lease| (lease.key, lease)));
-        *current = Arc::new(next);
+        current.snapshot = Arc::new(next);
     }
 }
 
-/// Opens the file, makes its tables, reads everything; also the last revision.
-pub(super) fn open(path: &Path) -> Result<(Database, Found, u64), StoreError> {
+/// Opens the file, makes its tables, reads everything.
+pub(super) fn open(path: &Path) -> Result<(Database, Found, History), StoreError> {
     let opening = |source: redb::Error| StoreError::Open { path: path.display().to_string(), source: Box::new(source) };
     let database = Database::builder().set_cache_size(CACHE_LEN).create(path).map_err(|error| opening(error.into()))?;
     make_tables(&database).map_err(opening)?;
-    let (found, revision) = read_all(&database)?;
-    Ok((database, found, revision))
+    let (found, history) = read_all(&database)?;
+    Ok((database, found, history))
 }
 
 fn make_tables(database: &Database) -> Result<(), redb::Error> {
@@ -133,11 +157,12 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(PLUGINS)?;
     transaction.open_table(LEASES)?;
     transaction.open_table(REQUESTS)?;
+    transaction.open_table(HISTORY)?;
     transaction.open_table(COUNTERS)?;
     Ok(transaction.commit()?)
 }
 
-fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
+fn read_all(database: &Database) -> Result<(Found, History), StoreError> {
     let io = |error: redb::Error| StoreError::Io(Arc::new(error));
     let transaction = database.begin_read().map_err(|error| io(error.into()))?;
     let vms = read_table(&transaction, VMS, "vms", format::decode_vm)?;
@@ -146,7 +171,25 @@ fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
     let requests = read_table(&transaction, REQUESTS, "requests", request::decode_request)?;
     let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
-    Ok((Found { vms, plugins, leases, requests }, revision))
+    let history = History::load(read_history(&transaction)?, revision);
+    Ok((Found { vms, plugins, leases, requests }, history))
+}
+
+fn read_history(transaction: &redb::ReadTransaction) -> Result<Vec<Change>, StoreError> {
+    let io = |error: redb::Error| StoreError::Io(Arc::new(error));
+    let table = transaction.open_table(HISTORY).map_err(|error| io(error.into()))?;
+    let mut changes = Vec::new();
+    for row in table.iter().map_err(|error| io(error.into()))? {
+        let (revision, value) = row.map_err(|error| io(error.into()))?;
+        let (revision, (is_gone, record)) = (revision.value(), value.value());
+        let check = history::check(revision, is_gone, record);
+        match format::decode_vm(record) {
+            Ok(vm) => changes.push(Change { revision, vm: Arc::new(vm), is_gone, check }),
+            // Of a daemon of another version: those who were behind it begin anew.
+            Err(reason) => tracing::warn!(revision, reason, "a change of the past cannot be read"),
+        }
+    }
+    Ok(changes)
 }
 
 fn read_table<T>(
@@ -245,7 +288,8 @@ struct Planned {
 fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
     let mut change = |vm: VmRecord, is_gone| {
         *revision += 1;
-        Some(Change { revision: *revision, vm: Arc::new(vm), is_gone })
+        let check = history::check(*revision, is_gone, &format::encode_vm(&vm));
+        Some(Change { revision: *revision, vm: Arc::new(vm), is_gone, check })
     };
     Some(match write {
         Write::Vm { vm, is_new, done } => {
@@ -284,6 +328,11 @@ fn commit(database: &Database, planned: &[Planned], revision: u64) -> Result<(),
         match &write.value {
             Some(value) => drop(table.insert(write.key.as_str(), value.as_slice())?),
             None => drop(table.remove(write.key.as_str())?),
+        }
+        if let Some(Change { revision, vm, is_gone, .. }) = &write.change {
+            let mut history = transaction.open_table(HISTORY)?;
+            history.insert(revision, (*is_gone, format::encode_vm(vm).as_slice()))?;
+            history.remove(revision.saturating_sub(HISTORY_LEN))?;
         }
     }
     transaction.open_table(COUNTERS)?.insert(REVISION, revision)?;
