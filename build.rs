@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-const PUBLIC: [&str; 3] = ["ostler/v1/vm.proto", "ostler/v1/plugin.proto", "ostler/v1/host.proto"];
+const PUBLIC: [&str; 4] =
+    ["ostler/v1/vm.proto", "ostler/v1/plugin.proto", "ostler/v1/host.proto", "ostler/v1/tenant.proto"];
 const WIRE: [&str; 1] = ["wire/v1/vmm.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -4,6 +4,7 @@
 
 pub mod convert;
 mod names;
+pub mod reasons;
 
 pub use names::{Parent, PluginName, VmRef, scope_name};
 

@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Policy plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Tenants: what they may have, and have
+    #[command(subcommand)]
+    Tenant(TenantCommand),
     /// The node's devices, for its operators
     #[command(subcommand)]
     Host(HostCommand),
@@ -331,6 +334,21 @@ pub(crate) struct ConsoleArgs {
     /// When input is not a terminal and has ended: end once the console is quiet for this long
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "2s")]
     pub(crate) linger: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Show what a tenant has, and may have
+    Get(TenantGetArgs),
+    /// Show every tenant that you may see
+    List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TenantGetArgs {
+    /// The tenant [default: your own]
+    #[arg(value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Arguments, CertsCommand, Command, HostCommand, PluginCommand, VmCommand};
+use args::{Arguments, CertsCommand, Command, HostCommand, PluginCommand, TenantCommand, VmCommand};
 use client::Client;
 use failure::{Exit, Failure};
 
@@ -104,6 +104,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             commands::plugin::load(client().await?, upload).await
         }
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
+        Command::Tenant(TenantCommand::Get(get)) => commands::tenant::get(client().await?, get).await,
+        Command::Tenant(TenantCommand::List) => commands::tenant::list(client().await?).await,
         Command::Host(HostCommand::Devices) => commands::host::devices(client().await?).await,
         Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release).await,
         Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),

@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use ostler::api::v1;
 use ostler::api::v1::host_service_client::HostServiceClient;
 use ostler::api::v1::plugin_service_client::PluginServiceClient;
+use ostler::api::v1::tenant_service_client::TenantServiceClient;
 use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{DigitallySignedStruct, SignatureScheme};
@@ -125,6 +126,7 @@ pub struct Caller {
     pub vms: VirtualMachineServiceClient<Channel>,
     pub plugins: PluginServiceClient<Channel>,
     pub host: HostServiceClient<Channel>,
+    pub tenants: TenantServiceClient<Channel>,
 }
 
 type Answer<T> = Result<T, Status>;
@@ -135,7 +137,8 @@ impl Caller {
             tenant: tenant.to_owned(),
             vms: VirtualMachineServiceClient::new(channel.clone()),
             plugins: PluginServiceClient::new(channel.clone()),
-            host: HostServiceClient::new(channel),
+            host: HostServiceClient::new(channel.clone()),
+            tenants: TenantServiceClient::new(channel),
         }
     }
 
@@ -195,6 +198,12 @@ impl Caller {
         let request =
             v1::WatchVirtualMachinesRequest { parent: parent.to_owned(), resume_token: resume_token.to_owned() };
         wait(self.vms.clone().watch_virtual_machines(request)).map(|stream| Watch(stream.into_inner()))
+    }
+
+    /// What the tenant may have and has.
+    pub fn tenant(&self, name: &str) -> Answer<v1::Tenant> {
+        let request = v1::GetTenantRequest { name: format!("tenants/{name}") };
+        wait(self.tenants.clone().get_tenant(request)).map(tonic::Response::into_inner)
     }
 
     /// Loads `bytes` as `name`, such as `operator/plugins/admission`.

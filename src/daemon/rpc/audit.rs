@@ -3,6 +3,7 @@
 //! Written when the call is over, whether or not its client still listens. Reading leaves no line; a call that never came
 //! to its use case (no certificate, a request that cannot be read) changed nothing and leaves none either.
 
+use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,8 +16,6 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-
-use crate::daemon::service::Principal;
 
 /// A file of this length, in bytes, is put aside as `<name>.1`, in the place of the one before.
 const MAX_LEN: u64 = 64 << 20;
@@ -76,7 +75,7 @@ struct Line<'a> {
 
 impl Change {
     /// `caller` asks for `method` on `resource`, now.
-    pub(super) fn new(caller: &Principal, method: &'static str, resource: impl ToString) -> Self {
+    pub(super) fn new(caller: &impl Display, method: &'static str, resource: impl ToString) -> Self {
         Self {
             caller: caller.to_string(),
             method,
@@ -175,7 +174,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn change(resource: &str) -> Change {
-        Change::new(&Principal::Operator("admin".parse().unwrap()), "StopVirtualMachine", resource)
+        Change::new(&"operator/admin", "StopVirtualMachine", resource)
     }
 
     #[test]

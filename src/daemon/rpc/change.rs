@@ -10,16 +10,17 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tonic::{Response, Status};
 
 use super::audit::{Audit, Change};
-use super::call::in_own_task;
+use super::call::{finished, within};
 use super::status;
 use crate::api::v1;
-use crate::daemon::service::{Answer, Claim, Principal, RequestKey, ServiceError, SharedNode, Terms};
+use crate::daemon::service::{Answer, Claim, Identity, RequestKey, ServiceError, SharedNode, Terms};
 use crate::model::{IdError, SpecError};
 
 /// A message that asks for a change.
@@ -78,11 +79,11 @@ impl Changes {
     /// Has `work` done under what `message` asks, about `resource`, and gives its response.
     pub(super) async fn make<M: Asked, T, R, F>(
         &self,
-        principal: Principal,
+        principal: Identity,
         message: M,
         resource: impl ToString,
         encode: fn(&T) -> R,
-        work: impl FnOnce(SharedNode, Principal, Terms<T>) -> F + Send + 'static,
+        work: impl FnOnce(SharedNode, Identity, Terms<T>) -> F + Send + 'static,
     ) -> Result<Response<R>, Status>
     where
         T: Send + Sync + 'static,
@@ -95,12 +96,12 @@ impl Changes {
     /// The same for a message that more belongs to: `rest`.
     pub(super) async fn make_with<M: Asked, T, R, F>(
         &self,
-        principal: Principal,
+        principal: Identity,
         message: M,
         rest: &[u8],
         resource: impl ToString,
         encode: fn(&T) -> R,
-        work: impl FnOnce(SharedNode, Principal, Terms<T>) -> F + Send + 'static,
+        work: impl FnOnce(SharedNode, Identity, Terms<T>) -> F + Send + 'static,
     ) -> Result<Response<R>, Status>
     where
         T: Send + Sync + 'static,
@@ -113,13 +114,20 @@ impl Changes {
         change.is_validation = terms.validate_only;
         let (node, audit) = (Arc::clone(&self.node), Arc::clone(&self.audit));
         let whole = tokio::spawn(async move {
-            let done = async move { node.change(terms, |terms| work(Arc::clone(&node), principal, terms)).await };
-            let outcome = in_own_task(done).await;
+            let done = tokio::spawn(async move {
+                if !principal.may_change() {
+                    return Err(ServiceError::RoleDenied);
+                }
+                node.change(terms, |terms| work(Arc::clone(&node), principal, terms)).await
+            });
+            let outcome = finished(done.await);
             change.is_repetition = matches!(outcome, Ok(Answer::Repeated(_)));
             audit.record(&change, outcome.as_ref().map(drop));
             outcome
         });
-        match whole.await.unwrap_or_else(|_ended| Err(status::panicked()))? {
+        // Done to its end whether or not somebody waits for it.
+        let answered = async { whole.await.unwrap_or_else(|_ended| Err(status::panicked())) };
+        match within(limit_of(M::METHOD), answered).await? {
             Answer::Fresh(value) => Ok(Response::new(encode(&value))),
             Answer::Repeated(bytes) => {
                 R::decode(bytes.as_slice()).map(Response::new).map_err(|_| status::unreadable_answer())
@@ -128,10 +136,21 @@ impl Changes {
     }
 }
 
+/// Longest that a call may take; what a use case waits for has shorter limits of its own.
+fn limit_of(method: &str) -> Duration {
+    Duration::from_secs(match method {
+        // A guest may take ten minutes to power off.
+        "StopVirtualMachine" => 720,
+        // Compilation included.
+        "LoadPlugin" => 300,
+        _ => 180,
+    })
+}
+
 /// What the message asks beside the change itself.
 #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
 fn terms<M: Asked, T: 'static, R: Message + 'static>(
-    principal: &Principal,
+    principal: &Identity,
     mut message: M,
     rest: &[u8],
     encode: fn(&T) -> R,

@@ -1,16 +1,17 @@
 //! `PluginService`: decode, call, encode. Key type: [`PluginRpc`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::audit::Audit;
-use super::call::caller;
+use super::call::{caller, within};
 use super::change::Changes;
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{encode, status};
-use crate::api::v1::load_plugin_request::Part;
+use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
 use crate::daemon::service::{PluginView, SharedNode, Whose};
@@ -18,6 +19,8 @@ use crate::model::SpecError;
 
 /// Longest component, in bytes, as the public contract says.
 const MAX_COMPONENT_LEN: usize = 16 << 20;
+/// Longest that its upload may take.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) struct PluginRpc {
     node: SharedNode,
@@ -37,23 +40,9 @@ impl PluginService for PluginRpc {
         request: Request<Streaming<v1::LoadPluginRequest>>,
     ) -> Result<Response<v1::Plugin>, Status> {
         let principal = caller(request.extensions())?;
-        let mut parts = request.into_inner();
-        let first = parts.message().await?.and_then(|request| request.part);
-        let Some(Part::Header(header)) = first else {
-            return Err(bad("header", "the first request must carry the header"));
-        };
+        let (header, component) = within(UPLOAD_LIMIT, received(request.into_inner())).await?;
         let PluginName { scope, plugin } =
             PluginName::parse(&header.name).map_err(|error| status::bad_field(&error))?;
-        let mut component = Vec::new();
-        while let Some(request) = parts.message().await? {
-            let Some(Part::Chunk(chunk)) = request.part else {
-                return Err(bad("chunk", "every request after the first must carry a chunk"));
-            };
-            if component.len() + chunk.len() > MAX_COMPONENT_LEN {
-                return Err(bad("chunk", &format!("component is longer than {MAX_COMPONENT_LEN} bytes")));
-            }
-            component.extend_from_slice(&chunk);
-        }
         let (resource, settings) = (header.name.clone(), header.settings.clone());
         let digest = Sha256::digest(&component);
         let make = self.changes.make_with(
@@ -98,6 +87,25 @@ impl PluginService for PluginRpc {
         let (plugins, next_page_token) = window.page(listed, encode::plugin_name, encode::plugin);
         Ok(Response::new(v1::ListPluginsResponse { plugins, next_page_token }))
     }
+}
+
+/// The whole upload.
+async fn received(mut parts: Streaming<v1::LoadPluginRequest>) -> Result<(Header, Vec<u8>), Status> {
+    let first = parts.message().await?.and_then(|request| request.part);
+    let Some(Part::Header(header)) = first else {
+        return Err(bad("header", "the first request must carry the header"));
+    };
+    let mut component = Vec::new();
+    while let Some(request) = parts.message().await? {
+        let Some(Part::Chunk(chunk)) = request.part else {
+            return Err(bad("chunk", "every request after the first must carry a chunk"));
+        };
+        if component.len() + chunk.len() > MAX_COMPONENT_LEN {
+            return Err(bad("chunk", &format!("component is longer than {MAX_COMPONENT_LEN} bytes")));
+        }
+        component.extend_from_slice(&chunk);
+    }
+    Ok((header, component))
 }
 
 /// What a filter of plugins may ask about.

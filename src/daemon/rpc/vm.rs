@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::audit::Audit;
-use super::call::caller;
+use super::call::{caller, in_own_task};
 use super::change::Changes;
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{Ending, console, encode, ended, jail, status};
@@ -132,8 +132,9 @@ impl VirtualMachineService for VmRpc {
     ) -> Result<Response<v1::VirtualMachineJail>, Status> {
         let principal = caller(request.extensions())?;
         let name = vm_ref(&request.get_ref().name)?;
-        let inspected = self.node.inspect_jail(&principal, &name.tenant, &name.vm).await;
-        let (vm, confinement) = inspected.map_err(|error| status::of(&error))?;
+        let node = Arc::clone(&self.node);
+        let inspect = async move { node.inspect_jail(&principal, &name.tenant, &name.vm).await };
+        let (vm, confinement) = in_own_task(inspect).await?;
         Ok(Response::new(jail::encode(&vm, confinement)))
     }
 

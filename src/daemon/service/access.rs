@@ -22,8 +22,8 @@ impl Whose {
     pub(super) fn resolve(&self, principal: &Principal) -> Result<Option<TenantId>, ServiceError> {
         match (self, principal) {
             (Self::Own | Self::All, Principal::Operator(_)) => Ok(None),
-            (Self::Own, Principal::Tenant(own)) => Ok(Some(own.clone())),
-            (Self::All, Principal::Tenant(_)) => {
+            (Self::Own, Principal::Tenant(own) | Principal::Viewer(own)) => Ok(Some(own.clone())),
+            (Self::All, Principal::Tenant(_) | Principal::Viewer(_)) => {
                 Err(ServiceError::NotAllowed { needs: "an operator may see all tenants" })
             }
             (Self::Tenant(tenant), principal) => {

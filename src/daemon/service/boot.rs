@@ -15,6 +15,7 @@ use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, User
 use crate::daemon::policy::{PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::store::{Store, StoreError};
 use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
+use crate::daemon::tenants::{TenantsFileError, follow};
 
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum BootError {
     /// The host.
     #[error("cannot read what this host has")]
     Facts(#[source] io::Error),
+    /// The operator's file of tenants.
+    #[error(transparent)]
+    Tenants(#[from] TenantsFileError),
     /// Nothing to confine VMs with.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -48,6 +52,7 @@ impl Node {
         if jail.is_none() {
             tracing::warn!("VMs run without a jail: with the daemon's rights, and without limits");
         }
+        let tenants = follow(&places.tenants())?;
         let path = places.store();
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
@@ -105,6 +110,7 @@ impl Node {
             users,
             turns,
             requests,
+            tenants,
         })
     }
 

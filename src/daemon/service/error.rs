@@ -5,6 +5,7 @@ use crate::daemon::inventory::{PoolExhausted, UsersExhausted};
 use crate::daemon::policy::LoadError;
 use crate::daemon::store::{Compacted, StoreError};
 use crate::daemon::supervisor::CallError;
+use crate::daemon::tenants::Exceeded;
 use crate::model::{Decision, PolicyScope, SpecError, TenantId, VmName};
 
 /// Why a call failed.
@@ -16,6 +17,23 @@ pub enum ServiceError {
     /// Missing, or another tenant's: the caller cannot tell.
     #[error("no such VM, or none that you may see")]
     NoSuchVm,
+    /// Missing, or another one: the caller cannot tell.
+    #[error("no such tenant, or none that you may see")]
+    NoSuchTenant,
+    /// The caller may read only.
+    #[error("your role is viewer: it reads, and changes nothing")]
+    RoleDenied,
+    /// The tenant may not have so much.
+    #[error(
+        "tenant {tenant} may not have so much: {}; destroy what is not needed, or ask the operator for more",
+        listed(exceeded)
+    )]
+    Quota {
+        /// Whose.
+        tenant: TenantId,
+        /// Every limit that would be exceeded.
+        exceeded: Vec<Exceeded>,
+    },
     /// The tenant has a VM of that name.
     #[error("tenant {tenant} has a VM {name} already; destroy it first or choose another name")]
     AlreadyRegistered {
@@ -89,4 +107,11 @@ pub enum ServiceError {
     /// The daemon is about to end.
     #[error("the daemon is ending")]
     Ending,
+}
+
+fn listed(exceeded: &[Exceeded]) -> String {
+    let text = |Exceeded { resource, limit, used, asked }: &Exceeded| {
+        format!("{used} {resource} of {limit} are in use, {asked} more were asked for")
+    };
+    exceeded.iter().map(text).collect::<Vec<_>>().join(", ")
 }

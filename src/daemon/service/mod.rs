@@ -13,13 +13,14 @@ mod lifecycle;
 mod plugins;
 mod register;
 mod request;
+mod tenants;
 mod turns;
 mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use crate::daemon::authn::{AuthnError, Principal, identify};
+pub use crate::daemon::authn::{AuthnError, Identity, Principal, spiffe_id};
 use crate::daemon::files::Files;
 pub use crate::daemon::inventory::VirtualFunction;
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
@@ -29,6 +30,7 @@ use crate::daemon::store::Store;
 pub use crate::daemon::store::{Compacted, ResumePoint, plugin_etag, vm_etag};
 pub use crate::daemon::supervisor::CallError;
 use crate::daemon::supervisor::Supervisor;
+pub use crate::daemon::tenants::{Exceeded, Followed, Limits, Tenants};
 use crate::model::TenantId;
 pub use access::Whose;
 pub use boot::BootError;
@@ -42,6 +44,7 @@ pub use plugins::PluginView;
 use plugins::Plugins;
 use request::Requests;
 pub use request::{Answer, Claim, Terms};
+pub use tenants::TenantView;
 use turns::Turns;
 pub use watch::WatchItem;
 
@@ -60,6 +63,7 @@ pub struct Node {
     /// Registrations, one at a time per tenant.
     turns: Turns<TenantId>,
     requests: Requests,
+    tenants: Followed,
 }
 
 /// Where a node keeps what.
@@ -81,6 +85,11 @@ impl Places {
     /// Directory of components.
     fn plugins(&self) -> PathBuf {
         self.data.join("plugins")
+    }
+
+    /// The operator's file of tenants.
+    fn tenants(&self) -> PathBuf {
+        self.data.join("tenants.toml")
     }
 
     /// The store's file.

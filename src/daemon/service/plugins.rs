@@ -17,6 +17,7 @@ use super::access::require_own;
 use super::{Node, Principal, ServiceError, Terms, Whose};
 use crate::daemon::policy::{Bound, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, plugin_etag};
+use crate::daemon::tenants::Use;
 use crate::model::{PluginDigest, PluginId, PolicyScope, TenantId};
 
 /// Ordered as a chain is asked: the operator's, then each tenant's, by name.
@@ -78,6 +79,22 @@ impl Plugins {
             .collect()
     }
 
+    /// How many are bound in `scope`.
+    pub(super) fn count(&self, scope: &PolicyScope) -> u64 {
+        let bound = self.table().keys().filter(|(bound, _)| bound == scope).count();
+        u64::try_from(bound).unwrap_or(u64::MAX)
+    }
+
+    /// Tenants that have any.
+    pub(super) fn owners(&self) -> Vec<TenantId> {
+        let table = self.table();
+        let owner = |(scope, _): &(PolicyScope, PluginId)| match scope {
+            PolicyScope::Operator => None,
+            PolicyScope::Tenant(tenant) => Some(tenant.clone()),
+        };
+        table.keys().filter_map(owner).collect()
+    }
+
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -123,7 +140,7 @@ impl Node {
     ) -> Result<PluginView, ServiceError> {
         match (&scope, principal) {
             (PolicyScope::Operator, Principal::Operator(_)) => {}
-            (PolicyScope::Operator, Principal::Tenant(_)) => {
+            (PolicyScope::Operator, Principal::Tenant(_) | Principal::Viewer(_)) => {
                 return Err(ServiceError::NotAllowed { needs: "an operator loads the operator's plugins" });
             }
             (PolicyScope::Tenant(tenant), principal) => require_own(principal, tenant)?,
@@ -138,6 +155,10 @@ impl Node {
             self.plugins.table().get(&(scope.clone(), name.clone())).map(|view| plugin_etag(&view.record))
         })?;
         let digest = plugin.digest();
+        let is_new = !self.plugins.table().contains_key(&(scope.clone(), name.clone()));
+        if let (PolicyScope::Tenant(tenant), true) = (&scope, is_new) {
+            self.charge(tenant, &Use { plugins: 1, ..Use::default() })?;
+        }
         let record = PluginRecord { scope, name, digest, settings, loaded: SystemTime::now() };
         let view = PluginView { record: record.clone(), plugin };
         if terms.validate_only {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::access::require_own;
 use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::record::{NicLease, VmRecord, mac_of};
+use crate::daemon::tenants::Use;
 use crate::model::{
     AdmitRequest, Decision, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName, VmSpec, VmState,
 };
@@ -33,6 +34,7 @@ impl Node {
             Err(decision) => return Err(ServiceError::Denied { tenant, name, decision: Box::new(decision) }),
         };
         let (spec, admission) = spec;
+        self.charge(&tenant, &Use::of_vm(&spec))?;
         self.check_host(&tenant, &spec).await?;
 
         let uid = VmId::new();

@@ -247,6 +247,8 @@ pub fn lease_etag(lease: &VfLease) -> String {
 fn require_operator(principal: &Principal) -> Result<(), ServiceError> {
     match principal {
         Principal::Operator(_) => Ok(()),
-        Principal::Tenant(_) => Err(ServiceError::NotAllowed { needs: "an operator may see and change the host" }),
+        Principal::Tenant(_) | Principal::Viewer(_) => {
+            Err(ServiceError::NotAllowed { needs: "an operator may see and change the host" })
+        }
     }
 }
