@@ -205,9 +205,11 @@ pub fn grace_from_proto(grace: Option<prost_types::Duration>) -> Result<Duration
     Ok(grace)
 }
 
-/// A moment for a response.
+/// A moment for a response: to the millisecond, which is what the store keeps, so that it is the same after a restart.
 pub fn timestamp_to_proto(moment: SystemTime) -> prost_types::Timestamp {
-    prost_types::Timestamp::from(moment)
+    let mut timestamp = prost_types::Timestamp::from(moment);
+    timestamp.nanos -= timestamp.nanos.rem_euclid(1_000_000);
+    timestamp
 }
 
 fn boot_from_proto(boot: v1::BootSpec) -> Result<BootSpec, SpecError> {

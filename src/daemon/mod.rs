@@ -22,6 +22,7 @@ mod rpc;
 mod service;
 mod store;
 mod supervisor;
+pub mod tenants;
 
 use std::io;
 use std::net::SocketAddr;

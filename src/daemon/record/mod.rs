@@ -1,11 +1,12 @@
 //! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`],
-//! [`Lease`].
+//! [`Lease`], [`RequestRecord`].
 //!
 //! The daemon's own vocabulary: `supervisor` changes records, `store` keeps them, `service` and `rpc` show them. A
 //! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
 
 mod lease;
 mod nvme;
+mod request;
 mod vf;
 
 use std::net::Ipv4Addr;
@@ -17,6 +18,7 @@ use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmNa
 use crate::sys::process::Identity;
 pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
 pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart};
+pub use request::{Before, Progress, RequestKey, RequestRecord};
 #[cfg(test)]
 pub use vf::samples as lease_samples;
 pub use vf::{Holder, VfKey, VfLease, VfNic};

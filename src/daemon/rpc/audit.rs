@@ -3,6 +3,7 @@
 //! Written when the call is over, whether or not its client still listens. Reading leaves no line; a call that never came
 //! to its use case (no certificate, a request that cannot be read) changed nothing and leaves none either.
 
+use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,8 +16,6 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-
-use crate::daemon::service::Principal;
 
 /// A file of this length, in bytes, is put aside as `<name>.1`, in the place of the one before.
 const MAX_LEN: u64 = 64 << 20;
@@ -42,6 +41,12 @@ pub(super) struct Change {
     caller: String,
     method: &'static str,
     resource: String,
+    /// Given by the client.
+    pub(super) request_id: Option<String>,
+    /// Asked for with validate_only.
+    pub(super) is_validation: bool,
+    /// It had been done before.
+    pub(super) is_repetition: bool,
     started: Instant,
 }
 
@@ -52,6 +57,14 @@ struct Line<'a> {
     caller: &'a str,
     method: &'a str,
     resource: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    /// Nothing was to change.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    validate_only: bool,
+    /// Nothing changed: the answer of the first time was given again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    repeated: bool,
     /// The gRPC code, as its specification spells it.
     outcome: &'static str,
     /// The stable reason, if it failed.
@@ -62,8 +75,16 @@ struct Line<'a> {
 
 impl Change {
     /// `caller` asks for `method` on `resource`, now.
-    pub(super) fn new(caller: &Principal, method: &'static str, resource: impl ToString) -> Self {
-        Self { caller: caller.to_string(), method, resource: resource.to_string(), started: Instant::now() }
+    pub(super) fn new(caller: &impl Display, method: &'static str, resource: impl ToString) -> Self {
+        Self {
+            caller: caller.to_string(),
+            method,
+            resource: resource.to_string(),
+            request_id: None,
+            is_validation: false,
+            is_repetition: false,
+            started: Instant::now(),
+        }
     }
 }
 
@@ -115,6 +136,9 @@ fn line<'a>(change: &'a Change, outcome: Result<(), &Status>, now: SystemTime, t
         caller: &change.caller,
         method: change.method,
         resource: &change.resource,
+        request_id: change.request_id.as_deref(),
+        validate_only: change.is_validation,
+        repeated: change.is_repetition,
         outcome: spelled(status.map_or(Code::Ok, Status::code)),
         reason: status.and_then(Status::get_details_error_info).map(|info| info.reason),
         took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
@@ -150,7 +174,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn change(resource: &str) -> Change {
-        Change::new(&Principal::Operator("admin".parse().unwrap()), "StopVirtualMachine", resource)
+        Change::new(&"operator/admin", "StopVirtualMachine", resource)
     }
 
     #[test]

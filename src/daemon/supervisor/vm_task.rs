@@ -17,7 +17,7 @@ use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
-use super::{CallError, Shared, VmPaths};
+use super::{CallError, OnlyIf, Shared, VmPaths};
 use crate::daemon::record::{Run, VmRecord};
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
@@ -80,6 +80,7 @@ impl Wanted {
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) wanted: Wanted,
+    pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: Reply,
 }
 
@@ -161,6 +162,9 @@ impl VmTask {
     }
 
     async fn answer(&mut self, call: Call) {
+        if call.only_if.as_ref().is_some_and(|condition| !condition.holds(&self.vm)) {
+            return drop(call.reply.send(Err(CallError::Changed)));
+        }
         if let Wanted::Changed(change) = call.wanted {
             return self.change(change, call.reply).await;
         }
