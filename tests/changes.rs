@@ -260,6 +260,8 @@ fn what_is_only_validated_leaves_no_trace_and_is_refused_as_the_real_call_would_
     wait(acme.vms.clone().start_virtual_machine(start)).unwrap();
     let stop = v1::StopVirtualMachineRequest { name: WEB.into(), validate_only: true, ..Default::default() };
     assert_eq!(facts(&wait(acme.vms.clone().stop_virtual_machine(stop)).unwrap_err()).reason, "WRONG_STATE");
+    let reboot = v1::RebootVirtualMachineRequest { name: WEB.into(), validate_only: true, ..Default::default() };
+    assert_eq!(facts(&wait(acme.vms.clone().reboot_virtual_machine(reboot)).unwrap_err()).reason, "WRONG_STATE");
     let dry_destroy = |name: &str| v1::DestroyVirtualMachineRequest { validate_only: true, ..destruction(name, &id) };
     destroy(&acme, dry_destroy(WEB)).unwrap();
     assert_eq!(facts(&destroy(&acme, dry_destroy("tenants/acme/vms/ghost")).unwrap_err()).reason, "VM_NOT_FOUND");
@@ -273,6 +275,9 @@ fn what_is_only_validated_leaves_no_trace_and_is_refused_as_the_real_call_would_
         header.settings.insert("max-cpus".into(), "1".into());
     });
     assert_eq!(facts(&refused.unwrap_err()).reason, "PLUGIN_REFUSED");
+    let name = "operator/plugins/admission".to_owned();
+    let unload = v1::UnloadPluginRequest { name, force: true, validate_only: true, ..Default::default() };
+    wait(operator.plugins.clone().unload_plugin(unload)).unwrap();
     let denied = load(&acme, |header| header.validate_only = true);
     assert_eq!(facts(&denied.unwrap_err()).reason, "NOT_ALLOWED");
     let release =
@@ -280,6 +285,8 @@ fn what_is_only_validated_leaves_no_trace_and_is_refused_as_the_real_call_would_
     let missing = wait(operator.host.clone().release_host_device(release)).unwrap_err();
     assert_eq!(facts(&missing).reason, "DEVICE_NOT_FOUND");
 
+    // One registration was made: what was only validated is on no record.
+    assert_eq!(operator.decisions(v1::ListDecisionsRequest::default()).unwrap().len(), 1);
     assert_eq!(support::host::taps(), taps);
     let after = traces(&host);
     let differs: Vec<_> =

@@ -17,6 +17,7 @@ use ostler::api::v1;
 use ostler::api::v1::device_lease::State as Lease;
 use ostler::api::v1::nvme_spec::Kind;
 use ostler::api::v1::virtual_machine::State;
+use ostler::sys::nvme::Admin;
 use support::console::Console;
 use support::guest::bootable;
 use support::wait::{BOOT, SOON, until};
@@ -240,6 +241,9 @@ fn tenants_get_namespaces_by_their_own_plugins_keep_their_data_and_leave_none() 
     assert_eq!((adopted.state(), &adopted.nvme[0]), (State::Running, &of_web));
     drop(web);
     let mut web = host.console(&acme, "web");
+    // It begins with what was printed before, the ends of earlier commands among it.
+    web.type_line("echo again-$((70+7))");
+    web.expect("again-77");
     assert!(secret(&mut web));
 
     // Off and on again: another run, the same data.
@@ -431,6 +435,15 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     let refused = acme.start("web").unwrap_err();
     assert!(refused.message().contains("no secondary controller is free"), "{refused:?}");
     fs::write(function.join("reset_method"), "default\n").unwrap();
+    assert_eq!(operator.release_nvme(&of_web.function, 0).unwrap().state(), Lease::Free);
+    // Nor is a controller that had more attached than its guest was given.
+    let (_web, of_web) = boot(&host, &acme, "web");
+    let now = lab(&host, &drives);
+    let id = u16::try_from(now.secondaries[0].controller_id).unwrap();
+    Admin::open(&now.device).unwrap().attach_namespace(4, id).unwrap();
+    acme.stop("web", Some(0)).unwrap();
+    let lease = lab(&host, &drives).secondaries[0].lease.clone().unwrap();
+    assert!(lease.state() == Lease::Quarantined && lease.reason.contains("had namespace 4 attached"), "{lease:?}");
     assert_eq!(operator.release_nvme(&of_web.function, 0).unwrap().state(), Lease::Free);
     acme.destroy("web", true).unwrap();
     until_all_is_free(&host, &drives);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may import with `use crate::…`, besides itself and what lies below it. The longest prefix counts.
-const MAY_IMPORT: [(&str, &[&str]); 33] = [
+const MAY_IMPORT: [(&str, &[&str]); 34] = [
     ("lib", &[]),
     ("model", &[]),
     ("sys", &[]),
@@ -16,7 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 33] = [
     ("cli", &["api", "model"]),
     // The control plane: rpc -> service -> parts that do not know each other -> the daemon's own vocabulary.
     ("daemon", &["daemon", "model", "wire", "sys", "api"]),
-    ("daemon/rpc", &["daemon/service", "daemon/authn", "daemon/record", "model", "wire", "sys", "api"]),
+    ("daemon/rpc", &["daemon/service", "daemon/authn", "daemon/record", "daemon/trace", "model", "wire", "sys", "api"]),
     ("daemon/metrics", &["daemon/service", "daemon/record", "model", "wire", "sys"]),
     ("daemon/service", &["daemon", "model", "wire", "sys"]),
     ("daemon/authn", &["model"]),
@@ -26,7 +26,8 @@ const MAY_IMPORT: [(&str, &[&str]); 33] = [
     ("daemon/inventory", &["daemon/record", "model", "sys"]),
     ("daemon/hostdev", &["model", "sys"]),
     ("daemon/store", &["daemon/record", "model", "sys"]),
-    ("daemon/supervisor", &["daemon/record", "daemon/files", "model", "wire", "sys"]),
+    ("daemon/supervisor", &["daemon/record", "daemon/files", "daemon/trace", "model", "wire", "sys"]),
+    ("daemon/trace", &[]),
     ("daemon/record", &["model", "sys"]),
     ("daemon/files", &["model", "sys"]),
     // Takes everything from itself, then becomes the vmm.

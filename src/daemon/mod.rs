@@ -7,7 +7,7 @@
 //!   metrics   the same numbers for a scraper
 //!   service   use cases: the order of things, and who may
 //!   authn · policy · inventory · hostdev · store · supervisor      know nothing of each other
-//!   record · files · config                              the daemon's own vocabulary
+//!   record · files · trace · config                              the daemon's own vocabulary
 //! ```
 
 pub mod authn;
@@ -23,6 +23,7 @@ mod service;
 mod store;
 mod supervisor;
 pub mod tenants;
+mod trace;
 
 use std::io;
 use std::net::SocketAddr;

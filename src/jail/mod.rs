@@ -24,6 +24,9 @@ const PREFIX: &str = "jail: ";
 /// The role's entry, with the arguments after its name. Returns on failure only.
 pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
+    let mut arguments = arguments.peekable();
+    // For whom: it stands behind whatever there is to say.
+    let request = arguments.next_if(|argument| argument.starts_with("request=")).unwrap_or_default();
     let outcome = JailFacts::from_args(arguments).map_err(|error| error.to_string()).and_then(|facts| {
         let host = HostFacts::read().map_err(|error| format!("cannot read what this host has: {error}"))?;
         let steps = plan::plan(&facts, host).map_err(|error| error.to_string())?;
@@ -34,6 +37,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
         Ok(()) => unreachable!("the plan ends in another program"),
         Err(cause) => cause,
     };
-    eprintln!("{PREFIX}{cause}");
+    let behind = if request.is_empty() { request } else { format!(" ({request})") };
+    eprintln!("{PREFIX}{cause}{behind}");
     ExitCode::from(JAIL_FAILED)
 }

@@ -26,6 +26,8 @@ pub struct Launch {
     pub has_initrd: bool,
     /// Devices, each with a slot of its own.
     pub devices: Vec<DeviceLaunch>,
+    /// Id of the call that it is made for; for logs.
+    pub request: String,
     /// Where guest memory comes from.
     pub memory: MemorySpec,
     /// How vCPUs look to the guest, and where they run.

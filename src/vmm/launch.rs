@@ -106,6 +106,7 @@ mod tests {
             cmdline: String::new(),
             has_initrd: false,
             devices: vec![],
+            request: String::new(),
             memory: Default::default(),
             cpus: Default::default(),
         };

@@ -18,6 +18,7 @@ pub fn encode_launch(launch: &Launch) -> Vec<u8> {
         cmdline: launch.cmdline.clone(),
         devices: launch.devices.iter().map(encode_device).collect(),
         has_initrd: launch.has_initrd,
+        request_id: launch.request.clone(),
         hugepage_mib: match launch.memory.pages {
             PageSize::Small => 0,
             PageSize::Huge2M => 2,
@@ -55,6 +56,7 @@ pub fn decode_launch(bytes: &[u8]) -> Result<Launch, WireError> {
         cmdline: launch.cmdline,
         has_initrd: launch.has_initrd,
         devices,
+        request: launch.request_id,
         memory,
         cpus,
     })
@@ -169,6 +171,7 @@ mod tests {
             vm: VmId::new(),
             instance: InstanceId::new(),
             vcpus: 2,
+            request: "01J".into(),
             memory: MemorySpec { pages: PageSize::Huge1G, is_prefaulted: true, numa_node: Some(0) },
             cpus: CpuSpec { host_cpus: "0-1,4".parse().ok(), topology: Topology::new(1, 1, 2, 2).ok() },
             memory_bytes: 5 << 30,

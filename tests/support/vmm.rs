@@ -134,6 +134,7 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
         cmdline: plan.cmdline.into(),
         has_initrd: true,
         devices,
+        request: String::new(),
         memory: Default::default(),
         cpus: Default::default(),
     };

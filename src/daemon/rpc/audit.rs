@@ -17,6 +17,8 @@ use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::daemon::trace::RequestId;
+
 /// A file of this length, in bytes, is put aside as `<name>.1`, in the place of the one before.
 const MAX_LEN: u64 = 64 << 20;
 
@@ -41,6 +43,7 @@ pub(super) struct Change {
     caller: String,
     method: &'static str,
     resource: String,
+    request: Option<RequestId>,
     /// Given by the client.
     pub(super) request_id: Option<String>,
     /// Asked for with validate_only.
@@ -57,6 +60,9 @@ struct Line<'a> {
     caller: &'a str,
     method: &'a str,
     resource: &'a str,
+    /// As in the daemon's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
     /// Nothing was to change.
@@ -80,6 +86,7 @@ impl Change {
             caller: caller.to_string(),
             method,
             resource: resource.to_string(),
+            request: RequestId::current(),
             request_id: None,
             is_validation: false,
             is_repetition: false,
@@ -136,6 +143,7 @@ fn line<'a>(change: &'a Change, outcome: Result<(), &Status>, now: SystemTime, t
         caller: &change.caller,
         method: change.method,
         resource: &change.resource,
+        request: change.request.as_ref().map(ToString::to_string),
         request_id: change.request_id.as_deref(),
         validate_only: change.is_validation,
         repeated: change.is_repetition,

@@ -11,6 +11,7 @@ use super::listener::Peer;
 use super::rate::Rates;
 use super::status;
 use crate::daemon::service::{Identity, ServiceError, Tenants};
+use crate::daemon::trace;
 
 /// Longest that a call which only reads may take.
 const READ_LIMIT: Duration = Duration::from_secs(60);
@@ -39,7 +40,7 @@ pub(super) fn caller(extensions: &Extensions) -> Result<Identity, Status> {
 pub(super) async fn in_own_task<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Status> {
-    within(READ_LIMIT, async { finished(tokio::spawn(work).await) }).await
+    within(READ_LIMIT, async { finished(trace::spawn(work).await) }).await
 }
 
 /// What came of a use case's own task.

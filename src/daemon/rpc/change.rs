@@ -21,6 +21,7 @@ use super::call::{finished, within};
 use super::status;
 use crate::api::v1;
 use crate::daemon::service::{Answer, Claim, Identity, RequestKey, ServiceError, SharedNode, Terms};
+use crate::daemon::trace;
 use crate::model::{IdError, SpecError};
 
 /// A message that asks for a change.
@@ -123,8 +124,8 @@ impl Changes {
         change.request_id = terms.claim.as_ref().map(|claim| claim.key.id.to_string());
         change.is_validation = terms.validate_only;
         let (node, audit) = (Arc::clone(&self.node), Arc::clone(&self.audit));
-        let whole = tokio::spawn(async move {
-            let done = tokio::spawn(async move {
+        let whole = trace::spawn(async move {
+            let done = trace::spawn(async move {
                 if !principal.may_change() {
                     return Err(ServiceError::RoleDenied);
                 }

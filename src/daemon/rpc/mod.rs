@@ -22,6 +22,7 @@ mod replay;
 mod status;
 mod tenant;
 mod tls;
+mod trace;
 mod trust;
 mod vm;
 
@@ -123,6 +124,7 @@ pub async fn serve(
         .http2_max_header_list_size(MAX_HEADERS_LEN)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(trace::TraceLayer)
         .layer(InterceptorLayer::new(move |request| call::admit(request, &rates, &followed.tenants)))
         .add_service(vms)
         .add_service(plugins)

@@ -26,7 +26,8 @@ use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::record::{NvmeDevice, Subnet, VfNic, VmRecord};
-use crate::model::{CpuList, DeviceId, DiskSpec, InstanceId, JailFacts, NicSpec, PageSize, SpecError, VmId};
+use crate::daemon::trace::RequestId;
+use crate::model::{DeviceId, DiskSpec, InstanceId, JailFacts, Launch, NicSpec, PageSize, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
 use crate::sys::packet::Listener;
@@ -118,14 +119,17 @@ pub(super) async fn launch(
     if wants_vfs || wants_nvmes {
         shared.devices.attach(vm.uid).await?;
     }
-    let spawned = tokio::task::spawn_blocking(move || spawn(&shared, &vm, instance)).await;
+    // Without a call: the guest has reset, or a daemon before this one was asked.
+    let request = RequestId::current().unwrap_or_else(|| RequestId::new(None)).to_string();
+    tracing::info!(uid = %vm.uid, %instance, request_id = request, "launching");
+    let spawned = tokio::task::spawn_blocking(move || spawn(&shared, &vm, instance, request)).await;
     spawned.unwrap_or_else(|error| Err(LaunchError::Spawn(io::Error::other(error))))
 }
 
 /// Opens everything for `vm` and starts its process. Blocks. What it opened is closed again on an error.
-fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned, LaunchError> {
+fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) -> Result<Spawned, LaunchError> {
     let paths = shared.paths(vm.uid);
-    let launch = plan(vm, instance)?;
+    let launch = Launch { request, ..plan(vm, instance)? };
     check_hugepages(launch.memory.pages, launch.memory_bytes)?;
     make_dirs(&paths)?;
     let control = Listener::bind(&paths.control()).map_err(host("control socket"))?;
@@ -170,7 +174,7 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId) -> Result<Spawned
 
     let log = create(&paths.log()).map_err(host("vmm log"))?;
     let facts = JailFacts::new(&launch, vm.user, longest_file_bytes);
-    let process = start(shared, vm.uid, &facts, launch.cpus.host_cpus.as_ref(), control.as_fd(), log)?;
+    let process = start(shared, &launch, &facts, control.as_fd(), log)?;
     let (roles, descriptors) = passed.into_iter().unzip();
     Ok(Spawned { process, vfs: vm.vfs.clone(), nvmes: vm.nvmes.clone(), roles, descriptors })
 }
@@ -191,19 +195,19 @@ fn check_hugepages(size: PageSize, memory_bytes: u64) -> Result<(), LaunchError>
 /// Starts the process: in its cgroup and as the role `jail`, which becomes the vmm; without a jail as the vmm itself.
 fn start(
     shared: &Shared,
-    uid: VmId,
+    launch: &Launch,
     facts: &JailFacts,
-    cpus: Option<&CpuList>,
     control: BorrowedFd<'_>,
     log: File,
 ) -> Result<Process, LaunchError> {
-    let (program, name) = (&shared.vmm, arg0(uid));
+    let (program, name) = (&shared.vmm, arg0(launch.vm));
     let started = match &shared.jail {
         None => sys::spawn::detached(program, &name, &["vmm".as_ref()], control, log),
         Some(jail) => {
-            let cgroup = jail.make(uid, facts, cpus)?;
-            let facts = facts.to_args();
-            let args: Vec<&OsStr> = std::iter::once("jail".as_ref()).chain(facts.iter().map(OsStr::new)).collect();
+            let cgroup = jail.make(launch.vm, facts, launch.cpus.host_cpus.as_ref())?;
+            let args: Vec<String> =
+                [format!("request={}", launch.request)].into_iter().chain(facts.to_args()).collect();
+            let args: Vec<&OsStr> = std::iter::once("jail".as_ref()).chain(args.iter().map(OsStr::new)).collect();
             let isolation = Isolation { cgroup: Some(cgroup.as_fd()), has_own_pids: true };
             sys::spawn::isolated(program, &name, &args, control, log, isolation)
         }

@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
+use crate::daemon::trace::RequestId;
 use crate::model::{Bdf, DeviceChange, DeviceId, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
@@ -341,7 +342,8 @@ impl VmHandle {
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let call = Call { wanted: Wanted::Changed(change), only_if: self.only_if.clone(), reply };
+        let only_if = self.only_if.clone();
+        let call = Call { wanted: Wanted::Changed(change), only_if, reply, request: RequestId::current() };
         self.calls.send(call).await.map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
@@ -354,7 +356,8 @@ impl VmHandle {
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { wanted, only_if: self.only_if.clone(), reply }).await.map_err(|_| CallError::Gone)?;
+        let call = Call { wanted, only_if: self.only_if.clone(), reply, request: RequestId::current() };
+        self.calls.send(call).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 }

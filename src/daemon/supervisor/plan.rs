@@ -50,6 +50,7 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
         cmdline: cmdline(spec, vm.nics.first()),
         has_initrd: spec.boot().initrd.is_some(),
         devices,
+        request: String::new(),
         memory: *spec.memory(),
         cpus: spec.cpus().clone(),
     })

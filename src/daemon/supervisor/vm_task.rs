@@ -19,6 +19,7 @@ use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
 use super::{CallError, OnlyIf, Shared, VmPaths};
 use crate::daemon::record::{Run, VmRecord};
+use crate::daemon::trace::{self, RequestId};
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
 use crate::wire::{FromVmm, ToVmm};
@@ -82,6 +83,8 @@ pub(super) struct Call {
     pub(super) wanted: Wanted,
     pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: Reply,
+    /// For whom it is done.
+    pub(super) request: Option<RequestId>,
 }
 
 type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
@@ -131,7 +134,10 @@ impl VmTask {
         }
         while !self.is_gone {
             match self.news().await {
-                News::Call(Some(call)) => self.answer(call).await,
+                News::Call(Some(call)) => match call.request.clone() {
+                    Some(request) => request.scope(self.answer(call)).await,
+                    None => self.answer(call).await,
+                },
                 News::Call(None) => return,
                 News::Spawned(result) => self.launched(result).await,
                 News::Message(message) => self.message(message).await,
@@ -341,7 +347,7 @@ impl VmTask {
         let Some(run) = &self.vm.run else { return };
         let (shared, vm, instance) = (Arc::clone(&self.shared), self.vm.clone(), run.instance);
         // In a task of its own: calls are answered meanwhile, and a claim is finished even if nobody waits for it.
-        let spawn = tokio::spawn(launch::launch(shared, vm, instance));
+        let spawn = trace::spawn(launch::launch(shared, vm, instance));
         self.phase = Phase::Launching { spawn, is_unwanted: false };
     }
 

@@ -45,8 +45,9 @@ pub fn connect(place: &NvmePlace, nsid: u32) -> Result<(), HostdevError> {
     set_attached(&admin, &place.primary, nsid, Some(place.controller))
 }
 
-/// Takes a secondary controller back: reset, unbound from vfio-pci, nothing attached to it. Blocks; can be repeated.
-pub fn disconnect(place: &NvmePlace) -> Result<(), HostdevError> {
+/// Takes a secondary controller back: reset, unbound from vfio-pci, nothing attached to it. Gives the ids of namespaces
+/// that were. Blocks; can be repeated.
+pub fn disconnect(place: &NvmePlace) -> Result<Vec<u32>, HostdevError> {
     let admin = open(&place.primary)?;
     let bus = PciBus::of_host();
     reset(&bus.dir(place.function), place.function)?;
@@ -54,8 +55,8 @@ pub fn disconnect(place: &NvmePlace) -> Result<(), HostdevError> {
     detach_all(&admin, &place.primary, place.controller)
 }
 
-/// Detaches every namespace from a controller whose function is gone. Can be repeated.
-pub fn detach_all_from(primary: &str, controller: u16) -> Result<(), HostdevError> {
+/// The same for a controller whose function is gone.
+pub fn detach_all_from(primary: &str, controller: u16) -> Result<Vec<u32>, HostdevError> {
     detach_all(&open(primary)?, primary, controller)
 }
 
@@ -67,18 +68,20 @@ fn refused(device: &str) -> impl Fn(CommandError) -> HostdevError {
     move |source| HostdevError::Nvme { device: device.to_owned(), source }
 }
 
-/// Detaches every namespace from a controller.
-fn detach_all(admin: &Admin, device: &str, controller: u16) -> Result<(), HostdevError> {
+/// Detaches every namespace from a controller; gives their ids.
+fn detach_all(admin: &Admin, device: &str, controller: u16) -> Result<Vec<u32>, HostdevError> {
     let refused = refused(device);
+    let mut detached = Vec::new();
     for nsid in admin.allocated_namespaces().map_err(&refused)? {
         if admin.controllers_of(nsid).map_err(&refused)?.contains(&controller) {
             admin.detach_namespace(nsid, controller).map_err(&refused)?;
             if admin.controllers_of(nsid).map_err(&refused)?.contains(&controller) {
                 return Err(HostdevError::NvmeAttachment { device: device.to_owned(), nsid });
             }
+            detached.push(nsid);
         }
     }
-    Ok(())
+    Ok(detached)
 }
 
 /// Has a namespace attached to `wanted` only, or to nothing; verified.

@@ -82,7 +82,7 @@ fn bring_up(admin: &Admin, device: &str, secondary: &SecondaryController, shares
     admin.assign(secondary.id, Resource::Interrupts, shares.interrupts).map_err(&refused)?;
     admin.bring_online(secondary.id).map_err(&refused)?;
     // A controller attaches its shared namespaces to new ones by itself: nobody asked for that.
-    detach_all(admin, device, secondary.id)
+    detach_all(admin, device, secondary.id).map(drop)
 }
 
 /// Whether there is nothing to do: so many are online, with so much, and no more.

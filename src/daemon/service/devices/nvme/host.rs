@@ -51,8 +51,9 @@ pub(super) fn erase_before_use(key: &NvmeKey) -> Result<(), String> {
     .map_err(|error| error.to_string())
 }
 
-/// Cleans a part that its VM has no more. `address` is the function of a secondary controller.
-pub(super) fn clean(key: &NvmeKey, address: Bdf) -> Result<(), String> {
+/// Cleans a part that its VM has no more. `address` is the function of a secondary controller, to which nothing but `own`
+/// may be attached.
+pub(super) fn clean(key: &NvmeKey, address: Bdf, own: &[u32]) -> Result<(), String> {
     if key.part == NvmePart::Whole {
         return hostdev::nvme::take_controller_back(key.controller).map_err(|error| error.to_string());
     }
@@ -64,14 +65,22 @@ pub(super) fn clean(key: &NvmeKey, address: Bdf) -> Result<(), String> {
     match key.part {
         NvmePart::Secondary(id) => {
             let secondary = facts.secondaries.iter().find(|secondary| secondary.id == id);
-            match secondary.and_then(|secondary| secondary.function.as_ref()) {
+            let detached = match secondary.and_then(|secondary| secondary.function.as_ref()) {
                 Some(function) if function.address == address => {
                     let place = NvmePlace { primary: device.clone(), controller: id, function: address };
                     hostdev::nvme::disconnect(&place)
                 }
                 // Its function is gone, or another: what a guest left in it went with it.
                 _ => hostdev::nvme::detach_all_from(device, id),
-            }
+            };
+            let detached = detached.map_err(|error| error.to_string())?;
+            return match detached.into_iter().find(|nsid| !own.contains(nsid)) {
+                None => Ok(()),
+                Some(nsid) => Err(format!(
+                    "controller {id} of {device} had namespace {nsid} attached, which its guest was not given: it lets \
+                     guests attach what they want; give it to one tenant only"
+                )),
+            };
         }
         NvmePart::Namespace(nsid) if facts.namespaces.iter().any(|namespace| namespace.nsid == nsid) => {
             hostdev::nvme::clean_namespace(device, nsid)

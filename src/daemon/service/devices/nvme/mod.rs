@@ -150,7 +150,10 @@ impl NvmeDevices {
         let unclean = |reason: String| DeviceError::Unclean { address, reason };
         let key = releasing.key.clone();
         let cleaned = match self.patience(&key).await {
-            Ok(patience) => on_own_thread(patience, move || host::clean(&key, address)).await,
+            Ok(patience) => {
+                let own = self.namespaces_of(&releasing);
+                on_own_thread(patience, move || host::clean(&key, address, &own)).await
+            }
             Err(error) => Err(error),
         };
         match cleaned {
@@ -164,6 +167,20 @@ impl NvmeDevices {
                 Err(unclean(reason))
             }
         }
+    }
+
+    /// Ids of the namespaces of this controller that the holder of `lease` has.
+    fn namespaces_of(&self, lease: &NvmeLease) -> Vec<u32> {
+        let Some(vm) = lease.state.holder().map(|holder| holder.vm) else { return Vec::new() };
+        let snapshot = self.store.snapshot();
+        let of_it = snapshot.nvme_leases.values().filter(|other| {
+            other.key.controller == lease.key.controller && other.state.holder().is_some_and(|holder| holder.vm == vm)
+        });
+        let nsid = |other: &Arc<NvmeLease>| match other.key.part {
+            NvmePart::Namespace(nsid) => Some(nsid),
+            NvmePart::Whole | NvmePart::Secondary(_) => None,
+        };
+        of_it.filter_map(nsid).collect()
     }
 
     /// How long it may take to clean: what is erased is also read.
