@@ -21,10 +21,8 @@ pub(super) fn of(error: &ServiceError) -> Status {
     let text = text(error);
     match error {
         ServiceError::BadField(error) => bad_field(error),
-        ServiceError::NoSuchVm | ServiceError::Call(CallError::Gone) => {
-            // Word for word the same whether the VM is missing or another tenant's.
-            status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
-        }
+        ServiceError::NoSuchVm => no_such_vm(),
+        ServiceError::Call(error) => call(error, text),
         ServiceError::NoSuchDecision => status(Code::NotFound, text, "DECISION_NOT_FOUND", []),
         ServiceError::NoSuchPlugin => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
         ServiceError::NoSuchVersion => status(Code::NotFound, text, "VERSION_NOT_FOUND", []),
@@ -46,36 +44,8 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::NotAllowed { needs } => {
             status(Code::PermissionDenied, text, "NOT_ALLOWED", [("needs", (*needs).to_owned())])
         }
-        ServiceError::Call(CallError::Changed) | ServiceError::Changed { .. } => {
-            status(Code::Aborted, format!("{text}: get it again, and decide anew"), "ETAG_MISMATCH", [])
-        }
+        ServiceError::Changed { .. } => changed(&text),
         ServiceError::RequestReused => status(Code::InvalidArgument, text, "REQUEST_ID_REUSED", []),
-        ServiceError::Call(CallError::Refused(refused)) => {
-            let metadata = [("state", refused.state.to_owned()), ("verb", refused.verb.to_owned())];
-            status(Code::FailedPrecondition, text, "WRONG_STATE", metadata)
-        }
-        ServiceError::Call(CallError::StartFailed(FailureCause(exit))) => {
-            let (code, reason) = match exit {
-                VmExit::HostError(_) | VmExit::Vanished(_) => (Code::Internal, "VMM_FAILED"),
-                VmExit::LaunchFailed(_)
-                | VmExit::PowerOff
-                | VmExit::Reset
-                | VmExit::TripleFault
-                | VmExit::Panicked
-                | VmExit::Killed => (Code::FailedPrecondition, "START_FAILED"),
-            };
-            status(code, text, reason, [("cause", exit.to_string())])
-        }
-        ServiceError::Call(CallError::Interrupted { state }) => {
-            status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
-        }
-        ServiceError::Call(CallError::ChangeFailed(cause)) => {
-            status(Code::FailedPrecondition, text, "CHANGE_FAILED", [("cause", cause.clone())])
-        }
-        ServiceError::Call(CallError::NotPaused { cause }) => {
-            status(Code::Unavailable, text, "NOT_PAUSED", [("cause", cause.clone())])
-        }
-        ServiceError::Call(CallError::Deaf) => status(Code::Unavailable, text, "VMM_DEAF", []),
         ServiceError::Device(error) => device(error, text),
         ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
         ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
@@ -92,6 +62,47 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
         ServiceError::Ending => status(Code::Unavailable, text, "SHUTTING_DOWN", []),
     }
+}
+
+/// What a VM's task, or its process, said.
+fn call(error: &CallError, text: String) -> Status {
+    match error {
+        CallError::Gone => no_such_vm(),
+        CallError::Changed => changed(&text),
+        CallError::Refused(refused) => {
+            let metadata = [("state", refused.state.to_owned()), ("verb", refused.verb.to_owned())];
+            status(Code::FailedPrecondition, text, "WRONG_STATE", metadata)
+        }
+        CallError::StartFailed(FailureCause(exit)) => {
+            let (code, reason) = match exit {
+                VmExit::HostError(_) | VmExit::Vanished(_) => (Code::Internal, "VMM_FAILED"),
+                VmExit::LaunchFailed(_)
+                | VmExit::PowerOff
+                | VmExit::Reset
+                | VmExit::TripleFault
+                | VmExit::Panicked
+                | VmExit::Killed => (Code::FailedPrecondition, "START_FAILED"),
+            };
+            status(code, text, reason, [("cause", exit.to_string())])
+        }
+        CallError::Interrupted { state } => {
+            status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
+        }
+        CallError::ChangeFailed(cause) => {
+            status(Code::FailedPrecondition, text, "CHANGE_FAILED", [("cause", cause.clone())])
+        }
+        CallError::NotPaused { cause } => status(Code::Unavailable, text, "NOT_PAUSED", [("cause", cause.clone())]),
+        CallError::Deaf => status(Code::Unavailable, text, "VMM_DEAF", []),
+    }
+}
+
+/// Word for word the same whether the VM is missing or another tenant's.
+fn no_such_vm() -> Status {
+    status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
+}
+
+fn changed(text: &str) -> Status {
+    status(Code::Aborted, format!("{text}: get it again, and decide anew"), "ETAG_MISMATCH", [])
 }
 
 fn device(error: &DeviceError, text: String) -> Status {

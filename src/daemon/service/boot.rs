@@ -93,8 +93,7 @@ impl Node {
             Arc::new(ledger),
             Arc::clone(&devices) as Arc<dyn Devices>,
         ));
-        let known: Vec<_> = found.vms.iter().map(|vm| vm.uid).collect();
-        supervisor.sweep(&known).await;
+        supervisor.sweep(&found.vms.iter().map(|vm| vm.uid).collect::<Vec<_>>()).await;
         let mut resumed = JoinSet::new();
         for vm in found.vms {
             let (supervisor, handles) = (Arc::clone(&supervisor), handles.clone());
@@ -104,7 +103,6 @@ impl Node {
         while resumed.join_next().await.is_some() {}
         tokio::spawn(decisions::sweep_hourly(store.clone()));
         let requests = Requests::new(store.clone(), found.requests);
-        let (turns, replays) = (Turns::default(), Arc::new(Semaphore::new(1)));
         Ok(Self {
             store,
             supervisor,
@@ -116,8 +114,8 @@ impl Node {
             facts,
             addresses,
             users,
-            turns,
-            replays,
+            turns: Turns::default(),
+            replays: Arc::new(Semaphore::new(1)),
             requests,
             tenants,
         })
