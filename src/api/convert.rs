@@ -236,9 +236,11 @@ pub fn device_id_from_proto(id: &str) -> Result<DeviceId, SpecError> {
     device_id("device_id".to_owned(), id)
 }
 
-/// A moment for a response.
+/// A moment for a response: to the millisecond, which is what the store keeps, so that it is the same after a restart.
 pub fn timestamp_to_proto(moment: SystemTime) -> prost_types::Timestamp {
-    prost_types::Timestamp::from(moment)
+    let mut timestamp = prost_types::Timestamp::from(moment);
+    timestamp.nanos -= timestamp.nanos.rem_euclid(1_000_000);
+    timestamp
 }
 
 fn boot_from_proto(boot: v1::BootSpec) -> Result<BootSpec, SpecError> {

@@ -37,6 +37,7 @@ pub(crate) struct VmView {
     update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
     memory_use: Option<stats::MemoryUseView>,
+    etag: String,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -165,6 +166,7 @@ pub(crate) struct PluginView {
     failure: String,
     breakers: Vec<BreakerView>,
     previous: Vec<VersionView>,
+    etag: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -197,6 +199,7 @@ impl From<v1::VirtualMachine> for VmView {
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
             memory_use: vm.memory_use.map(stats::MemoryUseView::from),
+            etag: vm.etag,
         }
     }
 }
@@ -323,6 +326,7 @@ impl From<v1::Plugin> for PluginView {
             failure: plugin.failure,
             breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
             previous: plugin.previous.into_iter().map(VersionView::from).collect(),
+            etag: plugin.etag,
         }
     }
 }

@@ -25,7 +25,7 @@ pub use canonical::{NotCanonical, canonical};
 pub use decision::{AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict};
 pub use digest::{DigestError, PluginDigest, RecordHash};
 pub use exit::{JAIL_FAILED, VmExit};
-pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
+pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};
 pub use jail::{JailArgsError, JailFacts};
 pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,

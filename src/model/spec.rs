@@ -375,6 +375,14 @@ impl VmSpec {
         self.nics.retain(|nic| nic.id != *id);
     }
 
+    /// Whether it has just this device.
+    pub fn has_device(&self, device: &DeviceSpec) -> bool {
+        match device {
+            DeviceSpec::Disk(disk) => self.disks.contains(disk),
+            DeviceSpec::Nic(nic) => self.nics.contains(nic),
+        }
+    }
+
     /// NVMe devices, in slot order.
     pub fn nvmes(&self) -> &[NvmeSpec] {
         &self.nvmes

@@ -6,7 +6,7 @@ use crate::api::convert::{DEFAULT_UNPLUG, duration_to_proto};
 use crate::api::v1;
 use crate::api::v1::attach_device_request::Device;
 
-use super::super::args::{AttachArgs, DetachArgs};
+use super::super::args::{AttachArgs, ChangeArgs, DetachArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::view::short;
@@ -19,11 +19,13 @@ pub(crate) async fn attach(mut client: Client, arguments: AttachArgs) -> Result<
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let shown = short(&name);
     let device = arguments.disk.map(disk).map(Device::Disk).or(arguments.nic.map(nic).map(Device::Nic));
-    let call = client.vms.attach_device(within(MARGIN, v1::AttachDeviceRequest { name, device }));
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let request = v1::AttachDeviceRequest { name, device, request_id, etag: arguments.etag.etag, validate_only };
+    let call = client.vms.attach_device(within(MARGIN, request));
     let vm = patiently(format_args!("attaching to {shown}"), call).await.map_err(|failure| {
         failure.about(&shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
     })?;
-    show_state(&client, vm)
+    show_state(&client, vm, validate_only.then_some("can be attached to"))
 }
 
 pub(crate) async fn detach(mut client: Client, arguments: DetachArgs) -> Result<(), Failure> {
@@ -32,11 +34,13 @@ pub(crate) async fn detach(mut client: Client, arguments: DetachArgs) -> Result<
     let limit = arguments.timeout.unwrap_or(DEFAULT_UNPLUG) + MARGIN;
     let retry = format!("ostler vm detach {shown} {device_id} --force takes it without the guest's word");
     let timeout = arguments.timeout.map(duration_to_proto);
-    let request = v1::DetachDeviceRequest { name, device_id, timeout, force: arguments.force };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let (etag, force) = (arguments.etag.etag, arguments.force);
+    let request = v1::DetachDeviceRequest { name, device_id, timeout, force, request_id, etag, validate_only };
     let call = client.vms.detach_device(within(limit, request));
     let vm = patiently(format_args!("detaching from {shown}"), call).await.map_err(|failure| {
         let failure = failure.about(&shown).hint_for(Exit::TimedOut, || retry);
         failure.hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
     })?;
-    show_state(&client, vm)
+    show_state(&client, vm, validate_only.then_some("can be detached from"))
 }

@@ -10,6 +10,7 @@ pub(crate) mod plugin;
 pub(crate) mod power;
 pub(crate) mod replay;
 pub(crate) mod stats;
+pub(crate) mod tenant;
 pub(crate) mod tune;
 pub(crate) mod vm;
 pub(crate) mod watch;

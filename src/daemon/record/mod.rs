@@ -1,5 +1,5 @@
 //! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`],
-//! [`Lease`].
+//! [`Lease`], [`RequestRecord`].
 //!
 //! The daemon's own vocabulary: `supervisor` changes records, `store` keeps them, `service` and `rpc` show them. A
 //! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
@@ -7,6 +7,7 @@
 mod attachment;
 mod lease;
 mod nvme;
+mod request;
 mod vf;
 
 use std::net::Ipv4Addr;
@@ -19,6 +20,7 @@ use crate::sys::process::Identity;
 pub use attachment::{AddError, AttachState, Attachment, RNG, attachments_of};
 pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
 pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart};
+pub use request::{Before, Progress, RequestKey, RequestRecord};
 #[cfg(test)]
 pub use vf::samples as lease_samples;
 pub use vf::{Holder, VfKey, VfLease, VfNic};

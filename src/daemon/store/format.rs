@@ -569,12 +569,12 @@ pub(super) fn parse_digest(digest: &str) -> Result<PluginDigest, Unusable> {
     digest.parse().map_err(text)
 }
 
-fn to_ms(moment: SystemTime) -> u64 {
+pub(super) fn to_ms(moment: SystemTime) -> u64 {
     let since_epoch = moment.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn from_ms(ms: u64) -> Result<SystemTime, Unusable> {
+pub(super) fn from_ms(ms: u64) -> Result<SystemTime, Unusable> {
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).ok_or_else(|| format!("{ms} ms is no time"))
 }
 

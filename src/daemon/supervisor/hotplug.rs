@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::backing::{self, BackingError};
 use super::plan;
 use super::vm_task::{Phase, VmTask};
-use super::{CallError, JournalError};
+use super::{CallError, JournalError, OnlyIf};
 use crate::daemon::record::{AddError, AttachState, NicLease, RNG, VmRecord};
 use crate::daemon::trace::RequestId;
 use crate::model::{DeviceId, DeviceSpec, Refused, VmState};
@@ -87,6 +87,8 @@ pub enum HotplugError {
 /// A call about a device, with where its answer goes.
 pub(super) struct DeviceCall {
     pub(super) wanted: DeviceWanted,
+    /// Not at all, if the VM is not what the client has seen.
+    pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
     /// For whom it is done.
     pub(super) request: Option<RequestId>,
@@ -166,7 +168,10 @@ impl Hotplug {
 
 impl VmTask {
     pub(super) async fn device_call(&mut self, call: DeviceCall) {
-        let DeviceCall { wanted, reply, request: _ } = call;
+        let DeviceCall { wanted, only_if, reply, request: _ } = call;
+        if only_if.is_some_and(|condition| !condition.holds(&self.vm)) {
+            return drop(reply.send(Err(CallError::Changed)));
+        }
         let verb = match &wanted {
             DeviceWanted::Attached { .. } => "attach a device to",
             DeviceWanted::Detached { .. } => "detach a device from",

@@ -130,6 +130,30 @@ pub enum CallError {
     /// The VM was destroyed meanwhile.
     #[error("the VM is gone")]
     Gone,
+    /// It is not any more what the caller took it for ([`OnlyIf`]).
+    #[error("the VM has changed since you looked at it")]
+    Changed,
+}
+
+/// What must hold of a VM when its task comes to a call, for the call to be done.
+#[derive(Clone)]
+pub struct OnlyIf(Arc<dyn Fn(&VmRecord) -> bool + Send + Sync>);
+
+impl OnlyIf {
+    /// If `holds`, which is asked in the VM's task and must not block.
+    pub fn new(holds: impl Fn(&VmRecord) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(holds))
+    }
+
+    pub(crate) fn holds(&self, vm: &VmRecord) -> bool {
+        (self.0)(vm)
+    }
+}
+
+impl std::fmt::Debug for OnlyIf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnlyIf")
+    }
 }
 
 /// What VM tasks work with.
@@ -252,7 +276,7 @@ impl Supervisor {
 
     fn task(&self, vm: VmRecord) -> (VmHandle, VmTask) {
         let (calls, inbox) = mpsc::channel(CALLS_LEN);
-        (VmHandle { uid: vm.uid, calls }, VmTask::new(Arc::clone(&self.shared), vm, inbox))
+        (VmHandle { uid: vm.uid, calls, only_if: None }, VmTask::new(Arc::clone(&self.shared), vm, inbox))
     }
 }
 
@@ -261,9 +285,15 @@ impl Supervisor {
 pub struct VmHandle {
     uid: VmId,
     calls: mpsc::Sender<Request>,
+    only_if: Option<OnlyIf>,
 }
 
 impl VmHandle {
+    /// The same VM, for calls that are done only if `condition` holds when its task comes to them.
+    pub fn only_if(self, condition: Option<OnlyIf>) -> Self {
+        Self { only_if: condition, ..self }
+    }
+
     /// Which VM.
     pub fn uid(&self) -> VmId {
         self.uid
@@ -321,7 +351,8 @@ impl VmHandle {
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let call = Call { wanted: Wanted::Changed(change), reply, request: RequestId::current() };
+        let only_if = self.only_if.clone();
+        let call = Call { wanted: Wanted::Changed(change), only_if, reply, request: RequestId::current() };
         self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
@@ -350,14 +381,15 @@ impl VmHandle {
 
     async fn device_call(&self, wanted: DeviceWanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let call = DeviceCall { wanted, reply, request: RequestId::current() };
+        let only_if = self.only_if.clone();
+        let call = DeviceCall { wanted, only_if, reply, request: RequestId::current() };
         self.calls.send(Request::Device(call)).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let call = Call { wanted, reply, request: RequestId::current() };
+        let call = Call { wanted, only_if: self.only_if.clone(), reply, request: RequestId::current() };
         self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }

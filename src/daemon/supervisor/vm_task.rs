@@ -18,7 +18,7 @@ use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
-use super::{CallError, Shared, VmPaths};
+use super::{CallError, OnlyIf, Shared, VmPaths};
 use crate::daemon::record::{AttachState, Attachment, Run, VmRecord};
 use crate::daemon::trace::{self, RequestId};
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
@@ -82,6 +82,7 @@ impl Wanted {
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) wanted: Wanted,
+    pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: Reply,
     /// For whom it is done.
     pub(super) request: Option<RequestId>,
@@ -204,6 +205,9 @@ impl VmTask {
     }
 
     async fn answer(&mut self, call: Call) {
+        if call.only_if.as_ref().is_some_and(|condition| !condition.holds(&self.vm)) {
+            return drop(call.reply.send(Err(CallError::Changed)));
+        }
         if let Wanted::Changed(change) = call.wanted {
             return self.change(change, call.reply).await;
         }
