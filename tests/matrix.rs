@@ -66,6 +66,7 @@ const QUIET: &str = "FAILED_PRECONDITION NO_PROCESS";
 const TAKEN: &str = "ALREADY_EXISTS VM_EXISTS";
 const NO_PLUGIN: &str = "NOT_FOUND PLUGIN_NOT_FOUND";
 const NO_DECISION: &str = "NOT_FOUND DECISION_NOT_FOUND";
+const NO_DEVICE: &str = "NOT_FOUND NO_SUCH_DEVICE";
 const FIELD: &str = "INVALID_ARGUMENT BAD_FIELD";
 const NO_TENANT: &str = "NOT_FOUND TENANT_NOT_FOUND";
 
@@ -193,6 +194,20 @@ const ROWS: &[Row] = &[
         outcomes: [[OK; 3]; 3],
     },
     Row {
+        method: "VirtualMachineService/AttachDevice",
+        tried: |caller, tenant| {
+            let disk = v1::DiskSpec { id: "data".into(), volume: "missing.img".into(), ..Default::default() };
+            let request = v1::AttachDeviceRequest {
+                name: vm(tenant),
+                device: Some(v1::attach_device_request::Device::Disk(disk)),
+                validate_only: true,
+                ..Default::default()
+            };
+            done(wait(caller.vms.clone().attach_device(request)))
+        },
+        outcomes: [[FIELD, NO_VM, NO_VM], [VIEWS; 3], [FIELD, FIELD, NO_VM]],
+    },
+    Row {
         method: "VirtualMachineService/Console",
         tried: |caller, tenant| support::console::Console::attach(caller, &vm(tenant)).end().1,
         outcomes: [[QUIET, NO_VM, NO_VM], [QUIET, NO_VM, NO_VM], [QUIET, QUIET, NO_VM]],
@@ -205,6 +220,15 @@ const ROWS: &[Row] = &[
             done(wait(caller.vms.clone().destroy_virtual_machine(request)))
         },
         outcomes: [[OK, NO_VM, NO_VM], [VIEWS; 3], [OK, OK, NO_VM]],
+    },
+    Row {
+        method: "VirtualMachineService/DetachDevice",
+        tried: |caller, tenant| {
+            let (name, device_id) = (vm(tenant), "missing".into());
+            let request = v1::DetachDeviceRequest { name, device_id, validate_only: true, ..Default::default() };
+            done(wait(caller.vms.clone().detach_device(request)))
+        },
+        outcomes: [[NO_DEVICE, NO_VM, NO_VM], [VIEWS; 3], [NO_DEVICE, NO_DEVICE, NO_VM]],
     },
     Row {
         method: "VirtualMachineService/GetVirtualMachine",

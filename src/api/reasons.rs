@@ -33,6 +33,12 @@ pub const REASONS: &[Reason] = &[
         "the remembered answer of a repeated request is of another version",
         "get the resource: the request was done",
     ),
+    reason(
+        "ATTACH_FAILED",
+        "FAILED_PRECONDITION",
+        "the VM's process could not attach the device; metadata: device, cause",
+        "do away with the cause, then attach it again",
+    ),
     reason("BAD_FIELD", "INVALID_ARGUMENT", "a field is malformed; metadata: field", "correct the field"),
     reason(
         "BAD_IDENTITY",
@@ -51,6 +57,31 @@ pub const REASONS: &[Reason] = &[
         "NOT_FOUND",
         "no such decision on record, or another tenant's",
         "list the decisions that you may see",
+    ),
+    reason(
+        "DEVICES_EXHAUSTED",
+        "RESOURCE_EXHAUSTED",
+        "the VM's process has no thread or ring left for another device; metadata: device, cause",
+        "detach a device first, or attach it while the VM is stopped",
+    ),
+    reason(
+        "DEVICE_BUSY",
+        "FAILED_PRECONDITION",
+        "the device is just being attached or detached; metadata: device",
+        "try again when that is over: the VM's devices show it",
+    ),
+    reason("DEVICE_EXISTS", "ALREADY_EXISTS", "the VM has a device of that id; metadata: device", "choose another id"),
+    reason(
+        "DEVICE_FIXED",
+        "FAILED_PRECONDITION",
+        "the device belongs to every VM; metadata: device",
+        "detach disks and NICs only",
+    ),
+    reason(
+        "DEVICE_HOLDS_DATA",
+        "FAILED_PRECONDITION",
+        "an NVMe device keeps its data as long as the VM exists; metadata: device",
+        "destroy the VM to give the device back",
     ),
     reason(
         "DEVICE_IN_USE",
@@ -77,10 +108,22 @@ pub const REASONS: &[Reason] = &[
         "do away with the cause, then release it again",
     ),
     reason(
+        "DISK_IN_USE",
+        "FAILED_PRECONDITION",
+        "another running VM has the disk's image; metadata: device, volume",
+        "stop that VM, detach the disk from it, or open the image read-only in both",
+    ),
+    reason(
         "ETAG_MISMATCH",
         "ABORTED",
         "the resource has changed since it was looked at",
         "get it again, and decide anew",
+    ),
+    reason(
+        "GUEST_UNPLUG_REFUSED",
+        "DEADLINE_EXCEEDED",
+        "the guest did not let the device go in time; metadata: device, waited_ms",
+        "unmount or unbind it in the guest and ask again, or detach it with force",
     ),
     reason("HOST_FAILED", "INTERNAL", "the node cannot read or write what it needs", "look into the daemon's log"),
     reason(
@@ -108,10 +151,23 @@ pub const REASONS: &[Reason] = &[
         "try again later",
     ),
     reason(
+        "NOT_WHILE_RUNNING",
+        "FAILED_PRECONDITION",
+        "a device of this kind comes and goes only while the VM is off; metadata: device",
+        "stop the VM first",
+    ),
+    reason(
         "NO_PROCESS",
         "FAILED_PRECONDITION",
         "the console ends: the VM does not run; metadata: state",
         "start the VM",
+    ),
+    reason("NO_SLOT", "RESOURCE_EXHAUSTED", "the VM's bus is full", "detach a device first"),
+    reason(
+        "NO_SUCH_DEVICE",
+        "NOT_FOUND",
+        "the VM has no such device; metadata: device",
+        "get the VM: it lists its devices",
     ),
     reason(
         "NVME_FAILED",

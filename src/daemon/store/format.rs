@@ -630,6 +630,7 @@ mod tests {
         let namespace = NvmeSpec { id: data, wish: NvmeWish::Namespace { min_bytes: 64 << 20 } };
         let whole = NvmeSpec { id: disk, wish: NvmeWish::Controller };
         vm.spec = vm.spec.with_nvmes(vec![namespace, whole]).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         vm.nvmes = vec![NvmeDevice {
             id: "data".parse().unwrap(),
             function: Some("0000:02:00.1".parse().unwrap()),

@@ -546,7 +546,8 @@ async fn limits_are_on_record_before_the_vmm_has_them_and_stay() {
     std::fs::write(bench.dir.path().join("volumes/acme/data.img"), [0; 512]).unwrap();
     let with_disk = |script: &str| {
         let vm = bench.vm(script);
-        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk(false)], vec![]).unwrap(), ..vm }
+        let spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk(false)], vec![]).unwrap();
+        VmRecord { devices: attachments_of(&spec), spec, ..vm }
     };
     let handle = bench.supervisor().adopt_new(with_disk("run"));
     let id = || "data".parse().unwrap();
