@@ -186,9 +186,11 @@ fn the_operators_last_plugin_is_unloaded_only_by_force_and_then_all_is_denied() 
     assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "LAST_OF_HOOK"));
     acme.register("still", small()).unwrap();
     operator.load("operator/plugins/second", &plugin("hostile/abstain"), &[]).unwrap();
+    operator.load("operator/plugins/third", &plugin("hostile/attach-abstain"), &[]).unwrap();
     operator.unload(ADMISSION, false).unwrap();
     denied(&acme, "next", small(), "policy.no-opinion");
     operator.unload("operator/plugins/second", true).unwrap();
+    operator.unload("operator/plugins/third", true).unwrap();
     host.kill_daemon();
     host.start_daemon();
     assert!(host.operator().plugins("").unwrap().is_empty());

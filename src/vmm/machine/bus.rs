@@ -99,12 +99,14 @@ impl Bus {
             (layout::SERIAL_PORT..=0x3ff, [byte]) => {
                 *byte = self.with_serial(|serial| serial.read((port - layout::SERIAL_PORT) as u8));
             }
-            // No wake-up is ever pending, and the keyboard controller is never busy.
+            // No wake-up is ever pending, the keyboard controller is never busy, and no NMI comes from the bus or memory:
+            // with other bits a kernel takes every NMI for a fault of those.
             (
                 layout::SLEEP_CONTROL_PORT
                 | layout::SLEEP_STATUS_PORT
                 | layout::RESET_PORT
-                | layout::KEYBOARD_CONTROLLER_PORT,
+                | layout::KEYBOARD_CONTROLLER_PORT
+                | layout::NMI_STATUS_PORT,
                 data,
             ) => data.fill(0),
             (layout::PANIC_PORT, [byte]) => *byte = power::PANIC_EVENTS,

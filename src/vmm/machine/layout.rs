@@ -70,6 +70,8 @@ pub const RESET_PORT: u16 = 0x602;
 pub const PANIC_PORT: u16 = 0x505;
 /// Status and command port of the keyboard controller: there is none, but kernels try to reset the machine through it.
 pub const KEYBOARD_CONTROLLER_PORT: u16 = 0x64;
+/// NMI status and control (the PC's system control port B): kernels read there why an NMI came.
+pub const NMI_STATUS_PORT: u16 = 0x61;
 /// Pins of the I/O APIC; GSIs from here on are MSI routes.
 pub const IOAPIC_PINS: u32 = 24;
 
