@@ -139,7 +139,7 @@ fn a_grace_is_between_zero_and_ten_minutes() {
     acme.register("web", small()).unwrap();
     let stop = |seconds, nanos| {
         let grace = Some(prost_types::Duration { seconds, nanos });
-        let request = v1::StopVirtualMachineRequest { name: acme.name("web"), grace };
+        let request = v1::StopVirtualMachineRequest { name: acme.name("web"), grace, ..Default::default() };
         support::client::wait(acme.vms.clone().stop_virtual_machine(request)).unwrap_err()
     };
     for (seconds, nanos) in [(-1, 0), (0, -1), (601, 0), (i64::MAX, 0), (0, i32::MAX)] {

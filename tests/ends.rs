@@ -7,7 +7,7 @@ mod support;
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
 use support::guest::{boot, linux, linux_with};
-use support::wait::{BOOT, until};
+use support::wait::{BOOT, SOON, until};
 use support::{Caller, Host};
 
 #[path = "ends/trace.rs"]
@@ -67,7 +67,8 @@ fn a_forbidden_system_call_reads_as_one() {
     let host = Host::with_guests();
     let acme = host.tenant("acme");
     let (_console, _) = boot(&host, &acme, "web", linux());
-    trace::force_call(acme.get("web").unwrap().vmm_pid, libc::SYS_openat);
+    let pid = acme.get("web").unwrap().vmm_pid;
+    until("the control thread's wait", SOON, || trace::force_call(pid, libc::SYS_openat));
     let failed = failed(&acme, "web");
     assert!(failed.failure.contains("its seccomp filter killed it"), "{failed:?}");
     assert!(failed.failure.contains(&format!("system call {}", libc::SYS_openat)), "{failed:?}");

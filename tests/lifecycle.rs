@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
+use support::client::{spawn, wait};
 use support::guest::{boot, linux, linux_with, nic};
 use support::host::taps;
 use support::wait::{BOOT, SOON, until};
@@ -215,4 +216,61 @@ fn input_that_is_piped_reaches_the_guest_and_its_answer_comes_back() {
     piped.stdin.take().unwrap().write_all(b"echo answer-$((6*7))\n").unwrap();
     let output = piped.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn a_start_or_stop_that_is_repeated_acts_once_even_if_the_daemon_died_in_between() {
+    let mut host = Host::with_guests();
+    let acme = host.tenant("acme");
+    acme.register("web", linux()).unwrap();
+    let (started, stopped) = (new_id(), new_id());
+    let first = start_as(&acme, &started).unwrap();
+    assert_eq!(start_as(&acme, &started).unwrap(), first);
+    host.kill_daemon();
+    host.start_daemon();
+    let acme = host.tenant("acme");
+    assert_eq!(start_as(&acme, &started).unwrap(), first);
+    assert_eq!(host.vmm_processes(), [first.vmm_pid]);
+
+    let stop = |request_id: &str, etag: &str, validate_only| {
+        let (request_id, etag) = (request_id.to_owned(), etag.to_owned());
+        let grace = Some(prost_types::Duration::default());
+        let name = acme.name("web");
+        let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag, validate_only };
+        wait(acme.vms.clone().stop_virtual_machine(request)).map(tonic::Response::into_inner)
+    };
+    assert_eq!(facts(&stop("", "\"0123456789abcdef\"", false).unwrap_err()).reason, "ETAG_MISMATCH");
+    let now = acme.get("web").unwrap();
+    assert_eq!(stop("", &now.etag, true).unwrap(), now);
+    assert_eq!((host.vmm_processes(), acme.get("web").unwrap()), (vec![first.vmm_pid], now.clone()));
+    let ended = stop(&stopped, &now.etag, false).unwrap();
+    assert_eq!(ended.state(), State::Stopped);
+    assert_eq!(stop(&stopped, &now.etag, false).unwrap(), ended);
+
+    // The daemon dies when the process is there and the answer is not: the repetition waits for that process.
+    let again = new_id();
+    let (unanswered, id) = (acme.clone(), again.clone());
+    spawn(async move {
+        let request =
+            v1::StartVirtualMachineRequest { name: unanswered.name("web"), request_id: id, ..Default::default() };
+        let _ = unanswered.vms.clone().start_virtual_machine(request).await;
+    });
+    until("the process", SOON, || (!host.vmm_processes().is_empty()).then_some(()));
+    host.kill_daemon();
+    host.start_daemon();
+    let acme = host.tenant("acme");
+    let answer = start_as(&acme, &again).unwrap();
+    assert_eq!(answer.state(), State::Running);
+    assert_eq!(host.vmm_processes(), [answer.vmm_pid]);
+    assert_eq!(start_as(&acme, &again).unwrap(), answer);
+}
+
+fn new_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+fn start_as(caller: &support::Caller, request_id: &str) -> Result<v1::VirtualMachine, tonic::Status> {
+    let (name, request_id) = (caller.name("web"), request_id.to_owned());
+    let request = v1::StartVirtualMachineRequest { name, request_id, ..Default::default() };
+    wait(caller.vms.clone().start_virtual_machine(request)).map(tonic::Response::into_inner)
 }

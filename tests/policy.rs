@@ -186,9 +186,11 @@ fn the_operators_last_plugin_is_unloaded_only_by_force_and_then_all_is_denied() 
     assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "LAST_OF_HOOK"));
     acme.register("still", small()).unwrap();
     operator.load("operator/plugins/second", &plugin("hostile/abstain"), &[]).unwrap();
+    operator.load("operator/plugins/third", &plugin("hostile/attach-abstain"), &[]).unwrap();
     operator.unload(ADMISSION, false).unwrap();
     denied(&acme, "next", small(), "policy.no-opinion");
     operator.unload("operator/plugins/second", true).unwrap();
+    operator.unload("operator/plugins/third", true).unwrap();
     host.kill_daemon();
     host.start_daemon();
     assert!(host.operator().plugins("").unwrap().is_empty());
@@ -427,4 +429,33 @@ fn plugins_that_misbehave_deny_and_harm_nobody() {
     acme.load("tenants/acme/plugins/own", &plugin("hostile/abstain"), &[]).unwrap();
     acme.register("web", small()).unwrap();
     assert_eq!(host.daemon_pid(), pid);
+}
+
+#[test]
+fn devices_of_a_vm_are_decided_about_too() {
+    use v1::attach_device_request::Device;
+    let host = limited(&[("max-disks", "1")]);
+    let (acme, operator) = (host.tenant("acme"), host.operator());
+    acme.register("web", small()).unwrap();
+    host.add_volume("acme", "data.img", &[0; 4096]);
+    let disk = |id: &str| {
+        Device::Disk(v1::DiskSpec { id: id.to_owned(), volume: "data.img".to_owned(), ..Default::default() })
+    };
+    let code = |error: tonic::Status| {
+        let facts = facts(&error);
+        assert_eq!((facts.code, facts.reason.as_str()), (Code::PermissionDenied, "POLICY_DENIED"), "{facts:?}");
+        facts.metadata["code"].clone()
+    };
+    acme.attach("web", disk("data")).unwrap();
+    assert_eq!(code(acme.attach("web", disk("more")).unwrap_err()), "limit.disks");
+    assert_eq!(acme.get("web").unwrap().devices.len(), 1);
+    // What is kept in place only an operator takes out, whatever the tenant says.
+    operator.load("operator/plugins/keep", &plugin("hostile/detach-keep"), &[]).unwrap();
+    for force in [false, true] {
+        assert_eq!(code(acme.detach("web", "data", None, force).unwrap_err()), "device.kept");
+    }
+    assert!(operator.detach("web", "data", None, false).unwrap().devices.is_empty());
+    // A tenant's own plugin narrows, and a broken one denies.
+    acme.load("tenants/acme/plugins/own", &plugin("hostile/attach-trap"), &[]).unwrap();
+    assert_eq!(code(acme.attach("web", disk("data")).unwrap_err()), "policy.trap");
 }

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use ostler::vmm::ports::{Effect, GuestMemory, PciFunction};
-use ostler::vmm::virtio::{Device, VirtioFunction};
+use ostler::vmm::virtio::{Device, VirtioFunction, Workers};
 use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use crate::Bytes;
@@ -58,7 +58,7 @@ impl Guest {
     pub fn new(device: impl Device) -> Self {
         let queues = u16::try_from(device.identity().queue_sizes.len()).expect("a device has few queues");
         let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&REGIONS).expect("memory for a guest"));
-        let mut function = VirtioFunction::new(device, memory.clone(), 0xe000_0000, || Ok(())).expect("a device");
+        let mut function = VirtioFunction::new(device, memory.clone(), 0xe000_0000, &Workers::new(|| Ok(()))).expect("a device");
         // Memory space and bus mastering (PCI Local Bus 3.0 §6.2.2).
         function.config_write(4, &[6, 0]);
         Self { function, memory, queues }

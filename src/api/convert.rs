@@ -7,21 +7,26 @@ use std::time::{Duration, SystemTime};
 
 use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
-    BootSpec, Decision, DeviceId, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec, NvmeSpec,
-    NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec, VmState,
+    BootSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec,
+    NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec,
+    VmState,
 };
 
 /// How long a guest may take to power off when the client does not say.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// How long a guest may take to let a device go when the client does not say.
+pub const DEFAULT_UNPLUG: Duration = Duration::from_secs(10);
 /// The longest grace that a client may ask for.
 pub const MAX_GRACE: Duration = Duration::from_secs(600);
 
 /// A validated VM from a request's spec. Everything is checked that does not depend on the host.
 pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError> {
     let boot = boot_from_proto(spec.boot.ok_or_else(|| SpecError::new("spec.boot", "is missing: name a kernel"))?)?;
-    let disks = spec.disks.into_iter().enumerate().map(|(index, disk)| disk_from_proto(index, disk));
+    let disks =
+        spec.disks.into_iter().enumerate().map(|(index, disk)| disk_from_proto(&format!("spec.disks[{index}]"), disk));
     let disks = disks.collect::<Result<_, _>>()?;
-    let nics = spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(index, &nic));
+    let nics =
+        spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(&format!("spec.nics[{index}]"), &nic));
     let nics = nics.collect::<Result<_, _>>()?;
     let nvmes = spec.nvme.into_iter().enumerate().map(|(index, nvme)| nvme_from_proto(index, &nvme));
     let nvmes = nvmes.collect::<Result<_, _>>()?;
@@ -205,9 +210,37 @@ pub fn grace_from_proto(grace: Option<prost_types::Duration>) -> Result<Duration
     Ok(grace)
 }
 
-/// A moment for a response.
+/// How long a guest may take to let a device go: [`DEFAULT_UNPLUG`] if unset, at most [`MAX_GRACE`].
+pub fn unplug_timeout_from_proto(timeout: Option<prost_types::Duration>) -> Result<Duration, SpecError> {
+    let Some(timeout) = timeout else { return Ok(DEFAULT_UNPLUG) };
+    let timeout = duration_from_proto("timeout", timeout)?;
+    if timeout > MAX_GRACE {
+        let most = MAX_GRACE.as_secs();
+        return Err(SpecError::new("timeout", format!("{} s, at most {most} s are allowed", timeout.as_secs())));
+    }
+    Ok(timeout)
+}
+
+/// A device that is to be attached.
+pub fn device_from_proto(device: Option<v1::attach_device_request::Device>) -> Result<DeviceSpec, SpecError> {
+    use v1::attach_device_request::Device;
+    match device {
+        Some(Device::Disk(disk)) => disk_from_proto("disk", disk).map(DeviceSpec::Disk),
+        Some(Device::Nic(nic)) => nic_from_proto("nic", &nic).map(DeviceSpec::Nic),
+        None => Err(SpecError::new("device", "is missing: name a disk or a nic")),
+    }
+}
+
+/// The name of a device that is to be detached.
+pub fn device_id_from_proto(id: &str) -> Result<DeviceId, SpecError> {
+    device_id("device_id".to_owned(), id)
+}
+
+/// A moment for a response: to the millisecond, which is what the store keeps, so that it is the same after a restart.
 pub fn timestamp_to_proto(moment: SystemTime) -> prost_types::Timestamp {
-    prost_types::Timestamp::from(moment)
+    let mut timestamp = prost_types::Timestamp::from(moment);
+    timestamp.nanos -= timestamp.nanos.rem_euclid(1_000_000);
+    timestamp
 }
 
 fn boot_from_proto(boot: v1::BootSpec) -> Result<BootSpec, SpecError> {
@@ -218,21 +251,22 @@ fn boot_from_proto(boot: v1::BootSpec) -> Result<BootSpec, SpecError> {
     Ok(BootSpec { kernel: ImagePath::new("spec.boot.kernel", &boot.kernel)?, initrd, cmdline: boot.cmdline })
 }
 
-fn disk_from_proto(index: usize, disk: v1::DiskSpec) -> Result<DiskSpec, SpecError> {
+/// `field`: where the disk stands in the request.
+fn disk_from_proto(field: &str, disk: v1::DiskSpec) -> Result<DiskSpec, SpecError> {
     Ok(DiskSpec {
-        id: device_id(format!("spec.disks[{index}].id"), &disk.id)?,
-        volume: ImagePath::new(&format!("spec.disks[{index}].volume"), &disk.volume)?,
+        id: device_id(format!("{field}.id"), &disk.id)?,
+        volume: ImagePath::new(&format!("{field}.volume"), &disk.volume)?,
         is_read_only: disk.read_only,
         is_direct: disk.direct,
         // Which numbers are too many is for the spec to say.
         queues: u16::try_from(disk.queues.max(1)).unwrap_or(u16::MAX),
-        limits: limits_from_proto(&format!("spec.disks[{index}].limits"), disk.limits)?,
+        limits: limits_from_proto(&format!("{field}.limits"), disk.limits)?,
     })
 }
 
-fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> {
-    let id = device_id(format!("spec.nics[{index}].id"), &nic.id)?;
-    let limits = limits_from_proto(&format!("spec.nics[{index}].limits"), nic.limits)?;
+fn nic_from_proto(field: &str, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> {
+    let id = device_id(format!("{field}.id"), &nic.id)?;
+    let limits = limits_from_proto(&format!("{field}.limits"), nic.limits)?;
     let Some(sriov) = &nic.sriov else {
         // Which numbers are too many is for the spec to say.
         let queues = u16::try_from(nic.queues.max(1)).unwrap_or(u16::MAX);
@@ -240,23 +274,23 @@ fn nic_from_proto(index: usize, nic: &v1::NicSpec) -> Result<NicSpec, SpecError>
     };
     if nic.queues != 0 {
         let reason = "queues go with a tap: a virtual function has those of its card";
-        return Err(SpecError::new(format!("spec.nics[{index}].queues"), reason));
+        return Err(SpecError::new(format!("{field}.queues"), reason));
     }
     if limits != RateLimits::default() {
         let reason = "a virtual function has no limits here: its card keeps them (policy may set a rate)";
-        return Err(SpecError::new(format!("spec.nics[{index}].limits"), reason));
+        return Err(SpecError::new(format!("{field}.limits"), reason));
     }
     let mac = match sriov.mac.as_str() {
         "" => None,
         text => Some(text.parse::<MacAddr>().map_err(|error: MacError| {
             let shown: String = text.chars().take(64).collect();
-            SpecError::new(format!("spec.nics[{index}].sriov.mac"), format!("{shown:?}: {error}"))
+            SpecError::new(format!("{field}.sriov.mac"), format!("{shown:?}: {error}"))
         })?),
     };
     let vlan = match sriov.vlan {
         0 => None,
         number => Some(u16::try_from(number).ok().and_then(VlanId::new).ok_or_else(|| {
-            let field = format!("spec.nics[{index}].sriov.vlan");
+            let field = format!("{field}.sriov.vlan");
             SpecError::new(field, format!("{number} is no VLAN: 1 to 4094, or 0 for none"))
         })?),
     };

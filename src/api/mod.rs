@@ -4,6 +4,7 @@
 
 pub mod convert;
 mod names;
+pub mod reasons;
 mod resources;
 
 pub use names::{Parent, PluginName, VmRef, decision_name, parse_decision_name, scope_name};

@@ -143,7 +143,9 @@ fn label<T: FromStr<Err = IdError>>(text: &str) -> Result<T, SpecError> {
 /// The error's text, without repeating a name that is long.
 fn bounded_reason(text: &str, error: &IdError) -> String {
     match error {
-        IdError::Empty | IdError::NotAnId { .. } | IdError::BadCharacter { .. } => error.to_string(),
+        IdError::Empty | IdError::NotAnId { .. } | IdError::NotAUuid | IdError::BadCharacter { .. } => {
+            error.to_string()
+        }
         IdError::TooLong { .. } => format!("{error}: {:?}", shorten(text)),
     }
 }

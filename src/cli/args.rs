@@ -82,6 +82,9 @@ pub(crate) enum Command {
     /// What policy decided, on record
     #[command(subcommand)]
     Decision(DecisionCommand),
+    /// Tenants: what they may have, and have
+    #[command(subcommand)]
+    Tenant(TenantCommand),
     /// The node's devices, for its operators
     #[command(subcommand)]
     Host(HostCommand),
@@ -184,19 +187,19 @@ pub(crate) enum VmCommand {
     /// Ask policy, and remember a VM; nothing runs yet
     Register(RegisterArgs),
     /// Start a VM and wait until its vCPUs run
-    Start(NameArg),
+    Start(OnVmArgs),
     /// Press the power button and wait until the VM is STOPPED
     Stop(StopArgs),
     /// Power a VM off as `stop` does, and start it again
     Reboot(StopArgs),
     /// Make a VM stand still
-    Pause(NameArg),
+    Pause(OnVmArgs),
     /// Let a paused VM go on
-    Resume(NameArg),
+    Resume(OnVmArgs),
     /// Press a VM's power button, and leave the rest to its guest
-    PowerButton(NameArg),
+    PowerButton(OnVmArgs),
     /// Give every vCPU of a VM a non-maskable interrupt
-    Nmi(NameArg),
+    Nmi(OnVmArgs),
     /// Forget a VM
     Destroy(DestroyArgs),
     /// Show one VM
@@ -211,6 +214,10 @@ pub(crate) enum VmCommand {
     Stats(StatsArgs),
     /// Show what a VM's process has and may do, as the kernel sees it
     InspectJail(NameArg),
+    /// Attach a disk or a network interface: to the guest at once if the VM runs, else for its next start
+    Attach(AttachArgs),
+    /// Detach a disk or a network interface: a running guest is asked for it
+    Detach(DetachArgs),
     /// Print every change of state, in order
     Watch(WatchArgs),
     /// Attach to a VM's serial console; Ctrl-] detaches
@@ -222,6 +229,35 @@ pub(crate) struct NameArg {
     /// The VM: web, acme/web or tenants/acme/vms/web
     #[arg(value_name = "VM")]
     pub(crate) name: String,
+}
+
+/// Options of every command that changes something.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ChangeArgs {
+    /// A UUID that names this change: repeated with it, the command gives the first answer and changes nothing
+    #[arg(long, value_name = "UUID", default_value = "", hide_default_value = true)]
+    pub(crate) request_id: String,
+    /// Check everything, change nothing
+    #[arg(long)]
+    pub(crate) validate_only: bool,
+}
+
+/// The option of every command that changes something that is there.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct EtagArg {
+    /// Only if this is still its etag, as `-o json` shows it
+    #[arg(long = "if-etag", value_name = "ETAG", default_value = "", hide_default_value = true)]
+    pub(crate) etag: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnVmArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Args)]
@@ -237,6 +273,8 @@ pub(crate) struct StatsArgs {
 pub(crate) struct RegisterArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
     /// Number of virtual CPUs
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     pub(crate) vcpus: u32,
@@ -291,9 +329,49 @@ pub(crate) enum Hugepages {
 }
 
 #[derive(Debug, Args)]
+#[group(id = "device", args = ["disk", "nic"], required = true, multiple = false)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// A disk: id=data,volume=data.img[,ro]
+    #[arg(long, value_name = "DISK", value_parser = units::parse_disk)]
+    pub(crate) disk: Option<DiskArg>,
+    /// A network interface: id=eth1, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN]
+    #[arg(long, value_name = "NIC", value_parser = units::parse_nic)]
+    pub(crate) nic: Option<NicArg>,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// The disk or network interface, by its id
+    #[arg(value_name = "ID")]
+    pub(crate) device: String,
+    /// How long the guest may take to let it go [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, conflicts_with = "force")]
+    pub(crate) timeout: Option<Duration>,
+    /// Take it without asking; the guest may lose what it has not written
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct StopArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
     /// How long the guest may take to power off before it is killed [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, conflicts_with = "force")]
     pub(crate) grace: Option<Duration>,
@@ -306,6 +384,10 @@ pub(crate) struct StopArgs {
 pub(crate) struct DestroyArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
     /// Kill it first if it runs
     #[arg(long)]
     pub(crate) force: bool,
@@ -321,6 +403,10 @@ pub(crate) struct ResizeDiskArgs {
     /// Grow the volume to this size first: 20G, 512M (powers of 1024) [default: it has its size already]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     pub(crate) size: Option<u64>,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Args)]
@@ -332,6 +418,10 @@ pub(crate) struct LimitArgs {
     pub(crate) device: String,
     #[command(flatten)]
     pub(crate) rates: RateArgs,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 /// What is not named is without limit.
@@ -360,6 +450,9 @@ pub(crate) struct ListArgs {
     /// Only this tenant's
     #[arg(long, value_name = "TENANT")]
     pub(crate) tenant: Option<String>,
+    /// Only these, such as: state = RUNNING AND name : "web"
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) filter: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -376,6 +469,9 @@ pub(crate) struct WatchArgs {
     /// Give up after this long: 90s, 2m
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Go on behind this resume_token, as `-o json` shows it, instead of beginning with all VMs
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) resume: Option<String>,
 }
 
 /// States that can be waited for, as the API names them.
@@ -395,6 +491,21 @@ pub(crate) struct ConsoleArgs {
     /// When input is not a terminal and has ended: end once the console is quiet for this long
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "2s")]
     pub(crate) linger: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Show what a tenant has, and may have
+    Get(TenantGetArgs),
+    /// Show every tenant that you may see
+    List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TenantGetArgs {
+    /// The tenant [default: your own]
+    #[arg(value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -422,6 +533,8 @@ pub(crate) struct NvmeProvisionArgs {
     /// Number of virtual functions, each with a secondary controller; 0 takes them all away
     #[arg(long, value_name = "COUNT")]
     pub(crate) vfs: u32,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -432,6 +545,10 @@ pub(crate) struct HostReleaseArgs {
     /// Of that NVMe controller: the namespace of this id, which is erased
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) namespace: Option<u32>,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Subcommand)]
@@ -532,6 +649,10 @@ pub(crate) struct PluginRollbackArgs {
     /// Digest of the version, as `plugin list -o json` shows it
     #[arg(long, value_name = "DIGEST", default_value = "")]
     pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Args)]
@@ -541,6 +662,10 @@ pub(crate) struct PluginUnloadArgs {
     /// Even if it is the operator's last plugin at a hook: everything is denied there then
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Args)]
@@ -586,6 +711,10 @@ pub(crate) struct PluginLoadArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Args)]
@@ -632,6 +761,10 @@ mod tests {
             "vm stop web --force --grace 3s",
             "vm reboot web --force --grace 3s",
             "vm pause",
+            "vm attach web",
+            "vm attach web --disk id=a,volume=a.img --nic id=b",
+            "vm detach web",
+            "vm detach web data --force --timeout 3s",
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
             "plugin load x.wasm --operator --tenant acme",
@@ -654,5 +787,6 @@ mod tests {
         {
             assert!(parse(line).is_ok(), "{line}");
         }
+        assert!(parse("vm attach web --nic id=eth1").is_ok() && parse("vm detach web data --timeout 3s").is_ok());
     }
 }

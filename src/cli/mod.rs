@@ -26,7 +26,7 @@ use clap::{CommandFactory, Parser};
 
 use args::{
     Arguments, CertsCommand, Command, DecisionCommand, DecisionVerifyArgs, HostCommand, NvmeCommand, PluginCommand,
-    VmCommand,
+    TenantCommand, VmCommand,
 };
 use client::Client;
 use failure::{Exit, Failure};
@@ -93,13 +93,13 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Vm(vm) => match vm {
             VmCommand::Register(register) => commands::vm::register(client().await?, register).await,
-            VmCommand::Start(start) => commands::vm::start(client().await?, &start.name).await,
+            VmCommand::Start(start) => commands::vm::start(client().await?, start).await,
             VmCommand::Stop(stop) => commands::vm::stop(client().await?, stop).await,
             VmCommand::Reboot(reboot) => commands::power::reboot(client().await?, reboot).await,
-            VmCommand::Pause(pause) => commands::power::pause(client().await?, &pause.name).await,
-            VmCommand::Resume(resume) => commands::power::resume(client().await?, &resume.name).await,
-            VmCommand::PowerButton(button) => commands::power::press_button(client().await?, &button.name).await,
-            VmCommand::Nmi(nmi) => commands::power::nmi(client().await?, &nmi.name).await,
+            VmCommand::Pause(pause) => commands::power::pause(client().await?, pause).await,
+            VmCommand::Resume(resume) => commands::power::resume(client().await?, resume).await,
+            VmCommand::PowerButton(button) => commands::power::press_button(client().await?, button).await,
+            VmCommand::Nmi(nmi) => commands::power::nmi(client().await?, nmi).await,
             VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
             VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
             VmCommand::ResizeDisk(resize) => commands::tune::resize(client().await?, resize).await,
@@ -107,6 +107,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             VmCommand::Stats(stats) => commands::stats::stats(client().await?, stats).await,
             VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
             VmCommand::List(list) => commands::vm::list(client().await?, list).await,
+            VmCommand::Attach(attach) => commands::device::attach(client().await?, attach).await,
+            VmCommand::Detach(detach) => commands::device::detach(client().await?, detach).await,
             VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
             VmCommand::Console(console) => commands::console::console(client().await?, console).await,
         },
@@ -130,6 +132,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             DecisionCommand::Verify(verify) => commands::decision::verify(client().await?, verify).await,
             DecisionCommand::Export(export) => commands::decision::export(client().await?, export).await,
         },
+        Command::Tenant(TenantCommand::Get(get)) => commands::tenant::get(client().await?, get).await,
+        Command::Tenant(TenantCommand::List) => commands::tenant::list(client().await?).await,
         Command::Host(HostCommand::Devices) => commands::host::devices(client().await?).await,
         Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release).await,
         Command::Host(HostCommand::Nvme(NvmeCommand::Provision(provision))) => {

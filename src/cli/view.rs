@@ -32,10 +32,12 @@ pub(crate) struct VmView {
     vmm_pid: u32,
     nics: Vec<NicStatusView>,
     nvme: Vec<nvme::NvmeStatusView>,
+    devices: Vec<DeviceView>,
     create_time: Option<String>,
     update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
     memory_use: Option<stats::MemoryUseView>,
+    etag: String,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -121,6 +123,13 @@ struct NicStatusView {
     pf_interface: String,
 }
 
+#[derive(Debug, Serialize)]
+struct DeviceView {
+    id: String,
+    slot: u32,
+    state: String,
+}
+
 /// What policy said.
 #[derive(Debug, Serialize)]
 pub(crate) struct DecisionView {
@@ -157,6 +166,7 @@ pub(crate) struct PluginView {
     failure: String,
     breakers: Vec<BreakerView>,
     previous: Vec<VersionView>,
+    etag: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -184,10 +194,12 @@ impl From<v1::VirtualMachine> for VmView {
             vmm_pid: vm.vmm_pid,
             nics: vm.nics.into_iter().map(NicStatusView::from).collect(),
             nvme: vm.nvme.into_iter().map(nvme::NvmeStatusView::from).collect(),
+            devices: vm.devices.into_iter().map(DeviceView::from).collect(),
             create_time: vm.create_time.and_then(moment),
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
             memory_use: vm.memory_use.map(stats::MemoryUseView::from),
+            etag: vm.etag,
         }
     }
 }
@@ -274,6 +286,12 @@ impl From<v1::NicStatus> for NicStatusView {
     }
 }
 
+impl From<v1::DeviceStatus> for DeviceView {
+    fn from(device: v1::DeviceStatus) -> Self {
+        Self { state: device.state().as_str_name().to_owned(), id: device.id, slot: device.slot }
+    }
+}
+
 impl From<v1::Decision> for DecisionView {
     fn from(decision: v1::Decision) -> Self {
         Self {
@@ -308,6 +326,7 @@ impl From<v1::Plugin> for PluginView {
             failure: plugin.failure,
             breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
             previous: plugin.previous.into_iter().map(VersionView::from).collect(),
+            etag: plugin.etag,
         }
     }
 }
@@ -349,6 +368,7 @@ impl VmView {
         add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
         let status = |id: &str| self.nvme.iter().find(|nvme| nvme.id == id);
         add("nvme", lines(self.spec.nvme.iter().map(|nvme| nvme.text(status(&nvme.id)))));
+        add("devices", lines(self.devices.iter().map(DeviceView::text)));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("takes", self.memory_use.map(stats::MemoryUseView::text).unwrap_or_default());
         add("created", self.create_time.clone().unwrap_or_default());
@@ -357,6 +377,12 @@ impl VmView {
             add("admitted by", admission.text());
         }
         print::facts(&facts)
+    }
+}
+
+impl DeviceView {
+    fn text(&self) -> String {
+        format!("{}: slot {}, {}", self.id, self.slot, self.state)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who the client is: peer certificate to [`Principal`]. Called by `rpc` once per connection; pure.
+//! Who the client is: peer certificate to [`Principal`] (`daemon/tenants` may say otherwise). Called by `rpc` once per connection; pure.
 //!
 //! The certificate's chain has been verified by TLS before; here only its identity is read: exactly one URI in the
 //! subject alternative names, a SPIFFE id of the form that the public contract names (SPIFFE X.509-SVID §2, §5).
@@ -14,8 +14,10 @@ const MAX_SPIFFE_ID_LEN: usize = 2048;
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Principal {
-    /// Sees and changes its own VMs.
+    /// A tenant's admin: sees and changes its own VMs.
     Tenant(TenantId),
+    /// Sees what the tenant's admin sees, and changes nothing.
+    Viewer(TenantId),
     /// Sees and changes all.
     Operator(TenantId),
 }
@@ -24,8 +26,47 @@ impl Principal {
     /// Whether `tenant`'s resources exist for this caller.
     pub fn may_see(&self, tenant: &TenantId) -> bool {
         match self {
-            Self::Tenant(own) => own == tenant,
+            Self::Tenant(own) | Self::Viewer(own) => own == tenant,
             Self::Operator(_) => true,
+        }
+    }
+
+    /// Whose resources it sees; `None`: everybody's.
+    pub fn tenant(&self) -> Option<&TenantId> {
+        match self {
+            Self::Tenant(own) | Self::Viewer(own) => Some(own),
+            Self::Operator(_) => None,
+        }
+    }
+
+    /// Whether it may change what it sees.
+    pub fn may_change(&self) -> bool {
+        !matches!(self, Self::Viewer(_))
+    }
+}
+
+/// A caller with what tells it from others of the same rights.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// What it may.
+    pub principal: Principal,
+    /// Its SPIFFE id, if that was not what says so.
+    pub member: Option<String>,
+}
+
+impl std::ops::Deref for Identity {
+    type Target = Principal;
+
+    fn deref(&self) -> &Principal {
+        &self.principal
+    }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.member {
+            None => self.principal.fmt(f),
+            Some(id) => write!(f, "{} as {id}", self.principal),
         }
     }
 }
@@ -34,6 +75,7 @@ impl std::fmt::Display for Principal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tenant(name) => write!(f, "tenant/{name}"),
+            Self::Viewer(name) => write!(f, "viewer/{name}"),
             Self::Operator(name) => write!(f, "operator/{name}"),
         }
     }
@@ -55,7 +97,10 @@ pub enum AuthnError {
         count: usize,
     },
     /// The URI is not of the expected form.
-    #[error("client certificate's id {id:?} is not spiffe://{trust_domain}/tenant/<name> or …/operator/<name>")]
+    #[error(
+        "client certificate's id {id:?} is not spiffe://{trust_domain}/tenant/<name> or …/operator/<name>, and no \
+         member in tenants.toml"
+    )]
     NotAPrincipal {
         /// The URI.
         id: String,
@@ -72,8 +117,8 @@ pub enum AuthnError {
     },
 }
 
-/// The caller that the leaf certificate `der` names, within `trust_domain`.
-pub fn identify(der: &[u8], trust_domain: &str) -> Result<Principal, AuthnError> {
+/// The one URI name of the leaf certificate `der`.
+pub fn spiffe_id(der: &[u8]) -> Result<String, AuthnError> {
     let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| AuthnError::Unreadable)?;
     if !rest.is_empty() {
         return Err(AuthnError::Unreadable);
@@ -97,12 +142,13 @@ pub fn identify(der: &[u8], trust_domain: &str) -> Result<Principal, AuthnError>
         }
     }
     match uris.as_slice() {
-        [uri] => parse_spiffe_id(uri, trust_domain),
+        [uri] => Ok(uri.clone()),
         _ => Err(AuthnError::UriCount { count: uris.len() }),
     }
 }
 
-fn parse_spiffe_id(id: &str, trust_domain: &str) -> Result<Principal, AuthnError> {
+/// Whom the id's path names, within `trust_domain`.
+pub fn parse_spiffe_id(id: &str, trust_domain: &str) -> Result<Principal, AuthnError> {
     let not_a_principal =
         || AuthnError::NotAPrincipal { id: id.chars().take(80).collect(), trust_domain: trust_domain.to_owned() };
     if id.len() > MAX_SPIFFE_ID_LEN {
@@ -133,6 +179,10 @@ mod tests {
         params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
         change(&mut params);
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    fn identify(der: &[u8], trust_domain: &str) -> Result<Principal, AuthnError> {
+        parse_spiffe_id(&spiffe_id(der)?, trust_domain)
     }
 
     fn identify_uris(uris: &[&str]) -> Result<Principal, AuthnError> {

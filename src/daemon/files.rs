@@ -37,8 +37,16 @@ impl Files {
 
     /// The image of `tenant`'s disk number `index`, for writing too unless it is read-only.
     pub fn disk(&self, tenant: &TenantId, index: usize, disk: &DiskSpec) -> Result<File, SpecError> {
+        self.disk_of(tenant, format!("spec.disks[{index}].volume"), disk)
+    }
+
+    /// The same for a disk that comes alone.
+    pub fn single_disk(&self, tenant: &TenantId, disk: &DiskSpec) -> Result<File, SpecError> {
+        self.disk_of(tenant, "disk.volume".to_owned(), disk)
+    }
+
+    fn disk_of(&self, tenant: &TenantId, field: String, disk: &DiskSpec) -> Result<File, SpecError> {
         let access = if disk.is_read_only { Access::Read } else { Access::ReadWrite };
-        let field = format!("spec.disks[{index}].volume");
         let dir = self.volumes.join(tenant.as_str());
         let file = beneath::open(&dir, disk.volume.as_str(), access)
             .map_err(|error| refusal(&field, &disk.volume, &format!("the volumes of tenant {tenant}"), &error))?;
@@ -59,10 +67,34 @@ impl Files {
         disk: &DiskSpec,
         wanted: Option<u64>,
     ) -> Result<u64, SpecError> {
-        let mut file = self.disk(tenant, index, disk)?;
-        let failed = |error: io::Error| SpecError::new("size_bytes", format!("the volume cannot be resized: {error}"));
-        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let (file, len) = self.growable(tenant, index, disk, wanted)?;
         let Some(wanted) = wanted.filter(|&wanted| wanted != len) else { return Ok(len) };
+        file.set_len(wanted).and_then(|()| file.sync_all()).map_err(|error| unresizable(&error))?;
+        Ok(wanted)
+    }
+
+    /// The length that [`grow`](Self::grow) would come to; nothing changes.
+    pub fn grown(
+        &self,
+        tenant: &TenantId,
+        index: usize,
+        disk: &DiskSpec,
+        wanted: Option<u64>,
+    ) -> Result<u64, SpecError> {
+        self.growable(tenant, index, disk, wanted).map(|(_, len)| wanted.unwrap_or(len))
+    }
+
+    /// The disk and its length, if it may be made `wanted` bytes long.
+    fn growable(
+        &self,
+        tenant: &TenantId,
+        index: usize,
+        disk: &DiskSpec,
+        wanted: Option<u64>,
+    ) -> Result<(File, u64), SpecError> {
+        let mut file = self.disk(tenant, index, disk)?;
+        let len = file.seek(SeekFrom::End(0)).map_err(|error| unresizable(&error))?;
+        let Some(wanted) = wanted.filter(|&wanted| wanted != len) else { return Ok((file, len)) };
         let refuse = |reason: String| Err(SpecError::new("size_bytes", reason));
         if disk.is_read_only {
             return refuse(format!("disk {} is read-only: grow its volume on the host", disk.id));
@@ -73,8 +105,7 @@ impl Files {
         if !wanted.is_multiple_of(SECTOR_LEN) {
             return refuse(format!("{wanted} bytes are no whole sectors of {SECTOR_LEN}"));
         }
-        file.set_len(wanted).and_then(|()| file.sync_all()).map_err(failed)?;
-        Ok(wanted)
+        Ok((file, len))
     }
 
     /// Whether everything that `spec` names can be opened; the first that cannot is the error.
@@ -88,6 +119,10 @@ impl Files {
         beneath::open(&self.images, path.as_str(), Access::Read)
             .map_err(|error| refusal(field, path, "the node's images", &error))
     }
+}
+
+fn unresizable(error: &io::Error) -> SpecError {
+    SpecError::new("size_bytes", format!("the volume cannot be resized: {error}"))
 }
 
 /// Whether the image has whole sectors, and at least one; what is wrong with it if not.

@@ -22,6 +22,7 @@ mod rpc;
 mod service;
 mod store;
 mod supervisor;
+pub mod tenants;
 mod trace;
 
 use std::io;

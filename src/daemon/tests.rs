@@ -205,7 +205,7 @@ fn spec(vcpus: u32) -> v1::VirtualMachineSpec {
 
 fn registration(name: &str, spec: v1::VirtualMachineSpec) -> v1::RegisterVirtualMachineRequest {
     let vm = v1::VirtualMachine { name: name.into(), spec: Some(spec), ..Default::default() };
-    v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) }
+    v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,7 +245,7 @@ async fn bad_requests_name_their_field_and_tenants_stay_apart() {
     let other = acme.register_virtual_machine(registration("tenants/bob/vms/web", spec(1))).await.unwrap_err();
     assert_eq!(other.code(), Code::PermissionDenied);
     assert_eq!(other.get_error_details().error_info().unwrap().reason, "NOT_ALLOWED");
-    let all = v1::ListVirtualMachinesRequest { parent: "tenants/-".into() };
+    let all = v1::ListVirtualMachinesRequest { parent: "tenants/-".into(), ..Default::default() };
     assert_eq!(acme.list_virtual_machines(all.clone()).await.unwrap_err().code(), Code::PermissionDenied);
     daemon.client("operator/admin").await.list_virtual_machines(all).await.unwrap();
     let get = |name: &str| v1::GetVirtualMachineRequest { name: name.into() };

@@ -1,4 +1,5 @@
-//! Names and ids. Key types: [`TenantId`], [`VmName`], [`VmId`], [`InstanceId`], [`DeviceId`], [`PluginId`].
+//! Names and ids. Key types: [`TenantId`], [`VmName`], [`VmId`], [`InstanceId`], [`DeviceId`], [`PluginId`],
+//! [`RequestId`].
 //!
 //! Names come from people and are DNS labels (RFC 1123 §2.1), so that they are safe in paths, logs, cgroup names and
 //! URIs. Ids are made by the daemon and are ULIDs.
@@ -8,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
+use uuid::Uuid;
 
 /// Longest name of a tenant, VM or device, in bytes (RFC 1035 §2.3.4: one DNS label).
 const MAX_NAME_LEN: usize = 63;
@@ -36,6 +38,9 @@ pub enum IdError {
         /// The refused text.
         text: String,
     },
+    /// Not a UUID.
+    #[error("this is not a UUID such as 123e4567-e89b-42d3-a456-426614174000: make up a new one for each change")]
+    NotAUuid,
 }
 
 fn check_label(name: &str) -> Result<(), IdError> {
@@ -155,9 +160,40 @@ ulid_id! {
     InstanceId
 }
 
+/// A client's own id of one request, by which a repetition is recognised (AIP-155).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(Uuid);
+
+impl FromStr for RequestId {
+    type Err = IdError;
+
+    /// Reads the hyphenated form of RFC 9562 §4, in upper or lower case; the nil UUID is none.
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let is_hyphenated = text.len() == uuid::fmt::Hyphenated::LENGTH;
+        let parsed = is_hyphenated.then(|| Uuid::try_parse(text).ok()).flatten();
+        parsed.filter(|uuid| !uuid.is_nil()).map(Self).ok_or(IdError::NotAUuid)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.hyphenated(), f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn request_ids_are_uuids_of_one_form() {
+        let id: RequestId = "123E4567-e89b-42d3-a456-426614174000".parse().unwrap();
+        assert_eq!(id.to_string(), "123e4567-e89b-42d3-a456-426614174000");
+        let nil = "00000000-0000-0000-0000-000000000000";
+        for text in ["", nil, "123e4567e89b42d3a456426614174000", "{123e4567-e89b-42d3-a456-426614174000}", "é"] {
+            assert_eq!(text.parse::<RequestId>(), Err(IdError::NotAUuid), "{text}");
+        }
+    }
 
     #[test]
     fn accepts_dns_labels() {

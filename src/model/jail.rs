@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use super::{DeviceKind, Launch};
+use super::{DeviceKind, Launch, SPARE_DEVICES};
 
 /// Threads beside the guest's and the devices': the control thread, and KVM's own for the VM (`vhost_task`).
 const OWN_THREADS: u64 = 2;
@@ -57,8 +57,9 @@ impl JailFacts {
             uid,
             vcpus: launch.vcpus,
             memory_bytes: launch.memory_bytes,
-            devices: count(|_| true),
-            disks: count(|kind| matches!(kind, DeviceKind::Block { .. })),
+            // Those that may still come are disks in the worst case.
+            devices: count(|_| true) + u32::from(SPARE_DEVICES),
+            disks: count(|kind| matches!(kind, DeviceKind::Block { .. })) + u32::from(SPARE_DEVICES),
             passed_through: count(|kind| matches!(kind, DeviceKind::Vfio { .. })),
             longest_file_bytes,
         }

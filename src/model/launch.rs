@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, VmId};
 
+/// Devices that a VM takes while it runs, beyond those that it was launched with: their threads and rings are made ahead,
+/// and each costs a few pages of memory.
+pub const SPARE_DEVICES: u8 = 4;
+
 /// Everything that a vmm needs to know; the descriptors travel beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {

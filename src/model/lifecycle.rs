@@ -58,6 +58,10 @@ impl fmt::Display for FailureCause {
 }
 
 impl VmState {
+    /// All that [`name`](Self::name) gives.
+    pub const NAMES: [&'static str; 8] =
+        ["REGISTERED", "STARTING", "RUNNING", "PAUSED", "STOPPING", "STOPPED", "FAILED", "DESTROYING"];
+
     /// The state's name, as the API and the command line print it. A reboot is a stop, as far as anybody sees.
     pub fn name(&self) -> &'static str {
         match self {

@@ -2,6 +2,8 @@
 //!
 //! A token bucket each for bytes and operations; `vmm/virtio` counts, this only says how much.
 
+use serde::{Deserialize, Serialize};
+
 use super::SpecError;
 
 /// Most that a rate may be, per second: 2⁵⁰, a petabyte.
@@ -10,10 +12,26 @@ const MAX_PER_SECOND: u64 = 1 << 50;
 const DEFAULT_BURST_PARTS: u64 = 10;
 
 /// Tokens per second, and how many may be saved up and spent at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "(u64, u64)", into = "(u64, u64)")]
 pub struct Rate {
     per_second: u64,
     burst: u64,
+}
+
+/// Recorded as tokens per second, and the burst.
+impl TryFrom<(u64, u64)> for Rate {
+    type Error = SpecError;
+
+    fn try_from((per_second, burst): (u64, u64)) -> Result<Self, SpecError> {
+        Self::new("rate", per_second, burst)
+    }
+}
+
+impl From<Rate> for (u64, u64) {
+    fn from(rate: Rate) -> Self {
+        (rate.per_second, rate.burst)
+    }
 }
 
 impl Rate {
@@ -46,7 +64,7 @@ impl Rate {
 }
 
 /// What a device may move; `None` is without limit. A NIC has as much in each direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RateLimits {
     /// Bytes.
     pub bandwidth: Option<Rate>,

@@ -3,6 +3,7 @@
 //! A type enters here only when two roles need it. Everything is validated on construction, so that code behind this
 //! door never sees a malformed name, a zero vCPU count or a relative device path.
 
+mod attach;
 mod canonical;
 mod decision;
 mod digest;
@@ -19,17 +20,18 @@ mod resources;
 mod spec;
 mod vf;
 
+pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use canonical::{NotCanonical, canonical};
 pub use decision::{AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict};
 pub use digest::{DigestError, PluginDigest, RecordHash};
 pub use exit::{JAIL_FAILED, VmExit};
-pub use id::{DeviceId, IdError, InstanceId, PluginId, TenantId, VmId, VmName};
+pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};
 pub use jail::{JailArgsError, JailFacts};
 pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,
     Denial, Enforcement, EnforcementEntry, Explanation, FaultKind, JournalEntry, JournalRecord, Row, Said,
 };
-pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot};
+pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot, SPARE_DEVICES};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use limits::{Rate, RateLimits};
 pub use nvme::{
@@ -39,7 +41,8 @@ pub use nvme::{
 pub use pci::{Bdf, BdfError};
 pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
 pub use spec::{
-    BootSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, SpecError, TapSpec, VmSpec,
+    BootSpec, DeviceSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, SpecError,
+    TapSpec, VmSpec,
 };
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,

@@ -5,6 +5,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::resources::check_memory as check_pages;
 use super::{CpuSpec, DeviceId, MemorySpec, NvmeSpec, RateLimits, Topology, VfWish};
 
@@ -14,8 +16,6 @@ const MAX_VCPUS: u32 = 128;
 const MIN_MEMORY_MIB: u64 = 64;
 /// Most guest memory, in MiB (4 TiB).
 const MAX_MEMORY_MIB: u64 = 4 << 20;
-/// Disks and NICs together: bus 0 has 32 slots, of which the host bridge and the rng take two.
-const MAX_DEVICES: usize = 24;
 /// Longest kernel command line, in bytes without the final NUL (Linux x86 `COMMAND_LINE_SIZE` is 2048).
 const MAX_CMDLINE_LEN: usize = 2047;
 /// Bytes of the command line that the daemon keeps for itself (console, root, addresses).
@@ -53,8 +53,23 @@ impl SpecError {
 ///
 /// Only plain components: no leading `/`, no `.` or `..`, no empty component. Symbolic links are refused when the
 /// daemon opens it (`openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ImagePath(String);
+
+impl TryFrom<String> for ImagePath {
+    type Error = SpecError;
+
+    fn try_from(text: String) -> Result<Self, SpecError> {
+        Self::new("path", &text)
+    }
+}
+
+impl From<ImagePath> for String {
+    fn from(path: ImagePath) -> Self {
+        path.0
+    }
+}
 
 impl ImagePath {
     /// Checks `text`; `field` names it in the error.
@@ -99,7 +114,7 @@ pub struct BootSpec {
 }
 
 /// A raw disk image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// Name of the device; also the disk's serial number in the guest (first 20 bytes).
     pub id: DeviceId,
@@ -116,7 +131,7 @@ pub struct DiskSpec {
 }
 
 /// A network interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicSpec {
     /// Name of the device.
     pub id: DeviceId,
@@ -125,7 +140,8 @@ pub struct NicSpec {
 }
 
 /// What is behind a network interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NicBackend {
     /// virtio-net on a tap, with an address pair of its own.
     Tap(TapSpec),
@@ -134,7 +150,7 @@ pub enum NicBackend {
 }
 
 /// A virtio-net interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapSpec {
     /// What it may move in each direction.
     pub limits: RateLimits,
@@ -167,6 +183,26 @@ impl NicSpec {
     }
 }
 
+/// A device of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceSpec {
+    /// A disk.
+    Disk(DiskSpec),
+    /// A network interface.
+    Nic(NicSpec),
+}
+
+impl DeviceSpec {
+    /// Its name.
+    pub fn id(&self) -> &DeviceId {
+        match self {
+            Self::Disk(disk) => &disk.id,
+            Self::Nic(nic) => &nic.id,
+        }
+    }
+}
+
 /// A complete, valid VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
@@ -181,6 +217,9 @@ pub struct VmSpec {
 }
 
 impl VmSpec {
+    /// Disks, NICs and NVMe devices together: bus 0 has 32 slots, of which the host bridge and the rng take two.
+    pub const MAX_DEVICES: usize = 24;
+
     /// Checks every bound that does not depend on the host.
     pub fn new(
         vcpus: u32,
@@ -193,11 +232,9 @@ impl VmSpec {
         check_memory(memory_mib)?;
         check_cmdline(&boot.cmdline)?;
         let devices = disks.len() + nics.len();
-        if devices > MAX_DEVICES {
-            return Err(SpecError::new(
-                "spec.disks",
-                format!("{devices} disks and NICs, at most {MAX_DEVICES} are allowed"),
-            ));
+        if devices > Self::MAX_DEVICES {
+            let most = Self::MAX_DEVICES;
+            return Err(SpecError::new("spec.disks", format!("{devices} disks and NICs, at most {most} are allowed")));
         }
         for (index, mac) in nics.iter().enumerate().filter_map(|(index, nic)| Some((index, nic.vf_wish()?.mac?))) {
             if !mac.is_station() {
@@ -256,8 +293,9 @@ impl VmSpec {
     /// The same VM with these NVMe devices.
     pub fn with_nvmes(mut self, nvmes: Vec<NvmeSpec>) -> Result<Self, SpecError> {
         let devices = self.disks.len() + self.nics.len() + nvmes.len();
-        if devices > MAX_DEVICES {
-            let reason = format!("{devices} disks, NICs and NVMe devices, at most {MAX_DEVICES} are allowed");
+        if devices > Self::MAX_DEVICES {
+            let most = Self::MAX_DEVICES;
+            let reason = format!("{devices} disks, NICs and NVMe devices, at most {most} are allowed");
             return Err(SpecError::new("spec.nvme", reason));
         }
         let others = self.disks.iter().map(|disk| &disk.id).chain(self.nics.iter().map(|nic| &nic.id));
@@ -304,6 +342,12 @@ impl VmSpec {
         &self.boot
     }
 
+    /// Ids of disks, NICs and NVMe devices, in this order.
+    pub fn device_ids(&self) -> impl Iterator<Item = &DeviceId> {
+        let disks = self.disks.iter().map(|disk| &disk.id);
+        disks.chain(self.nics.iter().map(|nic| &nic.id)).chain(self.nvmes.iter().map(|nvme| &nvme.id))
+    }
+
     /// Disks, in slot order.
     pub fn disks(&self) -> &[DiskSpec] {
         &self.disks
@@ -312,6 +356,31 @@ impl VmSpec {
     /// NICs, in slot order.
     pub fn nics(&self) -> &[NicSpec] {
         &self.nics
+    }
+
+    /// The same VM with a device more, behind the others of its kind.
+    pub fn with_device(mut self, device: DeviceSpec) -> Result<Self, SpecError> {
+        match device {
+            DeviceSpec::Disk(disk) => self.disks.push(disk),
+            DeviceSpec::Nic(nic) => self.nics.push(nic),
+        }
+        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes } = self;
+        let spec = Self::new(vcpus, memory_mib, boot, disks, nics)?;
+        spec.with_memory(memory)?.with_cpus(cpus)?.with_nvmes(nvmes)
+    }
+
+    /// Takes a device out, if the VM has it.
+    pub fn remove_device(&mut self, id: &DeviceId) {
+        self.disks.retain(|disk| disk.id != *id);
+        self.nics.retain(|nic| nic.id != *id);
+    }
+
+    /// Whether it has just this device.
+    pub fn has_device(&self, device: &DeviceSpec) -> bool {
+        match device {
+            DeviceSpec::Disk(disk) => self.disks.contains(disk),
+            DeviceSpec::Nic(nic) => self.nics.contains(nic),
+        }
     }
 
     /// NVMe devices, in slot order.

@@ -5,12 +5,14 @@
 //! ```
 //! The ring owns file and buffers until the kernel is done with them: neither a forgotten completion nor a drop with
 //! operations in flight leaves the kernel with a pointer to freed memory. It is set up once, restricted to four
-//! operations on that one file, and needs only io_uring_enter(2) later.
+//! operations on that one file, and needs only io_uring_enter(2) later. A file that comes when no ring can be set up any
+//! more gets one that was made ahead ([`DiskRings`]): restricted to the same operations, but not to one file.
 #![allow(unsafe_code, reason = "queues operations on guest memory; see each block")]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, register, squeue, types};
@@ -18,7 +20,7 @@ use io_uring::{IoUring, opcode, register, squeue, types};
 use super::guest_buffers::GuestBuffers;
 
 /// The file's index in the ring's table of registered files.
-const FILE: types::Fixed = types::Fixed(0);
+const FILE: types::Fd = types::Fd(0);
 /// Times that a submission is tried again while the kernel is out of memory, and the pause between them.
 const SUBMIT_TRIES: u32 = 1000;
 const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
@@ -67,13 +69,109 @@ pub struct Completion<T> {
     pub result: io::Result<usize>,
 }
 
+/// Where rings come from: set up for each file until [`stock`](Self::stock), from a bounded stock afterwards. Clones
+/// share it.
+#[derive(Debug, Clone, Default)]
+pub struct DiskRings(Arc<Mutex<Option<Vec<Spare>>>>);
+
+/// A ring that was made ahead, of this depth.
+struct Spare(IoUring, u16);
+
+impl std::fmt::Debug for Spare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Spare").field(&self.1).finish()
+    }
+}
+
+impl DiskRings {
+    /// Makes `count` rings of `depth` ahead. From here on [`open`](Self::open) sets up none.
+    pub fn stock(&self, count: usize, depth: u16) -> io::Result<()> {
+        let spare = |_| {
+            let ring = IoUring::builder().setup_r_disabled().build(u32::from(depth))?;
+            restrict(&ring, false)?;
+            Ok(Spare(ring, depth))
+        };
+        let spares = (0..count).map(spare).collect::<io::Result<_>>()?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(spares);
+        Ok(())
+    }
+
+    /// A ring on `file`: with room for `depth` (1 to 4096) operations, or for as many as a spare one has. Without a spare
+    /// one it is `StorageFull`. A spare one returns to the stock when it is dropped.
+    pub fn open<T>(&self, file: File, depth: u16) -> io::Result<DiskRing<T>> {
+        let mut stock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(spares) = stock.as_mut() else {
+            drop(stock);
+            return DiskRing::new(file, depth);
+        };
+        let none = || io::Error::new(io::ErrorKind::StorageFull, "no disk ring is free: detach another disk first");
+        let Spare(ring, depth) = spares.pop().ok_or_else(none)?;
+        let ring = Lent { ring: Some(ring), depth, home: Some(self.clone()) };
+        Ok(DiskRing { ring, slots: empty(depth), free: (0..usize::from(depth)).collect(), is_registered: false, file })
+    }
+}
+
+/// A ring that goes home when it is dropped, if it has one.
+struct Lent {
+    /// `None` only within the drop.
+    ring: Option<IoUring>,
+    depth: u16,
+    home: Option<DiskRings>,
+}
+
+impl std::ops::Deref for Lent {
+    type Target = IoUring;
+
+    fn deref(&self) -> &IoUring {
+        self.ring.as_ref().unwrap_or_else(|| unreachable!("it is taken in the drop only"))
+    }
+}
+
+impl std::ops::DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut IoUring {
+        self.ring.as_mut().unwrap_or_else(|| unreachable!("it is taken in the drop only"))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let (ring, home) = (self.ring.take(), self.home.take());
+        if let (Some(ring), Some(DiskRings(stock))) = (ring, home)
+            && let Some(spares) = stock.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+        {
+            spares.push(Spare(ring, self.depth));
+        }
+    }
+}
+
+/// Allows the four operations, on the registered file only or on any, and enables the ring.
+fn restrict(ring: &IoUring, is_registered: bool) -> io::Result<()> {
+    let mut restrictions = vec![
+        register::Restriction::sqe_op(opcode::Readv::CODE),
+        register::Restriction::sqe_op(opcode::Writev::CODE),
+        register::Restriction::sqe_op(opcode::Fsync::CODE),
+        register::Restriction::sqe_op(opcode::Fallocate::CODE),
+    ];
+    if is_registered {
+        restrictions.push(register::Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
+    }
+    ring.submitter().register_restrictions(&mut restrictions)?;
+    ring.submitter().register_enable_rings()
+}
+
+fn empty<T>(depth: u16) -> Vec<Option<(T, GuestBuffers)>> {
+    (0..depth).map(|_| None).collect()
+}
+
 /// An io_uring bound to one file.
 pub struct DiskRing<T> {
-    ring: IoUring,
+    ring: Lent,
     /// What the kernel works on, by user data. An entry is taken only when its completion has arrived.
     slots: Vec<Option<(T, GuestBuffers)>>,
     free: Vec<usize>,
-    _file: File,
+    /// The kernel knows the file by its index; a spare ring gets its descriptor with each operation.
+    is_registered: bool,
+    file: File,
 }
 
 impl<T> std::fmt::Debug for DiskRing<T> {
@@ -86,18 +184,10 @@ impl<T> DiskRing<T> {
     /// Sets up a ring for at most `depth` (1 to 4096) operations in flight on `file`.
     pub fn new(file: File, depth: u16) -> io::Result<Self> {
         let ring = IoUring::builder().setup_r_disabled().build(u32::from(depth))?;
-        let submitter = ring.submitter();
-        submitter.register_files(&[file.as_raw_fd()])?;
-        submitter.register_restrictions(&mut [
-            register::Restriction::sqe_op(opcode::Readv::CODE),
-            register::Restriction::sqe_op(opcode::Writev::CODE),
-            register::Restriction::sqe_op(opcode::Fsync::CODE),
-            register::Restriction::sqe_op(opcode::Fallocate::CODE),
-            register::Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
-        ])?;
-        submitter.register_enable_rings()?;
-        let slots = (0..depth).map(|_| None).collect();
-        Ok(Self { ring, slots, free: (0..usize::from(depth)).collect(), _file: file })
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        restrict(&ring, true)?;
+        let ring = Lent { ring: Some(ring), depth, home: None };
+        Ok(Self { ring, slots: empty(depth), free: (0..usize::from(depth)).collect(), is_registered: true, file })
     }
 
     /// Operations that have not come back through [`DiskRing::next`].
@@ -117,19 +207,24 @@ impl<T> DiskRing<T> {
         let (_, buffers) = place.insert((token, buffers));
         // At most 1024 pieces; moving the list object into the slot leaves its heap buffer in place.
         let (list, count) = (buffers.guest().as_ptr(), buffers.guest().len() as u32);
-        let entry = match op {
-            DiskOp::Read { offset } => opcode::Readv::new(FILE, list, count).offset(offset).build(),
-            DiskOp::Write { offset, is_durable } => {
-                let flags = if is_durable { libc::RWF_DSYNC } else { 0 };
-                opcode::Writev::new(FILE, list, count).offset(offset).rw_flags(flags).build()
-            }
-            DiskOp::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
-            DiskOp::Punch { offset, len } => fallocate(offset, len, libc::FALLOC_FL_PUNCH_HOLE),
-            DiskOp::Zero { offset, len } => fallocate(offset, len, libc::FALLOC_FL_ZERO_RANGE),
+        let (file, flags) = match self.is_registered {
+            true => (FILE, squeue::Flags::FIXED_FILE),
+            false => (types::Fd(self.file.as_raw_fd()), squeue::Flags::empty()),
         };
+        let entry = match op {
+            DiskOp::Read { offset } => opcode::Readv::new(file, list, count).offset(offset).build(),
+            DiskOp::Write { offset, is_durable } => {
+                let rw_flags = if is_durable { libc::RWF_DSYNC } else { 0 };
+                opcode::Writev::new(file, list, count).offset(offset).rw_flags(rw_flags).build()
+            }
+            DiskOp::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+            DiskOp::Punch { offset, len } => fallocate(file, offset, len, libc::FALLOC_FL_PUNCH_HOLE),
+            DiskOp::Zero { offset, len } => fallocate(file, offset, len, libc::FALLOC_FL_ZERO_RANGE),
+        };
+        let entry = entry.flags(flags).user_data(slot as u64);
         // SAFETY: the list and the guest memory that it points to stay in `slots` until the completion has been taken,
         // also when `self` is dropped (see `Drop`).
-        let pushed = unsafe { self.ring.submission().push(&entry.user_data(slot as u64)) };
+        let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
             // The queue has at least as many entries as there are slots.
             self.free.push(slot);
@@ -178,8 +273,8 @@ impl<T> DiskRing<T> {
 }
 
 /// An entry that changes a range and never the file's length.
-fn fallocate(offset: u64, len: u64, mode: i32) -> squeue::Entry {
-    opcode::Fallocate::new(FILE, len).offset(offset).mode(mode | libc::FALLOC_FL_KEEP_SIZE).build()
+fn fallocate(file: types::Fd, offset: u64, len: u64, mode: i32) -> squeue::Entry {
+    opcode::Fallocate::new(file, len).offset(offset).mode(mode | libc::FALLOC_FL_KEEP_SIZE).build()
 }
 
 /// Readable when a completion has arrived: for epoll.
@@ -193,8 +288,9 @@ impl<T> Drop for DiskRing<T> {
     fn drop(&mut self) {
         while self.in_flight() > 0 {
             if self.next().is_none() && self.wait().is_err() {
-                // The kernel may still use them: better lost than freed.
+                // The kernel may still use them: better lost than freed, and the ring is of no use to another file.
                 std::mem::forget(std::mem::take(&mut self.slots));
+                self.ring.home = None;
                 return;
             }
         }
@@ -272,6 +368,31 @@ mod tests {
         assert_eq!(ring.next().unwrap().result.unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert!(ring.next().is_none());
         assert_eq!(ring.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_spare_ring_serves_one_file_after_another_and_there_are_no_more_than_were_made() {
+        let memory = memory();
+        let rings = DiskRings::default();
+        let own: DiskRing<u8> = rings.open(tempfile::tempfile().unwrap(), 4).unwrap();
+        assert!(own.is_registered, "before the stock, each file gets a ring of its own");
+        rings.stock(1, 4).unwrap();
+        for text in [b"first", b"again"] {
+            let file = tempfile::tempfile().unwrap();
+            let mut ring = rings.open(file.try_clone().unwrap(), 99).unwrap();
+            assert_eq!(rings.open::<u8>(file.try_clone().unwrap(), 4).unwrap_err().kind(), io::ErrorKind::StorageFull);
+            memory.write_slice(text, GuestAddress(0x100)).unwrap();
+            let list = GuestBuffers::new(&memory, [(GuestAddress(0x100), 5)]).unwrap();
+            let write = DiskOp::Write { offset: 0, is_durable: false };
+            assert_eq!(run(&mut ring, write, list).result.unwrap(), 5);
+            let list = GuestBuffers::new(&memory, []).unwrap();
+            ring.push(DiskOp::Flush, list, 1).unwrap(); // in flight at the drop
+            drop(ring);
+            assert_eq!(file.metadata().unwrap().len(), 5);
+        }
+        drop(own);
+        assert!(rings.open::<u8>(tempfile::tempfile().unwrap(), 4).is_ok(), "own rings are not kept");
+        assert!(rings.0.lock().unwrap().as_ref().unwrap().len() <= 1);
     }
 
     #[test]

@@ -4,23 +4,25 @@
 //! It performs effects of register writes, presses the power button, ends the run. It never waits for the daemon, the
 //! guest or a console.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::hotplug::Attached;
 use super::machine::{Machine, MachineError, Mailbox, Message, Pause};
 use super::ports::{Alarm, AlarmKind};
 use super::{confine, console};
-use crate::model::{DeviceChange, DeviceId, InstanceId, VmExit, VmId};
+use crate::model::{DeviceChange, DeviceId, InstanceId, PciSlot, VmExit, VmId};
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm};
 
 const EVENTS_AT_ONCE: usize = 16;
+/// After how long the machine is looked at again while it waits for its guest or for the host, in milliseconds.
+const REMIND_MS: i32 = 200;
 
 /// Which descriptor an epoll event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,10 +86,10 @@ pub struct Identity {
 pub struct Parts {
     /// Who this is.
     pub identity: Identity,
-    /// Where each device sits.
-    pub slots: BTreeMap<DeviceId, u8>,
     /// The VM.
     pub machine: Machine,
+    /// Its devices.
+    pub attached: Attached,
     /// Where a restarted daemon connects.
     pub listener: Listener,
     /// The daemon that is connected: at first the one that launched this.
@@ -162,7 +164,12 @@ impl Control {
     /// Waits for events and handles them.
     fn turn(&mut self) -> io::Result<Option<VmExit>> {
         let mut events = [EpollEvent::default(); EVENTS_AT_ONCE];
-        let count = match self.parts.epoll.wait(-1, &mut events) {
+        let timeout = if self.parts.machine.is_waiting() { REMIND_MS } else { -1 };
+        let count = match self.parts.epoll.wait(timeout, &mut events) {
+            Ok(0) => {
+                self.look_again();
+                0
+            }
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
@@ -197,7 +204,8 @@ impl Control {
             Ok(link) if self.watch(&link, Token::Link).is_ok() => {
                 self.parts.link = Some(link);
                 let Identity { vm, instance } = self.parts.identity;
-                self.send(&FromVmm::Hello { vm, instance, is_paused: self.parts.machine.is_still() });
+                let (devices, is_paused) = (self.parts.attached.ids(), self.parts.machine.is_still());
+                self.send(&FromVmm::Hello { vm, instance, is_paused, devices });
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot accept a daemon's connection"),
@@ -207,8 +215,8 @@ impl Control {
 
     fn receive(&mut self) -> Option<VmExit> {
         let link = self.parts.link.as_ref()?;
-        let packet = match link.receive(MAX_PACKET_LEN) {
-            Ok(Received::Packet(packet, _)) => packet,
+        let (packet, descriptors) = match link.receive(MAX_PACKET_LEN) {
+            Ok(Received::Packet(packet, descriptors)) => (packet, descriptors),
             Ok(Received::Closed) => {
                 self.parts.link = None; // the daemon is gone; the VM goes on
                 return None;
@@ -220,37 +228,7 @@ impl Control {
             }
         };
         match ToVmm::decode(&packet) {
-            Ok(ToVmm::PowerButton) => {
-                if let Err(error) = self.parts.machine.press_power_button() {
-                    tracing::warn!(%error, "cannot press the power button");
-                }
-                None
-            }
-            Ok(ToVmm::Kill) => Some(VmExit::Killed),
-            Ok(ToVmm::DeviceChange { device, change }) => {
-                let error = self.change(&device, change).err();
-                self.send(&FromVmm::DeviceChanged { device, error });
-                None
-            }
-            Ok(ToVmm::Pause) => {
-                self.pause();
-                None
-            }
-            Ok(ToVmm::Resume) => {
-                self.parts.machine.resume();
-                self.send(&FromVmm::Resumed);
-                None
-            }
-            Ok(ToVmm::Nmi) => {
-                if let Err(error) = self.parts.machine.inject_nmi() {
-                    tracing::warn!(%error, "cannot interrupt the vCPUs");
-                }
-                None
-            }
-            Ok(ToVmm::Launch { .. }) => {
-                tracing::warn!("ignoring a second launch");
-                None
-            }
+            Ok(message) => self.obey(message, descriptors),
             Err(error) => {
                 tracing::warn!(%error, "ignoring a malformed packet");
                 None
@@ -258,9 +236,57 @@ impl Control {
         }
     }
 
+    /// Does what the daemon wants.
+    fn obey(&mut self, message: ToVmm, descriptors: Vec<OwnedFd>) -> Option<VmExit> {
+        match message {
+            ToVmm::PowerButton => {
+                if let Err(error) = self.parts.machine.press_power_button() {
+                    tracing::warn!(%error, "cannot press the power button");
+                }
+                None
+            }
+            ToVmm::Kill => Some(VmExit::Killed),
+            ToVmm::DeviceChange { device, change } => {
+                let error = self.change(&device, change).err();
+                self.send(&FromVmm::DeviceChanged { device, error });
+                None
+            }
+            ToVmm::Pause => {
+                self.pause();
+                None
+            }
+            ToVmm::Resume => {
+                self.parts.machine.resume();
+                self.send(&FromVmm::Resumed);
+                None
+            }
+            ToVmm::Nmi => {
+                if let Err(error) = self.parts.machine.inject_nmi() {
+                    tracing::warn!(%error, "cannot interrupt the vCPUs");
+                }
+                None
+            }
+            ToVmm::Attach(device) => {
+                let Parts { attached, machine, alarms, .. } = &mut self.parts;
+                let answer = attached.attach(machine, &device, descriptors, alarms);
+                self.send(&answer);
+                None
+            }
+            ToVmm::Detach { id, is_forced } => {
+                let Parts { attached, machine, .. } = &mut self.parts;
+                let done = attached.detach(machine, id, is_forced);
+                self.detached(done)
+            }
+            ToVmm::Launch { .. } => {
+                tracing::warn!("ignoring a second launch");
+                None
+            }
+        }
+    }
+
     fn change(&self, device: &DeviceId, change: DeviceChange) -> Result<(), String> {
-        let slot = self.parts.slots.get(device).ok_or_else(|| format!("there is no device {device}"))?;
-        self.parts.machine.change(*slot, change).map_err(|error| error.to_string())
+        let slot = self.parts.attached.slot(device).ok_or_else(|| format!("there is no device {device}"))?;
+        self.parts.machine.change(slot.number(), change).map_err(|error| error.to_string())
     }
 
     fn read_mailbox(&mut self) -> Option<VmExit> {
@@ -268,6 +294,16 @@ impl Control {
         while let Ok(message) = self.parts.mailbox.try_recv() {
             match message {
                 Message::Ended(exit) => return Some(exit),
+                Message::Eject { slots, done } => {
+                    let Parts { attached, machine, .. } = &mut self.parts;
+                    let of_mask = (0..32u8).filter(|slot| slots & 1 << slot != 0).filter_map(PciSlot::new);
+                    for removed in of_mask.map(|slot| attached.remove(machine, slot)).collect::<Vec<_>>() {
+                        if let Some(exit) = self.detached(removed) {
+                            return Some(exit);
+                        }
+                    }
+                    let _ = done.send(());
+                }
                 Message::Effect { slot, effect, done } => {
                     if let Err(error) = self.parts.machine.apply(slot, effect) {
                         return Some(VmExit::HostError(format!("slot {slot}, {effect:?}: {error}")));
@@ -305,6 +341,27 @@ impl Control {
             FromVmm::NotPaused { cause: "a device's requests to the host do not come to an end".to_owned() }
         };
         self.send(&report);
+    }
+
+    /// Tells the daemon what became of a device that was to go. A machine that cannot let go of one is of no use.
+    fn detached(&mut self, done: Result<Option<FromVmm>, MachineError>) -> Option<VmExit> {
+        match done {
+            Ok(Some(message)) => {
+                self.send(&message);
+                None
+            }
+            Ok(None) => None,
+            Err(error) => Some(VmExit::HostError(format!("cannot detach a device: {error}"))),
+        }
+    }
+
+    /// The guest has not read its news, or the host still works for a device.
+    fn look_again(&mut self) {
+        let Parts { attached, machine, .. } = &mut self.parts;
+        machine.remind();
+        for message in attached.departed(machine) {
+            self.send(&message);
+        }
     }
 
     /// The host tells something of a device.

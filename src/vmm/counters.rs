@@ -45,8 +45,9 @@ impl Counting {
         VcpuCounters(Reason::ALL.map(|reason| self.0.counter(counters::exit_at(index, reason))))
     }
 
-    /// Where the device in `slot` counts, which has `queues` queues and is called `name`.
+    /// Where the device in `slot` counts, from 0 on, which has `queues` queues and is called `name`.
     pub fn device(&self, slot: u8, name: &str, queues: usize) -> DeviceCounters {
+        self.forget(slot);
         if let Some((at, len)) = counters::name_at(slot) {
             let mut bytes = vec![0; len];
             for (place, byte) in bytes.iter_mut().zip(name.bytes()) {
@@ -59,6 +60,16 @@ impl Counting {
         DeviceCounters {
             faults: self.0.counter(faults),
             queues: (0..queues).map(|number| self.queue(counters::queue_at(slot, number))).collect(),
+        }
+    }
+
+    /// The device in `slot` is gone, and its numbers with it.
+    pub fn forget(&self, slot: u8) {
+        if let Some((at, len)) = counters::name_at(slot) {
+            self.0.write(at, &vec![0; len]);
+        }
+        if let Some(at) = counters::faults_at(slot) {
+            self.0.write(at, &vec![0; counters::DEVICE_LEN]);
         }
     }
 
@@ -110,6 +121,15 @@ mod tests {
         assert_eq!((read.exits.len(), read.exits[1][Reason::PortWrite as usize]), (2, 1));
         assert_eq!((read.devices[0].name.as_str(), read.devices[0].faults), ("root", 1));
         assert_eq!((read.devices[0].queues[0].operations, read.devices[0].queues[0].latency[3]), (4, 4));
+        // Another device comes to the slot.
+        counting.device(2, "data", 2);
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+        let read = counters::decode(&bytes).unwrap();
+        assert_eq!((read.devices[0].name.as_str(), read.devices[0].faults), ("data", 0));
+        assert_eq!(read.devices[0].queues, [counters::QueueCounters::default(); 2]);
+        counting.forget(2);
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+        assert!(counters::decode(&bytes).unwrap().devices.is_empty());
         let first = now_ns();
         assert!(first > 0 && now_ns() >= first);
     }

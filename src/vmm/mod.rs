@@ -7,7 +7,7 @@
 //! ```text
 //!   control thread ── epoll: daemon's link · console · mailbox          one
 //!   vcpu<N>        ── KVM_RUN, ports, ECAM, BARs ──▶ mailbox            one per vCPU
-//!   vio-<device>   ── queues, disk or tap; irqfd ──▶ guest              one per device
+//!   vio-<device>   ── queues, disk or tap; irqfd ──▶ guest              one per device, and some for those that come later
 //! ```
 
 pub mod boot;
@@ -15,6 +15,8 @@ pub mod confine;
 mod console;
 mod control;
 mod counters;
+mod devices;
+mod hotplug;
 mod kvm;
 mod launch;
 mod legacy;
@@ -26,7 +28,6 @@ pub mod virtio;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,7 +35,7 @@ use std::time::Instant;
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, Launch, VmExit};
+use crate::model::{DeviceKind, Launch, PciSlot, SPARE_DEVICES, VmExit};
 use crate::sys;
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::counters::Phase;
@@ -42,10 +43,11 @@ use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm, WireError, encode_ended};
 use console::{Readers, Ring, Writer};
 use control::{Control, Identity, Parts};
 use counters::Counting;
+use devices::Devices;
+use hotplug::{AttachError, Attached};
 use kvm::Hypervisor;
 use launch::{Inheritance, LaunchError};
 use machine::{Machine, MachineError, Mailbox, Plan};
-use ports::{Alarm, PciFunction};
 
 /// The descriptor that the daemon leaves open for this process: its listening control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -117,10 +119,8 @@ enum StartError {
     Launch(#[from] LaunchError),
     #[error(transparent)]
     Machine(#[from] MachineError),
-    #[error("device {id}: {source}")]
-    Device { id: DeviceId, source: io::Error },
-    #[error("device {id} ({host} of the host): {source}")]
-    PassedThrough { id: DeviceId, host: Bdf, source: vfio::AttachError },
+    #[error(transparent)]
+    Device(#[from] AttachError),
     #[error(transparent)]
     Host(#[from] io::Error),
 }
@@ -175,20 +175,22 @@ fn assemble(
         console: Writer::new(ring, readers),
         counting,
         input_taken: Arc::clone(&input_taken),
+        hotplug_slots: hotplug_slots(launch),
     })?;
     let mut alarms = Vec::new();
+    let mut attached = Attached::new(Devices::new(counting)?);
     for device in &launch.devices {
         let descriptors = inheritance.devices.remove(&device.id).unwrap_or_default();
-        let function = function(device, descriptors, &machine, &mut alarms, counting)?;
-        machine.attach(device.slot, function)?;
+        attached.insert(&mut machine, device, descriptors, &mut alarms)?;
     }
+    attached.seal()?;
     let (mailbox, receiver, mailbox_wake) = Mailbox::new()?;
     let has_devices = launch.devices.iter().any(|device| matches!(device.kind, DeviceKind::Vfio { .. }));
     let threads = if has_devices { confine::Threads::WITH_DEVICES } else { confine::Threads::EMULATED };
     let parts = Parts {
         identity: Identity { vm: launch.vm, instance: launch.instance },
-        slots: launch.devices.iter().map(|device| (device.id.clone(), device.slot.number())).collect(),
         machine,
+        attached,
         listener,
         link: Some(link),
         console,
@@ -202,47 +204,10 @@ fn assemble(
     Ok((parts, mailbox))
 }
 
-/// A device as the launch describes it. Adds what the host may have to tell of it to `alarms`.
-fn function(
-    device: &DeviceLaunch,
-    descriptors: Vec<OwnedFd>,
-    machine: &Machine,
-    alarms: &mut Vec<Alarm>,
-    counting: &Counting,
-) -> Result<Box<dyn PciFunction>, StartError> {
-    let failed = |source| StartError::Device { id: device.id.clone(), source };
-    let missing = || LaunchError::Missing(format!("device {}", device.id));
-    let bar_base = Machine::slot_window(device.slot);
-    let function = match &device.kind {
-        DeviceKind::Block { is_read_only, queues, limits } => {
-            let [image] = descriptors.try_into().map_err(|_| missing())?;
-            let (id, image) = (device.id.clone(), File::from(image));
-            let disk = virtio::Block::new(id, image, *is_read_only, *queues, *limits).map_err(failed)?;
-            virtio::VirtioFunction::new(disk, machine.memory(), bar_base, confine::io)
-        }
-        DeviceKind::Net { mac, limits, queues } => {
-            let first = descriptors.first().filter(|_| descriptors.len() == usize::from(*queues));
-            let known = sys::tap::known_offloads(first.ok_or_else(missing)?.as_fd());
-            let control = virtio::TapControl::KERNEL;
-            let nic =
-                virtio::Net::new(device.id.clone(), descriptors, *mac, known, *limits, control).map_err(failed)?;
-            virtio::VirtioFunction::new(nic, machine.memory(), bar_base, confine::io)
-        }
-        DeviceKind::Rng => {
-            let rng = virtio::Rng::new(device.id.clone()).map_err(failed)?;
-            virtio::VirtioFunction::new(rng, machine.memory(), bar_base, confine::io)
-        }
-        DeviceKind::Vfio { host } => {
-            let descriptors = descriptors.try_into().map_err(|_| missing())?;
-            let window = vfio::Window { base: bar_base, len: Machine::SLOT_WINDOW_LEN };
-            let (function, own) =
-                vfio::VfioFunction::new(device.id.clone(), *host, descriptors, &machine.memory(), window)
-                    .map_err(|source| StartError::PassedThrough { id: device.id.clone(), host: *host, source })?;
-            alarms.extend(own);
-            return Ok(Box::new(function));
-        }
-    };
-    let function = function.map_err(failed)?;
-    function.count_in(counting.device(device.slot.number(), device.id.as_str(), function.queues()));
-    Ok(Box::new(function))
+/// Slots that the guest is told it may find or lose devices in: those of this launch, and as many more as can be filled.
+/// Slot 1 is the entropy device's, which stays. A guest pays for each during its boot.
+fn hotplug_slots(launch: &Launch) -> (PciSlot, PciSlot) {
+    let highest = launch.devices.iter().map(|device| device.slot.number()).max().unwrap_or(1);
+    let slot = |number: u8| PciSlot::new(number.min(31)).unwrap_or_else(|| unreachable!("1 to 31"));
+    (slot(2), slot(highest.max(1).saturating_add(SPARE_DEVICES)))
 }

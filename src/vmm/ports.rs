@@ -164,6 +164,11 @@ pub trait PciFunction: Send {
     fn resume(&mut self) {}
     /// Performs [`Effect::Activate`] or [`Effect::Reset`]; a device that cannot sets its own `NEEDS_RESET`.
     fn apply(&mut self, effect: Effect);
+    /// Ends all work and gives back what the function has of the host, once it is off the bus. Comes from the control
+    /// thread, and again now and then until it says `true`: I/O of the host may take its time.
+    fn leave(&mut self) -> bool {
+        true
+    }
 }
 
 /// Why a device was not changed.

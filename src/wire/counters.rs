@@ -30,7 +30,8 @@ const VCPUS: usize = 128;
 const VCPU_LEN: usize = 8 * WORD;
 const DEVICES_AT: usize = 12288;
 const DEVICES: usize = 32;
-const DEVICE_LEN: usize = 256 * WORD;
+/// Bytes of the words of one device.
+pub const DEVICE_LEN: usize = 256 * WORD;
 const QUEUES_AT: usize = 8 * WORD;
 const QUEUE_LEN: usize = (4 + BUCKETS) * WORD;
 

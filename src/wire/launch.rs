@@ -89,7 +89,7 @@ fn decode_cpus(launch: &proto::Launch) -> Result<CpuSpec, WireError> {
     Ok(CpuSpec { host_cpus, topology })
 }
 
-fn encode_device(device: &DeviceLaunch) -> proto::Device {
+pub(super) fn encode_device(device: &DeviceLaunch) -> proto::Device {
     use proto::device::Kind;
     let kind = match &device.kind {
         DeviceKind::Block { is_read_only, queues, limits } => Kind::Block(proto::Block {
@@ -108,7 +108,7 @@ fn encode_device(device: &DeviceLaunch) -> proto::Device {
     proto::Device { id: device.id.to_string(), slot: device.slot.number().into(), kind: Some(kind) }
 }
 
-fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireError> {
+pub(super) fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireError> {
     use proto::device::Kind;
     let slot = u8::try_from(device.slot).ok().and_then(PciSlot::new).ok_or(WireError::Malformed("slot"))?;
     let kind = match device.kind.ok_or(WireError::Malformed("device without a kind"))? {

@@ -2,9 +2,9 @@
 
 use prost::Message;
 
-use super::launch::{decode_limits, encode_limits};
+use super::launch::{decode_device, decode_limits, encode_device, encode_limits};
 use super::{MAX_DESCRIPTORS, MAX_PACKET_LEN, VERSION, proto};
-use crate::model::{DeviceChange, DeviceId, IdError, InstanceId, VmExit, VmId};
+use crate::model::{DeviceChange, DeviceId, DeviceLaunch, IdError, InstanceId, VmExit, VmId};
 
 /// Why a packet was refused.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,15 @@ pub enum ToVmm {
     Resume,
     /// Interrupt every vCPU, whatever it masks.
     Nmi,
+    /// Take this device; all descriptors of the packet are its own.
+    Attach(DeviceLaunch),
+    /// Give a device up.
+    Detach {
+        /// Which.
+        id: DeviceId,
+        /// Without asking the guest.
+        is_forced: bool,
+    },
 }
 
 /// Vmm to daemon.
@@ -90,6 +99,8 @@ pub enum FromVmm {
         instance: InstanceId,
         /// It stands still.
         is_paused: bool,
+        /// The devices that it has.
+        devices: Vec<DeviceId>,
     },
     /// vCPUs run.
     Ready {
@@ -114,6 +125,28 @@ pub enum FromVmm {
         /// Why.
         cause: String,
     },
+    /// The device is on the bus, and the guest has been told.
+    Attached(DeviceId),
+    /// The device could not be attached; nothing of it is left.
+    AttachFailed {
+        /// Which.
+        id: DeviceId,
+        /// Why.
+        cause: String,
+        /// No thread, ring or slot is left for it.
+        is_exhausted: bool,
+    },
+    /// The guest has been asked for the device.
+    DetachAsked(DeviceId),
+    /// The device is gone, and everything that the vmm had of it.
+    Detached(DeviceId),
+    /// There is nothing to detach.
+    DetachFailed {
+        /// Which.
+        id: DeviceId,
+        /// Why.
+        cause: String,
+    },
 }
 
 impl ToVmm {
@@ -131,6 +164,8 @@ impl ToVmm {
             Self::Pause => Body::Pause(proto::Pause {}),
             Self::Resume => Body::Resume(proto::Resume {}),
             Self::Nmi => Body::Nmi(proto::Nmi {}),
+            Self::Attach(device) => Body::Attach(proto::Attach { device: Some(encode_device(device)) }),
+            Self::Detach { id, is_forced } => Body::Detach(proto::Detach { id: id.to_string(), forced: *is_forced }),
         };
         proto::ToVmm { body: Some(body) }.encode_to_vec()
     }
@@ -154,6 +189,11 @@ impl ToVmm {
             Body::Pause(_) => Ok(Self::Pause),
             Body::Resume(_) => Ok(Self::Resume),
             Body::Nmi(_) => Ok(Self::Nmi),
+            Body::Attach(attach) => {
+                let device = attach.device.ok_or(WireError::Malformed("attach without a device"))?;
+                Ok(Self::Attach(decode_device(device)?))
+            }
+            Body::Detach(detach) => Ok(Self::Detach { id: detach.id.parse()?, is_forced: detach.forced }),
         }
     }
 }
@@ -163,11 +203,12 @@ impl FromVmm {
     pub fn encode(&self) -> Vec<u8> {
         use proto::from_vmm::Body;
         let body = match self {
-            Self::Hello { vm, instance, is_paused } => Body::Hello(proto::Hello {
+            Self::Hello { vm, instance, is_paused, devices } => Body::Hello(proto::Hello {
                 version: VERSION,
                 vm: vm.to_string(),
                 instance: instance.to_string(),
                 paused: *is_paused,
+                devices: devices.iter().map(DeviceId::to_string).collect(),
             }),
             Self::Ready { build_ns } => Body::Ready(proto::Ready { build_ns: *build_ns }),
             Self::Ended(exit) => Body::Ended(ended_to_proto(exit)),
@@ -178,6 +219,17 @@ impl FromVmm {
             Self::Paused => Body::Paused(proto::Paused {}),
             Self::Resumed => Body::Resumed(proto::Resumed {}),
             Self::NotPaused { cause } => Body::NotPaused(proto::NotPaused { cause: cause.clone() }),
+            Self::Attached(id) => Body::Attached(proto::Attached { id: id.to_string() }),
+            Self::AttachFailed { id, cause, is_exhausted } => Body::AttachFailed(proto::AttachFailed {
+                id: id.to_string(),
+                cause: cause.clone(),
+                exhausted: *is_exhausted,
+            }),
+            Self::DetachAsked(id) => Body::DetachAsked(proto::DetachAsked { id: id.to_string() }),
+            Self::Detached(id) => Body::Detached(proto::Detached { id: id.to_string() }),
+            Self::DetachFailed { id, cause } => {
+                Body::DetachFailed(proto::DetachFailed { id: id.to_string(), cause: cause.clone() })
+            }
         };
         proto::FromVmm { body: Some(body) }.encode_to_vec()
     }
@@ -189,7 +241,9 @@ impl FromVmm {
         match proto::FromVmm::decode(packet)?.body.ok_or(WireError::Malformed("empty"))? {
             Body::Hello(hello) => {
                 check_version(hello.version)?;
-                Ok(Self::Hello { vm: hello.vm.parse()?, instance: hello.instance.parse()?, is_paused: hello.paused })
+                let (vm, instance) = (hello.vm.parse()?, hello.instance.parse()?);
+                let devices = hello.devices.iter().map(|id| id.parse()).collect::<Result<_, _>>()?;
+                Ok(Self::Hello { vm, instance, is_paused: hello.paused, devices })
             }
             Body::Ready(ready) => Ok(Self::Ready { build_ns: ready.build_ns }),
             Body::Ended(ended) => Ok(Self::Ended(ended_from_proto(ended)?)),
@@ -200,6 +254,13 @@ impl FromVmm {
             Body::Paused(_) => Ok(Self::Paused),
             Body::Resumed(_) => Ok(Self::Resumed),
             Body::NotPaused(refusal) => Ok(Self::NotPaused { cause: refusal.cause }),
+            Body::Attached(attached) => Ok(Self::Attached(attached.id.parse()?)),
+            Body::AttachFailed(failed) => {
+                Ok(Self::AttachFailed { id: failed.id.parse()?, cause: failed.cause, is_exhausted: failed.exhausted })
+            }
+            Body::DetachAsked(asked) => Ok(Self::DetachAsked(asked.id.parse()?)),
+            Body::Detached(detached) => Ok(Self::Detached(detached.id.parse()?)),
+            Body::DetachFailed(failed) => Ok(Self::DetachFailed { id: failed.id.parse()?, cause: failed.cause }),
         }
     }
 }
@@ -305,7 +366,7 @@ fn decode_role(descriptor: proto::Descriptor) -> Result<Role, WireError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Rate, RateLimits};
+    use crate::model::{DeviceKind, PciSlot, Rate, RateLimits};
     use proptest::prelude::*;
 
     #[test]
@@ -322,11 +383,15 @@ mod tests {
             Role::Counters,
         ];
         let limits = RateLimits { bandwidth: Rate::new("f", 10 << 20, 0).ok(), operations: None };
+        let data: DeviceId = "data".parse().unwrap();
         let changes = [DeviceChange::Resized, DeviceChange::Limits(limits)];
-        let changes = changes.map(|change| ToVmm::DeviceChange { device: "data".parse().unwrap(), change });
+        let changes = changes.map(|change| ToVmm::DeviceChange { device: data.clone(), change });
+        let kind = DeviceKind::Block { is_read_only: true, queues: 2, limits };
+        let plan = DeviceLaunch { id: data.clone(), slot: PciSlot::new(31).unwrap(), kind };
+        let hotplug = [ToVmm::Attach(plan), ToVmm::Detach { id: data.clone(), is_forced: true }];
         let messages =
             [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill, ToVmm::Pause, ToVmm::Resume, ToVmm::Nmi];
-        for message in messages.into_iter().chain(changes) {
+        for message in messages.into_iter().chain(changes).chain(hotplug) {
             assert_eq!(ToVmm::decode(&message.encode()).unwrap(), message);
         }
         let exits = [
@@ -340,15 +405,23 @@ mod tests {
         ];
         let ends = exits.map(FromVmm::Ended);
         let changed = [None, Some("it became shorter".to_owned())]
-            .map(|error| FromVmm::DeviceChanged { device: "data".parse().unwrap(), error });
-        let hello = |is_paused| FromVmm::Hello { vm: VmId::new(), instance: InstanceId::new(), is_paused };
+            .map(|error| FromVmm::DeviceChanged { device: data.clone(), error });
+        let hello = |is_paused, devices| {
+            let (vm, instance) = (VmId::new(), InstanceId::new());
+            FromVmm::Hello { vm, instance, is_paused, devices }
+        };
         let others = [
-            hello(false),
-            hello(true),
+            hello(false, vec![]),
+            hello(true, vec![data.clone()]),
             FromVmm::Ready { build_ns: 7 },
             FromVmm::Paused,
             FromVmm::Resumed,
             FromVmm::NotPaused { cause: "a disk does not answer".into() },
+            FromVmm::Attached(data.clone()),
+            FromVmm::AttachFailed { id: data.clone(), cause: "no ring".into(), is_exhausted: true },
+            FromVmm::DetachAsked(data.clone()),
+            FromVmm::Detached(data.clone()),
+            FromVmm::DetachFailed { id: data, cause: "absent".into() },
         ];
         for message in ends.into_iter().chain(others).chain(changed) {
             assert_eq!(FromVmm::decode(&message.encode()).unwrap(), message);

@@ -10,6 +10,7 @@ use ostler::api::v1;
 use ostler::api::v1::decision_service_client::DecisionServiceClient;
 use ostler::api::v1::host_service_client::HostServiceClient;
 use ostler::api::v1::plugin_service_client::PluginServiceClient;
+use ostler::api::v1::tenant_service_client::TenantServiceClient;
 use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::{DigitallySignedStruct, SignatureScheme};
@@ -63,7 +64,9 @@ pub fn connect(port: u16, ca: &Path, identity: Option<Identity>) -> Result<Chann
             tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.map(TokioIo::new)
         }
     });
-    wait(Endpoint::from_static("http://localhost").connect_with_connector(connector))
+    // HTTP/2's own default (RFC 9113 §6.9.2): a reader that sleeps must be noticed after kilobytes, not megabytes.
+    let endpoint = Endpoint::from_static("http://localhost").initial_stream_window_size(65_535);
+    wait(endpoint.connect_with_connector(connector))
 }
 
 /// The certificate that the daemon at `port` shows, whoever signed it.
@@ -125,6 +128,7 @@ pub struct Caller {
     pub plugins: PluginServiceClient<Channel>,
     pub decisions: DecisionServiceClient<Channel>,
     pub host: HostServiceClient<Channel>,
+    pub tenants: TenantServiceClient<Channel>,
 }
 
 type Answer<T> = Result<T, Status>;
@@ -136,7 +140,8 @@ impl Caller {
             vms: VirtualMachineServiceClient::new(channel.clone()),
             plugins: PluginServiceClient::new(channel.clone()),
             decisions: DecisionServiceClient::new(channel.clone()),
-            host: HostServiceClient::new(channel),
+            host: HostServiceClient::new(channel.clone()),
+            tenants: TenantServiceClient::new(channel),
         }
     }
 
@@ -151,7 +156,7 @@ impl Caller {
 
     pub fn register_exactly(&self, name: &str, spec: Option<v1::VirtualMachineSpec>) -> Answer<v1::VirtualMachine> {
         let vm = v1::VirtualMachine { name: name.to_owned(), spec, ..Default::default() };
-        let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) };
+        let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), ..Default::default() };
         wait(self.vms.clone().register_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
@@ -161,12 +166,12 @@ impl Caller {
     }
 
     pub fn list(&self, parent: &str) -> Answer<Vec<v1::VirtualMachine>> {
-        let request = v1::ListVirtualMachinesRequest { parent: parent.to_owned() };
+        let request = v1::ListVirtualMachinesRequest { parent: parent.to_owned(), ..Default::default() };
         wait(self.vms.clone().list_virtual_machines(request)).map(|list| list.into_inner().virtual_machines)
     }
 
     pub fn start(&self, vm: &str) -> Answer<v1::VirtualMachine> {
-        let request = v1::StartVirtualMachineRequest { name: self.name(vm) };
+        let request = v1::StartVirtualMachineRequest { name: self.name(vm), ..Default::default() };
         wait(self.vms.clone().start_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
@@ -178,7 +183,7 @@ impl Caller {
     /// `grace_ms` as in the API: unset is 30 s, zero is by force.
     pub fn stop(&self, vm: &str, grace_ms: Option<u64>) -> Answer<v1::VirtualMachine> {
         let grace = grace_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);
-        let request = v1::StopVirtualMachineRequest { name: self.name(vm), grace };
+        let request = v1::StopVirtualMachineRequest { name: self.name(vm), grace, ..Default::default() };
         wait(self.vms.clone().stop_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
@@ -190,45 +195,75 @@ impl Caller {
     /// `grace_ms` as in [`Caller::stop`].
     pub fn reboot(&self, vm: &str, grace_ms: Option<u64>) -> Answer<v1::VirtualMachine> {
         let grace = grace_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);
-        let request = v1::RebootVirtualMachineRequest { name: self.name(vm), grace };
+        let request = v1::RebootVirtualMachineRequest { name: self.name(vm), grace, ..Default::default() };
         wait(self.vms.clone().reboot_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
     pub fn pause(&self, vm: &str) -> Answer<v1::VirtualMachine> {
-        let request = v1::PauseVirtualMachineRequest { name: self.name(vm) };
+        let request = v1::PauseVirtualMachineRequest { name: self.name(vm), ..Default::default() };
         wait(self.vms.clone().pause_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
     pub fn resume(&self, vm: &str) -> Answer<v1::VirtualMachine> {
-        let request = v1::ResumeVirtualMachineRequest { name: self.name(vm) };
+        let request = v1::ResumeVirtualMachineRequest { name: self.name(vm), ..Default::default() };
         wait(self.vms.clone().resume_virtual_machine(request)).map(tonic::Response::into_inner)
     }
 
     pub fn press_power_button(&self, vm: &str) -> Answer<v1::VirtualMachine> {
-        let request = v1::PressPowerButtonRequest { name: self.name(vm) };
+        let request = v1::PressPowerButtonRequest { name: self.name(vm), ..Default::default() };
         wait(self.vms.clone().press_power_button(request)).map(tonic::Response::into_inner)
     }
 
     pub fn nmi(&self, vm: &str) -> Answer<v1::VirtualMachine> {
-        let request = v1::InjectNmiRequest { name: self.name(vm) };
+        let request = v1::InjectNmiRequest { name: self.name(vm), ..Default::default() };
         wait(self.vms.clone().inject_nmi(request)).map(tonic::Response::into_inner)
     }
 
     pub fn destroy(&self, vm: &str, force: bool) -> Answer<()> {
-        let request = v1::DestroyVirtualMachineRequest { name: self.name(vm), force };
+        let request = v1::DestroyVirtualMachineRequest { name: self.name(vm), force, ..Default::default() };
         wait(self.vms.clone().destroy_virtual_machine(request)).map(drop)
     }
 
+    pub fn attach(&self, vm: &str, device: v1::attach_device_request::Device) -> Answer<v1::VirtualMachine> {
+        let request = v1::AttachDeviceRequest { name: self.name(vm), device: Some(device), ..Default::default() };
+        wait(self.vms.clone().attach_device(request)).map(tonic::Response::into_inner)
+    }
+
+    /// `timeout_ms` as in the API: unset is 10 s.
+    pub fn detach(&self, vm: &str, id: &str, timeout_ms: Option<u64>, force: bool) -> Answer<v1::VirtualMachine> {
+        let timeout = timeout_ms.map(Duration::from_millis).map(ostler::api::convert::duration_to_proto);
+        let request = v1::DetachDeviceRequest {
+            name: self.name(vm),
+            device_id: id.to_owned(),
+            timeout,
+            force,
+            ..Default::default()
+        };
+        wait(self.vms.clone().detach_device(request)).map(tonic::Response::into_inner)
+    }
+
     pub fn watch(&self, parent: &str) -> Answer<Watch> {
-        let request = v1::WatchVirtualMachinesRequest { parent: parent.to_owned() };
+        self.resume_watch(parent, "")
+    }
+
+    /// Goes on with a watch behind `resume_token`.
+    pub fn resume_watch(&self, parent: &str, resume_token: &str) -> Answer<Watch> {
+        let request =
+            v1::WatchVirtualMachinesRequest { parent: parent.to_owned(), resume_token: resume_token.to_owned() };
         wait(self.vms.clone().watch_virtual_machines(request)).map(|stream| Watch(stream.into_inner()))
+    }
+
+    /// What the tenant may have and has.
+    pub fn tenant(&self, name: &str) -> Answer<v1::Tenant> {
+        let request = v1::GetTenantRequest { name: format!("tenants/{name}") };
+        wait(self.tenants.clone().get_tenant(request)).map(tonic::Response::into_inner)
     }
 
     /// Loads `bytes` as `name`, such as `operator/plugins/admission`.
     pub fn load(&self, name: &str, bytes: &[u8], settings: &[(&str, &str)]) -> Answer<v1::Plugin> {
         use v1::load_plugin_request::{Header, Part};
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let header = Part::Header(Header { name: name.to_owned(), settings });
+        let header = Part::Header(Header { name: name.to_owned(), settings, ..Default::default() });
         let chunks = bytes.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
         self.load_parts(std::iter::once(header).chain(chunks).collect())
     }
@@ -241,17 +276,18 @@ impl Caller {
 
     /// Binds an earlier version: the last one, or that of `digest`.
     pub fn roll_back(&self, name: &str, digest: &str) -> Answer<v1::Plugin> {
-        let request = v1::RollBackPluginRequest { name: name.to_owned(), digest: digest.to_owned() };
+        let request =
+            v1::RollBackPluginRequest { name: name.to_owned(), digest: digest.to_owned(), ..Default::default() };
         wait(self.plugins.clone().roll_back_plugin(request)).map(tonic::Response::into_inner)
     }
 
     pub fn unload(&self, name: &str, force: bool) -> Answer<()> {
-        let request = v1::UnloadPluginRequest { name: name.to_owned(), force };
+        let request = v1::UnloadPluginRequest { name: name.to_owned(), force, ..Default::default() };
         wait(self.plugins.clone().unload_plugin(request)).map(drop)
     }
 
     pub fn plugins(&self, parent: &str) -> Answer<Vec<v1::Plugin>> {
-        let request = v1::ListPluginsRequest { parent: parent.to_owned() };
+        let request = v1::ListPluginsRequest { parent: parent.to_owned(), ..Default::default() };
         wait(self.plugins.clone().list_plugins(request)).map(|list| list.into_inner().plugins)
     }
 }
@@ -259,19 +295,19 @@ impl Caller {
 impl Caller {
     /// SR-IOV network cards of the node.
     pub fn devices(&self) -> Answer<Vec<v1::PhysicalFunction>> {
-        let request = v1::ListHostDevicesRequest {};
+        let request = v1::ListHostDevicesRequest::default();
         wait(self.host.clone().list_host_devices(request)).map(|list| list.into_inner().physical_functions)
     }
 
     /// NVMe controllers of the node.
     pub fn nvme_controllers(&self) -> Answer<Vec<v1::NvmeHostController>> {
-        let request = v1::ListHostDevicesRequest {};
+        let request = v1::ListHostDevicesRequest::default();
         wait(self.host.clone().list_host_devices(request)).map(|list| list.into_inner().nvme_controllers)
     }
 
     /// Has secondary controllers made.
     pub fn provision_nvme(&self, address: &str, vfs: u32) -> Answer<v1::NvmeHostController> {
-        let request = v1::ProvisionNvmeControllerRequest { address: address.to_owned(), vfs };
+        let request = v1::ProvisionNvmeControllerRequest { address: address.to_owned(), vfs, ..Default::default() };
         let answer = wait(self.host.clone().provision_nvme_controller(request));
         answer.map(|provisioned| provisioned.into_inner().controller.unwrap())
     }
@@ -283,7 +319,8 @@ impl Caller {
 
     /// The same, or (`namespace_id` is not 0) a namespace of an NVMe controller.
     pub fn release_nvme(&self, address: &str, namespace_id: u32) -> Answer<v1::DeviceLease> {
-        let request = v1::ReleaseHostDeviceRequest { address: address.to_owned(), namespace_id };
+        let address = address.to_owned();
+        let request = v1::ReleaseHostDeviceRequest { address, namespace_id, ..Default::default() };
         wait(self.host.clone().release_host_device(request)).map(|released| released.into_inner().lease.unwrap())
     }
 }
@@ -291,14 +328,16 @@ impl Caller {
 impl Caller {
     /// Has the guest told of its disk's length, after it was grown to `size_bytes` if that is not 0. Gives the length.
     pub fn resize_disk(&self, vm: &str, disk: &str, size_bytes: u64) -> Answer<u64> {
-        let request = v1::ResizeVirtualMachineDiskRequest { name: self.name(vm), disk: disk.to_owned(), size_bytes };
+        let (name, disk) = (self.name(vm), disk.to_owned());
+        let request = v1::ResizeVirtualMachineDiskRequest { name, disk, size_bytes, ..Default::default() };
         wait(self.vms.clone().resize_virtual_machine_disk(request)).map(|answer| answer.into_inner().size_bytes)
     }
 
     /// Gives a device other limits.
     pub fn limit(&self, vm: &str, device: &str, limits: v1::RateLimits) -> Answer<v1::VirtualMachine> {
         let (name, device) = (self.name(vm), device.to_owned());
-        let request = v1::LimitVirtualMachineDeviceRequest { name, device, limits: Some(limits) };
+        let limits = Some(limits);
+        let request = v1::LimitVirtualMachineDeviceRequest { name, device, limits, ..Default::default() };
         wait(self.vms.clone().limit_virtual_machine_device(request)).map(tonic::Response::into_inner)
     }
 }
@@ -347,11 +386,21 @@ impl Caller {
 }
 
 /// A watch, read change by change.
-pub struct Watch(tonic::Streaming<v1::WatchVirtualMachinesResponse>);
+pub struct Watch(pub tonic::Streaming<v1::WatchVirtualMachinesResponse>);
 
 impl Watch {
-    /// The next change; panics if none comes in time.
+    /// The next message that is no bookmark; panics if none comes in time.
     pub fn next(&mut self) -> v1::WatchVirtualMachinesResponse {
+        loop {
+            let message = self.next_message();
+            if !message.bookmark {
+                return message;
+            }
+        }
+    }
+
+    /// The next message, whatever it is.
+    pub fn next_message(&mut self) -> v1::WatchVirtualMachinesResponse {
         wait(self.0.message()).expect("the watch broke").expect("the watch ended")
     }
 

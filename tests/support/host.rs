@@ -41,6 +41,15 @@ impl Host {
         host
     }
 
+    /// A node with the admission plugin and this `tenants.toml` from the beginning.
+    pub fn start_with_tenants(tenants: &str) -> Self {
+        let mut host = Self::start();
+        host.stop_daemon();
+        fs::write(host.data().join("tenants.toml"), tenants).unwrap();
+        host.start_daemon();
+        host
+    }
+
     /// A node that boots guests: with the lab's images, and volumes for both tenants.
     pub fn with_guests() -> Self {
         let host = Self::launch(Some(assets::images()));
@@ -129,6 +138,31 @@ impl Host {
             .stderr(log)
             .spawn()
             .unwrap()
+    }
+
+    /// Starts a daemon on this data that should not begin to serve: whether it still runs after a while, and what it
+    /// said.
+    pub fn serve_briefly(&self, options: &[&str]) -> (bool, String) {
+        assert!(self.daemon.is_none(), "the daemon runs already");
+        let mut daemon = Command::new(assets::binary())
+            .args(["serve", "--no-jail", "--data-dir"])
+            .arg(self.data())
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let end = std::time::Instant::now() + SOON;
+        let has_ended = until("its end, or enough time", SOON * 2, || {
+            let has_ended = daemon.try_wait().unwrap().is_some();
+            (has_ended || std::time::Instant::now() > end).then_some(has_ended)
+        });
+        let _ = daemon.kill();
+        let output = daemon.wait_with_output().unwrap();
+        (!has_ended, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// Ends the daemon with SIGKILL.

@@ -27,7 +27,8 @@ for port in /sys/class/virtio-ports/*; do
     case $name in
     lab.status) report=/dev/${port##*/} ;;
     lab.output) output=/dev/${port##*/} ;;
-    lab.pulse) while cat /proc/uptime; do sleep 5; done >"/dev/${port##*/}" & ;;
+    # Opened once, for both directions: what comes is an interrupt, and nothing else.
+    lab.pulse) { cat <&7 >/dev/null & while cat /proc/uptime; do sleep 5; done >&7; } 7<>"/dev/${port##*/}" & ;;
     esac
 done
 cd /root || exit

@@ -19,6 +19,10 @@ pub(crate) struct Limits {
     pub max_vcpus: Option<u64>,
     /// Memory of one VM in MiB, at least 1.
     pub max_memory_mib: Option<u64>,
+    /// Disks of one VM.
+    pub max_disks: Option<u64>,
+    /// Network interfaces of one VM.
+    pub max_nics: Option<u64>,
     /// vCPUs of all VMs.
     pub total_vcpus: Option<u64>,
     /// Memory of all VMs in MiB.
@@ -32,6 +36,8 @@ pub(crate) struct Limits {
 pub(crate) struct Ask {
     pub vcpus: u32,
     pub memory_mib: u64,
+    pub disks: u32,
+    pub nics: u32,
     pub vms_in_use: u32,
     pub vcpus_in_use: u32,
     pub memory_mib_in_use: u64,
@@ -57,6 +63,8 @@ impl Limits {
             let message = format!("tenant has {} VMs registered, {limit} are allowed", ask.vms_in_use);
             return Err(("limit.vms", message));
         }
+        self.judge_disks(ask.disks)?;
+        self.judge_nics(ask.nics)?;
         let vcpus = self.size(u64::from(ask.vcpus), self.max_vcpus).map_err(|limit| {
             ("limit.vcpus", format!("VM asks for {} vCPUs, {limit} are allowed for one VM", ask.vcpus))
         })?;
@@ -84,6 +92,26 @@ impl Limits {
         })
     }
 
+    /// Whether one VM may have so many disks.
+    pub(crate) fn judge_disks(&self, count: u32) -> Result<(), (&'static str, String)> {
+        match self.max_disks {
+            Some(limit) if u64::from(count) > limit => {
+                Err(("limit.disks", format!("VM would have {count} disks, {limit} are allowed for one VM")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether one VM may have so many network interfaces.
+    pub(crate) fn judge_nics(&self, count: u32) -> Result<(), (&'static str, String)> {
+        match self.max_nics {
+            Some(limit) if u64::from(count) > limit => {
+                Err(("limit.nics", format!("VM would have {count} network interfaces, {limit} are allowed for one VM")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What a VM gets of what it asks for, or the limit it breaks.
     fn size(&self, asked: u64, limit: Option<u64>) -> Result<u64, u64> {
         match (limit, self.mode) {
@@ -105,7 +133,8 @@ fn within_total(asked: u64, in_use: u64, limit: Option<u64>) -> Result<(), u64> 
 mod tests {
     use super::*;
 
-    const ASK: Ask = Ask { vcpus: 4, memory_mib: 1024, vms_in_use: 2, vcpus_in_use: 6, memory_mib_in_use: 3000 };
+    const ASK: Ask =
+        Ask { vcpus: 4, memory_mib: 1024, disks: 2, nics: 1, vms_in_use: 2, vcpus_in_use: 6, memory_mib_in_use: 3000 };
     const PLAIN: Answer = Answer::Allow { cap_vcpus: None, cap_memory_mib: None };
 
     fn denial(limits: &Limits) -> (&'static str, String) {
@@ -126,6 +155,8 @@ mod tests {
             max_vms: Some(3),
             max_vcpus: Some(4),
             max_memory_mib: Some(1024),
+            max_disks: Some(2),
+            max_nics: Some(1),
             total_vcpus: Some(10),
             total_memory_mib: Some(4024),
             mode: Mode::Deny,
@@ -138,6 +169,8 @@ mod tests {
     fn denies_one_above_each_limit_with_value_and_limit() {
         let cases = [
             (Limits { max_vms: Some(2), ..Limits::default() }, "limit.vms", "2 VMs"),
+            (Limits { max_disks: Some(1), ..Limits::default() }, "limit.disks", "2 disks"),
+            (Limits { max_nics: Some(0), ..Limits::default() }, "limit.nics", "1 network interfaces"),
             (Limits { max_vcpus: Some(3), ..Limits::default() }, "limit.vcpus", "4 vCPUs, 3 are"),
             (Limits { max_memory_mib: Some(1023), ..Limits::default() }, "limit.memory", "1024 MiB of memory, 1023"),
             (Limits { total_vcpus: Some(9), ..Limits::default() }, "limit.total-vcpus", "6 in use, 9"),

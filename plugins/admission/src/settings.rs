@@ -5,7 +5,8 @@ use plugin_settings::{Invalid, Reader, Source};
 
 plugin_settings::host_source!(crate::host::ostler::policy::settings);
 
-const KEYS: [&str; 6] = ["max-memory-mib", "max-vcpus", "max-vms", "mode", "total-memory-mib", "total-vcpus"];
+const KEYS: [&str; 8] =
+    ["max-disks", "max-memory-mib", "max-nics", "max-vcpus", "max-vms", "mode", "total-memory-mib", "total-vcpus"];
 
 /// All settings, or everything that is wrong with them.
 pub(crate) fn read(source: &impl Source) -> Result<Limits, Vec<Invalid>> {
@@ -15,6 +16,8 @@ pub(crate) fn read(source: &impl Source) -> Result<Limits, Vec<Invalid>> {
         // A VM of no size cannot be capped to: such a limit is a mistake in either mode.
         max_vcpus: reader.number("max-vcpus", 1..=u64::MAX),
         max_memory_mib: reader.number("max-memory-mib", 1..=u64::MAX),
+        max_disks: reader.number("max-disks", 0..=u64::MAX),
+        max_nics: reader.number("max-nics", 0..=u64::MAX),
         total_vcpus: reader.number("total-vcpus", 0..=u64::MAX),
         total_memory_mib: reader.number("total-memory-mib", 0..=u64::MAX),
         mode: reader.choice("mode", &[("deny", Mode::Deny), ("cap", Mode::Cap)]),
@@ -37,6 +40,8 @@ mod tests {
             ("max-vms", "1"),
             ("max-vcpus", "2"),
             ("max-memory-mib", "3"),
+            ("max-disks", "6"),
+            ("max-nics", "7"),
             ("total-vcpus", "4"),
             ("total-memory-mib", "5"),
             ("mode", "cap"),
@@ -45,6 +50,8 @@ mod tests {
             max_vms: Some(1),
             max_vcpus: Some(2),
             max_memory_mib: Some(3),
+            max_disks: Some(6),
+            max_nics: Some(7),
             total_vcpus: Some(4),
             total_memory_mib: Some(5),
             mode: Mode::Cap,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{HostReleaseArgs, NvmeProvisionArgs, Output};
+use super::super::args::{ChangeArgs, HostReleaseArgs, NvmeProvisionArgs, Output};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::show;
@@ -27,7 +27,9 @@ struct DevicesView {
 }
 
 pub(crate) async fn devices(mut client: Client) -> Result<(), Failure> {
-    let call = client.host.list_host_devices(within(QUICK, v1::ListHostDevicesRequest {}));
+    // More cards than a page has are in no host.
+    let request = v1::ListHostDevicesRequest { page_size: 1000, ..Default::default() };
+    let call = client.host.list_host_devices(within(QUICK, request));
     let devices = patiently("asking", call).await?;
     let view = DevicesView {
         physical_functions: devices.physical_functions.into_iter().map(PfView::from).collect(),
@@ -40,8 +42,14 @@ pub(crate) async fn devices(mut client: Client) -> Result<(), Failure> {
 }
 
 pub(crate) async fn release(mut client: Client, arguments: HostReleaseArgs) -> Result<(), Failure> {
-    let HostReleaseArgs { address, namespace } = arguments;
-    let request = v1::ReleaseHostDeviceRequest { address: address.clone(), namespace_id: namespace.unwrap_or(0) };
+    let HostReleaseArgs { address, namespace, change, etag } = arguments;
+    let request = v1::ReleaseHostDeviceRequest {
+        address: address.clone(),
+        namespace_id: namespace.unwrap_or(0),
+        request_id: change.request_id,
+        etag: etag.etag,
+        validate_only: change.validate_only,
+    };
     let limit = if namespace.is_some() { ERASE } else { RELEASE };
     let what = namespace.map_or_else(|| address.clone(), |id| format!("namespace {id} of {address}"));
     let call = client.host.release_host_device(within(limit, request));
@@ -51,14 +59,18 @@ pub(crate) async fn release(mut client: Client, arguments: HostReleaseArgs) -> R
     })?;
     let lease = LeaseView::from(released.lease.unwrap_or_default());
     match client.output {
+        Output::Table if change.validate_only => {
+            show(&format!("{what} is {}, and can be released: nothing was changed\n", lease.text()))
+        }
         Output::Table => show(&format!("{what} is {}\n", lease.text())),
         Output::Json => show(&json(&lease, false)?),
     }
 }
 
 pub(crate) async fn provision(mut client: Client, arguments: NvmeProvisionArgs) -> Result<(), Failure> {
-    let NvmeProvisionArgs { address, vfs } = arguments;
-    let request = v1::ProvisionNvmeControllerRequest { address: address.clone(), vfs };
+    let NvmeProvisionArgs { address, vfs, change } = arguments;
+    let ChangeArgs { request_id, validate_only } = change;
+    let request = v1::ProvisionNvmeControllerRequest { address: address.clone(), vfs, request_id, validate_only };
     let call = client.host.provision_nvme_controller(within(RELEASE, request));
     let provisioned = patiently(format_args!("provisioning {address}"), call).await.map_err(|failure| {
         let hint = || "ostler host devices shows what uses it".to_owned();
@@ -66,6 +78,9 @@ pub(crate) async fn provision(mut client: Client, arguments: NvmeProvisionArgs) 
     })?;
     let view = NvmeControllerView::from(provisioned.controller.unwrap_or_default());
     match client.output {
+        Output::Table if validate_only => {
+            show(&format!("{address} can have {vfs} virtual functions: nothing was changed\n"))
+        }
         Output::Table => show(&nvme_tree(&[view])),
         Output::Json => show(&json(&view, false)?),
     }

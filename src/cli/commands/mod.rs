@@ -3,12 +3,14 @@
 pub(crate) mod certs;
 pub(crate) mod console;
 pub(crate) mod decision;
+pub(crate) mod device;
 pub(crate) mod host;
 pub(crate) mod jail;
 pub(crate) mod plugin;
 pub(crate) mod power;
 pub(crate) mod replay;
 pub(crate) mod stats;
+pub(crate) mod tenant;
 pub(crate) mod tune;
 pub(crate) mod vm;
 pub(crate) mod watch;

@@ -8,10 +8,13 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_stream::iter;
 
+use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::{Parent, PluginName, v1};
 use crate::model::{PluginId, PolicyScope, TenantId};
 
-use super::super::args::{Output, PluginArg, PluginListArgs, PluginLoadArgs, PluginRollbackArgs, PluginUnloadArgs};
+use super::super::args::{
+    ChangeArgs, Output, PluginArg, PluginListArgs, PluginLoadArgs, PluginRollbackArgs, PluginUnloadArgs,
+};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
@@ -52,10 +55,15 @@ pub(crate) async fn load(mut client: Client, upload: Upload) -> Result<(), Failu
     let Upload { arguments, plugin, bytes } = upload;
     let scope = scope(&client.caller, arguments.operator, arguments.tenant.as_deref())?;
     let name = PluginName { scope, plugin }.to_string();
-    let parts = parts(&name, arguments.settings, &bytes)?;
+    let is_validation = arguments.change.validate_only;
+    let header = header(&name, arguments)?;
+    let parts = parts(header, &bytes);
     let call = client.plugins.load_plugin(within(LOAD, iter(parts)));
     let view = PluginView::from(patiently(format_args!("loading {name}"), call).await?);
     match client.output {
+        Output::Table if is_validation => {
+            show(&format!("{name} could be loaded: nothing was changed\n{}", plugin_table(&[view])))
+        }
         Output::Table => show(&plugin_table(&[view])),
         Output::Json => show(&json(&view, false)?),
     }
@@ -64,9 +72,17 @@ pub(crate) async fn load(mut client: Client, upload: Upload) -> Result<(), Failu
 pub(crate) async fn list(mut client: Client, arguments: PluginListArgs) -> Result<(), Failure> {
     let parent =
         if arguments.operator { Parent::Operator } else { client.caller.parent(arguments.tenant.as_deref())? };
-    let request = v1::ListPluginsRequest { parent: parent.to_string() };
-    let call = client.plugins.list_plugins(within(QUICK, request));
-    let plugins = patiently("asking", call).await?.plugins;
+    let mut request = v1::ListPluginsRequest { parent: parent.to_string(), ..Default::default() };
+    let mut plugins = Vec::new();
+    loop {
+        let call = client.plugins.list_plugins(within(QUICK, request.clone()));
+        let page = patiently("asking", call).await?;
+        plugins.extend(page.plugins);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
     let view = ListView { plugins: plugins.into_iter().map(PluginView::from).collect() };
     match client.output {
         Output::Table => show(&plugin_table(&view.plugins)),
@@ -76,10 +92,15 @@ pub(crate) async fn list(mut client: Client, arguments: PluginListArgs) -> Resul
 
 pub(crate) async fn roll_back(mut client: Client, arguments: PluginRollbackArgs) -> Result<(), Failure> {
     let name = full_name(&client.caller, &arguments.plugin)?;
-    let request = v1::RollBackPluginRequest { name: name.clone(), digest: arguments.to };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let (digest, etag) = (arguments.to, arguments.etag.etag);
+    let request = v1::RollBackPluginRequest { name: name.clone(), digest, request_id, etag, validate_only };
     let call = client.plugins.roll_back_plugin(within(LOAD, request));
     let view = PluginView::from(patiently(format_args!("rolling back {name}"), call).await?);
     match client.output {
+        Output::Table if validate_only => {
+            show(&format!("{name} can be rolled back: nothing was changed\n{}", plugin_table(&[view])))
+        }
         Output::Table => show(&plugin_table(&[view])),
         Output::Json => show(&json(&view, false)?),
     }
@@ -87,12 +108,15 @@ pub(crate) async fn roll_back(mut client: Client, arguments: PluginRollbackArgs)
 
 pub(crate) async fn unload(mut client: Client, arguments: PluginUnloadArgs) -> Result<(), Failure> {
     let name = full_name(&client.caller, &arguments.plugin)?;
-    let request = v1::UnloadPluginRequest { name: name.clone(), force: arguments.force };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let (force, etag) = (arguments.force, arguments.etag.etag);
+    let request = v1::UnloadPluginRequest { name: name.clone(), force, request_id, etag, validate_only };
     let call = client.plugins.unload_plugin(within(QUICK, request));
     patiently(format_args!("unloading {name}"), call)
         .await
         .map_err(|failure| failure.hint_for(Exit::WrongState, || "--force unloads it all the same".to_owned()))?;
-    show(&format!("{name} is unloaded\n"))
+    let said = if validate_only { "can be unloaded: nothing was changed" } else { "is unloaded" };
+    show(&format!("{name} {said}\n"))
 }
 
 fn full_name(caller: &Caller, plugin: &PluginArg) -> Result<String, Failure> {
@@ -138,27 +162,47 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Header first, then the component in pieces.
-fn parts(name: &str, settings: Vec<(String, String)>, bytes: &[u8]) -> Result<Vec<v1::LoadPluginRequest>, Failure> {
-    use v1::load_plugin_request::{Header, Part};
-    let mut header = Header { name: name.to_owned(), ..Default::default() };
-    for (key, value) in settings {
+fn header(name: &str, arguments: PluginLoadArgs) -> Result<Header, Failure> {
+    let mut header = Header {
+        name: name.to_owned(),
+        request_id: arguments.change.request_id,
+        etag: arguments.etag.etag,
+        validate_only: arguments.change.validate_only,
+        ..Default::default()
+    };
+    for (key, value) in arguments.settings {
         if header.settings.insert(key.clone(), value).is_some() {
             return Err(Failure::new(Exit::Usage, format!("setting {key:?} is given twice")));
         }
     }
+    Ok(header)
+}
+
+/// Header first, then the component in pieces.
+fn parts(header: Header, bytes: &[u8]) -> Vec<v1::LoadPluginRequest> {
     let chunks = bytes.chunks(CHUNK_LEN).map(|chunk| Part::Chunk(chunk.to_vec()));
     let parts = std::iter::once(Part::Header(header)).chain(chunks);
-    Ok(parts.map(|part| v1::LoadPluginRequest { part: Some(part) }).collect())
+    parts.map(|part| v1::LoadPluginRequest { part: Some(part) }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use v1::load_plugin_request::Part;
 
     fn named(file: &str, name: Option<&str>) -> Result<PluginId, Failure> {
         plugin_id(name, Some(Path::new(file)))
+    }
+
+    fn with(settings: Vec<(String, String)>) -> PluginLoadArgs {
+        PluginLoadArgs {
+            file: "x".into(),
+            operator: false,
+            tenant: None,
+            name: None,
+            settings,
+            change: Default::default(),
+            etag: Default::default(),
+        }
     }
 
     #[test]
@@ -182,7 +226,8 @@ mod tests {
     #[test]
     fn sends_the_header_first_and_all_bytes_in_order() {
         let bytes: Vec<u8> = (0..CHUNK_LEN * 2 + 7).map(|n| n as u8).collect();
-        let parts = parts("operator/plugins/x", vec![("a".into(), "1".into())], &bytes).unwrap();
+        let given = with(vec![("a".into(), "1".into())]);
+        let parts = parts(header("operator/plugins/x", given).unwrap(), &bytes);
         let mut sent = Vec::new();
         for (index, part) in parts.into_iter().enumerate() {
             match part.part.unwrap() {
@@ -201,7 +246,7 @@ mod tests {
 
     #[test]
     fn refuses_a_setting_that_is_given_twice() {
-        let twice = vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
-        assert_eq!(parts("n", twice, b"").unwrap_err().exit, Exit::Usage);
+        let settings = vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())];
+        assert_eq!(header("n", with(settings)).unwrap_err().exit, Exit::Usage);
     }
 }

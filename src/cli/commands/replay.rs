@@ -1,6 +1,6 @@
 //! `ostler plugin replay`: what another version would have said.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -51,7 +51,7 @@ pub(crate) async fn replay(mut client: Client, arguments: PluginReplayArgs) -> R
     let plugin = plugin_id(arguments.name.as_deref(), arguments.file.as_deref())?;
     let scope = scope(&client.caller, arguments.operator, arguments.tenant.as_deref())?;
     let bytes = arguments.file.as_deref().map(read).transpose()?.unwrap_or_default();
-    let settings = HashMap::from_iter(arguments.settings);
+    let settings = BTreeMap::from_iter(arguments.settings);
     let since = arguments.since.and_then(|ago| SystemTime::now().checked_sub(ago));
     let header = Part::Header(Header {
         plugin: PluginName { scope, plugin }.to_string(),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{LimitArgs, Output, RateArgs, ResizeDiskArgs};
+use super::super::args::{ChangeArgs, LimitArgs, Output, RateArgs, ResizeDiskArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::show;
@@ -24,7 +24,15 @@ pub(crate) async fn resize(mut client: Client, arguments: ResizeDiskArgs) -> Res
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let (shown, disk) = (short(&name), arguments.disk);
     let size_bytes = arguments.size.unwrap_or(0);
-    let request = v1::ResizeVirtualMachineDiskRequest { name, disk: disk.clone(), size_bytes };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let request = v1::ResizeVirtualMachineDiskRequest {
+        name,
+        disk: disk.clone(),
+        size_bytes,
+        request_id,
+        etag: arguments.etag.etag,
+        validate_only,
+    };
     let call = client.vms.resize_virtual_machine_disk(within(CHANGE, request));
     let size_bytes = patiently(format_args!("resizing {disk} of {shown}"), call)
         .await
@@ -33,6 +41,9 @@ pub(crate) async fn resize(mut client: Client, arguments: ResizeDiskArgs) -> Res
         })?
         .size_bytes;
     match client.output {
+        Output::Table if validate_only => {
+            show(&format!("{disk} of {shown} can have {size_bytes} bytes: nothing was changed\n"))
+        }
         Output::Table => show(&format!("{disk} of {shown} has {size_bytes} bytes\n")),
         Output::Json => show(&json(&ResizedView { size_bytes }, false)?),
     }
@@ -48,12 +59,21 @@ pub(crate) async fn limit(mut client: Client, arguments: LimitArgs) -> Result<()
         operations_per_second: iops.unwrap_or(0),
         operations_burst: iops_burst.unwrap_or(0),
     };
-    let request = v1::LimitVirtualMachineDeviceRequest { name, device: device.clone(), limits: Some(limits) };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let request = v1::LimitVirtualMachineDeviceRequest {
+        name,
+        device: device.clone(),
+        limits: Some(limits),
+        request_id,
+        etag: arguments.etag.etag,
+        validate_only,
+    };
     let call = client.vms.limit_virtual_machine_device(within(CHANGE, request));
     let vm = patiently(format_args!("limiting {device} of {shown}"), call).await.map_err(|failure| {
         failure.about(&shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
     })?;
     match client.output {
+        Output::Table if validate_only => show(&format!("{device} of {shown} can be limited: nothing was changed\n")),
         Output::Table => show(&VmView::from(vm).text()),
         Output::Json => show(&json(&VmView::from(vm), false)?),
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{DestroyArgs, Hugepages, ListArgs, Output, RegisterArgs, StopArgs};
+use super::super::args::{ChangeArgs, DestroyArgs, Hugepages, ListArgs, OnVmArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::units::{DiskArg, NicArg, NvmeArg, Rates, TopologyArg};
@@ -19,6 +19,8 @@ pub(super) const QUICK: Duration = Duration::from_secs(60);
 pub(super) const START: Duration = Duration::from_secs(180);
 /// What a stop may take beyond the guest's grace.
 pub(super) const STOP_MARGIN: Duration = Duration::from_secs(60);
+/// VMs that are asked for at once.
+const PAGE_LEN: i32 = 1000;
 /// The grace that the daemon gives when none is asked for.
 pub(super) const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
@@ -30,8 +32,9 @@ struct ListView {
 pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let asked = (arguments.vcpus, arguments.memory.0);
+    let ChangeArgs { request_id, validate_only } = arguments.change.clone();
     let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments)), ..Default::default() };
-    let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm) };
+    let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), request_id, validate_only };
     let call = client.vms.register_virtual_machine(within(QUICK, request));
     let vm = patiently(format_args!("registering {}", short(&name)), call).await?;
     if client.output == Output::Json {
@@ -46,7 +49,8 @@ pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Res
     if let Some((vcpus, memory_mib)) = got.filter(|got| *got != asked) {
         facts.push(("policy made it", format!("{vcpus} vCPUs, {memory_mib} MiB")));
     }
-    show(&format!("{} is {}\n{}", view.short_name(), view.state, print::facts(&facts)))
+    let said = if validate_only { "could be registered: nothing was changed" } else { "is REGISTERED" };
+    show(&format!("{} {said}\n{}", view.short_name(), print::facts(&facts)))
 }
 
 fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
@@ -77,7 +81,7 @@ fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
     }
 }
 
-fn disk(disk: DiskArg) -> v1::DiskSpec {
+pub(super) fn disk(disk: DiskArg) -> v1::DiskSpec {
     let DiskArg { id, volume, is_read_only, is_direct, queues, rates } = disk;
     v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues, limits: limits(rates) }
 }
@@ -91,7 +95,7 @@ fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
     v1::NvmeSpec { id: nvme.id, kind: Some(kind) }
 }
 
-fn nic(nic: NicArg) -> v1::NicSpec {
+pub(super) fn nic(nic: NicArg) -> v1::NicSpec {
     let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
     v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues }
 }
@@ -102,16 +106,18 @@ fn limits(rates: Rates) -> Option<v1::RateLimits> {
     (rates != Rates::default()).then_some(limits)
 }
 
-pub(crate) async fn start(mut client: Client, name: &str) -> Result<(), Failure> {
-    let name = client.caller.vm(name)?.to_string();
+pub(crate) async fn start(mut client: Client, arguments: OnVmArgs) -> Result<(), Failure> {
+    let name = client.caller.vm(&arguments.name.name)?.to_string();
     let shown = short(&name);
-    let call = client.vms.start_virtual_machine(within(START, v1::StartVirtualMachineRequest { name }));
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let request = v1::StartVirtualMachineRequest { name, request_id, etag: arguments.etag.etag, validate_only };
+    let call = client.vms.start_virtual_machine(within(START, request));
     let vm = patiently(format_args!("starting {shown}"), call).await.map_err(|failure| {
         let failure = failure.about(&shown);
         let failure = failure.hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"));
         failure.hint_for(Exit::Refused, || format!("ostler vm console {shown} shows what it printed, if it ran at all"))
     })?;
-    show_state(&client, vm)
+    show_state(&client, vm, validate_only.then_some("can be started"))
 }
 
 pub(crate) async fn stop(mut client: Client, arguments: StopArgs) -> Result<(), Failure> {
@@ -119,18 +125,22 @@ pub(crate) async fn stop(mut client: Client, arguments: StopArgs) -> Result<(), 
     let shown = short(&name);
     let grace = if arguments.force { Some(Duration::ZERO) } else { arguments.grace };
     let limit = grace.unwrap_or(DEFAULT_GRACE) + STOP_MARGIN;
-    let request = v1::StopVirtualMachineRequest { name, grace: grace.map(crate::api::convert::duration_to_proto) };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let grace = grace.map(crate::api::convert::duration_to_proto);
+    let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag: arguments.etag.etag, validate_only };
     let call = client.vms.stop_virtual_machine(within(limit, request));
     let vm = patiently(format_args!("stopping {shown}"), call).await.map_err(|failure| {
         failure.about(&shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
     })?;
-    show_state(&client, vm)
+    show_state(&client, vm, validate_only.then_some("can be stopped"))
 }
 
 pub(crate) async fn destroy(mut client: Client, arguments: DestroyArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let shown = short(&name);
-    let request = v1::DestroyVirtualMachineRequest { name, force: arguments.force };
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let (force, etag) = (arguments.force, arguments.etag.etag);
+    let request = v1::DestroyVirtualMachineRequest { name, force, request_id, etag, validate_only };
     let call = client.vms.destroy_virtual_machine(within(QUICK, request));
     patiently(format_args!("destroying {shown}"), call).await.map_err(|failure| {
         failure.about(&shown).hint_for(Exit::WrongState, || {
@@ -138,6 +148,7 @@ pub(crate) async fn destroy(mut client: Client, arguments: DestroyArgs) -> Resul
         })
     })?;
     match client.output {
+        Output::Table if validate_only => show(&format!("{shown} can be destroyed: nothing was changed\n")),
         Output::Table => show(&format!("{shown} is DESTROYED\n")),
         Output::Json => show("{}\n"),
     }
@@ -155,9 +166,22 @@ pub(crate) async fn get(mut client: Client, name: &str) -> Result<(), Failure> {
 }
 
 pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), Failure> {
-    let parent = client.caller.parent(arguments.tenant.as_deref())?.to_string();
-    let call = client.vms.list_virtual_machines(within(QUICK, v1::ListVirtualMachinesRequest { parent }));
-    let vms = patiently("asking", call).await?.virtual_machines;
+    let mut request = v1::ListVirtualMachinesRequest {
+        parent: client.caller.parent(arguments.tenant.as_deref())?.to_string(),
+        page_size: PAGE_LEN,
+        filter: arguments.filter.unwrap_or_default(),
+        ..Default::default()
+    };
+    let mut vms = Vec::new();
+    loop {
+        let call = client.vms.list_virtual_machines(within(QUICK, request.clone()));
+        let page = patiently("asking", call).await?;
+        vms.extend(page.virtual_machines);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
     let view = ListView { virtual_machines: vms.into_iter().map(VmView::from).collect() };
     match client.output {
         Output::Table => show(&vm_table(&view.virtual_machines)),
@@ -165,10 +189,14 @@ pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), 
     }
 }
 
-pub(super) fn show_state(client: &Client, vm: v1::VirtualMachine) -> Result<(), Failure> {
+/// Prints the state; `validated`: what was only found to be possible.
+pub(super) fn show_state(client: &Client, vm: v1::VirtualMachine, validated: Option<&str>) -> Result<(), Failure> {
     let view = VmView::from(vm);
-    match client.output {
-        Output::Table => show(&format!("{} is {}\n", view.short_name(), view.state_text())),
-        Output::Json => show(&json(&view, false)?),
+    match (client.output, validated) {
+        (Output::Table, Some(can)) => {
+            show(&format!("{} is {}, and {can}: nothing was changed\n", view.short_name(), view.state_text()))
+        }
+        (Output::Table, None) => show(&format!("{} is {}\n", view.short_name(), view.state_text())),
+        (Output::Json, _) => show(&json(&view, false)?),
     }
 }

@@ -17,6 +17,8 @@ use super::super::{print, show_bytes};
 struct ChangeView {
     revision: u64,
     initial: bool,
+    /// From where `--resume` goes on behind this change.
+    resume_token: String,
     virtual_machine: VmView,
 }
 
@@ -36,7 +38,8 @@ async fn follow(mut client: Client, arguments: WatchArgs) -> Result<(), Failure>
         None => client.caller.parent(arguments.tenant.as_deref())?.to_string(),
     };
     let only = only.map(|vm| vm.to_string());
-    let request = v1::WatchVirtualMachinesRequest { parent };
+    let resume_token = arguments.resume.unwrap_or_default();
+    let request = v1::WatchVirtualMachinesRequest { parent, resume_token };
     let mut changes = client.vms.watch_virtual_machines(request).await?.into_inner();
     if let Some(name) = &only {
         // After the watch stands, so that nothing can happen unseen in between.
@@ -52,7 +55,12 @@ async fn follow(mut client: Client, arguments: WatchArgs) -> Result<(), Failure>
         if only.as_ref().is_some_and(|name| *name != vm.name) {
             continue;
         }
-        let view = ChangeView { revision: change.revision, initial: change.initial, virtual_machine: VmView::from(vm) };
+        let view = ChangeView {
+            revision: change.revision,
+            initial: change.initial,
+            resume_token: change.resume_token,
+            virtual_machine: VmView::from(vm),
+        };
         let line = match client.output {
             Output::Table => text(&view),
             Output::Json => json(&view, true)?,
@@ -89,7 +97,7 @@ fn text(change: &ChangeView) -> String {
 fn lost(status: tonic::Status) -> Failure {
     let is_cut = matches!(status.code(), Code::ResourceExhausted | Code::Aborted);
     let failure = Failure::from(status);
-    if is_cut { failure.hint("this reader was too slow; watch again for a fresh start") } else { failure }
+    if is_cut { failure.hint("this reader was too slow; go on with --resume, or watch anew") } else { failure }
 }
 
 #[cfg(test)]
@@ -98,7 +106,7 @@ mod tests {
 
     fn change(state: v1::virtual_machine::State, initial: bool) -> ChangeView {
         let vm = v1::VirtualMachine { name: "tenants/acme/vms/web".into(), state: state.into(), ..Default::default() };
-        ChangeView { revision: 1, initial, virtual_machine: VmView::from(vm) }
+        ChangeView { revision: 1, initial, resume_token: "t".into(), virtual_machine: VmView::from(vm) }
     }
 
     #[test]
@@ -123,6 +131,9 @@ mod tests {
         assert_eq!(text(&change(v1::virtual_machine::State::Running, false)), "acme/web                 RUNNING\n");
         let json = json(&change(v1::virtual_machine::State::Running, true), true).unwrap();
         assert_eq!(json.lines().count(), 1);
-        assert!(json.starts_with("{\"revision\":1,\"initial\":true,\"virtual_machine\":{"), "{json}");
+        assert!(
+            json.starts_with("{\"revision\":1,\"initial\":true,\"resume_token\":\"t\",\"virtual_machine\":{"),
+            "{json}"
+        );
     }
 }

@@ -57,6 +57,7 @@ pub(crate) struct LeaseView {
     tenant: String,
     last_tenant: String,
     reason: String,
+    etag: String,
 }
 
 impl From<v1::PhysicalFunction> for PfView {
@@ -112,6 +113,7 @@ impl From<v1::DeviceLease> for LeaseView {
             tenant: lease.tenant,
             last_tenant: lease.last_tenant,
             reason: lease.reason,
+            etag: lease.etag,
         }
     }
 }

@@ -13,7 +13,9 @@ use crate::model::PolicyFault;
 
 use super::engine::Sandbox;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
-use super::host::bindings::exports::ostler::policy::{admit_hook, select_nvme_hook, select_vf_hook};
+use super::host::bindings::exports::ostler::policy::{
+    admit_hook, attach_hook, detach_hook, select_nvme_hook, select_vf_hook,
+};
 use super::host::bindings::ostler::policy::types;
 use super::host::{Call, TooManyHostCalls};
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
@@ -34,6 +36,8 @@ pub(super) struct Code {
     pub admit: Option<admit_hook::GuestIndices>,
     pub select_vf: Option<select_vf_hook::GuestIndices>,
     pub select_nvme: Option<select_nvme_hook::GuestIndices>,
+    pub attach: Option<attach_hook::GuestIndices>,
+    pub detach: Option<detach_hook::GuestIndices>,
 }
 
 /// Where a call happens: the sandbox, the code, the settings that the plugin sees, and its name in the log.

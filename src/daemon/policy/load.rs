@@ -10,14 +10,18 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
 
-use crate::model::{AdmitRequest, PluginDigest, PolicyFault, SelectNvmeRequest, SelectVfRequest, VmName};
+use crate::model::{
+    AdmitRequest, AttachRequest, DetachRequest, PluginDigest, PolicyFault, SelectNvmeRequest, SelectVfRequest, VmName,
+};
 
 use super::call::{Code, Compiled, Site};
 use super::compiler::Compiler;
 use super::engine::Sandbox;
 use super::hook::Question;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
-use super::host::bindings::exports::ostler::policy::{admit_hook, select_nvme_hook, select_vf_hook};
+use super::host::bindings::exports::ostler::policy::{
+    admit_hook, attach_hook, detach_hook, select_nvme_hook, select_vf_hook,
+};
 use super::host::{Call, GRANTED};
 use super::limits::{
     MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SETTINGS_BYTES,
@@ -37,10 +41,12 @@ const ELF: &[u8] = b"\x7fELF";
 /// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
 /// Hooks and the interfaces that carry them: a plugin exports at least one.
-const HOOKS: [(&str, &str); 3] = [
+const HOOKS: [(&str, &str); 5] = [
     (AdmitRequest::HOOK, "ostler:policy/admit-hook"),
     (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook"),
     (SelectNvmeRequest::HOOK, "ostler:policy/select-nvme-hook"),
+    (AttachRequest::HOOK, "ostler:policy/attach-hook"),
+    (DetachRequest::HOOK, "ostler:policy/detach-hook"),
 ];
 /// The package version that this host speaks; later patches of it too.
 const VERSION: (u64, u64) = (0, 1);
@@ -221,6 +227,8 @@ fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtim
         select_nvme: serves(SelectNvmeRequest::HOOK)
             .then(|| select_nvme_hook::GuestIndices::new(&instance))
             .transpose()?,
+        attach: serves(AttachRequest::HOOK).then(|| attach_hook::GuestIndices::new(&instance)).transpose()?,
+        detach: serves(DetachRequest::HOOK).then(|| detach_hook::GuestIndices::new(&instance)).transpose()?,
         instance,
     })
 }

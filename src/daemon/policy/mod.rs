@@ -36,8 +36,8 @@ use tokio::time::timeout;
 use wasmtime::component::Linker;
 
 use crate::model::{
-    AdmitRequest, Decision, NvmeDecision, Opinion, PluginDigest, PolicyFault, PolicyScope, SelectNvmeRequest,
-    SelectVfRequest, TenantId, VfDecision,
+    AdmitRequest, AttachRequest, Decision, DetachRequest, NvmeDecision, Opinion, PluginDigest, PolicyFault,
+    PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, VfDecision,
 };
 
 use breaker::Breakers;
@@ -45,7 +45,7 @@ use call::Compiled;
 use compiler::Compiler;
 use engine::Sandbox;
 use executor::{Job, Jobs};
-use hook::{Question, admit, select_nvme, select_vf};
+use hook::{Question, admit, attach, detach, select_nvme, select_vf};
 use host::Call;
 use queue::Full;
 
@@ -181,6 +181,22 @@ impl PolicyHost {
         let outcome = select_nvme::combine(&opinions, question.candidates.len());
         let took = started.elapsed();
         let decision = NvmeDecision { outcome: outcome.clone(), opinions: opinions.clone(), took };
+        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+    }
+
+    /// Asks the plugins of `chain` in order whether a VM may have a device, as [`admit`](Self::admit) does for the VM.
+    pub async fn attach(&self, chain: Arc<[Bound]>, request: AttachRequest) -> Unrecorded<Decision> {
+        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
+        let (outcome, took) = (attach::combine(&opinions), started.elapsed());
+        let decision = Decision { outcome: outcome.clone(), opinions: opinions.clone(), took, id: None };
+        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+    }
+
+    /// Asks the plugins of `chain` in order whether any of them keeps a device where it is.
+    pub async fn detach(&self, chain: Arc<[Bound]>, request: DetachRequest) -> Unrecorded<Decision> {
+        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
+        let (outcome, took) = (detach::combine(&opinions), started.elapsed());
+        let decision = Decision { outcome: outcome.clone(), opinions: opinions.clone(), took, id: None };
         record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
     }
 

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::model::{
-    AdmitRequest, Answer, ChainLink, DecisionEntry, PluginDigest, PolicyFault, PolicyScope, Said, SelectNvmeRequest,
-    SelectVfRequest,
+    AdmitRequest, Answer, AttachRequest, ChainLink, DecisionEntry, DetachRequest, PluginDigest, PolicyFault,
+    PolicyScope, Said, SelectNvmeRequest, SelectVfRequest,
 };
 
 use super::PolicyHost;
@@ -137,6 +137,8 @@ fn ask(hook: &str, question: &Value, site: &Site<'_>, scope: &PolicyScope) -> Op
         AdmitRequest::HOOK => ask_typed::<AdmitRequest>(question, site, scope),
         SelectVfRequest::HOOK => ask_typed::<SelectVfRequest>(question, site, scope),
         SelectNvmeRequest::HOOK => ask_typed::<SelectNvmeRequest>(question, site, scope),
+        AttachRequest::HOOK => ask_typed::<AttachRequest>(question, site, scope),
+        DetachRequest::HOOK => ask_typed::<DetachRequest>(question, site, scope),
         _ => None,
     }
 }

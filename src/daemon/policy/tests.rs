@@ -6,6 +6,7 @@ use std::process::Command;
 use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
+mod devices;
 mod replay;
 mod select_nvme;
 mod select_vf;
@@ -74,7 +75,7 @@ async fn a_plugin_describes_itself_and_its_content() {
     let bytes = component("admission");
     assert_eq!(plugin.name(), "admission");
     assert_eq!(plugin.version(), env!("CARGO_PKG_VERSION"));
-    assert_eq!(plugin.hooks(), ["admit"]);
+    assert_eq!(plugin.hooks(), ["admit", "attach"]);
     assert!(!plugin.summary().is_empty());
     assert_eq!(plugin.size_bytes(), bytes.len() as u64);
     assert_eq!(plugin.digest(), load::digest(&bytes));

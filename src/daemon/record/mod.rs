@@ -1,11 +1,13 @@
 //! What the daemon remembers of a VM and of its devices. Key types: [`VmRecord`], [`Run`], [`NicLease`],
-//! [`Lease`].
+//! [`Lease`], [`RequestRecord`].
 //!
 //! The daemon's own vocabulary: `supervisor` changes records, `store` keeps them, `service` and `rpc` show them. A
 //! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
 
+mod attachment;
 mod lease;
 mod nvme;
+mod request;
 mod vf;
 
 use std::net::Ipv4Addr;
@@ -15,8 +17,10 @@ use sha2::{Digest, Sha256};
 
 use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmName, VmSpec, VmState};
 use crate::sys::process::Identity;
+pub use attachment::{AddError, AttachState, Attachment, RNG, attachments_of};
 pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
 pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart};
+pub use request::{Before, Progress, RequestKey, RequestRecord};
 #[cfg(test)]
 pub use vf::samples as lease_samples;
 pub use vf::{Holder, VfKey, VfLease, VfNic};
@@ -32,11 +36,13 @@ pub struct VmRecord {
     pub name: VmName,
     /// What was admitted, patches applied.
     pub spec: VmSpec,
+    /// One for each disk and NIC of the spec.
+    pub devices: Vec<Attachment>,
     /// Where it is in its life.
     pub state: VmState,
     /// The current run; `None` when there is none.
     pub run: Option<Run>,
-    /// Addresses that are its own until it is destroyed, in the order of those of `spec.nics()` that have a tap.
+    /// Addresses that are its own until it is destroyed or the NIC detached, in the order of those of `spec.nics()` that have a tap.
     pub nics: Vec<NicLease>,
     /// Virtual functions that it has, in the order of those of `spec.nics()` that are one; empty while it has none. They
     /// stay its own when its guest resets.
@@ -154,11 +160,13 @@ pub mod samples {
             initrd: Some(ImagePath::new("i", "linux/initrd").unwrap()),
             cmdline: "quiet".into(),
         };
+        let spec = VmSpec::new(2, 256, boot, vec![disk], vec![nic.clone()]).unwrap();
         VmRecord {
             uid,
             tenant: tenant.parse().unwrap(),
             name: name.parse().unwrap(),
-            spec: VmSpec::new(2, 256, boot, vec![disk], vec![nic.clone()]).unwrap(),
+            devices: attachments_of(&spec),
+            spec,
             state: VmState::Running,
             run: Some(Run {
                 instance: InstanceId::new(),

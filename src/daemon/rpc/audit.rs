@@ -3,6 +3,7 @@
 //! Written when the call is over, whether or not its client still listens. Reading leaves no line; a call that never came
 //! to its use case (no certificate, a request that cannot be read) changed nothing and leaves none either.
 
+use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,7 +17,6 @@ use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::daemon::service::Principal;
 use crate::daemon::trace::RequestId;
 
 /// A file of this length, in bytes, is put aside as `<name>.1`, in the place of the one before.
@@ -44,6 +44,12 @@ pub(super) struct Change {
     method: &'static str,
     resource: String,
     request: Option<RequestId>,
+    /// Given by the client.
+    pub(super) request_id: Option<String>,
+    /// Asked for with validate_only.
+    pub(super) is_validation: bool,
+    /// It had been done before.
+    pub(super) is_repetition: bool,
     started: Instant,
 }
 
@@ -57,6 +63,14 @@ struct Line<'a> {
     /// As in the daemon's log.
     #[serde(skip_serializing_if = "Option::is_none")]
     request: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    /// Nothing was to change.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    validate_only: bool,
+    /// Nothing changed: the answer of the first time was given again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    repeated: bool,
     /// The gRPC code, as its specification spells it.
     outcome: &'static str,
     /// The stable reason, if it failed.
@@ -67,12 +81,15 @@ struct Line<'a> {
 
 impl Change {
     /// `caller` asks for `method` on `resource`, now.
-    pub(super) fn new(caller: &Principal, method: &'static str, resource: impl ToString) -> Self {
+    pub(super) fn new(caller: &impl Display, method: &'static str, resource: impl ToString) -> Self {
         Self {
             caller: caller.to_string(),
             method,
             resource: resource.to_string(),
             request: RequestId::current(),
+            request_id: None,
+            is_validation: false,
+            is_repetition: false,
             started: Instant::now(),
         }
     }
@@ -127,6 +144,9 @@ fn line<'a>(change: &'a Change, outcome: Result<(), &Status>, now: SystemTime, t
         method: change.method,
         resource: &change.resource,
         request: change.request.as_ref().map(ToString::to_string),
+        request_id: change.request_id.as_deref(),
+        validate_only: change.is_validation,
+        repeated: change.is_repetition,
         outcome: spelled(status.map_or(Code::Ok, Status::code)),
         reason: status.and_then(Status::get_details_error_info).map(|info| info.reason),
         took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
@@ -162,7 +182,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn change(resource: &str) -> Change {
-        Change::new(&Principal::Operator("admin".parse().unwrap()), "StopVirtualMachine", resource)
+        Change::new(&"operator/admin", "StopVirtualMachine", resource)
     }
 
     #[test]

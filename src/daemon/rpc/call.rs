@@ -1,53 +1,59 @@
-//! What every call has in common: its caller, and a task of its own.
+//! What every call has in common: its caller, how many there may be, and a task of its own. Key function: [`admit`].
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tonic::{Extensions, Request, Status};
 
-use super::audit::{Audit, Change};
 use super::listener::Peer;
+use super::rate::Rates;
 use super::status;
-use crate::daemon::service::{Principal, ServiceError};
+use crate::daemon::service::{Identity, ServiceError, Tenants};
 use crate::daemon::trace;
 
-/// Refuses every call, of whatever service, whose connection has no caller.
+/// Longest that a call which only reads may take.
+const READ_LIMIT: Duration = Duration::from_secs(60);
+
+/// Refuses every call, of whatever service, whose connection has no caller, or whose caller has made too many.
 #[allow(clippy::result_large_err, reason = "the interceptor's signature")]
-pub(super) fn require_caller(request: Request<()>) -> Result<Request<()>, Status> {
-    caller(request.extensions())?;
+pub(super) fn admit(
+    request: Request<()>,
+    rates: &Rates,
+    tenants: &watch::Receiver<Arc<Tenants>>,
+) -> Result<Request<()>, Status> {
+    let identity = caller(request.extensions())?;
+    let limits = tenants.borrow().limits;
+    rates.take(&identity, limits, Instant::now()).map_err(|wait| status::too_fast(limits, wait))?;
     Ok(request)
 }
 
 /// Who calls.
 #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
-pub(super) fn caller(extensions: &Extensions) -> Result<Principal, Status> {
+pub(super) fn caller(extensions: &Extensions) -> Result<Identity, Status> {
     let Some(Peer(caller)) = extensions.get::<Peer>() else { return Err(status::nobody()) };
-    caller.as_ref().clone().map_err(|error| status::unauthenticated(&error))
+    caller.as_ref().clone().map_err(|refusal| status::refused(&refusal))
 }
 
-/// Runs a use case in a task of its own: it is done to its end even if the client hangs up, and a panic in it ends
-/// nothing but this call.
+/// Runs a use case that reads in a task of its own: a panic in it ends nothing but this call.
 pub(super) async fn in_own_task<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Status> {
-    match trace::spawn(work).await {
+    within(READ_LIMIT, async { finished(trace::spawn(work).await) }).await
+}
+
+/// What came of a use case's own task.
+#[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
+pub(super) fn finished<T>(ended: Result<Result<T, ServiceError>, tokio::task::JoinError>) -> Result<T, Status> {
+    match ended {
         Ok(result) => result.map_err(|error| status::of(&error)),
         Err(ended) if ended.is_panic() => Err(status::panicked()),
         Err(_cancelled) => Err(status::of(&ServiceError::Ending)),
     }
 }
 
-/// The same for a use case that changes something: what comes of it is in the audit log, whoever still listens.
-pub(super) async fn audited<T: Send + 'static>(
-    audit: &Arc<Audit>,
-    change: Change,
-    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> Result<T, Status> {
-    let audit = Arc::clone(audit);
-    let whole = trace::spawn(async move {
-        let outcome = in_own_task(work).await;
-        audit.record(&change, outcome.as_ref().map(drop));
-        outcome
-    });
-    whole.await.unwrap_or_else(|_ended| Err(status::panicked()))
+/// The answer, or what is said if there is none within `limit`.
+pub(super) async fn within<T>(limit: Duration, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|_elapsed| Err(status::too_long(limit)))
 }

@@ -1,5 +1,7 @@
 //! The console stream: between a client and the vmm's socket. Key function: [`open`].
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -8,15 +10,19 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::audit::{Audit, Change};
+use super::call::within;
 use super::vm::{Responses, vm_ref};
 use super::{Ending, ended, status};
 use crate::api::v1::{ConsoleRequest, ConsoleResponse};
-use crate::daemon::service::{Console, Principal, ServiceError, SharedNode};
+use crate::daemon::service::{Console, Identity, ServiceError, SharedNode};
 
 /// Output per response, in bytes.
 const CHUNK_LEN: usize = 16 << 10;
 /// Responses that wait for the client to read; then the vmm's socket fills, and the vmm drops what does not fit.
 const QUEUE_LEN: usize = 16;
+
+/// How long a client may take to name the VM.
+const FIRST_LIMIT: Duration = Duration::from_secs(30);
 
 type Output = mpsc::Sender<Result<ConsoleResponse, Status>>;
 
@@ -24,21 +30,25 @@ type Output = mpsc::Sender<Result<ConsoleResponse, Status>>;
 pub(super) async fn open(
     node: &SharedNode,
     audit: &Audit,
-    principal: Principal,
+    principal: Identity,
     mut requests: Streaming<ConsoleRequest>,
     ending: Ending,
 ) -> Result<Responses<ConsoleResponse>, Status> {
-    let first = requests.message().await?.unwrap_or_default();
+    let first = within(FIRST_LIMIT, requests.message()).await?.unwrap_or_default();
     let name = vm_ref(&first.name)?;
-    // Whoever reads a console may type into it too.
+    let may_type = principal.may_change();
     let change = Change::new(&principal, "Console", &name);
-    let console = node.open_console(&principal, &name.tenant, &name.vm).await.map_err(|error| status::of(&error));
+    let console = match node.open_console(&principal, &name.tenant, &name.vm).await {
+        Ok(_) if !may_type && !first.input.is_empty() => Err(ServiceError::RoleDenied),
+        other => other,
+    };
+    let console = console.map_err(|error| status::of(&error));
     audit.record(&change, console.as_ref().map(drop));
     let console = console?;
     let (responses, stream) = mpsc::channel(QUEUE_LEN);
     match console {
         Console::Live(socket) => {
-            tokio::spawn(join(socket, first.input, requests, responses, ending));
+            tokio::spawn(join(socket, Keyboard { first: first.input, requests, may_type }, responses, ending));
         }
         Console::Kept { output, state } => {
             tokio::spawn(async move {
@@ -56,16 +66,13 @@ pub(super) async fn open(
 
 /// Carries bytes both ways until the vmm, the client or the daemon ends. A client that has nothing more to type may go
 /// on reading.
-async fn join(
-    socket: UnixStream,
-    first_input: Vec<u8>,
-    requests: Streaming<ConsoleRequest>,
-    responses: Output,
-    mut ending: Ending,
-) {
+async fn join(socket: UnixStream, keyboard: Keyboard, responses: Output, mut ending: Ending) {
     let (output, input) = socket.into_split();
-    let typing = tokio::spawn(type_in(input, first_input, requests));
+    let mut typing = tokio::spawn(keyboard.type_into(input));
     tokio::select! {
+        _refused = &mut typing => {
+            let _ = responses.send(Err(status::of(&ServiceError::RoleDenied))).await;
+        }
         () = show(output, &responses) => {}
         () = responses.closed() => {}
         () = ended(&mut ending) => {
@@ -85,18 +92,32 @@ async fn show(mut output: OwnedReadHalf, responses: &Output) {
     }
 }
 
-async fn type_in(mut socket: OwnedWriteHalf, first: Vec<u8>, mut requests: Streaming<ConsoleRequest>) {
-    let mut input = first;
-    loop {
-        if socket.write_all(&input).await.is_err() {
-            return;
+/// What the client types.
+struct Keyboard {
+    first: Vec<u8>,
+    requests: Streaming<ConsoleRequest>,
+    /// A viewer reads only.
+    may_type: bool,
+}
+
+impl Keyboard {
+    /// Carries input to the guest; returns only when there is some that may not be.
+    async fn type_into(self, mut socket: OwnedWriteHalf) {
+        let Self { first: mut input, mut requests, may_type } = self;
+        loop {
+            if !input.is_empty() && !may_type {
+                return;
+            }
+            if socket.write_all(&input).await.is_err() {
+                break;
+            }
+            match requests.message().await {
+                Ok(Some(request)) => input = request.input,
+                Ok(None) | Err(_) => break,
+            }
         }
-        match requests.message().await {
-            Ok(Some(request)) => input = request.input,
-            Ok(None) | Err(_) => break,
-        }
+        // The socket's write half stays open until the console ends: a vmm may take its end for the client's.
+        std::future::pending::<()>().await;
+        drop(socket);
     }
-    // The socket's write half stays open until the console ends: a vmm may take its end for the client's.
-    std::future::pending::<()>().await;
-    drop(socket);
 }

@@ -1,6 +1,5 @@
 //! `DecisionService`: decode, call, encode. Key type: [`DecisionRpc`].
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -189,7 +188,7 @@ fn encode_link(link: &ChainLink, answer: Option<&Answer>) -> DecisionLink {
         plugin: link.plugin.clone(),
         scope: scope_name(&link.scope),
         digest: link.digest.to_string(),
-        settings: link.settings.clone().into_iter().collect::<HashMap<_, _>>(),
+        settings: link.settings.clone(),
         asked: answer.is_some(),
         verdict,
         detail,

@@ -2,18 +2,33 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
 use crate::api::convert::{
     decision_to_proto, duration_to_proto, failure_to_proto, spec_to_proto, state_to_proto, timestamp_to_proto,
 };
+use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    BreakerState, DeviceView, HeldFor, Lease, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, Subnet,
-    VirtualFunction, VmRecord, VmStats, WatchItem,
+    AttachState, Attachment, BreakerState, DeviceView, HeldFor, Lease, LeaseState, MemoryUse, PluginStatus,
+    PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, WatchItem, lease_etag,
+    plugin_etag, vm_etag,
 };
-use crate::model::{MacAddr, TenantId};
+use crate::model::{MacAddr, SpecError, TenantId};
 use crate::sys::rtnl::{LinkState, VfConfig};
 use crate::wire::counters::{DeviceCounters, Phase, QueueCounters, Reason};
+
+/// A VM's name in the API.
+pub(super) fn vm_name(vm: &VmRecord) -> String {
+    VmRef { tenant: vm.tenant.clone(), vm: vm.name.clone() }.to_string()
+}
+
+/// A plugin's name in the API.
+pub(super) fn plugin_name(view: &PluginView) -> String {
+    PluginName { scope: view.record.scope.clone(), plugin: view.record.name.clone() }.to_string()
+}
 
 /// A VM as the API shows it.
 pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
@@ -34,7 +49,7 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         status
     });
     v1::VirtualMachine {
-        name: VmRef { tenant: vm.tenant.clone(), vm: vm.name.clone() }.to_string(),
+        name: vm_name(vm),
         uid: vm.uid.to_string(),
         spec: Some(spec_to_proto(&vm.spec)),
         state: state_to_proto(&vm.state).into(),
@@ -44,7 +59,9 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         create_time: Some(timestamp_to_proto(vm.created)),
         update_time: Some(timestamp_to_proto(vm.updated)),
         admission: Some(decision_to_proto(&vm.admission)),
+        etag: vm_etag(vm),
         nvme: vm.nvmes.iter().map(super::nvme::device).collect(),
+        devices: vm.devices.iter().map(device_status).collect(),
         memory_use: None,
     }
 }
@@ -88,21 +105,69 @@ pub(super) fn stats(stats: VmStats) -> v1::VirtualMachineStats {
     }
 }
 
+fn device_status(device: &Attachment) -> v1::DeviceStatus {
+    let state = match device.state {
+        AttachState::Attaching => device_status::State::Attaching,
+        AttachState::Attached => device_status::State::Attached,
+        AttachState::Detaching => device_status::State::Detaching,
+    };
+    v1::DeviceStatus { id: device.id.to_string(), slot: device.slot.number().into(), state: state.into() }
+}
+
 /// A message of a watch.
 pub(super) fn watch_item(item: &WatchItem) -> v1::WatchVirtualMachinesResponse {
-    let mut shown = vm(&item.vm);
-    if item.is_gone {
-        shown.state = State::Destroyed.into();
-        shown.vmm_pid = 0;
+    match item {
+        WatchItem::Initial { vm: record, revision } => v1::WatchVirtualMachinesResponse {
+            virtual_machine: Some(vm(record)),
+            revision: *revision,
+            initial: true,
+            ..Default::default()
+        },
+        WatchItem::Change(change) => {
+            let mut shown = vm(&change.vm);
+            if change.is_gone {
+                shown.state = State::Destroyed.into();
+                shown.vmm_pid = 0;
+            }
+            v1::WatchVirtualMachinesResponse {
+                virtual_machine: Some(shown),
+                revision: change.revision,
+                resume_token: resume_token(change.point()),
+                ..Default::default()
+            }
+        }
+        WatchItem::Bookmark(point) => v1::WatchVirtualMachinesResponse {
+            revision: point.revision,
+            bookmark: true,
+            resume_token: resume_token(*point),
+            ..Default::default()
+        },
     }
-    v1::WatchVirtualMachinesResponse { virtual_machine: Some(shown), revision: item.revision, initial: item.is_initial }
+}
+
+/// A point of a watch as its token.
+pub(super) fn resume_token(point: ResumePoint) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode([point.revision.to_be_bytes(), point.check.to_be_bytes()].concat())
+}
+
+/// The point that a token names; `None` if it is none. The error's field is `resume_token`.
+pub(super) fn resume_point(token: &str) -> Result<Option<ResumePoint>, SpecError> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let bytes = (token.len() <= 64).then(|| BASE64_URL_SAFE_NO_PAD.decode(token).ok()).flatten();
+    let halves = bytes.as_deref().and_then(|bytes| Some((bytes.first_chunk()?, bytes.get(8..)?.try_into().ok()?)));
+    let Some((revision, check)) = halves else {
+        return Err(SpecError::new("resume_token", "this is no resume_token of a watch; watch anew, without one"));
+    };
+    Ok(Some(ResumePoint { revision: u64::from_be_bytes(*revision), check: u64::from_be_bytes(check) }))
 }
 
 /// A plugin as the API shows it.
 pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
     let PluginView { record, plugin } = view;
     v1::Plugin {
-        name: PluginName { scope: record.scope.clone(), plugin: record.name.clone() }.to_string(),
+        name: plugin_name(view),
         digest: record.digest.to_string(),
         hooks: plugin.hooks().iter().map(|hook| (*hook).to_owned()).collect(),
         version: plugin.version().to_owned(),
@@ -113,6 +178,7 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
         breakers: Vec::new(),
         previous: record.previous.iter().map(plugin_version).collect(),
+        etag: plugin_etag(record),
     }
 }
 
@@ -217,5 +283,6 @@ pub(super) fn device_lease<K: Clone, H: HeldFor>(lease: &Lease<K, H>) -> v1::Dev
         tenant: holder.map(|holder| holder.tenant().to_string()).unwrap_or_default(),
         last_tenant: lease.last_tenant.as_ref().map(ToString::to_string).unwrap_or_default(),
         reason: reason.to_owned(),
+        etag: lease_etag(lease),
     }
 }

@@ -4,22 +4,24 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::audit::{Audit, Change};
-use super::call::{audited, caller, in_own_task};
+use super::audit::Audit;
+use super::call::{caller, in_own_task};
+use super::change::Changes;
+use super::list::{Query, Window};
 use super::{encode, nvme, status};
 use crate::api::v1;
 use crate::api::v1::host_service_server::HostService;
-use crate::daemon::service::{Released, SharedNode};
+use crate::daemon::service::{DeviceView, NvmeView, Released, SharedNode};
 use crate::model::{Bdf, BdfError, SpecError};
 
 pub(super) struct HostRpc {
     node: SharedNode,
-    audit: Arc<Audit>,
+    changes: Changes,
 }
 
 impl HostRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
-        Self { node, audit }
+        Self { changes: Changes::new(Arc::clone(&node), audit), node }
     }
 }
 
@@ -30,12 +32,26 @@ impl HostService for HostRpc {
         request: Request<v1::ListHostDevicesRequest>,
     ) -> Result<Response<v1::ListHostDevicesResponse>, Status> {
         let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let window = Window::new(Query {
+            method: "ListHostDevices",
+            caller: &principal.to_string(),
+            parent: "",
+            filter: "",
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        });
+        let window = window.map_err(|error| status::bad_field(&error))?;
         let node = Arc::clone(&self.node);
         let read = async move { Ok((node.list_devices(&principal).await?, node.list_nvme(&principal).await?)) };
         let (devices, nvme) = in_own_task(read).await?;
-        let physical_functions = devices.iter().map(encode::physical_function).collect();
-        let nvme_controllers = nvme.iter().map(nvme::controller).collect();
-        Ok(Response::new(v1::ListHostDevicesResponse { physical_functions, nvme_controllers }))
+        let address = |view: &DeviceView| view.pf.address.to_string();
+        let (physical_functions, next_page_token) = window.page(devices, address, encode::physical_function);
+        // Few, and each much: all of them with the first page.
+        let is_first = request.page_token.is_empty();
+        let nvme_controllers = nvme.iter().filter(|_| is_first).map(nvme::controller).collect();
+        Ok(Response::new(v1::ListHostDevicesResponse { physical_functions, nvme_controllers, next_page_token }))
     }
 
     async fn release_host_device(
@@ -43,16 +59,19 @@ impl HostService for HostRpc {
         request: Request<v1::ReleaseHostDeviceRequest>,
     ) -> Result<Response<v1::ReleaseHostDeviceResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let address = address(&request.get_ref().address)?;
-        let nsid = request.get_ref().namespace_id;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "ReleaseHostDevice", address);
-        let work = async move { node.release_device(&principal, address, nsid).await };
-        let lease = match audited(&self.audit, change, work).await? {
-            Released::Vf(lease) => encode::device_lease(&lease),
-            Released::Nvme(lease) => encode::device_lease(&lease),
+        let request = request.into_inner();
+        let (address, nsid) = (address(&request.address)?, request.namespace_id);
+        let encode = |released: &Released| {
+            let lease = match released {
+                Released::Vf(lease) => encode::device_lease(lease),
+                Released::Nvme(lease) => encode::device_lease(lease),
+            };
+            v1::ReleaseHostDeviceResponse { lease: Some(lease) }
         };
-        Ok(Response::new(v1::ReleaseHostDeviceResponse { lease: Some(lease) }))
+        let make = self.changes.make(principal, request, address, encode, move |node, principal, terms| async move {
+            node.release_device(&principal, address, nsid, &terms).await
+        });
+        make.await
     }
 
     async fn provision_nvme_controller(
@@ -60,13 +79,13 @@ impl HostService for HostRpc {
         request: Request<v1::ProvisionNvmeControllerRequest>,
     ) -> Result<Response<v1::ProvisionNvmeControllerResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let address = address(&request.get_ref().address)?;
-        let vfs = request.get_ref().vfs;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "ProvisionNvmeController", address);
-        let work = async move { node.provision_nvme(&principal, address, vfs).await };
-        let view = audited(&self.audit, change, work).await?;
-        Ok(Response::new(v1::ProvisionNvmeControllerResponse { controller: Some(nvme::controller(&view)) }))
+        let request = request.into_inner();
+        let (address, vfs) = (address(&request.address)?, request.vfs);
+        let encode = |view: &NvmeView| v1::ProvisionNvmeControllerResponse { controller: Some(nvme::controller(view)) };
+        let make = self.changes.make(principal, request, address, encode, move |node, principal, terms| async move {
+            node.provision_nvme(&principal, address, vfs, &terms).await
+        });
+        make.await
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +19,7 @@ use tonic::transport::server::Connected;
 use super::tls::ALPN;
 use super::trust::{Trusted, distrusted};
 use super::{Ending, ended};
-use crate::daemon::service::{AuthnError, Principal, identify};
+use crate::daemon::service::{AuthnError, Followed, Identity, Tenants, spiffe_id};
 
 /// Handshakes at the same time, from anybody.
 const MAX_HANDSHAKES: usize = 64;
@@ -27,22 +27,37 @@ const MAX_HANDSHAKES: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections at the same time.
 const MAX_CONNECTIONS: usize = 256;
-/// Of which one caller may have so many.
-const MAX_CONNECTIONS_PER_CALLER: usize = 64;
+/// Connections beyond what one identity may have, from anybody, on which that is told …
+const MAX_TOLD: usize = 16;
+/// … for so long.
+const TOLD_TIME: Duration = Duration::from_secs(2);
 /// Pause after accept(2) failed (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Who is at the other end, or why that is nobody.
-pub(super) type Caller = Result<Principal, AuthnError>;
+/// Who is at the other end, or why it is not served.
+pub(super) type Caller = Result<Identity, Refusal>;
+
+/// Why every call of a connection is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The certificate names nobody.
+    Nobody(AuthnError),
+    /// The identity has as many connections as it may.
+    TooManyConnections {
+        /// So many.
+        limit: usize,
+    },
+}
 
 /// A connection whose client certificate was verified, and is again whenever what the daemon believes changes.
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Arc<Caller>,
-    /// `None` once it has come true.
-    distrusted: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// When the connection ends from this side; `None` once it has come true.
+    cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _place: OwnedSemaphorePermit,
     _share: Option<Share>,
+    _told: Option<OwnedSemaphorePermit>,
 }
 
 /// What each request of a connection finds among its extensions.
@@ -54,13 +69,16 @@ pub(super) fn connections(
     listener: TcpListener,
     trusted: Trusted,
     trust_domain: String,
+    tenants: &Followed,
     mut ending: Ending,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(1);
     let door = Arc::new(Door {
         trusted,
         trust_domain,
+        tenants: tenants.tenants.clone(),
         places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        told: Arc::new(Semaphore::new(MAX_TOLD)),
         shares: Shares::default(),
     });
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
@@ -97,7 +115,9 @@ pub(super) fn connections(
 struct Door {
     trusted: Trusted,
     trust_domain: String,
+    tenants: watch::Receiver<Arc<Tenants>>,
     places: Arc<Semaphore>,
+    told: Arc<Semaphore>,
     shares: Shares,
 }
 
@@ -116,56 +136,87 @@ impl Door {
         let Some(chain @ [leaf, ..]) = session.peer_certificates() else {
             return refuse("client shows no certificate");
         };
-        let caller = identify(leaf, &self.trust_domain);
+        let mut tenants = self.tenants.clone();
+        let (id, now) = (spiffe_id(leaf), Arc::clone(&tenants.borrow_and_update()));
+        let named = id.clone().and_then(|id| now.identify(&id, &self.trust_domain));
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return refuse("too many connections");
         };
-        let share = match &caller {
-            Ok(principal) => match self.shares.take(principal) {
-                Some(share) => Some(share),
-                None => return refuse("too many connections of one caller"),
+        let limit = now.limits.connections;
+        let (caller, share, told) = match named.clone() {
+            Ok(identity) => match (self.shares.take(&identity, limit), Arc::clone(&self.told).try_acquire_owned()) {
+                (Some(share), _) => (Ok(identity), Some(share), None),
+                (None, Ok(told)) => (Err(Refusal::TooManyConnections { limit }), None, Some(told)),
+                (None, Err(_)) => return refuse("too many connections of one caller"),
             },
             // Kept, to tell the client in its own protocol what is wrong with its certificate.
-            Err(_) => None,
+            Err(error) => (Err(Refusal::Nobody(error)), None, None),
         };
-        let distrusted = Some(Box::pin(distrusted(chain, trusted)) as Pin<Box<_>>);
-        Ok(Connection { stream, caller: Arc::new(caller), distrusted, _place: place, _share: share })
+        let (is_told, trust_domain) = (told.is_some(), self.trust_domain.clone());
+        let cut = async move {
+            tokio::select! {
+                () = distrusted(chain, trusted) => {}
+                () = renamed(id, named, tenants, trust_domain) => {}
+                () = tokio::time::sleep(TOLD_TIME), if is_told => {}
+            }
+        };
+        let cut = Some(Box::pin(cut) as Pin<Box<_>>);
+        Ok(Connection { stream, caller: Arc::new(caller), cut, _place: place, _share: share, _told: told })
     }
+}
+
+/// Returns when the id names another one than it `named`.
+async fn renamed(
+    id: Result<String, AuthnError>,
+    named: Result<Identity, AuthnError>,
+    mut tenants: watch::Receiver<Arc<Tenants>>,
+    trust_domain: String,
+) {
+    let Ok(id) = id else { return std::future::pending().await };
+    while tenants.changed().await.is_ok() {
+        let now = tenants.borrow_and_update().identify(&id, &trust_domain);
+        if now != named {
+            tracing::info!(id, "connection cut: its client has become somebody else");
+            return;
+        }
+    }
+    // Nobody follows the file any more: the daemon ends.
+    std::future::pending().await
 }
 
 /// Connections by caller. A handle: clones share the table.
 #[derive(Debug, Clone, Default)]
 struct Shares {
     /// Rank: leaf. Guards the counts; held for an update only.
-    counts: Arc<Mutex<HashMap<Principal, usize>>>,
+    counts: Arc<Mutex<HashMap<Identity, usize>>>,
 }
 
 /// One connection's part in its caller's count.
 struct Share {
     shares: Shares,
-    principal: Principal,
+    identity: Identity,
 }
 
 impl Shares {
-    fn take(&self, principal: &Principal) -> Option<Share> {
+    fn take(&self, identity: &Identity, limit: usize) -> Option<Share> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(principal.clone()).or_default();
-        if *count >= MAX_CONNECTIONS_PER_CALLER {
+        let count = counts.entry(identity.clone()).or_default();
+        if *count >= limit {
             return None;
         }
         *count += 1;
-        Some(Share { shares: self.clone(), principal: principal.clone() })
+        Some(Share { shares: self.clone(), identity: identity.clone() })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         let mut counts = self.shares.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.principal) {
+        if let Some(count) = counts.get_mut(&self.identity) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.principal);
+                counts.remove(&self.identity);
             }
         }
     }
@@ -182,12 +233,12 @@ impl Connected for Connection {
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // HTTP/2 reads at all times, so that this is noticed whether or not anything is sent.
-        let is_distrusted = match &mut self.distrusted {
-            Some(distrusted) => distrusted.as_mut().poll(cx).is_ready(),
+        let is_cut = match &mut self.cut {
+            Some(cut) => cut.as_mut().poll(cx).is_ready(),
             None => true,
         };
-        if is_distrusted {
-            self.distrusted = None;
+        if is_cut {
+            self.cut = None;
             return Poll::Ready(Err(io::Error::from(io::ErrorKind::ConnectionAborted)));
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)

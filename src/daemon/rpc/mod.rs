@@ -7,16 +7,20 @@
 
 mod audit;
 mod call;
+mod change;
 mod console;
 mod decision;
 mod encode;
 mod host;
 mod jail;
+mod list;
 mod listener;
 mod nvme;
 mod plugin;
+mod rate;
 mod replay;
 mod status;
+mod tenant;
 mod tls;
 mod trace;
 mod trust;
@@ -29,14 +33,18 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::api::v1;
 use crate::api::v1::decision_service_server::DecisionServiceServer;
 use crate::api::v1::host_service_server::HostServiceServer;
 use crate::api::v1::plugin_service_server::PluginServiceServer;
+use crate::api::v1::tenant_service_server::TenantServiceServer;
 use crate::api::v1::virtual_machine_service_server::VirtualMachineServiceServer;
 use crate::daemon::service::SharedNode;
 pub use audit::Audit;
+use rate::Rates;
 pub use tls::{TlsError, TlsFiles, Trust};
 
 /// Longest request, in bytes: a spec is some kilobytes, a chunk of a plugin 64 KiB.
@@ -83,6 +91,8 @@ pub async fn serve(
     health.set_serving::<PluginServiceServer<plugin::PluginRpc>>().await;
     health.set_serving::<HostServiceServer<host::HostRpc>>().await;
     health.set_serving::<DecisionServiceServer<decision::DecisionRpc>>().await;
+    health.set_serving::<TenantServiceServer<tenant::TenantRpc>>().await;
+    tokio::spawn(tell_usable(health.clone(), node.tenants().is_usable.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -97,12 +107,17 @@ pub async fn serve(
     let decisions = DecisionServiceServer::new(decision::DecisionRpc::new(Arc::clone(&node)))
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
+    let tenants = TenantServiceServer::new(tenant::TenantRpc::new(Arc::clone(&node)))
+        .max_decoding_message_size(MAX_REQUEST_LEN)
+        .max_encoding_message_size(MAX_RESPONSE_LEN);
+    let followed = node.tenants().clone();
     let plugins = PluginServiceServer::new(plugin::PluginRpc::new(node, audit))
         .max_decoding_message_size(MAX_REQUEST_LEN)
         .max_encoding_message_size(MAX_RESPONSE_LEN);
 
     let trusted = trust::follow(files, trust, health, ending.clone());
-    let connections = listener::connections(listener, trusted, trust_domain, ending.clone());
+    let connections = listener::connections(listener, trusted, trust_domain, &followed, ending.clone());
+    let rates = Arc::new(Rates::default());
     let mut drained = ending.clone();
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -110,11 +125,12 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(trace::TraceLayer)
-        .layer(InterceptorLayer::new(call::require_caller))
+        .layer(InterceptorLayer::new(move |request| call::admit(request, &rates, &followed.tenants)))
         .add_service(vms)
         .add_service(plugins)
         .add_service(hosts)
         .add_service(decisions)
+        .add_service(tenants)
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(connections, async move { ended(&mut ending).await });
@@ -126,6 +142,20 @@ pub async fn serve(
         } => {
             tracing::warn!("calls under way were cut off");
             Ok(())
+        }
+    }
+}
+
+/// Under this name the health service tells whether the tenants' file was usable when last looked at.
+const TENANTS_HEALTH: &str = "ostler.tenants";
+
+async fn tell_usable(health: HealthReporter, mut is_usable: watch::Receiver<bool>) {
+    loop {
+        let is_usable_now = *is_usable.borrow_and_update();
+        let status = if is_usable_now { ServingStatus::Serving } else { ServingStatus::NotServing };
+        health.set_service_status(TENANTS_HEALTH, status).await;
+        if is_usable.changed().await.is_err() {
+            return;
         }
     }
 }

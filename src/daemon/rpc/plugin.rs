@@ -1,29 +1,35 @@
 //! `PluginService`: decode, call, encode. Key type: [`PluginRpc`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::audit::{Audit, Change};
-use super::call::{audited, caller};
+use super::audit::Audit;
+use super::call::{caller, within};
+use super::change::Changes;
+use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{encode, status};
 use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
-use crate::daemon::service::{SharedNode, Whose};
+use crate::daemon::service::{PluginStatus, PluginView, SharedNode, Whose};
 use crate::model::{DigestError, SpecError};
 
 /// Longest component, in bytes, as the public contract says.
 pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
+/// Longest that its upload may take.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) struct PluginRpc {
     node: SharedNode,
-    audit: Arc<Audit>,
+    changes: Changes,
 }
 
 impl PluginRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
-        Self { node, audit }
+        Self { changes: Changes::new(Arc::clone(&node), audit), node }
     }
 }
 
@@ -34,28 +40,22 @@ impl PluginService for PluginRpc {
         request: Request<Streaming<v1::LoadPluginRequest>>,
     ) -> Result<Response<v1::Plugin>, Status> {
         let principal = caller(request.extensions())?;
-        let mut parts = request.into_inner();
-        let first = parts.message().await?.and_then(|request| request.part);
-        let Some(Part::Header(Header { name, settings })) = first else {
-            return Err(bad("header", "the first request must carry the header"));
-        };
-        let PluginName { scope, plugin } = PluginName::parse(&name).map_err(|error| status::bad_field(&error))?;
-        let mut component = Vec::new();
-        while let Some(request) = parts.message().await? {
-            let Some(Part::Chunk(chunk)) = request.part else {
-                return Err(bad("chunk", "every request after the first must carry a chunk"));
-            };
-            if component.len() + chunk.len() > MAX_COMPONENT_LEN {
-                return Err(bad("chunk", &format!("component is longer than {MAX_COMPONENT_LEN} bytes")));
-            }
-            component.extend_from_slice(&chunk);
-        }
-        let node = Arc::clone(&self.node);
-        let settings = settings.into_iter().collect();
-        let change = Change::new(&principal, "LoadPlugin", name);
-        let work = async move { node.load_plugin(&principal, scope, plugin, component, settings).await };
-        let view = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::plugin(&view)))
+        let (header, component) = within(UPLOAD_LIMIT, received(request.into_inner())).await?;
+        let PluginName { scope, plugin } =
+            PluginName::parse(&header.name).map_err(|error| status::bad_field(&error))?;
+        let (resource, settings) = (header.name.clone(), header.settings.clone());
+        let digest = Sha256::digest(&component);
+        let make = self.changes.make_with(
+            principal,
+            header,
+            &digest,
+            resource,
+            encode::plugin,
+            |node, principal, terms| async move {
+                node.load_plugin(&principal, scope, plugin, component, settings, &terms).await
+            },
+        );
+        make.await
     }
 
     async fn roll_back_plugin(
@@ -63,15 +63,17 @@ impl PluginService for PluginRpc {
         request: Request<v1::RollBackPluginRequest>,
     ) -> Result<Response<v1::Plugin>, Status> {
         let principal = caller(request.extensions())?;
-        let v1::RollBackPluginRequest { name, digest } = request.into_inner();
-        let PluginName { scope, plugin } = PluginName::parse(&name).map_err(|error| status::bad_field(&error))?;
-        let digest = Some(digest).filter(|digest| !digest.is_empty()).map(|digest| digest.parse());
+        let request = request.into_inner();
+        let PluginName { scope, plugin } =
+            PluginName::parse(&request.name).map_err(|error| status::bad_field(&error))?;
+        let digest = Some(&request.digest).filter(|digest| !digest.is_empty()).map(|digest| digest.parse());
         let digest = digest.transpose().map_err(|error: DigestError| bad("digest", &error.to_string()))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "RollBackPlugin", name);
-        let work = async move { node.roll_back_plugin(&principal, scope, plugin, digest).await };
-        let view = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::plugin(&view)))
+        let resource = request.name.clone();
+        let make =
+            self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
+                node.roll_back_plugin(&principal, scope, plugin, digest, &terms).await
+            });
+        make.await
     }
 
     async fn unload_plugin(
@@ -79,13 +81,15 @@ impl PluginService for PluginRpc {
         request: Request<v1::UnloadPluginRequest>,
     ) -> Result<Response<v1::UnloadPluginResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let v1::UnloadPluginRequest { name, force } = request.into_inner();
-        let PluginName { scope, plugin } = PluginName::parse(&name).map_err(|error| status::bad_field(&error))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "UnloadPlugin", name);
-        let work = async move { node.unload_plugin(&principal, scope, plugin, force).await };
-        audited(&self.audit, change, work).await?;
-        Ok(Response::new(v1::UnloadPluginResponse {}))
+        let request = request.into_inner();
+        let PluginName { scope, plugin } =
+            PluginName::parse(&request.name).map_err(|error| status::bad_field(&error))?;
+        let (resource, is_forced) = (request.name.clone(), request.force);
+        let encode = |(): &()| v1::UnloadPluginResponse {};
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.unload_plugin(&principal, scope, plugin, is_forced, &terms).await
+        });
+        make.await
     }
 
     async fn list_plugins(
@@ -93,15 +97,68 @@ impl PluginService for PluginRpc {
         request: Request<v1::ListPluginsRequest>,
     ) -> Result<Response<v1::ListPluginsResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let whose = match Parent::parse(&request.get_ref().parent).map_err(|error| status::bad_field(&error))? {
+        let request = request.into_inner();
+        let window = Window::new(Query {
+            method: "ListPlugins",
+            caller: &principal.to_string(),
+            parent: &request.parent,
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        });
+        let window = window.map_err(|error| status::bad_field(&error))?;
+        let filter = Filter::parse(&request.filter, FIELDS).map_err(|error| status::bad_field(&error))?;
+        let whose = match Parent::parse(&request.parent).map_err(|error| status::bad_field(&error))? {
             Parent::Own => Some(Whose::Own),
             Parent::All => Some(Whose::All),
             Parent::Tenant(tenant) => Some(Whose::Tenant(tenant)),
             Parent::Operator => None,
         };
         let views = self.node.list_plugins(&principal, whose.as_ref()).map_err(|error| status::of(&error))?;
-        Ok(Response::new(v1::ListPluginsResponse { plugins: views.iter().map(encode::plugin_status).collect() }))
+        let listed = views.into_iter().filter(|listed| filter.matches(|name| field(&listed.view, name)));
+        let name = |status: &PluginStatus| encode::plugin_name(&status.view);
+        // "operator/…" comes before "tenants/…": by name is the order asked.
+        let (plugins, next_page_token) = window.page(listed, name, encode::plugin_status);
+        Ok(Response::new(v1::ListPluginsResponse { plugins, next_page_token }))
     }
+}
+
+/// The whole upload.
+async fn received(mut parts: Streaming<v1::LoadPluginRequest>) -> Result<(Header, Vec<u8>), Status> {
+    let first = parts.message().await?.and_then(|request| request.part);
+    let Some(Part::Header(header)) = first else {
+        return Err(bad("header", "the first request must carry the header"));
+    };
+    let mut component = Vec::new();
+    while let Some(request) = parts.message().await? {
+        let Some(Part::Chunk(chunk)) = request.part else {
+            return Err(bad("chunk", "every request after the first must carry a chunk"));
+        };
+        if component.len() + chunk.len() > MAX_COMPONENT_LEN {
+            return Err(bad("chunk", &format!("component is longer than {MAX_COMPONENT_LEN} bytes")));
+        }
+        component.extend_from_slice(&chunk);
+    }
+    Ok((header, component))
+}
+
+/// What a filter of plugins may ask about.
+const FIELDS: &[Field] = &[
+    Field { name: "name", kind: Kind::Text },
+    Field { name: "digest", kind: Kind::Text },
+    Field { name: "version", kind: Kind::Text },
+    Field { name: "failure", kind: Kind::Text },
+];
+
+fn field(view: &PluginView, name: &str) -> Option<Value> {
+    Some(Value::Text(match name {
+        "name" => encode::plugin_name(view),
+        "digest" => view.record.digest.to_string(),
+        "version" => view.plugin.version().to_owned(),
+        "failure" => view.plugin.broken_cause().unwrap_or_default().to_owned(),
+        _ => return None,
+    }))
 }
 
 fn bad(field: &str, reason: &str) -> Status {

@@ -4,13 +4,17 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::api::decision_name;
-use crate::daemon::service::{AuthnError, CallError, DeviceError, ServiceError};
-use crate::model::{Bdf, Decision, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
+use super::listener::Refusal;
+use crate::api::{decision_name, reasons};
+use crate::daemon::service::{
+    AddError, BackingError, CallError, Compacted, DeviceError, Exceeded, HotplugError, Limits, ServiceError,
+};
+use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
 
 const DOMAIN: &str = "ostler";
 
@@ -19,10 +23,8 @@ pub(super) fn of(error: &ServiceError) -> Status {
     let text = text(error);
     match error {
         ServiceError::BadField(error) => bad_field(error),
-        ServiceError::NoSuchVm | ServiceError::Call(CallError::Gone) => {
-            // Word for word the same whether the VM is missing or another tenant's.
-            status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
-        }
+        ServiceError::NoSuchVm => no_such_vm(),
+        ServiceError::Call(error) => call(error, text),
         ServiceError::NoSuchDecision => status(Code::NotFound, text, "DECISION_NOT_FOUND", []),
         ServiceError::NoSuchPlugin => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
         ServiceError::NoSuchVersion => status(Code::NotFound, text, "VERSION_NOT_FOUND", []),
@@ -38,14 +40,42 @@ pub(super) fn of(error: &ServiceError) -> Status {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])
         }
         ServiceError::Denied { tenant, name, decision } => denied(tenant, name, decision),
+        ServiceError::NoSuchTenant => status(Code::NotFound, text, "TENANT_NOT_FOUND", []),
+        ServiceError::RoleDenied => status(Code::PermissionDenied, text, "ROLE_DENIED", []),
+        ServiceError::Quota { tenant, exceeded } => quota(tenant, exceeded, text),
         ServiceError::NotAllowed { needs } => {
             status(Code::PermissionDenied, text, "NOT_ALLOWED", [("needs", (*needs).to_owned())])
         }
-        ServiceError::Call(CallError::Refused(refused)) => {
+        ServiceError::Changed { .. } => changed(&text),
+        ServiceError::RequestReused => status(Code::InvalidArgument, text, "REQUEST_ID_REUSED", []),
+        ServiceError::Device(error) => device(error, text),
+        ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
+        ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
+        ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
+        ServiceError::Plugin { source, .. } => {
+            let metadata = [("cause", source.to_string()), ("code", source.code().to_owned())];
+            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", metadata)
+        }
+        ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
+        ServiceError::Compacted(Compacted { wanted, oldest }) => {
+            let metadata = [("revision", wanted.to_string()), ("oldest", oldest.to_string())];
+            status(Code::OutOfRange, format!("{text}; watch anew, without a token"), "WATCH_COMPACTED", metadata)
+        }
+        ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
+        ServiceError::Ending => status(Code::Unavailable, text, "SHUTTING_DOWN", []),
+    }
+}
+
+/// What a VM's task, or its process, said.
+fn call(error: &CallError, text: String) -> Status {
+    match error {
+        CallError::Gone => no_such_vm(),
+        CallError::Changed => changed(&text),
+        CallError::Refused(refused) => {
             let metadata = [("state", refused.state.to_owned()), ("verb", refused.verb.to_owned())];
             status(Code::FailedPrecondition, text, "WRONG_STATE", metadata)
         }
-        ServiceError::Call(CallError::StartFailed(FailureCause(exit))) => {
+        CallError::StartFailed(FailureCause(exit)) => {
             let (code, reason) = match exit {
                 VmExit::HostError(_) | VmExit::Vanished(_) => (Code::Internal, "VMM_FAILED"),
                 VmExit::LaunchFailed(_)
@@ -57,28 +87,60 @@ pub(super) fn of(error: &ServiceError) -> Status {
             };
             status(code, text, reason, [("cause", exit.to_string())])
         }
-        ServiceError::Call(CallError::Interrupted { state }) => {
+        CallError::Interrupted { state } => {
             status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
         }
-        ServiceError::Call(CallError::ChangeFailed(cause)) => {
+        CallError::ChangeFailed(cause) => {
             status(Code::FailedPrecondition, text, "CHANGE_FAILED", [("cause", cause.clone())])
         }
-        ServiceError::Call(CallError::NotPaused { cause }) => {
-            status(Code::Unavailable, text, "NOT_PAUSED", [("cause", cause.clone())])
-        }
-        ServiceError::Call(CallError::Deaf) => status(Code::Unavailable, text, "VMM_DEAF", []),
-        ServiceError::Device(error) => device(error, text),
-        ServiceError::Addresses(_) => status(Code::ResourceExhausted, text, "ADDRESSES_EXHAUSTED", []),
-        ServiceError::Users(_) => status(Code::ResourceExhausted, text, "USERS_EXHAUSTED", []),
-        ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
-        ServiceError::Plugin { source, .. } => {
-            let metadata = [("cause", source.to_string()), ("code", source.code().to_owned())];
-            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", metadata)
-        }
-        ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
-        ServiceError::Lagged => status(Code::Aborted, text, "WATCH_LAGGED", []),
-        ServiceError::Ending => status(Code::Unavailable, text, "SHUTTING_DOWN", []),
+        CallError::NotPaused { cause } => status(Code::Unavailable, text, "NOT_PAUSED", [("cause", cause.clone())]),
+        CallError::Deaf => status(Code::Unavailable, text, "VMM_DEAF", []),
+        CallError::Device(error) => hotplug(error, text),
     }
+}
+
+/// A device of a VM that cannot come or go.
+fn hotplug(error: &HotplugError, text: String) -> Status {
+    let with = |id: &DeviceId| vec![("device", id.to_string())];
+    match error {
+        HotplugError::Add(AddError::IdTaken(id)) => status(Code::AlreadyExists, text, "DEVICE_EXISTS", with(id)),
+        HotplugError::Add(AddError::NoSlot(_)) => status(Code::ResourceExhausted, text, "NO_SLOT", []),
+        HotplugError::Add(AddError::Spec(error)) | HotplugError::Backing(BackingError::File(error)) => bad_field(error),
+        HotplugError::Backing(BackingError::DiskInUse { disk, volume }) => {
+            let metadata = with(disk).into_iter().chain([("volume", volume.clone())]);
+            status(Code::FailedPrecondition, text, "DISK_IN_USE", metadata)
+        }
+        HotplugError::Backing(BackingError::Tap { .. } | BackingError::Host { .. }) => {
+            status(Code::Internal, text, "HOST_FAILED", [])
+        }
+        HotplugError::AttachFailed { id, cause, is_exhausted } => {
+            let metadata = with(id).into_iter().chain([("cause", cause.clone())]);
+            match is_exhausted {
+                true => status(Code::ResourceExhausted, text, "DEVICES_EXHAUSTED", metadata),
+                false => status(Code::FailedPrecondition, text, "ATTACH_FAILED", metadata),
+            }
+        }
+        HotplugError::NotWhileRunning(id) => status(Code::FailedPrecondition, text, "NOT_WHILE_RUNNING", with(id)),
+        HotplugError::NoSuchDevice(id) => status(Code::NotFound, text, "NO_SUCH_DEVICE", with(id)),
+        HotplugError::Fixed(id) => status(Code::FailedPrecondition, text, "DEVICE_FIXED", with(id)),
+        HotplugError::HoldsData(id) => status(Code::FailedPrecondition, text, "DEVICE_HOLDS_DATA", with(id)),
+        HotplugError::Busy(id) => status(Code::FailedPrecondition, text, "DEVICE_BUSY", with(id)),
+        HotplugError::NotLetGo { id, waited } => {
+            let metadata = with(id).into_iter().chain([("waited_ms", waited.as_millis().to_string())]);
+            status(Code::DeadlineExceeded, text, "GUEST_UNPLUG_REFUSED", metadata)
+        }
+        HotplugError::Unreachable => status(Code::Internal, text, "VMM_FAILED", []),
+        HotplugError::Journal(_) => status(Code::Internal, text, "STORE_FAILED", []),
+    }
+}
+
+/// Word for word the same whether the VM is missing or another tenant's.
+fn no_such_vm() -> Status {
+    status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
+}
+
+fn changed(text: &str) -> Status {
+    status(Code::Aborted, format!("{text}: get it again, and decide anew"), "ETAG_MISMATCH", [])
 }
 
 fn device(error: &DeviceError, text: String) -> Status {
@@ -116,15 +178,60 @@ fn device(error: &DeviceError, text: String) -> Status {
 
 /// The status of a request that could not be read.
 pub(super) fn bad_field(error: &SpecError) -> Status {
-    let mut details = ErrorDetails::new();
-    details.set_error_info("BAD_FIELD", DOMAIN, HashMap::from([("field".to_owned(), error.field.clone())]));
+    let mut details = details("BAD_FIELD", [("field", error.field.clone())]);
     details.add_bad_request_violation(&error.field, &error.reason);
     Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
 }
 
-/// The connection has a certificate that names nobody.
-pub(super) fn unauthenticated(error: &AuthnError) -> Status {
-    status(Code::Unauthenticated, text(error), "BAD_IDENTITY", [])
+/// The connection has a certificate that names nobody, or is one too many.
+pub(super) fn refused(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Nobody(error) => status(Code::Unauthenticated, text(error), "BAD_IDENTITY", []),
+        Refusal::TooManyConnections { limit } => {
+            let text = format!("you have {limit} connections, as many as one identity may have; close one");
+            later(text, "TOO_MANY_CONNECTIONS", [("limit", limit.to_string())], Duration::from_secs(5))
+        }
+    }
+}
+
+/// An identity calls faster than it may.
+pub(super) fn too_fast(limits: Limits, wait: Duration) -> Status {
+    let Limits { requests_per_second, burst, .. } = limits;
+    let text = format!("you call too fast: {requests_per_second} calls per second are allowed, {burst} at once");
+    let metadata = [("requests_per_second", requests_per_second.to_string()), ("burst", burst.to_string())];
+    later(text, "RATE_LIMITED", metadata, wait)
+}
+
+/// A call took longer than any may.
+pub(super) fn too_long(limit: Duration) -> Status {
+    let text = format!("not done within {} s; what was begun goes on: look at the resource", limit.as_secs());
+    status(Code::DeadlineExceeded, text, "TOO_LONG", [("limit_s", limit.as_secs().to_string())])
+}
+
+fn later(
+    text: String,
+    reason: &str,
+    metadata: impl IntoIterator<Item = (&'static str, String)>,
+    wait: Duration,
+) -> Status {
+    let mut details = details(reason, metadata);
+    details.set_retry_info(Some(wait));
+    Status::with_error_details(Code::ResourceExhausted, text, details)
+}
+
+fn quota(tenant: &TenantId, exceeded: &[Exceeded], text: String) -> Status {
+    let mut metadata = vec![("tenant", format!("tenants/{tenant}"))];
+    if let Some(Exceeded { resource, limit, used, asked }) = exceeded.first() {
+        metadata.push(("resource", (*resource).to_owned()));
+        metadata
+            .extend([("limit", limit), ("used", used), ("asked", asked)].map(|(key, value)| (key, value.to_string())));
+    }
+    let mut details = details("QUOTA_EXCEEDED", metadata);
+    for Exceeded { resource, limit, used, asked } in exceeded {
+        let description = format!("{used} {resource} of {limit} are in use, {asked} more were asked for");
+        details.add_quota_failure_violation(format!("tenants/{tenant}"), description);
+    }
+    Status::with_error_details(Code::ResourceExhausted, text, details)
 }
 
 /// A connection without a peer: only a server that is put together wrongly has one.
@@ -135,6 +242,12 @@ pub(super) fn nobody() -> Status {
 /// The call's own task panicked; the log says where.
 pub(super) fn panicked() -> Status {
     status(Code::Internal, "the daemon failed in this call; its log says where".to_owned(), "PANIC", [])
+}
+
+/// A remembered answer that is none.
+pub(super) fn unreadable_answer() -> Status {
+    let text = "this request was answered before, by a daemon of another version; look at the resource";
+    status(Code::Internal, text.to_owned(), "ANSWER_UNREADABLE", [])
 }
 
 /// The console ends because there is nobody to talk to.
@@ -167,8 +280,17 @@ fn status(
     reason: &str,
     metadata: impl IntoIterator<Item = (&'static str, String)>,
 ) -> Status {
+    Status::with_error_details(code, text, details(reason, metadata))
+}
+
+/// What every error carries: the reason for programs, and what to do about it for people.
+fn details(reason: &str, metadata: impl IntoIterator<Item = (&'static str, String)>) -> ErrorDetails {
     let metadata: HashMap<String, String> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Status::with_error_details(code, text, ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    if let Some(advice) = reasons::advice(reason) {
+        details.add_help_link(advice, format!("docs/errors.md#{}", reason.to_ascii_lowercase()));
+    }
+    details
 }
 
 /// The error with its causes.
@@ -187,6 +309,23 @@ mod tests {
     use super::*;
     use crate::daemon::record::samples;
     use crate::model::Refused;
+
+    /// The reasons that this file names, and those that the table has.
+    #[test]
+    fn every_reason_is_in_the_table_and_has_its_advice() {
+        let code = include_str!("status.rs").split("#[cfg(test)]").next().unwrap();
+        let is_reason = |word: &&str| word.len() > 4 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let named: std::collections::BTreeSet<_> = code.split('"').filter(is_reason).collect();
+        let listed: std::collections::BTreeSet<_> = reasons::REASONS.iter().map(|reason| reason.name).collect();
+        assert_eq!(named, listed, "left: src/daemon/rpc/status.rs, right: src/api/reasons.rs");
+        let sorted: Vec<_> = reasons::REASONS.iter().map(|reason| reason.name).collect();
+        assert!(sorted.is_sorted());
+        for reason in reasons::REASONS {
+            assert!(!reason.advice.is_empty() && !reason.meaning.is_empty());
+        }
+        let help = of(&ServiceError::NoSuchVm).get_error_details().help().unwrap().links[0].clone();
+        assert_eq!(help.description, "list the VMs that you may see");
+    }
 
     fn reason(status: &Status) -> String {
         let details = status.get_error_details();

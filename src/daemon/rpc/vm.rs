@@ -8,14 +8,19 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::audit::{Audit, Change};
-use super::call::{audited, caller};
+use super::audit::Audit;
+use super::call::{caller, in_own_task};
+use super::change::Changes;
+use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{Ending, console, encode, ended, jail, status};
-use crate::api::convert::{grace_from_proto, limits_from_proto, spec_from_proto};
+use crate::api::convert::{
+    device_from_proto, device_id_from_proto, failure_to_proto, grace_from_proto, limits_from_proto, spec_from_proto,
+    unplug_timeout_from_proto,
+};
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
-use crate::daemon::service::{ServiceError, SharedNode, Whose};
-use crate::model::{DeviceId, IdError, SpecError};
+use crate::daemon::service::{ServiceError, SharedNode, Unplug, VmRecord, Whose};
+use crate::model::{DeviceId, IdError, SpecError, VmState};
 
 /// Messages of a watch that wait for the client to read; behind them the store's own queue begins.
 const WATCH_QUEUE_LEN: usize = 16;
@@ -26,12 +31,14 @@ pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Se
 pub(super) struct VmRpc {
     node: SharedNode,
     audit: Arc<Audit>,
+    changes: Changes,
     ending: Ending,
 }
 
 impl VmRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>, ending: Ending) -> Self {
-        Self { node, audit, ending }
+        let changes = Changes::new(Arc::clone(&node), Arc::clone(&audit));
+        Self { node, audit, changes, ending }
     }
 }
 
@@ -45,12 +52,13 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::RegisterVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let (name, spec) = decode_registration(request.into_inner()).map_err(|error| status::bad_field(&error))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "RegisterVirtualMachine", &name);
-        let work = async move { node.register_vm(&principal, name.tenant, name.vm, spec).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let (name, spec) = decode_registration(request.virtual_machine.clone()).map_err(|e| status::bad_field(&e))?;
+        let resource = name.to_string();
+        let make = self.changes.make(principal, request, resource, encode::vm, |node, principal, terms| async move {
+            node.register_vm(&principal, name.tenant, name.vm, spec, &terms).await
+        });
+        make.await
     }
 
     async fn get_virtual_machine(
@@ -79,10 +87,23 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::ListVirtualMachinesRequest>,
     ) -> Result<Response<v1::ListVirtualMachinesResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let whose = whose(&request.get_ref().parent)?;
+        let request = request.into_inner();
+        let whose = whose(&request.parent)?;
+        let window = Window::new(Query {
+            method: "ListVirtualMachines",
+            caller: &principal.to_string(),
+            parent: &request.parent,
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        });
+        let window = window.map_err(|error| status::bad_field(&error))?;
+        let filter = Filter::parse(&request.filter, FIELDS).map_err(|error| status::bad_field(&error))?;
         let vms = self.node.list(&principal, &whose).map_err(|error| status::of(&error))?;
-        let virtual_machines = vms.iter().map(|vm| encode::vm(vm)).collect();
-        Ok(Response::new(v1::ListVirtualMachinesResponse { virtual_machines }))
+        let listed = vms.into_iter().filter(|vm| filter.matches(|name| field(vm, name)));
+        let (virtual_machines, next_page_token) = window.page(listed, |vm| encode::vm_name(vm), |vm| encode::vm(vm));
+        Ok(Response::new(v1::ListVirtualMachinesResponse { virtual_machines, next_page_token }))
     }
 
     async fn start_virtual_machine(
@@ -90,12 +111,13 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::StartVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "StartVirtualMachine", &name);
-        let work = async move { node.start_vm(&principal, &name.tenant, &name.vm).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode::vm, |node, principal, terms| async move {
+                node.start_vm(&principal, &name.tenant, &name.vm, &terms).await
+            });
+        make.await
     }
 
     async fn stop_virtual_machine(
@@ -103,13 +125,19 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::StopVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let grace = grace_from_proto(request.get_ref().grace).map_err(|error| status::bad_field(&error))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "StopVirtualMachine", &name);
-        let work = async move { node.stop_vm(&principal, &name.tenant, &name.vm, grace).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let grace = grace_from_proto(request.grace).map_err(|error| status::bad_field(&error))?;
+        let make = self.changes.make(
+            principal,
+            request,
+            name.to_string(),
+            encode::vm,
+            move |node, principal, terms| async move {
+                node.stop_vm(&principal, &name.tenant, &name.vm, grace, &terms).await
+            },
+        );
+        make.await
     }
 
     async fn resize_virtual_machine_disk(
@@ -121,11 +149,12 @@ impl VirtualMachineService for VmRpc {
         let name = vm_ref(&request.name)?;
         let disk = device_id("disk", &request.disk)?;
         let size = Some(request.size_bytes).filter(|&size| size != 0);
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "ResizeVirtualMachineDisk", &name);
-        let work = async move { node.resize_disk(&principal, &name.tenant, &name.vm, disk, size).await };
-        let size_bytes = audited(&self.audit, change, work).await?;
-        Ok(Response::new(v1::ResizeVirtualMachineDiskResponse { size_bytes }))
+        let encode = |size: &u64| v1::ResizeVirtualMachineDiskResponse { size_bytes: *size };
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode, move |node, principal, terms| async move {
+                node.resize_disk(&principal, &name.tenant, &name.vm, disk, size, &terms).await
+            });
+        make.await
     }
 
     async fn limit_virtual_machine_device(
@@ -137,11 +166,16 @@ impl VirtualMachineService for VmRpc {
         let name = vm_ref(&request.name)?;
         let device = device_id("device", &request.device)?;
         let limits = limits_from_proto("limits", request.limits).map_err(|error| status::bad_field(&error))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "LimitVirtualMachineDevice", &name);
-        let work = async move { node.limit_device(&principal, &name.tenant, &name.vm, device, limits).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let make = self.changes.make(
+            principal,
+            request,
+            name.to_string(),
+            encode::vm,
+            move |node, principal, terms| async move {
+                node.limit_device(&principal, &name.tenant, &name.vm, device, limits, &terms).await
+            },
+        );
+        make.await
     }
 
     async fn reboot_virtual_machine(
@@ -149,13 +183,19 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::RebootVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let grace = grace_from_proto(request.get_ref().grace).map_err(|error| status::bad_field(&error))?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "RebootVirtualMachine", &name);
-        let work = async move { node.reboot_vm(&principal, &name.tenant, &name.vm, grace).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let grace = grace_from_proto(request.grace).map_err(|error| status::bad_field(&error))?;
+        let make = self.changes.make(
+            principal,
+            request,
+            name.to_string(),
+            encode::vm,
+            move |node, principal, terms| async move {
+                node.reboot_vm(&principal, &name.tenant, &name.vm, grace, &terms).await
+            },
+        );
+        make.await
     }
 
     async fn pause_virtual_machine(
@@ -163,12 +203,13 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::PauseVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "PauseVirtualMachine", &name);
-        let work = async move { node.pause_vm(&principal, &name.tenant, &name.vm).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode::vm, |node, principal, terms| async move {
+                node.pause_vm(&principal, &name.tenant, &name.vm, &terms).await
+            });
+        make.await
     }
 
     async fn resume_virtual_machine(
@@ -176,12 +217,13 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::ResumeVirtualMachineRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "ResumeVirtualMachine", &name);
-        let work = async move { node.resume_vm(&principal, &name.tenant, &name.vm).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode::vm, |node, principal, terms| async move {
+                node.resume_vm(&principal, &name.tenant, &name.vm, &terms).await
+            });
+        make.await
     }
 
     async fn press_power_button(
@@ -189,22 +231,24 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::PressPowerButtonRequest>,
     ) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "PressPowerButton", &name);
-        let work = async move { node.press_power_button(&principal, &name.tenant, &name.vm).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode::vm, |node, principal, terms| async move {
+                node.press_power_button(&principal, &name.tenant, &name.vm, &terms).await
+            });
+        make.await
     }
 
     async fn inject_nmi(&self, request: Request<v1::InjectNmiRequest>) -> Result<Response<v1::VirtualMachine>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "InjectNmi", &name);
-        let work = async move { node.inject_nmi(&principal, &name.tenant, &name.vm).await };
-        let vm = audited(&self.audit, change, work).await?;
-        Ok(Response::new(encode::vm(&vm)))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode::vm, |node, principal, terms| async move {
+                node.inject_nmi(&principal, &name.tenant, &name.vm, &terms).await
+            });
+        make.await
     }
 
     async fn inspect_virtual_machine_jail(
@@ -213,8 +257,9 @@ impl VirtualMachineService for VmRpc {
     ) -> Result<Response<v1::VirtualMachineJail>, Status> {
         let principal = caller(request.extensions())?;
         let name = vm_ref(&request.get_ref().name)?;
-        let inspected = self.node.inspect_jail(&principal, &name.tenant, &name.vm).await;
-        let (vm, confinement) = inspected.map_err(|error| status::of(&error))?;
+        let node = Arc::clone(&self.node);
+        let inspect = async move { node.inspect_jail(&principal, &name.tenant, &name.vm).await };
+        let (vm, confinement) = in_own_task(inspect).await?;
         Ok(Response::new(jail::encode(&vm, confinement)))
     }
 
@@ -223,13 +268,48 @@ impl VirtualMachineService for VmRpc {
         request: Request<v1::DestroyVirtualMachineRequest>,
     ) -> Result<Response<v1::DestroyVirtualMachineResponse>, Status> {
         let principal = caller(request.extensions())?;
-        let name = vm_ref(&request.get_ref().name)?;
-        let is_forced = request.get_ref().force;
-        let node = Arc::clone(&self.node);
-        let change = Change::new(&principal, "DestroyVirtualMachine", &name);
-        let work = async move { node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced).await };
-        audited(&self.audit, change, work).await?;
-        Ok(Response::new(v1::DestroyVirtualMachineResponse {}))
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let is_forced = request.force;
+        let encode = |(): &()| v1::DestroyVirtualMachineResponse {};
+        let make =
+            self.changes.make(principal, request, name.to_string(), encode, move |node, principal, terms| async move {
+                node.destroy_vm(&principal, &name.tenant, &name.vm, is_forced, &terms).await
+            });
+        make.await
+    }
+
+    async fn attach_device(
+        &self,
+        request: Request<v1::AttachDeviceRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let device = device_from_proto(request.device.clone()).map_err(|error| status::bad_field(&error))?;
+        let resource = format!("{name}/devices/{}", device.id());
+        let make =
+            self.changes.make(principal, request, resource, encode::vm, move |node, principal, terms| async move {
+                node.attach_device(&principal, &name.tenant, &name.vm, device, &terms).await
+            });
+        make.await
+    }
+
+    async fn detach_device(
+        &self,
+        request: Request<v1::DetachDeviceRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let id = device_id_from_proto(&request.device_id).map_err(|error| status::bad_field(&error))?;
+        let timeout = unplug_timeout_from_proto(request.timeout).map_err(|error| status::bad_field(&error))?;
+        let (resource, manner) = (format!("{name}/devices/{id}"), Unplug { timeout, is_forced: request.force });
+        let make =
+            self.changes.make(principal, request, resource, encode::vm, move |node, principal, terms| async move {
+                node.detach_device(&principal, &name.tenant, &name.vm, id, manner, &terms).await
+            });
+        make.await
     }
 
     async fn watch_virtual_machines(
@@ -238,7 +318,8 @@ impl VirtualMachineService for VmRpc {
     ) -> Result<Response<Self::WatchVirtualMachinesStream>, Status> {
         let principal = caller(request.extensions())?;
         let whose = whose(&request.get_ref().parent)?;
-        let mut watch = self.node.watch_vms(&principal, &whose).map_err(|error| status::of(&error))?;
+        let resumed = encode::resume_point(&request.get_ref().resume_token).map_err(|e| status::bad_field(&e))?;
+        let mut watch = self.node.watch_vms(&principal, &whose, resumed).map_err(|error| status::of(&error))?;
         let mut ending = self.ending.clone();
         let (responses, stream) = mpsc::channel(WATCH_QUEUE_LEN);
         tokio::spawn(async move {
@@ -269,11 +350,37 @@ impl VirtualMachineService for VmRpc {
     }
 }
 
-fn decode_registration(request: v1::RegisterVirtualMachineRequest) -> Result<(VmRef, crate::model::VmSpec), SpecError> {
-    let vm = request.virtual_machine.ok_or_else(|| SpecError::new("virtual_machine", "is missing"))?;
+fn decode_registration(vm: Option<v1::VirtualMachine>) -> Result<(VmRef, crate::model::VmSpec), SpecError> {
+    let vm = vm.ok_or_else(|| SpecError::new("virtual_machine", "is missing"))?;
     let name = VmRef::parse(&vm.name)?;
     let spec = vm.spec.ok_or_else(|| SpecError::new("spec", "is missing"))?;
     Ok((name, spec_from_proto(spec)?))
+}
+
+/// What a filter of VMs may ask about.
+const FIELDS: &[Field] = &[
+    Field { name: "name", kind: Kind::Text },
+    Field { name: "tenant", kind: Kind::Text },
+    Field { name: "uid", kind: Kind::Text },
+    Field { name: "state", kind: Kind::Choice(&VmState::NAMES) },
+    Field { name: "failure", kind: Kind::Text },
+    Field { name: "kernel", kind: Kind::Text },
+    Field { name: "vcpus", kind: Kind::Number },
+    Field { name: "memory_mib", kind: Kind::Number },
+];
+
+fn field(vm: &VmRecord, name: &str) -> Option<Value> {
+    Some(match name {
+        "name" => Value::Text(encode::vm_name(vm)),
+        "tenant" => Value::Text(vm.tenant.to_string()),
+        "uid" => Value::Text(vm.uid.to_string()),
+        "state" => Value::Text(vm.state.name().to_owned()),
+        "failure" => Value::Text(failure_to_proto(&vm.state)),
+        "kernel" => Value::Text(vm.spec.boot().kernel.to_string()),
+        "vcpus" => Value::Number(vm.spec.vcpus().into()),
+        "memory_mib" => Value::Number(vm.spec.memory_mib()),
+        _ => return None,
+    })
 }
 
 /// The VM that a request names.

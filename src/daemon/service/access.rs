@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{Node, Principal, ServiceError};
 use crate::daemon::record::VmRecord;
-use crate::daemon::supervisor::VmHandle;
 use crate::model::{TenantId, VmName};
 
 /// Whose VMs or plugins a call is about.
@@ -23,8 +22,8 @@ impl Whose {
     pub(super) fn resolve(&self, principal: &Principal) -> Result<Option<TenantId>, ServiceError> {
         match (self, principal) {
             (Self::Own | Self::All, Principal::Operator(_)) => Ok(None),
-            (Self::Own, Principal::Tenant(own)) => Ok(Some(own.clone())),
-            (Self::All, Principal::Tenant(_)) => {
+            (Self::Own, Principal::Tenant(own) | Principal::Viewer(own)) => Ok(Some(own.clone())),
+            (Self::All, Principal::Tenant(_) | Principal::Viewer(_)) => {
                 Err(ServiceError::NotAllowed { needs: "an operator may see all tenants" })
             }
             (Self::Tenant(tenant), principal) => {
@@ -60,17 +59,6 @@ impl Node {
         let mut vms: Vec<_> = snapshot.vms.values().filter(is_asked_for).cloned().collect();
         vms.sort_by(|a, b| (&a.tenant, &a.name).cmp(&(&b.tenant, &b.name)));
         Ok(vms)
-    }
-
-    /// The VM's task.
-    pub(super) fn handle(
-        &self,
-        principal: &Principal,
-        tenant: &TenantId,
-        name: &VmName,
-    ) -> Result<VmHandle, ServiceError> {
-        let vm = self.get(principal, tenant, name)?;
-        self.handles.get(vm.uid).ok_or(ServiceError::NoSuchVm)
     }
 
     pub(super) fn find(&self, tenant: &TenantId, name: &VmName) -> Option<Arc<VmRecord>> {

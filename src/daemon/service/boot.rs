@@ -10,12 +10,14 @@ use super::decisions;
 use super::devices::HostDevices;
 use super::ledger::{Handles, Ledger};
 use super::plugins::Plugins;
-use super::register::TenantTurns;
+use super::request::Requests;
+use super::turns::Turns;
 use super::{JailConfig, Node, Places};
 use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, UserPool, UsersExhausted};
 use crate::daemon::policy::{CompilerConfig, PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::store::{Store, StoreError};
 use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
+use crate::daemon::tenants::{TenantsFileError, follow};
 
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,9 @@ pub enum BootError {
     /// The host.
     #[error("cannot read what this host has")]
     Facts(#[source] io::Error),
+    /// The operator's file of tenants.
+    #[error(transparent)]
+    Tenants(#[from] TenantsFileError),
     /// Nothing to confine VMs with.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -52,6 +57,7 @@ impl Node {
         if jail.is_none() {
             tracing::warn!("VMs run without a jail: with the daemon's rights, and without limits");
         }
+        let tenants = follow(&places.tenants())?;
         let path = places.store();
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
@@ -87,8 +93,7 @@ impl Node {
             Arc::new(ledger),
             Arc::clone(&devices) as Arc<dyn Devices>,
         ));
-        let known: Vec<_> = found.vms.iter().map(|vm| vm.uid).collect();
-        supervisor.sweep(&known).await;
+        supervisor.sweep(&found.vms.iter().map(|vm| vm.uid).collect::<Vec<_>>()).await;
         let mut resumed = JoinSet::new();
         for vm in found.vms {
             let (supervisor, handles) = (Arc::clone(&supervisor), handles.clone());
@@ -97,7 +102,7 @@ impl Node {
         }
         while resumed.join_next().await.is_some() {}
         tokio::spawn(decisions::sweep_hourly(store.clone()));
-        let (turns, replays) = (TenantTurns::default(), Arc::new(Semaphore::new(1)));
+        let requests = Requests::new(store.clone(), found.requests);
         Ok(Self {
             store,
             supervisor,
@@ -109,8 +114,10 @@ impl Node {
             facts,
             addresses,
             users,
-            turns,
-            replays,
+            turns: Turns::default(),
+            replays: Arc::new(Semaphore::new(1)),
+            requests,
+            tenants,
         })
     }
 

@@ -3,8 +3,9 @@
 use super::DeviceError;
 use crate::daemon::inventory::{PoolExhausted, UsersExhausted};
 use crate::daemon::policy::LoadError;
-use crate::daemon::store::StoreError;
+use crate::daemon::store::{Compacted, StoreError};
 use crate::daemon::supervisor::CallError;
+use crate::daemon::tenants::Exceeded;
 use crate::model::{Decision, PolicyScope, SpecError, TenantId, VmName};
 
 /// Why a call failed.
@@ -35,7 +36,7 @@ pub enum ServiceError {
     #[error("there are {limit} plugins in this chain already; unload one first")]
     TooManyPlugins {
         /// How many may be.
-        limit: usize,
+        limit: u64,
     },
     /// Everything would be denied without it.
     #[error(
@@ -48,6 +49,23 @@ pub enum ServiceError {
     /// Another replay has not ended.
     #[error("another replay is under way on this node; try again when it has ended")]
     ReplayUnderWay,
+    /// Missing, or another one: the caller cannot tell.
+    #[error("no such tenant, or none that you may see")]
+    NoSuchTenant,
+    /// The caller may read only.
+    #[error("your role is viewer: it reads, and changes nothing")]
+    RoleDenied,
+    /// The tenant may not have so much.
+    #[error(
+        "tenant {tenant} may not have so much: {}; destroy what is not needed, or ask the operator for more",
+        listed(exceeded)
+    )]
+    Quota {
+        /// Whose.
+        tenant: TenantId,
+        /// Every limit that would be exceeded.
+        exceeded: Vec<Exceeded>,
+    },
     /// The tenant has a VM of that name.
     #[error("tenant {tenant} has a VM {name} already; destroy it first or choose another name")]
     AlreadyRegistered {
@@ -72,6 +90,15 @@ pub enum ServiceError {
         /// What it would need.
         needs: &'static str,
     },
+    /// It is not any more what the client has seen.
+    #[error("{what} has changed since you looked at it")]
+    Changed {
+        /// The resource's name.
+        what: String,
+    },
+    /// One id for two requests.
+    #[error("this request_id belongs to another request of yours: make up a new one for each change")]
+    RequestReused,
     /// The VM's state or end forbids it.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -104,9 +131,19 @@ pub enum ServiceError {
         source: std::io::Error,
     },
     /// A watcher read too slowly.
-    #[error("you read too slowly: changes were lost; watch again for a fresh start")]
+    #[error("you read too slowly: more changes wait than are kept for one reader; resume with your last resume_token")]
     Lagged,
+    /// A watch cannot be resumed from there.
+    #[error(transparent)]
+    Compacted(#[from] Compacted),
     /// The daemon is about to end.
     #[error("the daemon is ending")]
     Ending,
+}
+
+fn listed(exceeded: &[Exceeded]) -> String {
+    let text = |Exceeded { resource, limit, used, asked }: &Exceeded| {
+        format!("{used} {resource} of {limit} are in use, {asked} more were asked for")
+    };
+    exceeded.iter().map(text).collect::<Vec<_>>().join(", ")
 }

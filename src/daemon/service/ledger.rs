@@ -41,7 +41,15 @@ pub(super) struct Ledger {
 
 impl Journal for Ledger {
     fn update(&self, vm: VmRecord) -> BoxFuture<'_, Result<(), JournalError>> {
-        Box::pin(async move { self.store.update_vm(vm).await.map_err(reason) })
+        Box::pin(async move {
+            let before = self.store.snapshot().vms.get(&vm.uid).cloned();
+            let kept: Vec<_> = vm.nics.iter().map(|nic| nic.subnet).collect();
+            self.store.update_vm(vm).await.map_err(reason)?;
+            // Only now: none must be given away while a record on disk still holds it.
+            let before = before.iter().flat_map(|vm| &vm.nics).map(|nic| nic.subnet);
+            before.filter(|subnet| !kept.contains(subnet)).for_each(|subnet| self.addresses.release(subnet));
+            Ok(())
+        })
     }
 
     fn remove(&self, vm: VmRecord) -> BoxFuture<'_, Result<(), JournalError>> {

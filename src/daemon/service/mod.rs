@@ -3,6 +3,7 @@
 //! The only place that knows store, supervisor, policy and inventory together. `rpc` calls it with validated values.
 
 mod access;
+mod attach;
 mod boot;
 mod console;
 mod decisions;
@@ -14,8 +15,11 @@ mod lifecycle;
 mod plugins;
 mod register;
 mod replay;
+mod request;
 mod stats;
+mod tenants;
 mod tune;
+mod turns;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -23,31 +27,41 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-pub use crate::daemon::authn::{AuthnError, Principal, identify};
+pub use crate::daemon::authn::{AuthnError, Identity, Principal, spiffe_id};
 use crate::daemon::files::Files;
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 pub use crate::daemon::inventory::{NvmeController, NvmeFacts, VirtualFunction};
 use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::policy::{BreakerState, Change};
-pub use crate::daemon::record::{HeldFor, Lease, LeaseState, NvmeDevice, NvmePart, Subnet, VmRecord};
+pub use crate::daemon::record::{
+    AddError, AttachState, Attachment, HeldFor, Lease, LeaseState, NvmeDevice, NvmePart, RequestKey, Subnet, VmRecord,
+};
 use crate::daemon::store::Store;
-pub use crate::daemon::store::{DecisionQuery, PluginVersion, StoredDecision};
-pub use crate::daemon::supervisor::CallError;
+pub use crate::daemon::store::{
+    Compacted, DecisionQuery, PluginVersion, ResumePoint, StoredDecision, plugin_etag, vm_etag,
+};
 use crate::daemon::supervisor::Supervisor;
+pub use crate::daemon::supervisor::{BackingError, CallError, HotplugError};
+pub use crate::daemon::tenants::{Exceeded, Followed, Limits, Tenants};
+use crate::model::TenantId;
 pub use access::Whose;
+pub use attach::Unplug;
 pub use boot::BootError;
 pub use console::Console;
 pub use decisions::{Exported, Verified};
 use devices::HostDevices;
-pub use devices::{DeviceError, DeviceView, NvmeView, Released};
+pub use devices::{DeviceError, DeviceView, NvmeView, Released, lease_etag};
 pub use error::ServiceError;
 pub use inspect::Confinement;
 use ledger::Handles;
 use plugins::Plugins;
 pub use plugins::{PluginStatus, PluginView};
-use register::TenantTurns;
 pub use replay::{Replay, ReplayEvent, ReplaySummary};
+use request::Requests;
+pub use request::{Answer, Claim, Terms};
 pub use stats::{MemoryUse, VmStats};
+pub use tenants::TenantView;
+use turns::Turns;
 pub use watch::WatchItem;
 
 /// Everything that a call works with.
@@ -62,7 +76,10 @@ pub struct Node {
     facts: HostFacts,
     addresses: AddressPool,
     users: UserPool,
-    turns: TenantTurns,
+    /// Registrations, one at a time per tenant.
+    turns: Turns<TenantId>,
+    requests: Requests,
+    tenants: Followed,
     /// One permit: a replay takes a CPU for a while.
     replays: Arc<Semaphore>,
 }
@@ -86,6 +103,11 @@ impl Places {
     /// Directory of components.
     fn plugins(&self) -> PathBuf {
         self.data.join("plugins")
+    }
+
+    /// The operator's file of tenants.
+    fn tenants(&self) -> PathBuf {
+        self.data.join("tenants.toml")
     }
 
     /// The store's file.

@@ -14,13 +14,14 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::access::require_own;
-use super::{Node, Principal, ServiceError, Whose};
+use super::{Node, Principal, ServiceError, Terms, Whose};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
-use crate::daemon::store::{PluginRecord, PluginVersion};
+use crate::daemon::store::{PluginRecord, PluginVersion, plugin_etag};
+use crate::daemon::tenants::Use;
 use crate::model::{PluginDigest, PluginId, PolicyScope, TenantId};
 
 /// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
-const MAX_PLUGINS: usize = 16;
+const MAX_PLUGINS: u64 = 16;
 /// Versions of a plugin that are kept for going back.
 const MAX_PREVIOUS: usize = 8;
 
@@ -97,8 +98,10 @@ impl Plugins {
         self.table().get(&(scope.clone(), name.clone())).cloned().ok_or(ServiceError::NoSuchPlugin)
     }
 
-    fn count(&self, scope: &PolicyScope) -> usize {
-        self.table().keys().filter(|(of, _)| of == scope).count()
+    /// How many are bound in `scope`.
+    pub(super) fn count(&self, scope: &PolicyScope) -> u64 {
+        let bound = self.table().keys().filter(|(bound, _)| bound == scope).count();
+        u64::try_from(bound).unwrap_or(u64::MAX)
     }
 
     /// The first hook at which nobody of the operator's chain would be asked any more without `name`.
@@ -116,6 +119,16 @@ impl Plugins {
         let mut next = Table::clone(&table);
         next.remove(&(record.scope.clone(), record.name.clone()));
         *table = Arc::new(next);
+    }
+
+    /// Tenants that have any.
+    pub(super) fn owners(&self) -> Vec<TenantId> {
+        let table = self.table();
+        let owner = |(scope, _): &(PolicyScope, PluginId)| match scope {
+            PolicyScope::Operator => None,
+            PolicyScope::Tenant(tenant) => Some(tenant.clone()),
+        };
+        table.keys().filter_map(owner).collect()
     }
 
     fn table(&self) -> Arc<Table> {
@@ -182,6 +195,7 @@ impl Node {
         name: PluginId,
         component: Vec<u8>,
         settings: BTreeMap<String, String>,
+        terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         require_chain(principal, &scope)?;
         let plugin = self
@@ -191,20 +205,32 @@ impl Node {
             .map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
         let _turn = self.plugins.turn.lock().await;
         let replaced = self.plugins.view(&scope, &name).ok();
-        if replaced.is_none() && self.plugins.count(&scope) >= MAX_PLUGINS {
-            return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
+        let etag = || replaced.as_ref().map(|view| plugin_etag(&view.record));
+        terms.require_etag(&format!("plugin {name}"), etag)?;
+        if replaced.is_none() {
+            if self.plugins.count(&scope) >= MAX_PLUGINS {
+                return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
+            }
+            if let PolicyScope::Tenant(tenant) = &scope {
+                self.charge(tenant, &Use { plugins: 1, ..Use::default() })?;
+            }
         }
         let digest = plugin.digest();
+        let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
+        let record = successor(replaced.as_ref(), scope, name, version);
+        let view = PluginView { record: record.clone(), plugin };
+        if terms.validate_only {
+            return Ok(view);
+        }
         let path = self.plugins.dir.join(file_name(digest));
         let written = tokio::task::spawn_blocking(move || write_durably(&path, &component)).await;
         written
             .unwrap_or_else(|ended| Err(io::Error::other(ended)))
             .map_err(|source| ServiceError::Host { what: "the component", source })?;
-        let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
-        let record = successor(replaced.as_ref(), scope, name, version);
-        self.store.put_plugin(record.clone()).await?;
+        let request = terms.success(&view);
+        self.store.put_plugin_for(record.clone(), request.clone()).await?;
+        self.requests.written(request).await;
         tracing::info!(plugin = %record.name, %digest, scope = ?record.scope, %principal, "plugin loaded");
-        let view = PluginView { record, plugin };
         self.plugins.bind(view.clone());
         self.plugins.sweep(&self.policy);
         Ok(view)
@@ -218,19 +244,26 @@ impl Node {
         scope: PolicyScope,
         name: PluginId,
         digest: Option<PluginDigest>,
+        terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         require_chain(principal, &scope)?;
         let _turn = self.plugins.turn.lock().await;
         let replaced = self.plugins.view(&scope, &name)?;
+        terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&replaced.record)))?;
         let mut previous = replaced.record.previous.iter();
         let version = previous.find(|version| digest.is_none_or(|digest| version.digest == digest)).cloned();
         let version = version.ok_or(ServiceError::NoSuchVersion)?;
         let record = successor(Some(&replaced), scope, name, version);
         let reloaded = reload(&self.plugins.dir, &record, &self.policy).await;
         let plugin = reloaded.map_err(|cause| ServiceError::VersionLost { cause })?;
-        self.store.put_plugin(record.clone()).await?;
+        let view = PluginView { record: record.clone(), plugin };
+        if terms.validate_only {
+            return Ok(view);
+        }
+        let request = terms.success(&view);
+        self.store.put_plugin_for(record.clone(), request.clone()).await?;
+        self.requests.written(request).await;
         tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin rolled back");
-        let view = PluginView { record, plugin };
         self.plugins.bind(view.clone());
         self.plugins.sweep(&self.policy);
         Ok(view)
@@ -244,15 +277,22 @@ impl Node {
         scope: PolicyScope,
         name: PluginId,
         is_forced: bool,
+        terms: &Terms<()>,
     ) -> Result<(), ServiceError> {
         require_chain(principal, &scope)?;
         let _turn = self.plugins.turn.lock().await;
         let PluginView { record, .. } = self.plugins.view(&scope, &name)?;
+        terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&record)))?;
         let left_alone = (scope == PolicyScope::Operator).then(|| self.plugins.left_alone(&name)).flatten();
         if let Some(hook) = left_alone.filter(|_| !is_forced) {
             return Err(ServiceError::LastOfHook { hook });
         }
-        self.store.remove_plugin(record.clone()).await?;
+        if terms.validate_only {
+            return Ok(());
+        }
+        let request = terms.success(&());
+        self.store.remove_plugin_for(record.clone(), request.clone()).await?;
+        self.requests.written(request).await;
         tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin unloaded");
         self.plugins.unbind(&record);
         self.plugins.sweep(&self.policy);
@@ -290,7 +330,7 @@ impl Node {
 fn require_chain(principal: &Principal, scope: &PolicyScope) -> Result<(), ServiceError> {
     match (scope, principal) {
         (PolicyScope::Operator, Principal::Operator(_)) => Ok(()),
-        (PolicyScope::Operator, Principal::Tenant(_)) => {
+        (PolicyScope::Operator, Principal::Tenant(_) | Principal::Viewer(_)) => {
             Err(ServiceError::NotAllowed { needs: "an operator changes the operator's plugins" })
         }
         (PolicyScope::Tenant(tenant), principal) => require_own(principal, tenant),

@@ -1,60 +1,47 @@
 //! Registers a VM: tenant's turn, duplicate check, policy, patches, host checks, addresses, store. Key function:
 //! [`Node::register_vm`].
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::access::require_own;
 use super::decisions::{record, told};
-use super::{Node, Principal, ServiceError};
+use super::{CallError, Node, Principal, ServiceError, Terms};
 use crate::daemon::policy::Unrecorded;
-use crate::daemon::record::{NicLease, VmRecord, mac_of};
+use crate::daemon::record::{NicLease, VmRecord, attachments_of, mac_of};
+use crate::daemon::tenants::Use;
 use crate::model::{
     AdmitRequest, Decision, Enforcement, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName,
     VmSpec, VmState,
 };
 
-/// One registration at a time per tenant, so that two cannot both see the last free place.
-#[derive(Debug, Default)]
-pub(super) struct TenantTurns {
-    /// Rank: leaf. Guards the table; the turns themselves are waited for outside of it.
-    turns: Mutex<HashMap<TenantId, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-impl TenantTurns {
-    pub(super) async fn take(&self, tenant: &TenantId) -> tokio::sync::OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            // Tenants that nobody is waiting for are forgotten, so that the table stays as small as its use.
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            Arc::clone(turns.entry(tenant.clone()).or_default())
-        };
-        turn.lock_owned().await
-    }
-}
-
 impl Node {
-    /// Asks policy, checks the host, remembers the VM.
+    /// Asks policy, checks the host, remembers the VM. If it is only to be validated, what comes back is what would be
+    /// remembered.
     pub async fn register_vm(
         &self,
         principal: &Principal,
         tenant: TenantId,
         name: VmName,
         spec: VmSpec,
+        terms: &Terms<VmRecord>,
     ) -> Result<VmRecord, ServiceError> {
         require_own(principal, &tenant)?;
         require_operator_for_placement(principal, &spec)?;
+        // So that two cannot both see the last free place.
         let _turn = self.turns.take(&tenant).await;
         if self.find(&tenant, &name).is_some() {
             return Err(ServiceError::AlreadyRegistered { tenant, name });
         }
-        let (id, mut decision) = record(&self.store, self.decide(&tenant, &name, &spec).await).await?;
+        let decided = self.decide(&tenant, &name, &spec).await;
+        if terms.validate_only {
+            return self.admitted(tenant, name, spec, decided.dry_run(), terms).await;
+        }
+        let (id, mut decision) = record(&self.store, decided).await?;
         decision.id = Some(id.clone());
         if let Outcome::Deny { .. } = decision.outcome {
             return Err(ServiceError::Denied { tenant, name, decision: Box::new(decision) });
         }
-        let admitted = self.admitted(tenant, name, spec, decision).await;
+        let admitted = self.admitted(tenant, name, spec, decision, terms).await;
         let enforcement = match &admitted {
             Ok(vm) => Enforcement::Enforced(vm.uid.to_string()),
             Err(error) => Enforcement::Overruled { code: overruled_by(error), message: error.to_string() },
@@ -70,11 +57,13 @@ impl Node {
         name: VmName,
         spec: VmSpec,
         decision: Decision,
+        terms: &Terms<VmRecord>,
     ) -> Result<VmRecord, ServiceError> {
         let (spec, admission) = match patched(spec, decision) {
             Ok(admitted) => admitted,
             Err(decision) => return Err(ServiceError::Denied { tenant, name, decision }),
         };
+        self.charge(&tenant, &Use::of_vm(&spec))?;
         self.check_host(&tenant, &spec).await?;
 
         let uid = VmId::new();
@@ -92,6 +81,7 @@ impl Node {
             nics: nics.collect(),
             vfs: Vec::new(),
             nvmes: Vec::new(),
+            devices: attachments_of(&spec),
             spec,
             state: VmState::Registered,
             run: None,
@@ -100,14 +90,19 @@ impl Node {
             updated: now,
             admission,
         };
+        if terms.validate_only {
+            return Ok(vm);
+        }
         // Before the store publishes it: whoever sees the VM can call it.
         self.handles.insert(self.supervisor.adopt_new(vm.clone()));
-        if let Err(error) = self.store.insert_vm(vm.clone()).await {
+        let request = terms.success(&vm);
+        if let Err(error) = self.store.insert_vm_for(vm.clone(), request.clone()).await {
             self.handles.remove(uid);
             return Err(error.into());
         }
         lease.commit();
         user.commit();
+        self.requests.written(request).await;
         tracing::info!(tenant = %vm.tenant, vm = %vm.name, %uid, "registered");
         Ok(vm)
     }
@@ -126,7 +121,7 @@ impl Node {
         self.policy.admit(self.plugins.chain(tenant), request).await
     }
 
-    fn in_use(&self, tenant: &TenantId) -> LimitUse {
+    pub(super) fn in_use(&self, tenant: &TenantId) -> LimitUse {
         let snapshot = self.store.snapshot();
         let own = snapshot.vms.values().filter(|vm| vm.tenant == *tenant);
         own.fold(LimitUse::default(), |sum, vm| LimitUse {
@@ -136,7 +131,7 @@ impl Node {
         })
     }
 
-    async fn check_host(&self, tenant: &TenantId, spec: &VmSpec) -> Result<(), ServiceError> {
+    pub(super) async fn check_host(&self, tenant: &TenantId, spec: &VmSpec) -> Result<(), ServiceError> {
         self.facts.check(spec)?;
         let (files, tenant, spec) = (self.files.clone(), tenant.clone(), spec.clone());
         let checked = tokio::task::spawn_blocking(move || files.check(&tenant, &spec)).await;
@@ -152,24 +147,26 @@ fn require_operator_for_placement(principal: &Principal, spec: &VmSpec) -> Resul
     let (memory, cpus) = (spec.memory(), spec.cpus());
     let is_placed = memory.pages.is_huge() || memory.numa_node.is_some() || cpus.host_cpus.is_some();
     match principal {
-        Principal::Tenant(_) if is_placed => Err(ServiceError::NotAllowed {
+        Principal::Tenant(_) | Principal::Viewer(_) if is_placed => Err(ServiceError::NotAllowed {
             needs: "hugepages, NUMA nodes and CPUs of the host are given by an operator, who registers the VM",
         }),
-        Principal::Tenant(_) | Principal::Operator(_) => Ok(()),
+        Principal::Tenant(_) | Principal::Viewer(_) | Principal::Operator(_) => Ok(()),
     }
 }
 
 /// What stood against an allowance, as a stable code.
-fn overruled_by(error: &ServiceError) -> String {
+pub(super) fn overruled_by(error: &ServiceError) -> String {
     match error {
         ServiceError::Denied { decision, .. } => match &decision.outcome {
             Outcome::Deny { code, .. } => return code.clone(),
             Outcome::Allow(_) => "core.denied",
         },
         ServiceError::BadField(_) => "core.bad-field",
+        ServiceError::Quota { .. } => "core.quota",
         ServiceError::Addresses(_) => "core.addresses",
         ServiceError::Users(_) => "core.users",
         ServiceError::Store(_) => "core.store",
+        ServiceError::Call(CallError::Device(_)) => "core.device",
         _ => "core.failed",
     }
     .to_owned()
@@ -222,20 +219,5 @@ mod tests {
         assert_eq!(after(vec![Patch::CapVcpus(64), Patch::CapMemoryMib(1 << 20)]), Ok((2, 256)));
         assert_eq!(after(vec![Patch::CapVcpus(0)]), Err("policy.bad-answer".into()));
         assert_eq!(after(vec![Patch::CapMemoryMib(1)]), Err("policy.bad-answer".into()));
-    }
-
-    #[tokio::test]
-    async fn a_tenant_waits_for_its_own_turn_only() {
-        let turns = TenantTurns::default();
-        let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let first = turns.take(&a).await;
-        let _other = turns.take(&b).await;
-        let second = turns.take(&a);
-        tokio::pin!(second);
-        assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await);
-        drop(first);
-        drop(second.await);
-        let _ = turns.take(&a).await;
-        assert!(turns.turns.lock().unwrap().len() <= 2);
     }
 }

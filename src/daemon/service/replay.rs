@@ -79,6 +79,10 @@ impl Node {
         principal: &Principal,
         replay: Replay,
     ) -> Result<mpsc::Receiver<ReplayEvent>, ServiceError> {
+        // It reads, but it has plugins run, one's own among them.
+        if !principal.may_change() {
+            return Err(ServiceError::RoleDenied);
+        }
         let whose = match &replay.scope {
             PolicyScope::Operator if matches!(principal, Principal::Operator(_)) => Whose::All,
             PolicyScope::Operator => {

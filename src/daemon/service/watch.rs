@@ -1,26 +1,37 @@
-//! Watches VMs: the snapshot, then every change in order. Key type: [`Watch`].
+//! Watches VMs: the snapshot, or what was missed, then every change in order. Key type: [`Watch`].
+//!
+//! ```text
+//!   new:      INITIAL… BOOKMARK CHANGE… BOOKMARK CHANGE…      resumed:  CHANGE… (missed) BOOKMARK CHANGE…
+//! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::vec::IntoIter;
 
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{Node, Principal, ServiceError, Whose};
 use crate::daemon::record::VmRecord;
-use crate::daemon::store::Change;
+use crate::daemon::store::{Change, ResumePoint};
 use crate::model::TenantId;
+
+/// After so long without a message there is a bookmark: the watch lives, and can be resumed from here.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// One message of a watch.
 #[derive(Debug, Clone)]
-pub struct WatchItem {
-    /// The VM as of `revision`.
-    pub vm: Arc<VmRecord>,
-    /// Grows with every change on this node.
-    pub revision: u64,
-    /// Part of the snapshot.
-    pub is_initial: bool,
-    /// It was destroyed.
-    pub is_gone: bool,
+pub enum WatchItem {
+    /// A VM of the snapshot.
+    Initial {
+        /// As of `revision`.
+        vm: Arc<VmRecord>,
+        /// Of the snapshot.
+        revision: u64,
+    },
+    /// A VM that changed.
+    Change(Change),
+    /// Everything up to here was told.
+    Bookmark(ResumePoint),
 }
 
 /// A watch under way.
@@ -28,19 +39,45 @@ pub struct WatchItem {
 pub struct Watch {
     tenant: Option<TenantId>,
     initial: IntoIter<Arc<VmRecord>>,
-    revision: u64,
+    missed: IntoIter<Change>,
+    /// What was told, or is not to be told.
+    told: ResumePoint,
+    is_bookmark_due: bool,
     changes: broadcast::Receiver<Change>,
 }
 
 impl Node {
-    /// Begins a watch of what `principal` may see of `whose`.
-    pub fn watch_vms(&self, principal: &Principal, whose: &Whose) -> Result<Watch, ServiceError> {
+    /// Begins a watch of what `principal` may see of `whose`: with a snapshot, or with what has changed since `resumed`.
+    pub fn watch_vms(
+        &self,
+        principal: &Principal,
+        whose: &Whose,
+        resumed: Option<ResumePoint>,
+    ) -> Result<Watch, ServiceError> {
         let tenant = whose.resolve(principal)?;
-        let (snapshot, changes) = self.store.watch();
-        let is_asked_for = |vm: &&Arc<VmRecord>| tenant.as_ref().is_none_or(|tenant| vm.tenant == *tenant);
-        let mut initial: Vec<_> = snapshot.vms.values().filter(is_asked_for).cloned().collect();
-        initial.sort_by(|a, b| (&a.tenant, &a.name).cmp(&(&b.tenant, &b.name)));
-        Ok(Watch { tenant, initial: initial.into_iter(), revision: snapshot.revision, changes })
+        let is_asked_for = |vm: &VmRecord| tenant.as_ref().is_none_or(|tenant| vm.tenant == *tenant);
+        let (initial, missed, watched) = match resumed {
+            None => {
+                let watched = self.store.watch_from_now();
+                let mut initial: Vec<_> =
+                    watched.snapshot.vms.values().filter(|vm| is_asked_for(vm)).cloned().collect();
+                initial.sort_by(|a, b| (&a.tenant, &a.name).cmp(&(&b.tenant, &b.name)));
+                (initial, vec![], watched)
+            }
+            Some(point) => {
+                let (mut missed, watched) = self.store.resume(point)?;
+                missed.retain(|change| is_asked_for(&change.vm));
+                (vec![], missed, watched)
+            }
+        };
+        Ok(Watch {
+            tenant,
+            initial: initial.into_iter(),
+            missed: missed.into_iter(),
+            told: watched.point,
+            is_bookmark_due: true,
+            changes: watched.changes,
+        })
     }
 }
 
@@ -48,17 +85,26 @@ impl Watch {
     /// The next message, as long as the reader keeps up and the daemon lives. Safe to cancel.
     pub async fn next(&mut self) -> Result<WatchItem, ServiceError> {
         if let Some(vm) = self.initial.next() {
-            return Ok(WatchItem { vm, revision: self.revision, is_initial: true, is_gone: false });
+            return Ok(WatchItem::Initial { vm, revision: self.told.revision });
         }
+        if let Some(change) = self.missed.next() {
+            return Ok(WatchItem::Change(change));
+        }
+        if std::mem::take(&mut self.is_bookmark_due) {
+            return Ok(WatchItem::Bookmark(self.told));
+        }
+        let end = tokio::time::Instant::now() + BOOKMARK_INTERVAL;
         loop {
-            match self.changes.recv().await {
-                Ok(Change { revision, vm, is_gone }) => {
-                    if self.tenant.as_ref().is_none_or(|tenant| vm.tenant == *tenant) {
-                        return Ok(WatchItem { vm, revision, is_initial: false, is_gone });
+            match tokio::time::timeout_at(end, self.changes.recv()).await {
+                Ok(Ok(change)) => {
+                    self.told = change.point();
+                    if self.tenant.as_ref().is_none_or(|tenant| change.vm.tenant == *tenant) {
+                        return Ok(WatchItem::Change(change));
                     }
                 }
-                Err(RecvError::Lagged(_)) => return Err(ServiceError::Lagged),
-                Err(RecvError::Closed) => return Err(ServiceError::Ending),
+                Ok(Err(RecvError::Lagged(_))) => return Err(ServiceError::Lagged),
+                Ok(Err(RecvError::Closed)) => return Err(ServiceError::Ending),
+                Err(_elapsed) => return Ok(WatchItem::Bookmark(self.told)),
             }
         }
     }

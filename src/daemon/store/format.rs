@@ -4,7 +4,7 @@
 //! The types here are the file's, apart from `model`'s on purpose: renaming something there must not change what is on
 //! disk. A field may be added with `#[serde(default)]`; anything else is a new [`FORMAT`] with a reader for the old.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::StoredDecision;
 use super::{PluginRecord, PluginVersion, nvme};
-use crate::daemon::record::{NicLease, Run, Subnet, VfNic, VmRecord, mac_of};
+use crate::daemon::record::{AttachState, Attachment, NicLease, Run, Subnet, VfNic, VmRecord, attachments_of, mac_of};
 use crate::model::{
-    BootSpec, CpuSpec, DiskSpec, FailureCause, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, PluginDigest,
-    PolicyScope, Rate, RateLimits, TapSpec, Topology, VfWish, VlanId, VmExit, VmSpec, VmState,
+    BootSpec, CpuSpec, DiskSpec, FailureCause, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, PciSlot,
+    PluginDigest, PolicyScope, Rate, RateLimits, TapSpec, Topology, VfWish, VlanId, VmExit, VmSpec, VmState,
 };
 use crate::sys::process::Identity;
 
@@ -32,6 +32,9 @@ struct StoredVm {
     tenant: String,
     name: String,
     spec: StoredSpec,
+    /// Absent: of a daemon that gave slots in the spec's order.
+    #[serde(default)]
+    devices: Option<Vec<StoredDevice>>,
     state: StoredState,
     run: Option<StoredRun>,
     nics: Vec<StoredNic>,
@@ -157,6 +160,21 @@ struct StoredRun {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredDevice {
+    id: String,
+    slot: u8,
+    state: StoredAttach,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredAttach {
+    Attaching,
+    Attached,
+    Detaching,
+}
+
+#[derive(Serialize, Deserialize)]
 struct StoredNic {
     id: String,
     network: Ipv4Addr,
@@ -202,6 +220,7 @@ pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
         tenant: vm.tenant.to_string(),
         name: vm.name.to_string(),
         spec: store_spec(&vm.spec),
+        devices: Some(vm.devices.iter().map(store_device).collect()),
         state: store_state(&vm.state),
         run: vm.run.as_ref().map(store_run),
         nics: vm.nics.iter().map(|n| StoredNic { id: n.id.to_string(), network: n.subnet.network() }).collect(),
@@ -224,10 +243,16 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
     });
     let nics = nics.collect::<Result<_, _>>()?;
     let tenant = vm.tenant.parse().map_err(text)?;
+    let spec = load_spec(vm.spec)?;
+    let devices = match vm.devices {
+        Some(devices) => load_devices(devices, &spec)?,
+        None => attachments_of(&spec),
+    };
     Ok(VmRecord {
         uid,
         name: vm.name.parse().map_err(text)?,
-        spec: load_spec(vm.spec)?,
+        spec,
+        devices,
         state: load_state(vm.state),
         run: vm.run.map(load_run).transpose()?,
         nics,
@@ -389,6 +414,35 @@ fn load_wish(wish: &StoredWish) -> Result<VfWish, Unusable> {
     })
 }
 
+fn store_device(device: &Attachment) -> StoredDevice {
+    let state = match device.state {
+        AttachState::Attaching => StoredAttach::Attaching,
+        AttachState::Attached => StoredAttach::Attached,
+        AttachState::Detaching => StoredAttach::Detaching,
+    };
+    StoredDevice { id: device.id.to_string(), slot: device.slot.number(), state }
+}
+
+/// The slots of the devices of `spec`: each has one, and no two the same.
+fn load_devices(devices: Vec<StoredDevice>, spec: &VmSpec) -> Result<Vec<Attachment>, Unusable> {
+    let devices = devices.into_iter().map(|device| {
+        let state = match device.state {
+            StoredAttach::Attaching => AttachState::Attaching,
+            StoredAttach::Attached => AttachState::Attached,
+            StoredAttach::Detaching => AttachState::Detaching,
+        };
+        let slot = PciSlot::new(device.slot).ok_or_else(|| format!("{} is no slot", device.slot))?;
+        Ok::<_, Unusable>(Attachment { id: device.id.parse().map_err(text)?, slot, state })
+    });
+    let devices = devices.collect::<Result<Vec<_>, _>>()?;
+    let slots: BTreeSet<_> = devices.iter().map(|device| device.slot).collect();
+    let is_whole = spec.device_ids().collect::<BTreeSet<_>>() == devices.iter().map(|device| &device.id).collect();
+    match is_whole && slots.len() == devices.len() {
+        true => Ok(devices),
+        false => Err("its devices and their slots do not go together".to_owned()),
+    }
+}
+
 fn store_vf(vf: &VfNic) -> StoredVf {
     StoredVf {
         id: vf.id.to_string(),
@@ -515,12 +569,12 @@ pub(super) fn parse_digest(digest: &str) -> Result<PluginDigest, Unusable> {
     digest.parse().map_err(text)
 }
 
-fn to_ms(moment: SystemTime) -> u64 {
+pub(super) fn to_ms(moment: SystemTime) -> u64 {
     let since_epoch = moment.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn from_ms(ms: u64) -> Result<SystemTime, Unusable> {
+pub(super) fn from_ms(ms: u64) -> Result<SystemTime, Unusable> {
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).ok_or_else(|| format!("{ms} ms is no time"))
 }
 
@@ -561,6 +615,10 @@ mod tests {
         let wish = VfWish { mac: "02:00:00:00:00:01".parse().ok(), vlan: VlanId::new(100) };
         let nic = NicSpec { id: "vf0".parse().unwrap(), backend: NicBackend::Sriov(wish) };
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![vm.spec.nics()[0].clone(), nic]).unwrap();
+        vm.devices = attachments_of(&vm.spec);
+        vm.devices[0].state = AttachState::Detaching;
+        vm.devices[1].slot = PciSlot::new(31).unwrap();
+        vm.devices[1].state = AttachState::Attaching;
         vm.vfs = vec![VfNic {
             id: "vf0".parse().unwrap(),
             address: "0000:01:10.1".parse().unwrap(),
@@ -572,6 +630,7 @@ mod tests {
         let namespace = NvmeSpec { id: data, wish: NvmeWish::Namespace { min_bytes: 64 << 20 } };
         let whole = NvmeSpec { id: disk, wish: NvmeWish::Controller };
         vm.spec = vm.spec.with_nvmes(vec![namespace, whole]).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         vm.nvmes = vec![NvmeDevice {
             id: "data".parse().unwrap(),
             function: Some("0000:02:00.1".parse().unwrap()),
@@ -589,10 +648,26 @@ mod tests {
     }
 
     #[test]
+    fn devices_and_slots_go_together_or_the_record_is_of_no_use() {
+        let vm = samples::running("acme", "web");
+        let with = |change: fn(&mut Vec<Attachment>)| {
+            let mut vm = vm.clone();
+            change(&mut vm.devices);
+            decode_vm(&encode_vm(&vm))
+        };
+        assert!(with(|_| {}).is_ok());
+        assert!(with(|devices| drop(devices.pop())).is_err());
+        assert!(with(|devices| devices[1].slot = devices[0].slot).is_err());
+        assert!(with(|devices| devices[1].id = "other".parse().unwrap()).is_err());
+    }
+
+    #[test]
     fn reads_a_record_from_before_there_were_devices_of_the_host() {
         let vm = samples::running("acme", "web");
         let mut json: serde_json::Value = serde_json::from_slice(&encode_vm(&vm)).unwrap();
         assert!(json.as_object_mut().unwrap().remove("vfs").is_some());
+        // Nor was there a choice of slots.
+        assert!(json.as_object_mut().unwrap().remove("devices").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("vf_wishes").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("taps").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("resources").is_some());

@@ -14,19 +14,23 @@
 
 mod decision;
 mod format;
+mod history;
 mod journal;
 mod lease;
 mod nvme;
+mod request;
 mod thread;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::daemon::record::{NvmeKey, NvmeLease, VfKey, VfLease, VmRecord};
+use crate::daemon::record::{NvmeKey, NvmeLease, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+pub use history::{Compacted, ResumePoint};
 use journal::Append;
 pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
 use thread::{Shared, Write};
@@ -118,6 +122,26 @@ pub struct Change {
     pub vm: Arc<VmRecord>,
     /// It was destroyed.
     pub is_gone: bool,
+    /// Tells it from another change of the same number.
+    pub check: u64,
+}
+
+impl Change {
+    /// The point right after it.
+    pub fn point(&self) -> ResumePoint {
+        ResumePoint { revision: self.revision, check: self.check }
+    }
+}
+
+/// A watch from a moment on.
+#[derive(Debug)]
+pub struct Watched {
+    /// All VMs at that moment.
+    pub snapshot: Arc<Snapshot>,
+    /// The moment.
+    pub point: ResumePoint,
+    /// Every change after it. A receiver that lags too far behind gets an error, not a gap.
+    pub changes: broadcast::Receiver<Change>,
 }
 
 /// All VMs and leases at one moment.
@@ -144,6 +168,26 @@ pub struct Found {
     pub leases: Vec<VfLease>,
     /// Every lease of NVMe.
     pub nvme_leases: Vec<NvmeLease>,
+    /// Every remembered request.
+    pub requests: Vec<RequestRecord>,
+}
+
+/// What changes with everything that is remembered of the VM, and only then: quoted, as RFC 9110 §8.8.3 has it.
+pub fn vm_etag(vm: &VmRecord) -> String {
+    etag(&format::encode_vm(vm))
+}
+
+/// The same of a plugin.
+pub fn plugin_etag(plugin: &PluginRecord) -> String {
+    etag(&format::encode_plugin(plugin))
+}
+
+/// Of a record as it is on disk, so that it is the same after a restart. 64 bits: it tells versions of one resource
+/// apart, and guards against nobody.
+fn etag(record: &[u8]) -> String {
+    let digest = Sha256::digest(record);
+    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("\"{hex}\"")
 }
 
 /// A handle to the store; clones share it.
@@ -161,23 +205,46 @@ impl Store {
 
     /// The same, keeping decision records as `retention` says.
     pub fn open_keeping(path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
-        let (database, found, revision) = thread::open(path)?;
+        let (database, found, history) = thread::open(path)?;
+        let revision = history.end().revision;
         let database = Arc::new(database);
         let journal = thread::open_journal(&database, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
         let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
         let snapshot = Snapshot { revision, vms, leases, nvme_leases };
-        let shared = Arc::new(Shared::new(snapshot, broadcast::Sender::new(CHANGES_LEN), Arc::downgrade(&database)));
+        let changes = broadcast::Sender::new(CHANGES_LEN);
+        let shared = Arc::new(Shared::new(snapshot, history, changes, Arc::downgrade(&database)));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
         thread::spawn(database, journal, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
         Ok((Self { writes, shared }, found))
     }
 
+    #[cfg(test)]
     /// Remembers a new VM. On an error it is not remembered, and nobody saw it.
     pub async fn insert_vm(&self, vm: VmRecord) -> Result<(), StoreError> {
         self.write(|done| Write::Vm { vm, is_new: true, done }).await
+    }
+
+    /// Remembers a new VM together with the request that it answers: both, or neither.
+    pub async fn insert_vm_for(&self, vm: VmRecord, request: Option<RequestRecord>) -> Result<(), StoreError> {
+        self.write(|done| thread::together(request, Write::Vm { vm, is_new: true, done })).await
+    }
+
+    /// Remembers a plugin together with the request that it answers: both, or neither.
+    pub async fn put_plugin_for(&self, plugin: PluginRecord, request: Option<RequestRecord>) -> Result<(), StoreError> {
+        self.write(|done| thread::together(request, Write::Plugin { plugin, done })).await
+    }
+
+    /// Remembers how far a request got.
+    pub async fn put_request(&self, request: RequestRecord) -> Result<(), StoreError> {
+        self.write(|done| Write::Request { request, done }).await
+    }
+
+    /// Forgets a request.
+    pub async fn forget_request(&self, key: RequestKey) -> Result<(), StoreError> {
+        self.write(|done| Write::ForgetRequest { key, done }).await
     }
 
     /// Remembers a VM's change. Published even if the disk refuses it: it has happened.
@@ -190,14 +257,19 @@ impl Store {
         self.write(|done| Write::RemoveVm { vm, done }).await
     }
 
+    #[cfg(test)]
     /// Remembers a plugin, in place of one of the same scope and name.
     pub async fn put_plugin(&self, plugin: PluginRecord) -> Result<(), StoreError> {
         self.write(|done| Write::Plugin { plugin, done }).await
     }
 
-    /// Forgets a plugin.
-    pub async fn remove_plugin(&self, plugin: PluginRecord) -> Result<(), StoreError> {
-        self.write(|done| Write::RemovePlugin { plugin, done }).await
+    /// Forgets a plugin, and remembers the request that this answers: both, or neither.
+    pub async fn remove_plugin_for(
+        &self,
+        plugin: PluginRecord,
+        request: Option<RequestRecord>,
+    ) -> Result<(), StoreError> {
+        self.write(|done| thread::together(request, Write::RemovePlugin { plugin, done })).await
     }
 
     /// Remembers a lease's change, if it follows the last one that the store has ([`VfLease::generation`]): of several
@@ -254,6 +326,16 @@ impl Store {
         self.shared.watch()
     }
 
+    /// The same with the point that `watch` begins at.
+    pub fn watch_from_now(&self) -> Watched {
+        self.shared.watch_from_now()
+    }
+
+    /// What has changed since `point`, and the watch that goes on behind that.
+    pub fn resume(&self, point: ResumePoint) -> Result<(Vec<Change>, Watched), Compacted> {
+        self.shared.resume(point)
+    }
+
     async fn write(
         &self,
         write: impl FnOnce(oneshot::Sender<Result<(), StoreError>>) -> Write,
@@ -296,7 +378,7 @@ mod tests {
             store.remove_vm(gone).await.unwrap();
             store.put_plugin(plugin.clone()).await.unwrap();
             store.put_plugin(unloaded.clone()).await.unwrap();
-            store.remove_plugin(unloaded).await.unwrap();
+            store.remove_plugin_for(unloaded, None).await.unwrap();
             assert_eq!(store.snapshot().revision, 3);
             store.close().await;
             assert!(matches!(store.put_plugin(plugin.clone()).await, Err(StoreError::Closed)));
@@ -357,6 +439,30 @@ mod tests {
         store.close().await;
         let (_, found) = Store::open(&path).unwrap();
         assert_eq!(found.leases, [releasing]);
+    }
+
+    #[tokio::test]
+    async fn a_watch_is_resumed_across_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let mut vm = samples::running("acme", "web");
+        let (store, _) = Store::open(&path).unwrap();
+        let start = store.watch_from_now().point;
+        store.insert_vm(vm.clone()).await.unwrap();
+        let seen = store.watch_from_now().point;
+        vm.state = VmState::Stopped;
+        store.update_vm(vm.clone()).await.unwrap();
+        store.close().await;
+
+        let (store, _) = Store::open(&path).unwrap();
+        store.remove_vm(vm.clone()).await.unwrap();
+        let (missed, now) = store.resume(seen).unwrap();
+        let shown: Vec<_> = missed.iter().map(|c| (c.revision, c.vm.state.clone(), c.is_gone)).collect();
+        assert_eq!(shown, [(2, VmState::Stopped, false), (3, VmState::Stopped, true)]);
+        assert!(now.snapshot.vms.is_empty() && now.point.revision == 3);
+        assert_eq!(store.resume(start).unwrap().0.len(), 3);
+        assert!(store.resume(ResumePoint { revision: 4, check: 1 }).is_err());
+        assert!(store.resume(ResumePoint { check: seen.check ^ 1, ..seen }).is_err());
     }
 
     #[tokio::test]

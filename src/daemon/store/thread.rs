@@ -8,15 +8,19 @@ use std::time::SystemTime;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::history::{self, Compacted, HISTORY_LEN, History, ResumePoint};
 use super::journal::{self, Append, Journal, Retention};
-use super::{Change, Found, PluginRecord, Snapshot, StoreError, format, lease, nvme};
-use crate::daemon::record::{NvmeLease, VfLease, VmRecord};
+use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, format, lease, nvme, request};
+use crate::daemon::record::{NvmeLease, RequestKey, RequestRecord, VfLease, VmRecord};
 use crate::model::DecisionId;
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
 const NVME_LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_leases");
+const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
+/// By revision: whether the VM is gone, and its record.
+const HISTORY: TableDefinition<u64, (bool, &[u8])> = TableDefinition::new("history");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const REVISION: &str = "revision";
 
@@ -60,25 +64,64 @@ pub(super) enum Write {
         lease: NvmeLease,
         done: Done,
     },
+    Request {
+        request: RequestRecord,
+        done: Done,
+    },
+    ForgetRequest {
+        key: RequestKey,
+        done: Done,
+    },
+    /// In one transaction.
+    Together(Vec<Write>),
     /// Ends the thread once everything before it is on disk.
     Close {
         done: Done,
     },
 }
 
+/// A write and the request that it answers, in one transaction.
+pub(super) fn together(request: Option<RequestRecord>, write: Write) -> Write {
+    let Some(request) = request else { return write };
+    // The other write's answer is this one's too.
+    let (done, _) = oneshot::channel();
+    Write::Together(vec![Write::Request { request, done }, write])
+}
+
+impl Write {
+    /// One by one.
+    fn parts(self) -> Vec<Self> {
+        match self {
+            Self::Together(parts) => parts,
+            single => vec![single],
+        }
+    }
+}
+
 /// What readers see.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Rank: leaf. Guards the pointer and the order of `changes`; held for a swap and a send only.
-    snapshot: RwLock<Arc<Snapshot>>,
+    /// Rank: leaf. Guards what is current and the order of `changes`; held for a swap and a send, or a copy, only.
+    current: RwLock<Current>,
     changes: broadcast::Sender<Change>,
     /// The thread's, while it runs.
     database: Weak<Database>,
 }
 
+#[derive(Debug)]
+struct Current {
+    snapshot: Arc<Snapshot>,
+    history: History,
+}
+
 impl Shared {
-    pub(super) fn new(snapshot: Snapshot, changes: broadcast::Sender<Change>, database: Weak<Database>) -> Self {
-        Self { snapshot: RwLock::new(Arc::new(snapshot)), changes, database }
+    pub(super) fn new(
+        snapshot: Snapshot,
+        history: History,
+        changes: broadcast::Sender<Change>,
+        database: Weak<Database>,
+    ) -> Self {
+        Self { current: RwLock::new(Current { snapshot: Arc::new(snapshot), history }), changes, database }
     }
 
     /// For reading what is in no snapshot.
@@ -87,18 +130,32 @@ impl Shared {
     }
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).snapshot)
     }
 
     pub(super) fn watch(&self) -> (Arc<Snapshot>, broadcast::Receiver<Change>) {
-        // Under the lock nothing is published: the receiver begins exactly where the snapshot ends.
-        let snapshot = self.snapshot.read().unwrap_or_else(PoisonError::into_inner);
-        (Arc::clone(&snapshot), self.changes.subscribe())
+        let watched = self.watch_from_now();
+        (watched.snapshot, watched.changes)
+    }
+
+    pub(super) fn watch_from_now(&self) -> Watched {
+        self.watched(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn resume(&self, point: ResumePoint) -> Result<(Vec<Change>, Watched), Compacted> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        Ok((current.history.since(point)?, self.watched(&current)))
+    }
+
+    /// Under the lock nothing is published: the receiver begins exactly where snapshot and history end.
+    fn watched(&self, current: &Current) -> Watched {
+        let point = current.history.end();
+        Watched { snapshot: Arc::clone(&current.snapshot), point, changes: self.changes.subscribe() }
     }
 
     fn publish(&self, changes: Vec<Change>, leases: Vec<AnyLease>) {
-        let mut current = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Snapshot::clone(&current);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Snapshot::clone(&current.snapshot);
         for change in changes {
             next.revision = change.revision;
             if change.is_gone {
@@ -106,6 +163,7 @@ impl Shared {
             } else {
                 next.vms.insert(change.vm.uid, Arc::clone(&change.vm));
             }
+            current.history.push(change.clone());
             // Nobody watching is no error.
             let _ = self.changes.send(change);
         }
@@ -115,17 +173,17 @@ impl Shared {
                 AnyLease::Nvme(lease) => drop(next.nvme_leases.insert(lease.key.clone(), lease)),
             }
         }
-        *current = Arc::new(next);
+        current.snapshot = Arc::new(next);
     }
 }
 
-/// Opens the file, makes its tables, reads everything; also the last revision.
-pub(super) fn open(path: &Path) -> Result<(Database, Found, u64), StoreError> {
+/// Opens the file, makes its tables, reads everything.
+pub(super) fn open(path: &Path) -> Result<(Database, Found, History), StoreError> {
     let opening = |source: redb::Error| StoreError::Open { path: path.display().to_string(), source: Box::new(source) };
     let database = Database::builder().set_cache_size(CACHE_LEN).create(path).map_err(|error| opening(error.into()))?;
     make_tables(&database).map_err(opening)?;
-    let (found, revision) = read_all(&database)?;
-    Ok((database, found, revision))
+    let (found, history) = read_all(&database)?;
+    Ok((database, found, history))
 }
 
 fn make_tables(database: &Database) -> Result<(), redb::Error> {
@@ -134,6 +192,8 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(PLUGINS)?;
     transaction.open_table(LEASES)?;
     transaction.open_table(NVME_LEASES)?;
+    transaction.open_table(REQUESTS)?;
+    transaction.open_table(HISTORY)?;
     transaction.open_table(COUNTERS)?;
     journal::make_tables(&transaction)?;
     Ok(transaction.commit()?)
@@ -145,16 +205,35 @@ pub(super) fn open_journal(database: &Database, retention: Retention) -> Result<
     Journal::open(&transaction, retention)
 }
 
-fn read_all(database: &Database) -> Result<(Found, u64), StoreError> {
+fn read_all(database: &Database) -> Result<(Found, History), StoreError> {
     let io = |error: redb::Error| StoreError::Io(Arc::new(error));
     let transaction = database.begin_read().map_err(|error| io(error.into()))?;
     let vms = read_table(&transaction, VMS, "vms", format::decode_vm)?;
     let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
     let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
     let nvme_leases = read_table(&transaction, NVME_LEASES, "nvme_leases", nvme::decode_lease)?;
+    let requests = read_table(&transaction, REQUESTS, "requests", request::decode_request)?;
     let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
-    Ok((Found { vms, plugins, leases, nvme_leases }, revision))
+    let history = History::load(read_history(&transaction)?, revision);
+    Ok((Found { vms, plugins, leases, nvme_leases, requests }, history))
+}
+
+fn read_history(transaction: &redb::ReadTransaction) -> Result<Vec<Change>, StoreError> {
+    let io = |error: redb::Error| StoreError::Io(Arc::new(error));
+    let table = transaction.open_table(HISTORY).map_err(|error| io(error.into()))?;
+    let mut changes = Vec::new();
+    for row in table.iter().map_err(|error| io(error.into()))? {
+        let (revision, value) = row.map_err(|error| io(error.into()))?;
+        let (revision, (is_gone, record)) = (revision.value(), value.value());
+        let check = history::check(revision, is_gone, record);
+        match format::decode_vm(record) {
+            Ok(vm) => changes.push(Change { revision, vm: Arc::new(vm), is_gone, check }),
+            // Of a daemon of another version: those who were behind it begin anew.
+            Err(reason) => tracing::warn!(revision, reason, "a change of the past cannot be read"),
+        }
+    }
+    Ok(changes)
 }
 
 fn read_table<T>(
@@ -197,7 +276,7 @@ fn run(database: Arc<Database>, mut journal: Journal, mut queue: mpsc::Receiver<
         let mut planned = Vec::with_capacity(batch.len());
         let mut appends = Vec::new();
         let mut generations = HashMap::new();
-        for write in batch.drain(..) {
+        for write in batch.drain(..).flat_map(Write::parts) {
             match write {
                 Write::Close { done } => closing = Some(done),
                 Write::Append(append) => appends.push(append),
@@ -306,7 +385,8 @@ struct Planned {
 fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
     let mut change = |vm: VmRecord, is_gone| {
         *revision += 1;
-        Some(Change { revision: *revision, vm: Arc::new(vm), is_gone })
+        let check = history::check(*revision, is_gone, &format::encode_vm(&vm));
+        Some(Change { revision: *revision, vm: Arc::new(vm), is_gone, check })
     };
     Some(match write {
         Write::Vm { vm, is_new, done } => {
@@ -342,8 +422,16 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
             let lease = Some(AnyLease::Nvme(Arc::new(lease)));
             Planned { table: NVME_LEASES, key, value, change: None, lease, is_new: false, done }
         }
-        // Not rows of their own.
-        Write::Append(_) | Write::Sweep { .. } | Write::Close { .. } => return None,
+        Write::Request { request, done } => {
+            let (key, value) = (request::request_key(&request.key), Some(request::encode_request(&request)));
+            Planned { table: REQUESTS, key, value, change: None, lease: None, is_new: false, done }
+        }
+        Write::ForgetRequest { key, done } => {
+            let key = request::request_key(&key);
+            Planned { table: REQUESTS, key, value: None, change: None, lease: None, is_new: false, done }
+        }
+        // Not rows of their own, or taken apart before.
+        Write::Append(_) | Write::Sweep { .. } | Write::Together(_) | Write::Close { .. } => return None,
     })
 }
 
@@ -364,6 +452,11 @@ fn commit(
         match &write.value {
             Some(value) => drop(table.insert(write.key.as_str(), value.as_slice())?),
             None => drop(table.remove(write.key.as_str())?),
+        }
+        if let Some(Change { revision, vm, is_gone, .. }) = &write.change {
+            let mut history = transaction.open_table(HISTORY)?;
+            history.insert(revision, (*is_gone, format::encode_vm(vm).as_slice()))?;
+            history.remove(revision.saturating_sub(HISTORY_LEN))?;
         }
     }
     transaction.open_table(COUNTERS)?.insert(REVISION, revision)?;

@@ -18,27 +18,20 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
-
+use super::backing::{BackingError, lock, open_tap};
 use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
-use crate::daemon::record::{NvmeDevice, Subnet, VfNic, VmRecord};
+use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::RequestId;
-use crate::model::{DeviceId, DiskSpec, InstanceId, JailFacts, Launch, NicSpec, PageSize, SpecError, VmId};
+use crate::model::{InstanceId, JailFacts, Launch, NicSpec, PageSize, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
 use crate::sys::packet::Listener;
 use crate::sys::process::Process;
 use crate::sys::spawn::Isolation;
 use crate::wire::{Role, ToVmm, console_ring, counters, encode_launch};
-
-/// How long a resource of the run before may linger: the kernel closes descriptors of a ring after its process is gone.
-const LINGER: Duration = Duration::from_secs(2);
-/// Between two looks at it.
-const LINGER_STEP: Duration = Duration::from_millis(20);
 
 /// Why a run could not be made. The text goes to the client.
 #[derive(Debug, thiserror::Error)]
@@ -49,12 +42,10 @@ pub(super) enum LaunchError {
     File(#[from] SpecError),
     #[error(transparent)]
     Devices(#[from] DevicesError),
-    #[error("disk {disk} ({volume}) is in use by another running VM")]
-    DiskInUse { disk: DeviceId, volume: String },
+    #[error(transparent)]
+    Backing(#[from] BackingError),
     #[error("cannot open /dev/kvm: {0}; load the kvm module and let the daemon read and write the device")]
     Kvm(io::Error),
-    #[error("cannot make tap {name}: {source}; the daemon needs CAP_NET_ADMIN and /dev/net/tun")]
-    Tap { name: String, source: io::Error },
     #[error(
         "{needed} pages of {size} are needed, and {free} are free; the host's operator reserves more with \
          `echo N > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages`"
@@ -238,39 +229,6 @@ pub(super) fn remove_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Locks the image for as long as any copy of its descriptor is open: the vmm holds the last one.
-fn lock(image: &File, disk: &DiskSpec) -> Result<(), LaunchError> {
-    let operation = if disk.is_read_only {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    retry(|| rustix::fs::flock(image, operation).map_err(io::Error::from), io::ErrorKind::WouldBlock).map_err(|error| {
-        match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                LaunchError::DiskInUse { disk: disk.id.clone(), volume: disk.volume.to_string() }
-            }
-            _ => LaunchError::Host { what: "lock of a disk", source: error },
-        }
-    })
-}
-
-fn open_tap(subnet: Subnet, queues: u16) -> Result<Vec<File>, LaunchError> {
-    let name = subnet.tap_name();
-    retry(|| sys::tap::open(&name, subnet.host(), Subnet::PREFIX_LEN, queues), io::ErrorKind::ResourceBusy)
-        .map_err(|source| LaunchError::Tap { name, source })
-}
-
-fn retry<T>(mut attempt: impl FnMut() -> io::Result<T>, passing: io::ErrorKind) -> io::Result<T> {
-    let start = Instant::now();
-    loop {
-        match attempt() {
-            Err(error) if error.kind() == passing && start.elapsed() < LINGER => std::thread::sleep(LINGER_STEP),
-            other => return other,
-        }
-    }
-}
-
 fn make_ring(path: &Path) -> io::Result<File> {
     let file = create(path)?;
     file.set_len(console_ring::FILE_LEN as u64)?;
@@ -294,57 +252,4 @@ fn create(path: &Path) -> io::Result<File> {
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
     move |source| LaunchError::Host { what, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{ImagePath, RateLimits};
-
-    fn disk(is_read_only: bool) -> DiskSpec {
-        let volume = ImagePath::new("v", "x.img").unwrap();
-        DiskSpec {
-            id: "root".parse().unwrap(),
-            volume,
-            is_read_only,
-            is_direct: false,
-            queues: 1,
-            limits: RateLimits::default(),
-        }
-    }
-
-    #[test]
-    fn a_disk_is_written_by_one_run_or_read_by_many() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.img");
-        std::fs::write(&path, b"x").unwrap();
-        let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let (first, second, third) = (open(), open(), open());
-        lock(&first, &disk(true)).unwrap();
-        lock(&second, &disk(true)).unwrap();
-        let refused = lock(&third, &disk(false)).unwrap_err();
-        assert!(refused.to_string().contains("in use by another running VM"), "{refused}");
-        let copy = first.try_clone().unwrap();
-        drop((first, second));
-        assert!(lock(&third, &disk(false)).is_err(), "a copy holds the lock");
-        drop(copy);
-        lock(&third, &disk(false)).unwrap();
-        assert!(lock(&open(), &disk(true)).is_err());
-    }
-
-    #[test]
-    fn waits_for_a_resource_that_is_about_to_be_free() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.img");
-        std::fs::write(&path, b"x").unwrap();
-        let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let held = open();
-        lock(&held, &disk(false)).unwrap();
-        let late = std::thread::spawn(move || {
-            std::thread::sleep(LINGER_STEP * 3);
-            drop(held);
-        });
-        lock(&open(), &disk(false)).unwrap();
-        late.join().unwrap();
-    }
 }

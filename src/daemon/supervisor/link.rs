@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::model::{InstanceId, VmId};
+use crate::model::{DeviceId, InstanceId, VmId};
 use crate::sys::packet::{Connection, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm, WireError};
 
@@ -26,6 +26,16 @@ pub(super) enum LinkError {
     Wire(#[from] WireError),
     #[error("the vmm does not answer")]
     Timeout,
+}
+
+/// Who a vmm says that it is, and what it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Greeting {
+    pub(super) vm: VmId,
+    pub(super) instance: InstanceId,
+    /// It stands still.
+    pub(super) is_paused: bool,
+    pub(super) devices: Vec<DeviceId>,
 }
 
 #[derive(Debug)]
@@ -70,10 +80,12 @@ impl Link {
         receive(&self.0.get_ref().0).ok().and_then(|received| decode(received).ok())
     }
 
-    /// Waits for the vmm's Hello, within [`HELLO_TIMEOUT`]: who it is, and whether it stands still.
-    pub(super) async fn hello(&self) -> Result<(VmId, InstanceId, bool), LinkError> {
+    /// Waits for the vmm's Hello, within [`HELLO_TIMEOUT`].
+    pub(super) async fn hello(&self) -> Result<Greeting, LinkError> {
         match tokio::time::timeout(HELLO_TIMEOUT, self.receive()).await {
-            Ok(Ok(FromVmm::Hello { vm, instance, is_paused })) => Ok((vm, instance, is_paused)),
+            Ok(Ok(FromVmm::Hello { vm, instance, is_paused, devices })) => {
+                Ok(Greeting { vm, instance, is_paused, devices })
+            }
             Ok(Ok(_)) => Err(LinkError::Wire(WireError::Malformed("no Hello"))),
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(LinkError::Timeout),
@@ -141,7 +153,9 @@ mod tests {
         let listener = Listener::bind(&path).unwrap();
         let link = Link::connect(&path).unwrap();
         let (vm, instance) = (VmId::new(), InstanceId::new());
-        listener.accept().unwrap().send(&FromVmm::Hello { vm, instance, is_paused: true }.encode(), &[]).unwrap();
-        assert_eq!(link.hello().await.unwrap(), (vm, instance, true));
+        let devices: Vec<DeviceId> = vec!["rng".parse().unwrap()];
+        let hello = FromVmm::Hello { vm, instance, is_paused: true, devices: devices.clone() };
+        listener.accept().unwrap().send(&hello.encode(), &[]).unwrap();
+        assert_eq!(link.hello().await.unwrap(), Greeting { vm, instance, is_paused: true, devices });
     }
 }

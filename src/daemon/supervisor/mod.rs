@@ -4,14 +4,17 @@
 //!  service ──Call──▶ vm_task ── step(state, event) ──▶ effects: launch · press · kill · release
 //!                       │ ▲                                │
 //!          Journal ◀────┘ └── link (Ready), pidfd (end) ◀──┴── vmm process
+//!         hotplug ◀── devices that come and go while it runs
 //!          Devices ◀── claimed before a launch, released when the run has ended
 //! ```
 //!
 //! Intent goes to the [`Journal`] before each effect; `reconcile` finishes after a restart what the journal says. The
 //! vmm processes outlive the daemon: nothing here ends them when it is dropped.
 
+mod backing;
 mod change;
 mod end;
+mod hotplug;
 mod jail;
 mod launch;
 mod link;
@@ -32,15 +35,18 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
-use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
+use crate::daemon::record::{NicLease, NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::RequestId;
-use crate::model::{Bdf, DeviceChange, DeviceId, FailureCause, RateLimits, Refused, VmId};
+use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
+pub use backing::BackingError;
 use change::Change;
+pub use hotplug::HotplugError;
+use hotplug::{DeviceCall, DeviceWanted};
 pub use jail::{Jail, JailError};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
-use vm_task::{Call, VmTask, Wanted};
+use vm_task::{Call, Request, VmTask, Wanted};
 
 /// Calls that may wait for one VM.
 const CALLS_LEN: usize = 16;
@@ -118,9 +124,36 @@ pub enum CallError {
     /// The vmm's control socket is closed, or it does not react.
     #[error("the VM's process does not react; stop or destroy the VM")]
     Deaf,
+    /// A device cannot come or go.
+    #[error(transparent)]
+    Device(#[from] HotplugError),
     /// The VM was destroyed meanwhile.
     #[error("the VM is gone")]
     Gone,
+    /// It is not any more what the caller took it for ([`OnlyIf`]).
+    #[error("the VM has changed since you looked at it")]
+    Changed,
+}
+
+/// What must hold of a VM when its task comes to a call, for the call to be done.
+#[derive(Clone)]
+pub struct OnlyIf(Arc<dyn Fn(&VmRecord) -> bool + Send + Sync>);
+
+impl OnlyIf {
+    /// If `holds`, which is asked in the VM's task and must not block.
+    pub fn new(holds: impl Fn(&VmRecord) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(holds))
+    }
+
+    pub(crate) fn holds(&self, vm: &VmRecord) -> bool {
+        (self.0)(vm)
+    }
+}
+
+impl std::fmt::Debug for OnlyIf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnlyIf")
+    }
 }
 
 /// What VM tasks work with.
@@ -243,7 +276,7 @@ impl Supervisor {
 
     fn task(&self, vm: VmRecord) -> (VmHandle, VmTask) {
         let (calls, inbox) = mpsc::channel(CALLS_LEN);
-        (VmHandle { uid: vm.uid, calls }, VmTask::new(Arc::clone(&self.shared), vm, inbox))
+        (VmHandle { uid: vm.uid, calls, only_if: None }, VmTask::new(Arc::clone(&self.shared), vm, inbox))
     }
 }
 
@@ -251,10 +284,16 @@ impl Supervisor {
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     uid: VmId,
-    calls: mpsc::Sender<Call>,
+    calls: mpsc::Sender<Request>,
+    only_if: Option<OnlyIf>,
 }
 
 impl VmHandle {
+    /// The same VM, for calls that are done only if `condition` holds when its task comes to them.
+    pub fn only_if(self, condition: Option<OnlyIf>) -> Self {
+        Self { only_if: condition, ..self }
+    }
+
     /// Which VM.
     pub fn uid(&self) -> VmId {
         self.uid
@@ -312,8 +351,9 @@ impl VmHandle {
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let call = Call { wanted: Wanted::Changed(change), reply, request: RequestId::current() };
-        self.calls.send(call).await.map_err(|_| CallError::Gone)?;
+        let only_if = self.only_if.clone();
+        let call = Call { wanted: Wanted::Changed(change), only_if, reply, request: RequestId::current() };
+        self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
     }
@@ -323,9 +363,34 @@ impl VmHandle {
         tokio::time::timeout(PAUSE_TIMEOUT, self.call(wanted)).await.unwrap_or(Err(CallError::Deaf))
     }
 
+    /// Attaches a device, now if the VM runs and else for its next start; returns when the guest has been told. `nic`: its
+    /// addresses, if it is a NIC on a tap; `held` is called once the VM's record holds them.
+    pub async fn attach(
+        &self,
+        device: DeviceSpec,
+        nic: Option<NicLease>,
+        held: impl FnOnce() + Send + 'static,
+    ) -> Result<VmRecord, CallError> {
+        self.device_call(DeviceWanted::Attached { device, nic, held: Box::new(held) }).await
+    }
+
+    /// Detaches a device: asks the guest of a running VM for it and waits for at most `timeout`, or takes it by force.
+    pub async fn detach(&self, id: DeviceId, timeout: Duration, is_forced: bool) -> Result<VmRecord, CallError> {
+        self.device_call(DeviceWanted::Detached { id, timeout, is_forced }).await
+    }
+
+    async fn device_call(&self, wanted: DeviceWanted) -> Result<VmRecord, CallError> {
+        let (reply, answer) = oneshot::channel();
+        let only_if = self.only_if.clone();
+        let call = DeviceCall { wanted, only_if, reply, request: RequestId::current() };
+        self.calls.send(Request::Device(call)).await.map_err(|_| CallError::Gone)?;
+        answer.await.map_err(|_| CallError::Gone)?
+    }
+
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { wanted, reply, request: RequestId::current() }).await.map_err(|_| CallError::Gone)?;
+        let call = Call { wanted, only_if: self.only_if.clone(), reply, request: RequestId::current() };
+        self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 }

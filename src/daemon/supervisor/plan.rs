@@ -1,47 +1,25 @@
 //! From a VM's record to what its vmm is told; pure. Key function: [`plan`].
 
-use crate::daemon::record::{NicLease, Subnet, VmRecord};
-use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, PciSlot, TapSpec, VmSpec};
+use crate::daemon::record::{NicLease, RNG, Subnet, VmRecord};
+use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, NicSpec, PciSlot, TapSpec, VmSpec};
 use crate::sys::tap;
 
 /// A VM cannot be laid out: a record that no longer fits this daemon's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PlanError {
-    /// More devices than bus 0 has slots.
-    #[error("too many devices for one PCI bus")]
-    Slots,
-    /// Records and spec disagree about a device.
+    /// Record and spec disagree about a device.
+    #[error("a device has no slot")]
+    NoSlot,
+    /// The same about what is behind it.
     #[error("a device has no address or no device of the host")]
     NoLease,
 }
 
-/// The launch of `vm` as `instance`: rng in slot 1, then disks, NICs and NVMe devices, each in the order of the spec.
+/// The launch of `vm` as `instance`: rng in slot 1, disks, NICs and NVMe devices in theirs.
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
-    let rng: DeviceId = "rng".parse().unwrap_or_else(|_| unreachable!("a DNS label"));
-    let disks = spec.disks().iter();
-    let disks = disks
-        .map(|d| Ok((&d.id, DeviceKind::Block { is_read_only: d.is_read_only, queues: d.queues, limits: d.limits })));
-    let nics = spec.nics().iter().map(|nic| {
-        if nic.vf_wish().is_some() {
-            let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
-            return Ok((&nic.id, DeviceKind::Vfio { host: vf.address }));
-        }
-        let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
-        let TapSpec { limits, queues } = nic.tap().unwrap_or_default();
-        Ok((&nic.id, DeviceKind::Net { mac: lease.mac, limits, queues }))
-    });
-    let nvmes = spec.nvmes().iter().map(|nvme| {
-        let device = vm.nvmes.iter().find(|device| device.id == nvme.id);
-        let host = device.and_then(|device| device.function).ok_or(PlanError::NoLease)?;
-        Ok((&nvme.id, DeviceKind::Vfio { host }))
-    });
-    let mut devices = Vec::new();
-    let all = std::iter::once(Ok((&rng, DeviceKind::Rng))).chain(disks).chain(nics).chain(nvmes);
-    for (number, device) in (1u8..).zip(all) {
-        let (id, kind) = device?;
-        devices.push(DeviceLaunch { id: id.clone(), slot: PciSlot::new(number).ok_or(PlanError::Slots)?, kind });
-    }
+    let own = spec.device_ids().map(|id| device(vm, id)).collect::<Result<Vec<_>, _>>()?;
+    let devices = std::iter::once(rng()).chain(own).collect();
     Ok(Launch {
         vm: vm.uid,
         instance,
@@ -54,6 +32,37 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
         memory: *spec.memory(),
         cpus: spec.cpus().clone(),
     })
+}
+
+/// The entropy device, which every VM has.
+fn rng() -> DeviceLaunch {
+    let id = RNG.parse().unwrap_or_else(|_| unreachable!("a DNS label"));
+    let slot = PciSlot::new(1).unwrap_or_else(|| unreachable!("1 to 31"));
+    DeviceLaunch { id, slot, kind: DeviceKind::Rng }
+}
+
+/// The device `id` of `vm`, as its vmm is told, at launch or later.
+pub(super) fn device(vm: &VmRecord, id: &DeviceId) -> Result<DeviceLaunch, PlanError> {
+    let slot = vm.attachment(id).ok_or(PlanError::NoSlot)?.slot;
+    let spec = &vm.spec;
+    let kind = if let Some(disk) = spec.disks().iter().find(|disk| disk.id == *id) {
+        DeviceKind::Block { is_read_only: disk.is_read_only, queues: disk.queues, limits: disk.limits }
+    } else if let Some(nic) = spec.nics().iter().find(|nic| nic.id == *id) {
+        nic_kind(vm, nic)?
+    } else {
+        let device = vm.nvmes.iter().find(|device| device.id == *id);
+        DeviceKind::Vfio { host: device.and_then(|device| device.function).ok_or(PlanError::NoLease)? }
+    };
+    Ok(DeviceLaunch { id: id.clone(), slot, kind })
+}
+
+fn nic_kind(vm: &VmRecord, nic: &NicSpec) -> Result<DeviceKind, PlanError> {
+    let Some(TapSpec { limits, queues }) = nic.tap() else {
+        let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
+        return Ok(DeviceKind::Vfio { host: vf.address });
+    };
+    let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
+    Ok(DeviceKind::Net { mac: lease.mac, limits, queues })
 }
 
 /// The daemon's words, then the user's, so that the user's win where the kernel takes the last.
@@ -76,11 +85,11 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::record::{NvmeDevice, VfNic, samples};
-    use crate::model::{Bdf, BootSpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, RateLimits, VfWish};
+    use crate::daemon::record::{NvmeDevice, VfNic, attachments_of, samples};
+    use crate::model::{Bdf, BootSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, VfWish};
 
     #[test]
-    fn lays_out_rng_disks_and_nics_in_order() {
+    fn lays_out_rng_disks_and_nics_each_in_its_slot() {
         let vm = samples::running("acme", "web");
         let launch = plan(&vm, InstanceId::new()).unwrap();
         let devices: Vec<_> = launch.devices.iter().map(|d| (d.slot.number(), d.id.as_str())).collect();
@@ -104,6 +113,7 @@ mod tests {
         assert_eq!(cmdline(&vm), "console=ttyS0 ip=172.30.0.6::172.30.0.5:255.255.255.252::eth0:off quiet");
         let boot = BootSpec { cmdline: "ip=dhcp quiet".into(), ..vm.spec.boot().clone() };
         vm.spec = VmSpec::new(1, 128, boot, vec![], vm.spec.nics().to_vec()).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         assert_eq!(cmdline(&vm), "console=ttyS0 ip=dhcp quiet");
         let boot = BootSpec { cmdline: String::new(), ..vm.spec.boot().clone() };
         vm.spec = VmSpec::new(1, 128, boot, vec![], vec![]).unwrap();
@@ -116,6 +126,7 @@ mod tests {
         let mut vm = samples::running("acme", "web");
         let other = NicSpec { id: "eth1".parse().unwrap(), backend: NicBackend::Tap(TapSpec::default()) };
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![other]).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease));
     }
 
@@ -125,6 +136,7 @@ mod tests {
         let vf = NicSpec { id: "vf".parse().unwrap(), backend: NicBackend::Sriov(VfWish::default()) };
         let nics = vec![vf.clone(), vm.spec.nics()[0].clone()];
         vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], nics).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease), "it has none yet");
         let address = Bdf::new(0, 1, 16, 0).unwrap();
         let mac = vm.nics[0].mac;
@@ -139,6 +151,7 @@ mod tests {
         let mut vm = samples::running("acme", "web");
         let nvme = NvmeSpec { id: "data".parse().unwrap(), wish: NvmeWish::Namespace { min_bytes: 1 << 20 } };
         vm.spec = vm.spec.clone().with_nvmes(vec![nvme.clone()]).unwrap();
+        vm.devices = attachments_of(&vm.spec);
         assert_eq!(plan(&vm, InstanceId::new()), Err(PlanError::NoLease), "it has none yet");
         let controller = Bdf::new(0, 2, 0, 0).unwrap();
         let device = NvmeDevice {

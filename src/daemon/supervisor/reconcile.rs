@@ -16,7 +16,7 @@ use super::link::{Link, watch};
 use super::live::Live;
 use super::{Shared, end};
 use crate::daemon::record::VmRecord;
-use crate::model::{Event, InstanceId, VmExit, VmId, VmState};
+use crate::model::{DeviceId, Event, InstanceId, VmExit, VmId, VmState};
 use crate::sys::process::{Process, find_by_arg0};
 
 /// What the host shows of a VM that should have a process.
@@ -97,6 +97,8 @@ fn vanished(cause: &str) -> Event {
 pub(super) struct Resumption {
     /// The process that was taken over.
     pub(super) live: Option<Live>,
+    /// The devices that it has.
+    pub(super) devices: Vec<DeviceId>,
     /// What happened meanwhile.
     pub(super) events: Vec<Event>,
 }
@@ -108,13 +110,15 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
     let recorded = run.and_then(|run| run.process);
     let mut process = recorded.and_then(|identity| Process::find(identity).ok().flatten());
     let mut link = None;
+    let mut devices = Vec::new();
     let mut fact = ProcessFact::Gone;
     if process.is_some() {
         fact = ProcessFact::Silent;
         if let Ok(connected) = Link::connect(&paths.control())
-            && let Ok((uid, instance, is_paused)) = connected.hello().await
+            && let Ok(greeting) = connected.hello().await
         {
-            fact = ProcessFact::Answers(uid, instance, is_paused);
+            fact = ProcessFact::Answers(greeting.vm, greeting.instance, greeting.is_paused);
+            devices = greeting.devices;
             link = Some(connected);
         }
     }
@@ -134,7 +138,7 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
     tracing::info!(tenant = %vm.tenant, vm = %vm.name, uid = %vm.uid, ?action, "reconciled");
     let events = match action {
         Action::Adopt(events) => match process.take().map(|process| Live::new(process, link)) {
-            Some(Ok(live)) => return Resumption { live: Some(live), events },
+            Some(Ok(live)) => return Resumption { live: Some(live), devices, events },
             Some(Err(_)) | None => vec![vanished("the vmm cannot be watched")],
         },
         // Only what a daemon that died in between did not remove.
@@ -153,7 +157,7 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
     for leftover in process.into_iter().chain(leftovers.await.unwrap_or_default()) {
         kill(leftover).await;
     }
-    Resumption { live: None, events }
+    Resumption { live: None, devices: Vec::new(), events }
 }
 
 /// Kills a process and waits until it is gone.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
-use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, samples};
+use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, attachments_of, samples};
 use crate::model::{
     Bdf, BootSpec, DeviceChange, DeviceId, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit,
     VmId, VmSpec, VmState,
@@ -21,6 +21,8 @@ use crate::model::{
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, Role, ToVmm, decode_launch, encode_ended};
+
+mod hotplug;
 
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -53,7 +55,7 @@ fn plays_the_vmm_when_started_as_one() {
         record.write_all(&encode_ended(&exit)).unwrap();
         std::process::exit(exit.code().into())
     };
-    let hello = |is_paused| FromVmm::Hello { vm: launch.vm, instance: launch.instance, is_paused };
+    let mut devices: Vec<_> = launch.devices.iter().map(|device| device.id.clone()).collect();
     let mut is_paused = false;
     if script == "fail" {
         end(&link, VmExit::LaunchFailed("kernel is not one".into()));
@@ -72,28 +74,25 @@ fn plays_the_vmm_when_started_as_one() {
     let mut link = Some(link);
     loop {
         match link.as_ref().map(|link| link.receive(MAX_PACKET_LEN)) {
-            Some(Ok(Received::Packet(packet, _))) => match (ToVmm::decode(&packet).unwrap(), script.as_str()) {
+            Some(Ok(Received::Packet(packet, fds))) => match (ToVmm::decode(&packet).unwrap(), script.as_str()) {
                 (ToVmm::PowerButton, "deaf") => {}
                 (ToVmm::PowerButton, _) if is_paused => panic!("a guest that stands still has no button"),
                 (ToVmm::PowerButton, _) => end(link.as_ref().unwrap(), VmExit::PowerOff),
                 (ToVmm::Kill, _) => end(link.as_ref().unwrap(), VmExit::Killed),
-                (wish @ (ToVmm::Pause | ToVmm::Resume), script) => {
-                    let report = report(&wish, script == "restless");
-                    is_paused = report == FromVmm::Paused;
-                    link.as_ref().unwrap().send(&report.encode(), &[]).unwrap();
-                }
                 (ToVmm::Nmi, _) => end(link.as_ref().unwrap(), VmExit::Panicked),
-                (ToVmm::Launch { .. }, _) => panic!("a second launch"),
                 (ToVmm::DeviceChange { .. }, "deaf") => std::process::abort(),
-                (ToVmm::DeviceChange { device, change }, _) => {
-                    link.as_ref().unwrap().send(&changed(device, change).encode(), &[]).unwrap();
+                (message, script) => {
+                    let news = play_along(script, message, fds, &mut held, &mut devices);
+                    is_paused = news.as_ref().map_or(is_paused, |news| *news == FromVmm::Paused);
+                    news.into_iter().for_each(|news| link.as_ref().unwrap().send(&news.encode(), &[]).unwrap());
                 }
             },
             // The daemon is gone: wait for the next one.
             _ => {
                 let next = listener.accept().unwrap();
                 if script != "mute" {
-                    next.send(&hello(is_paused).encode(), &[]).unwrap();
+                    let (vm, instance, devices) = (launch.vm, launch.instance, devices.clone());
+                    next.send(&FromVmm::Hello { vm, instance, is_paused, devices }.encode(), &[]).unwrap();
                 }
                 link = Some(next);
             }
@@ -101,16 +100,39 @@ fn plays_the_vmm_when_started_as_one() {
     }
 }
 
-fn changed(device: DeviceId, change: DeviceChange) -> FromVmm {
-    let error = (change == DeviceChange::Resized).then(|| "it became shorter".to_owned());
-    FromVmm::DeviceChanged { device, error }
-}
-
-fn report(wish: &ToVmm, is_restless: bool) -> FromVmm {
-    match wish {
-        _ if is_restless => FromVmm::NotPaused { cause: "a disk does not answer".into() },
-        ToVmm::Pause => FromVmm::Paused,
-        _ => FromVmm::Resumed,
+/// What a vmm says to what it is asked.
+fn play_along(
+    script: &str,
+    message: ToVmm,
+    fds: Vec<OwnedFd>,
+    held: &mut Vec<(Role, OwnedFd)>,
+    devices: &mut Vec<DeviceId>,
+) -> Option<FromVmm> {
+    match (message, script) {
+        (ToVmm::Pause | ToVmm::Resume, "restless") => {
+            Some(FromVmm::NotPaused { cause: "a disk does not answer".into() })
+        }
+        (ToVmm::Pause, _) => Some(FromVmm::Paused),
+        (ToVmm::Resume, _) => Some(FromVmm::Resumed),
+        (ToVmm::DeviceChange { device, change }, _) => {
+            let error = (change == DeviceChange::Resized).then(|| "it became shorter".to_owned());
+            Some(FromVmm::DeviceChanged { device, error })
+        }
+        (ToVmm::Attach(device), "refuses") => {
+            Some(FromVmm::AttachFailed { id: device.id, cause: "no ring".into(), is_exhausted: true })
+        }
+        (ToVmm::Attach(device), script) => {
+            held.extend(fds.into_iter().map(|fd| (Role::Device(device.id.clone()), fd)));
+            devices.push(device.id.clone());
+            (script != "silent").then_some(FromVmm::Attached(device.id))
+        }
+        (ToVmm::Detach { id, is_forced: false }, "clings") => Some(FromVmm::DetachAsked(id)),
+        (ToVmm::Detach { id, .. }, _) => {
+            held.retain(|(role, _)| *role != Role::Device(id.clone()));
+            devices.retain(|device| *device != id);
+            Some(FromVmm::Detached(id))
+        }
+        (other, _) => panic!("{other:?} is not asked of a vmm that runs"),
     }
 }
 
@@ -211,6 +233,7 @@ impl Bench {
         let boot = BootSpec { kernel, initrd: None, cmdline: String::new() };
         VmRecord {
             spec: VmSpec::new(1, 128, boot, vec![], vec![]).unwrap(),
+            devices: vec![],
             state: VmState::Registered,
             run: None,
             nics: vec![],
@@ -523,7 +546,8 @@ async fn limits_are_on_record_before_the_vmm_has_them_and_stay() {
     std::fs::write(bench.dir.path().join("volumes/acme/data.img"), [0; 512]).unwrap();
     let with_disk = |script: &str| {
         let vm = bench.vm(script);
-        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk(false)], vec![]).unwrap(), ..vm }
+        let spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk(false)], vec![]).unwrap();
+        VmRecord { devices: attachments_of(&spec), spec, ..vm }
     };
     let handle = bench.supervisor().adopt_new(with_disk("run"));
     let id = || "data".parse().unwrap();
@@ -559,8 +583,8 @@ async fn a_disk_is_written_by_one_running_vm_only() {
     std::fs::write(bench.dir.path().join("volumes/acme/data.img"), [0; 512]).unwrap();
     let with_disk = |is_read_only| {
         let vm = bench.vm("run");
-        let disks = vec![disk(is_read_only)];
-        VmRecord { spec: VmSpec::new(1, 128, vm.spec.boot().clone(), disks, vec![]).unwrap(), ..vm }
+        let spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![disk(is_read_only)], vec![]).unwrap();
+        VmRecord { devices: attachments_of(&spec), spec, ..vm }
     };
     let supervisor = bench.supervisor();
     let (writer, reader) = (supervisor.adopt_new(with_disk(false)), supervisor.adopt_new(with_disk(true)));

@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use super::change::{Change, Changes};
 use super::end;
+use super::hotplug::{DeviceCall, Hotplug, Opened};
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
-use super::{CallError, Shared, VmPaths};
-use crate::daemon::record::{Run, VmRecord};
+use super::{CallError, OnlyIf, Shared, VmPaths};
+use crate::daemon::record::{AttachState, Attachment, Run, VmRecord};
 use crate::daemon::trace::{self, RequestId};
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
@@ -81,6 +82,7 @@ impl Wanted {
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) wanted: Wanted,
+    pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: Reply,
     /// For whom it is done.
     pub(super) request: Option<RequestId>,
@@ -88,8 +90,23 @@ pub(super) struct Call {
 
 type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
 
+/// What a handle asks.
+pub(super) enum Request {
+    Lifecycle(Call),
+    Device(DeviceCall),
+}
+
+impl Request {
+    fn id(&self) -> Option<RequestId> {
+        match self {
+            Self::Lifecycle(call) => call.request.clone(),
+            Self::Device(call) => call.request.clone(),
+        }
+    }
+}
+
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     Idle,
     Launching { spawn: JoinHandle<Result<Spawned, LaunchError>>, is_unwanted: bool },
     Live(Box<Live>),
@@ -97,7 +114,8 @@ enum Phase {
 
 /// Something to react to.
 enum News {
-    Call(Option<Call>),
+    Request(Option<Request>),
+    Opened(Opened),
     Spawned(Result<Spawned, LaunchError>),
     Message(FromVmm),
     LinkLost(LinkError),
@@ -106,20 +124,30 @@ enum News {
 }
 
 pub(super) struct VmTask {
-    shared: Arc<Shared>,
-    vm: VmRecord,
+    pub(super) shared: Arc<Shared>,
+    pub(super) vm: VmRecord,
     paths: VmPaths,
-    calls: mpsc::Receiver<Call>,
+    calls: mpsc::Receiver<Request>,
     waiting: Vec<Call>,
-    phase: Phase,
+    pub(super) phase: Phase,
+    pub(super) hotplug: Hotplug,
     stop_by: Option<Instant>,
     is_gone: bool,
 }
 
 impl VmTask {
-    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Call>) -> Self {
-        let paths = shared.paths(vm.uid);
-        Self { shared, vm, paths, calls, waiting: Vec::new(), phase: Phase::Idle, stop_by: None, is_gone: false }
+    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Request>) -> Self {
+        Self {
+            paths: shared.paths(vm.uid),
+            shared,
+            vm,
+            calls,
+            waiting: Vec::new(),
+            phase: Phase::Idle,
+            hotplug: Hotplug::default(),
+            stop_by: None,
+            is_gone: false,
+        }
     }
 
     /// Runs until the VM is gone, or until nobody can call any more: then its process goes on without us.
@@ -127,17 +155,19 @@ impl VmTask {
         if let Some(live) = resumption.live {
             self.phase = Phase::Live(Box::new(live));
             self.take_over();
+            self.take_over_devices(&resumption.devices).await;
         }
         for event in resumption.events {
             self.apply(event).await;
         }
         while !self.is_gone {
             match self.news().await {
-                News::Call(Some(call)) => match call.request.clone() {
-                    Some(request) => request.scope(self.answer(call)).await,
-                    None => self.answer(call).await,
+                News::Request(Some(request)) => match request.id() {
+                    Some(id) => id.scope(self.request(request)).await,
+                    None => self.request(request).await,
                 },
-                News::Call(None) => return,
+                News::Request(None) => return,
+                News::Opened(opened) => self.opened(opened).await,
                 News::Spawned(result) => self.launched(result).await,
                 News::Message(message) => self.message(message).await,
                 News::LinkLost(error) => self.link_lost(&error),
@@ -162,11 +192,22 @@ impl VmTask {
         tokio::select! {
             news = process => news,
             () = sleep_until(timer) => News::Timer,
-            call = self.calls.recv() => News::Call(call),
+            opened = self.hotplug.opened() => News::Opened(opened),
+            request = self.calls.recv() => News::Request(request),
+        }
+    }
+
+    async fn request(&mut self, request: Request) {
+        match request {
+            Request::Lifecycle(call) => self.answer(call).await,
+            Request::Device(call) => self.device_call(call).await,
         }
     }
 
     async fn answer(&mut self, call: Call) {
+        if call.only_if.as_ref().is_some_and(|condition| !condition.holds(&self.vm)) {
+            return drop(call.reply.send(Err(CallError::Changed)));
+        }
         if let Wanted::Changed(change) = call.wanted {
             return self.change(change, call.reply).await;
         }
@@ -188,6 +229,11 @@ impl VmTask {
         if !is_settled || self.vm.state == VmState::Destroying {
             let refused = Refused { verb: "change a device of", state: self.vm.state.name() };
             return drop(reply.send(Err(refused.into())));
+        }
+        let is_coming = |device: &Attachment| device.state == AttachState::Attaching;
+        if self.vm.attachment(&change.device).is_some_and(is_coming) {
+            let text = format!("device {} is still being attached", change.device);
+            return drop(reply.send(Err(CallError::ChangeFailed(text))));
         }
         if let DeviceChange::Limits(limits) = change.what {
             let Some(spec) = self.vm.spec.clone().with_limits(&change.device, limits) else {
@@ -298,6 +344,8 @@ impl VmTask {
                 Effect::Release => {
                     self.vm.run = None;
                     self.stop_by = None;
+                    self.vm.settle_devices();
+                    self.hotplug.forget_run();
                 }
                 Effect::Pause
                 | Effect::Resume
@@ -448,7 +496,7 @@ impl VmTask {
             FromVmm::Paused => self.apply(Event::Paused).await,
             FromVmm::Resumed => self.apply(Event::Resumed).await,
             FromVmm::NotPaused { cause } => self.not_paused(&cause),
-            FromVmm::Hello { .. } => {}
+            other => self.device_news(other).await,
         }
     }
 
@@ -492,7 +540,7 @@ impl VmTask {
             Phase::Live(live) => (live.ready_by, live.kill_by),
             Phase::Idle | Phase::Launching { .. } => (None, None),
         };
-        [ready_by, kill_by, self.stop_by].into_iter().flatten().min()
+        [ready_by, kill_by, self.stop_by, self.hotplug.next_deadline()].into_iter().flatten().min()
     }
 
     async fn timer(&mut self) {
@@ -509,6 +557,7 @@ impl VmTask {
                 live.kill_by_signal();
             }
         }
+        self.hotplug.expire(now);
         if is_due(self.stop_by) {
             self.stop_by = None;
             self.apply(Event::StopDeadline).await;
@@ -517,6 +566,7 @@ impl VmTask {
 
     /// Answers calls whose wish is true now, or cannot become so any more.
     fn settle(&mut self) {
+        self.settle_device_calls();
         for call in std::mem::take(&mut self.waiting) {
             if call.reply.is_closed() {
                 continue; // nobody waits for it any more

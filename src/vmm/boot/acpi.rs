@@ -1,12 +1,14 @@
 //! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): no PIC, no PIT, no RTC, no i8042 for the kernel to probe.
 //!
 //! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1, a generic event
-//! device whose interrupt means "power button", and the port by which a kernel tells that it panicked.
+//! device with two interrupts, the power button and news of slots, and the port by which a kernel tells that it panicked.
+//! Slots that devices may come to and leave while the guest runs are ACPI devices of the host bridge ([`slots`]).
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Method, Name, Notify, Package, Path,
-    ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, And, Arg, Device, EISAName, Else, Equal, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Memory32Fixed, Method, MethodCall, Name, Notify, OpRegion,
+    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -47,8 +49,14 @@ pub struct Platform<'a> {
     pub serial_port: u16,
     /// GSI of COM1.
     pub serial_gsi: u32,
-    /// GSI of the generic event device.
+    /// GSI of the generic event device: the power button.
     pub ged_gsi: u32,
+    /// Its second: news of slots.
+    pub slots_gsi: u32,
+    /// The slots' registers, 32 bits each: inserted, asked for, eject.
+    pub slots_port: u16,
+    /// First and last slot that devices may come to and leave while the guest runs.
+    pub hotplug_slots: (u8, u8),
     /// Sleep control register.
     pub sleep_control_port: u16,
     /// Sleep status register.
@@ -136,8 +144,10 @@ fn madt(platform: &Platform<'_>) -> MADT {
 fn dsdt(platform: &Platform<'_>) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
     pci_host_bridge(platform, &mut dsdt);
+    motherboard(platform, &mut dsdt);
     serial(platform, &mut dsdt);
-    power_button(platform, &mut dsdt);
+    slots(platform, &mut dsdt);
+    events(platform, &mut dsdt);
     panic_event(platform, &mut dsdt);
     Name::new("_S5_".into(), &Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO])).to_aml_bytes(&mut dsdt);
     dsdt
@@ -164,6 +174,26 @@ fn pci_host_bridge(platform: &Platform<'_>, dsdt: &mut Sdt) {
     .to_aml_bytes(dsdt);
 }
 
+/// Reserves the ECAM as a motherboard resource (PCI Firmware 3.3 §4.1.2): kernels before 6.10 that have no other way into
+/// configuration space use none that is not, and then see no device at all.
+fn motherboard(platform: &Platform<'_>, dsdt: &mut Sdt) {
+    let len = (u32::from(platform.last_bus) + 1) << 20;
+    // Below 4 GiB, as the layout has it.
+    let ecam = Memory32Fixed::new(true, platform.ecam as u32, len);
+    Scope::new(
+        "\\_SB_".into(),
+        vec![&Device::new(
+            "MBRD".into(),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
+                &Name::new("_UID".into(), &ZERO),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ecam])),
+            ],
+        )],
+    )
+    .to_aml_bytes(dsdt);
+}
+
 fn serial(platform: &Platform<'_>, dsdt: &mut Sdt) {
     let ports = IO::new(platform.serial_port, platform.serial_port, 1, 8);
     let interrupt = Interrupt::new(true, true, false, false, platform.serial_gsi);
@@ -181,10 +211,73 @@ fn serial(platform: &Platform<'_>, dsdt: &mut Sdt) {
     .to_aml_bytes(dsdt);
 }
 
-/// A generic event device (ACPI 6.5 §5.6.9) whose only event is the power button.
-fn power_button(platform: &Platform<'_>, dsdt: &mut Sdt) {
-    let interrupt = Interrupt::new(true, true, false, false, platform.ged_gsi);
+/// Value of a notification: look at the slot, there may be something new (ACPI 6.5 table 5.182).
+const DEVICE_CHECK: u8 = 1;
+/// The device in the slot is wanted back.
+const EJECT_REQUEST: u8 = 3;
+/// The button was pressed (ACPI 6.5 table 5.184).
+const BUTTON_PRESSED: u8 = 0x80;
+
+/// Registers, a device per slot, and the methods that tell them apart. No method runs before there is news, and none of
+/// it is looked at during boot but the devices themselves: hence only as many as can be needed.
+fn slots(platform: &Platform<'_>, dsdt: &mut Sdt) {
+    let (first, last) = platform.hotplug_slots;
+    let name = |slot: u8| Path::new(&format!("S{slot:02}_"));
+    let mut body: Vec<u8> = Vec::new();
+    OpRegion::new("HPRG".into(), OpRegionSpace::SystemIO, &platform.slots_port, &12u8).to_aml_bytes(&mut body);
+    let field = |name: &[u8; 4]| FieldEntry::Named(*name, 32);
+    Field::new(
+        "HPRG".into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![field(b"HPIN"), field(b"HPAS"), field(b"HPEJ")],
+    )
+    .to_aml_bytes(&mut body);
+    let eject = Path::new("HPEJ");
+    for slot in first..=last {
+        let (address, bit) = (u32::from(slot) << 16, 1u32 << slot);
+        Device::new(
+            name(slot),
+            vec![
+                &Name::new("_ADR".into(), &address),
+                &Name::new("_SUN".into(), &slot),
+                &Method::new("_EJ0".into(), 1, true, vec![&Store::new(&eject, &bit)]),
+            ],
+        )
+        .to_aml_bytes(&mut body);
+    }
+    // HPNT(slots, value): notifies each of the slots.
+    let mut notify: Vec<u8> = Vec::new();
+    for slot in first..=last {
+        let (device, bit) = (name(slot), 1u32 << slot);
+        If::new(&And::new(&ZERO, &Arg(0), &bit), vec![&Notify::new(&device, &Arg(1))]).to_aml_bytes(&mut notify);
+    }
+    Method::new("HPNT".into(), 2, true, vec![&Bytecode(notify)]).to_aml_bytes(&mut body);
+    // HPSC(): reads what is new and what is wanted, and passes it on.
+    let (inserted, asked) = (Path::new("HPIN"), Path::new("HPAS"));
+    let told = MethodCall::new("HPNT".into(), vec![&inserted, &DEVICE_CHECK]);
+    let wanted = MethodCall::new("HPNT".into(), vec![&asked, &EJECT_REQUEST]);
+    Method::new("HPSC".into(), 0, true, vec![&told, &wanted]).to_aml_bytes(&mut body);
+    Scope::new("\\_SB_.PCI0".into(), vec![&Bytecode(body)]).to_aml_bytes(dsdt);
+}
+
+/// AML that was encoded already.
+struct Bytecode(Vec<u8>);
+
+impl Aml for Bytecode {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// A generic event device (ACPI 6.5 §5.6.9): the power button, and news of slots.
+fn events(platform: &Platform<'_>, dsdt: &mut Sdt) {
+    let interrupts = [platform.ged_gsi, platform.slots_gsi].map(|gsi| Interrupt::new(true, true, false, false, gsi));
+    let [button_interrupt, slots_interrupt] = &interrupts;
     let button = Path::new("\\_SB_.PWRB");
+    let is_slots = Equal::new(&Arg(0), &platform.slots_gsi);
+    let scan = MethodCall::new("\\_SB_.PCI0.HPSC".into(), vec![]);
     Scope::new(
         "\\_SB_".into(),
         vec![
@@ -194,9 +287,16 @@ fn power_button(platform: &Platform<'_>, dsdt: &mut Sdt) {
                 vec![
                     &Name::new("_HID".into(), &"ACPI0013"),
                     &Name::new("_UID".into(), &ZERO),
-                    &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
-                    // 0x80: the button was pressed (ACPI 6.5 table 5.184).
-                    &Method::new("_EVT".into(), 1, true, vec![&Notify::new(&button, &0x80u8)]),
+                    &Name::new("_CRS".into(), &ResourceTemplate::new(vec![button_interrupt, slots_interrupt])),
+                    &Method::new(
+                        "_EVT".into(),
+                        1,
+                        true,
+                        vec![
+                            &If::new(&is_slots, vec![&scan]),
+                            &Else::new(vec![&Notify::new(&button, &BUTTON_PRESSED)]),
+                        ],
+                    ),
                 ],
             ),
         ],
@@ -238,6 +338,9 @@ mod tests {
             serial_port: 0x3f8,
             serial_gsi: 4,
             ged_gsi: 5,
+            slots_gsi: 6,
+            slots_port: 0x610,
+            hotplug_slots: (2, 31),
             sleep_control_port: 0x600,
             sleep_status_port: 0x601,
             reset_port: 0x602,
@@ -281,6 +384,9 @@ mod tests {
             serial_port: 0,
             serial_gsi: 0,
             ged_gsi: 0,
+            slots_gsi: 0,
+            slots_port: 0,
+            hotplug_slots: (2, 2),
             sleep_control_port: 0,
             sleep_status_port: 0,
             reset_port: 0,

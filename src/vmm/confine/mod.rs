@@ -9,6 +9,7 @@ mod tables;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::OnceLock;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
@@ -97,8 +98,24 @@ impl Kind {
 
     /// Confines the calling thread for good.
     pub fn apply(self) -> io::Result<()> {
+        seccompiler::apply_filter(self.prepared()?).map_err(io::Error::other)
+    }
+
+    /// Makes the filter, so that the thread that [applies](Self::apply) it needs no memory of its own for that: a free
+    /// device thread is to cost as little as possible.
+    pub fn prepare(self) -> io::Result<()> {
+        self.prepared().map(drop)
+    }
+
+    /// The filter, made once.
+    fn prepared(self) -> io::Result<&'static [seccompiler::sock_filter]> {
+        static PROGRAMS: [OnceLock<BpfProgram>; Kind::ALL.len()] = [const { OnceLock::new() }; Kind::ALL.len()];
+        let Some(place) = PROGRAMS.get(self as usize) else { unreachable!("a place for each kind") };
+        if let Some(program) = place.get() {
+            return Ok(program);
+        }
         let program = self.program().map_err(io::Error::other)?;
-        seccompiler::apply_filter(&program).map_err(io::Error::other)
+        Ok(place.get_or_init(|| program))
     }
 
     fn program(self) -> Result<BpfProgram, seccompiler::BackendError> {

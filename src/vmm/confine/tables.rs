@@ -26,6 +26,8 @@ const KVM_KVMCLOCK_CTRL: u64 = (KVM as u64) << 8 | 0xad;
 const KVM_IOEVENTFD: u64 = iow(KVM, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>());
 /// `FIONBIO` (asm-generic/ioctls.h).
 const FIONBIO: u64 = 0x5421;
+/// `BLKSSZGET` (linux/fs.h): `_IO(0x12, 104)`.
+const BLKSSZGET: u64 = 0x1268;
 
 /// ioctls of taps (linux/if_tun.h).
 const TUNSETOFFLOAD: u64 = iow(b'T', 208, size_of::<libc::c_uint>());
@@ -75,7 +77,7 @@ pub(super) const IO: &[Row] = &[
     Row::any(
         "io_uring_enter",
         libc::SYS_io_uring_enter,
-        "disk; the ring is restricted to one file and four operations",
+        "disk; the ring is restricted to four operations, and to one file if it was made for it",
     ),
     Row::any("clock_nanosleep", libc::SYS_clock_nanosleep, "pause before a submission is tried again"),
     Row::any("readv", libc::SYS_readv, "frames from the tap"),
@@ -101,6 +103,21 @@ pub(super) const CONTROL: &[Row] = &[
     Row::any("recvfrom", libc::SYS_recvfrom, "console input"),
     Row::any("sendto", libc::SYS_sendto, "console output; no socket here is without a peer"),
     Row::any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
+    Row::any("eventfd2", libc::SYS_eventfd2, "queues and vectors of a device that comes while the VM runs"),
+    Row::any("epoll_create1", libc::SYS_epoll_create1, "pending vectors of such a device"),
+    Row::any("lseek", libc::SYS_lseek, "length of its image, which came open from the daemon"),
+    Row::new(
+        "statx",
+        libc::SYS_statx,
+        Args::OneOf(2, &[("AT_EMPTY_PATH", libc::AT_EMPTY_PATH as u64)]),
+        "what its image is, and what direct I/O on it needs",
+    ),
+    Row::new(
+        "fcntl",
+        libc::SYS_fcntl,
+        Args::OneOf(1, &[("F_GETFL", libc::F_GETFL as u64), ("F_DUPFD_CLOEXEC", libc::F_DUPFD_CLOEXEC as u64)]),
+        "how its image or tap was opened; the ring holds the image too",
+    ),
     Row::new(
         "tgkill",
         libc::SYS_tgkill,
@@ -117,9 +134,12 @@ pub(super) const CONTROL: &[Row] = &[
                 ("KVM_IOEVENTFD", KVM_IOEVENTFD),
                 ("KVM_SET_GSI_ROUTING", KVM_SET_GSI_ROUTING),
                 ("FIONBIO", FIONBIO),
+                ("BLKSSZGET", BLKSSZGET),
+                ("TUNSETOFFLOAD", TUNSETOFFLOAD),
             ],
         ),
-        "interrupts and doorbells as the guest programs its devices; a console's connection does not block",
+        "interrupts and doorbells as the guest programs its devices; a console's connection does not block; what the image \
+         or tap of a device that comes later can do",
     ),
 ];
 

@@ -10,8 +10,12 @@ use crate::vmm::boot::acpi;
 use crate::vmm::console::Writer;
 use crate::vmm::legacy::power;
 use crate::vmm::legacy::serial::Serial;
+use crate::vmm::legacy::slots::{self, SlotRegisters};
 use crate::vmm::pci::{PciBus, SharedFunction};
 use crate::vmm::ports::{BarMapping, Effect, PowerRequest};
+
+/// Behind the last of the slots' registers.
+const SLOTS_END: u16 = layout::SLOTS_PORT + slots::LEN;
 
 /// What an access asks of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub(super) enum Request {
     },
     /// The guest powers off or resets.
     Power(PowerRequest),
+    /// The guest lets these slots go, one bit each.
+    Eject(u32),
 }
 
 /// A BAR of the function in `slot` that decodes memory accesses.
@@ -42,16 +48,28 @@ pub(super) struct Bus {
     pci: RwLock<PciBus>,
     /// Rank 0. Sorted by base; read at each access to a BAR, replaced by the control thread when one moves.
     windows: RwLock<Vec<Window>>,
+    /// Rank 1. What the guest is told of slots; never held while another lock is taken.
+    slots: Mutex<SlotRegisters>,
 }
 
 impl Bus {
     pub(super) fn new(serial: Serial<Writer>, pci: PciBus) -> Self {
-        Self { serial: Mutex::new(serial), pci: RwLock::new(pci), windows: RwLock::new(Vec::new()) }
+        Self {
+            serial: Mutex::new(serial),
+            pci: RwLock::new(pci),
+            windows: RwLock::new(Vec::new()),
+            slots: Mutex::default(),
+        }
     }
 
     /// Runs `with` on the UART.
     pub(super) fn with_serial<T>(&self, with: impl FnOnce(&mut Serial<Writer>) -> T) -> T {
         with(&mut self.serial.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs `with` on the slots' registers.
+    pub(super) fn with_slots<T>(&self, with: impl FnOnce(&mut SlotRegisters) -> T) -> T {
+        with(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs `with` on the PCI bus, to put functions on it or take them off.
@@ -75,15 +93,20 @@ impl Bus {
     pub(super) fn port_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         match (port, data) {
+            (layout::SLOTS_PORT..SLOTS_END, data @ [_, _, _, _]) => {
+                data.copy_from_slice(&self.with_slots(|slots| slots.read(port - layout::SLOTS_PORT)).to_le_bytes());
+            }
             (layout::SERIAL_PORT..=0x3ff, [byte]) => {
                 *byte = self.with_serial(|serial| serial.read((port - layout::SERIAL_PORT) as u8));
             }
-            // No wake-up is ever pending, and the keyboard controller is never busy.
+            // No wake-up is ever pending, the keyboard controller is never busy, and no NMI comes from the bus or memory:
+            // with other bits a kernel takes every NMI for a fault of those.
             (
                 layout::SLEEP_CONTROL_PORT
                 | layout::SLEEP_STATUS_PORT
                 | layout::RESET_PORT
-                | layout::KEYBOARD_CONTROLLER_PORT,
+                | layout::KEYBOARD_CONTROLLER_PORT
+                | layout::NMI_STATUS_PORT,
                 data,
             ) => data.fill(0),
             (layout::PANIC_PORT, [byte]) => *byte = power::PANIC_EVENTS,
@@ -92,6 +115,11 @@ impl Bus {
     }
 
     pub(super) fn port_write(&self, port: u16, data: &[u8]) -> Option<Request> {
+        if let (layout::SLOTS_PORT..SLOTS_END, &[a, b, c, d]) = (port, data) {
+            let value = u32::from_le_bytes([a, b, c, d]);
+            let gone = self.with_slots(|slots| slots.write(port - layout::SLOTS_PORT, value));
+            return (gone != 0).then_some(Request::Eject(gone));
+        }
         let &[byte] = data else { return None };
         match port {
             layout::SERIAL_PORT..=0x3ff => {

@@ -67,6 +67,12 @@ impl IrqTable {
         Ok(())
     }
 
+    /// Vectors that KVM knows of.
+    #[cfg(test)]
+    pub(super) fn connected(&self) -> usize {
+        self.entries.values().filter(|entry| entry.route.is_some()).count()
+    }
+
     fn routes(&self) -> Vec<MsiRoute> {
         self.entries
             .values()

@@ -56,6 +56,10 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_GSI: u32 = 4;
 /// Interrupt of the ACPI generic event device.
 pub const GED_GSI: u32 = 5;
+/// The same device's second interrupt: something is to be told of a slot.
+pub const SLOTS_GSI: u32 = 6;
+/// Registers of the slots (`legacy::slots`), 32 bits each.
+pub const SLOTS_PORT: u16 = 0x610;
 /// ACPI sleep control register (ACPI 6.5 §4.8.3.7).
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// ACPI sleep status register.
@@ -66,6 +70,8 @@ pub const RESET_PORT: u16 = 0x602;
 pub const PANIC_PORT: u16 = 0x505;
 /// Status and command port of the keyboard controller: there is none, but kernels try to reset the machine through it.
 pub const KEYBOARD_CONTROLLER_PORT: u16 = 0x64;
+/// NMI status and control (the PC's system control port B): kernels read there why an NMI came.
+pub const NMI_STATUS_PORT: u16 = 0x61;
 /// Pins of the I/O APIC; GSIs from here on are MSI routes.
 pub const IOAPIC_PINS: u32 = 24;
 

@@ -1,7 +1,13 @@
 //! The machine: memory, vCPUs, buses, interrupts and the functions attached to it. Key type: [`Machine`].
 //!
 //! Assembles `kvm`, `boot`, `pci`, `virtio`, `legacy` and `console`; owned by `vmm/control`, which calls [`Machine::apply`]
-//! for what vCPU threads ask. Cold plug is [`Machine::attach`] before [`Machine::run`]; hot plug is the same call later.
+//! for what vCPU threads ask. Cold plug is [`Machine::attach`] before [`Machine::run`]; hot plug is the same call later,
+//! of which the guest is told. A device leaves by [`Machine::detach`], whether or not the guest was asked for it before.
+//!
+//! ```text
+//!   attach ──▶ on the bus ──(guest told: device check)──▶ driver ──▶ BARs, doorbells, vectors
+//!   ask_back ──(guest told: eject request)──▶ driver lets go ──_EJ0──▶ Message::Eject ──▶ detach ──▶ nothing is left
+//! ```
 
 mod bus;
 mod irq;
@@ -81,6 +87,14 @@ pub enum MachineError {
     /// Two functions for one slot.
     #[error(transparent)]
     SlotTaken(#[from] SlotTaken),
+    /// The guest was not told of this slot when it booted.
+    #[error("slot {slot} takes no device while the VM runs: those up to {last} do")]
+    SlotIsFixed {
+        /// The slot.
+        slot: u8,
+        /// The last one that does.
+        last: u8,
+    },
     /// Anything else that the host refused.
     #[error("{what}: {source}")]
     Host {
@@ -125,6 +139,8 @@ pub struct Plan<'a> {
     pub counting: &'a Counting,
     /// Signalled when the guest has taken the input that was typed.
     pub input_taken: Arc<EventFd>,
+    /// First and last slot whose device may come or leave while the VM runs.
+    pub hotplug_slots: (PciSlot, PciSlot),
 }
 
 /// A VM that is built, and runs once [`Machine::run`] was called.
@@ -138,12 +154,18 @@ pub struct Machine {
     pages: PageTable,
     /// Raises the generic event device's interrupt.
     power_button: EventFd,
+    /// Raises its second one.
+    slot_news: EventFd,
+    hotplug_slots: (PciSlot, PciSlot),
+    /// Off the bus, but not yet done with what they have of the host.
+    leaving: Vec<(PciSlot, Box<dyn PciFunction>)>,
     /// Until they run.
     vcpus: Vec<Vcpu>,
     /// CPUs of the host that each may use; `None`: all.
     pins: Vec<Option<Vec<u32>>>,
     counting: Counting,
     stillness: Stillness,
+    is_running: bool,
 }
 
 impl Machine {
@@ -172,7 +194,8 @@ impl Machine {
 
         let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
         let apic_ids: Vec<u8> = (0..plan.vcpus).map(|index| topology.apic_id(index) as u8).collect();
-        let entry = load(&memory, images, plan.memory_bytes, &apic_ids)?;
+        let shape = Shape { memory_bytes: plan.memory_bytes, apic_ids: &apic_ids, hotplug_slots: plan.hotplug_slots };
+        let entry = load(&memory, images, &shape)?;
         if let Some(first) = vcpus.first() {
             first.set_entry(entry)?;
         }
@@ -184,6 +207,7 @@ impl Machine {
         };
         let serial = Serial::new(line(layout::SERIAL_GSI)?, plan.input_taken, plan.console);
         let power_button = line(layout::GED_GSI)?;
+        let slot_news = line(layout::SLOTS_GSI)?;
         Ok(Self {
             vm,
             memory: GuestMemoryAtomic::new(memory),
@@ -192,10 +216,14 @@ impl Machine {
             doorbells: BTreeMap::new(),
             pages: PageTable::default(),
             power_button,
+            slot_news,
+            hotplug_slots: plan.hotplug_slots,
+            leaving: Vec::new(),
             vcpus,
             pins: (0..plan.vcpus as usize).map(|index| plan.cpus.pinned(index, plan.vcpus as usize)).collect(),
             counting: plan.counting.clone(),
             stillness: Stillness::new(kickers),
+            is_running: false,
         })
     }
 
@@ -213,11 +241,76 @@ impl Machine {
     /// Length of that space in bytes.
     pub const SLOT_WINDOW_LEN: u64 = layout::SLOT_WINDOW_LEN;
 
-    /// Puts a function into a slot.
+    /// Puts a function into a slot, and tells the guest if it runs. On an error nothing of it is left.
     pub fn attach(&mut self, slot: PciSlot, function: Box<dyn PciFunction>) -> Result<(), MachineError> {
+        let (first, last) = self.hotplug_slots;
+        if self.is_running && !(first..=last).contains(&slot) {
+            return Err(MachineError::SlotIsFixed { slot: slot.number(), last: last.number() });
+        }
+        if self.leaving.iter().any(|(taken, _)| *taken == slot) {
+            return Err(SlotTaken { slot: slot.number() }.into());
+        }
         self.bus.with_pci(|pci| pci.insert(slot, function))?;
-        self.sync_bars(slot.number())?;
-        self.sync_vectors(slot.number())
+        let connected = self.sync_bars(slot.number()).and_then(|()| self.sync_vectors(slot.number()));
+        if let Err(error) = connected {
+            self.detach(slot)?;
+            return Err(error);
+        }
+        if self.is_running {
+            self.bus.with_slots(|slots| slots.insert(slot.number()));
+            self.tell_of_slots();
+        }
+        Ok(())
+    }
+
+    /// Asks the guest for what is in a slot: if it lets it go, [`Message::Eject`] follows, at any time. May be repeated.
+    pub fn ask_back(&self, slot: PciSlot) {
+        self.bus.with_slots(|slots| slots.ask(slot.number()));
+        self.tell_of_slots();
+    }
+
+    /// Takes the function out of a slot, whatever the guest does with it: off the bus, off KVM, its work ended. Returns
+    /// whether it is gone; if not, the host still works for it, and [`Machine::departed`] will tell.
+    pub fn detach(&mut self, slot: PciSlot) -> Result<bool, MachineError> {
+        let number = slot.number();
+        let Some(function) = self.bus.with_pci(|pci| pci.remove(slot)) else { return Ok(true) };
+        self.bus.with_slots(|slots| slots.clear(number));
+        self.bus.set_windows(number, &[]);
+        for doorbell in self.doorbells.remove(&number).unwrap_or_default() {
+            self.vm.remove_doorbell(&doorbell.event, doorbell.address)?;
+        }
+        self.pages.sync(&mut self.vm, number, Vec::new())?;
+        self.irqs.sync(&self.vm, number, &[])?;
+        let mut function = sole(function);
+        let is_gone = function.leave();
+        if !is_gone {
+            self.leaving.push((slot, function));
+        }
+        Ok(is_gone)
+    }
+
+    /// Slots whose functions have left since [`Machine::detach`] said that they had not.
+    pub fn departed(&mut self) -> Vec<PciSlot> {
+        let gone = self.leaving.extract_if(.., |(_, function)| function.leave());
+        gone.map(|(slot, _)| slot).collect()
+    }
+
+    /// Whether something is to be looked at again after a while: news that the guest has not read, or functions that
+    /// have not left.
+    pub fn is_waiting(&self) -> bool {
+        !self.leaving.is_empty() || self.bus.with_slots(|slots| slots.has_news())
+    }
+
+    /// Raises the interrupt again for news that the guest has not read: it may have had no handler before.
+    pub fn remind(&self) {
+        if self.bus.with_slots(|slots| slots.has_news()) {
+            self.tell_of_slots();
+        }
+    }
+
+    fn tell_of_slots(&self) {
+        // Fails only when the counter is full, and then the interrupt is pending anyway.
+        let _ = self.slot_news.write(1);
     }
 
     /// Starts the vCPUs. Their threads begin with `confine_vcpu`; the calling thread does `confine_own` before it lets
@@ -234,6 +327,7 @@ impl Machine {
             vcpu::spawn(index, vcpu, place, Arc::clone(&start), confine_vcpu).map_err(host("vCPU thread"))?;
         }
         confine_own().map_err(host("system call filter"))?;
+        self.is_running = true;
         start.wait();
         Ok(())
     }
@@ -279,7 +373,8 @@ impl Machine {
     pub fn rest(&mut self) -> bool {
         let resting =
             self.functions().filter_map(|function| function.lock().unwrap_or_else(PoisonError::into_inner).pause());
-        if all_rest(resting.collect()) {
+        // One that leaves is off the bus, and may still be at work.
+        if all_rest(resting.collect()) && self.leaving.is_empty() {
             self.stillness.settle();
             return true;
         }
@@ -349,13 +444,27 @@ impl Machine {
     }
 }
 
-/// Writes kernel, initrd, command line, ACPI tables and the reset vector into guest memory.
-fn load(
-    memory: &GuestMemoryMmap,
-    images: boot::Images<'_>,
+/// The function, once no vCPU thread is within an access to it any more; it is off the bus, so no other comes.
+fn sole(mut function: SharedFunction) -> Box<dyn PciFunction> {
+    loop {
+        match Arc::try_unwrap(function) {
+            Ok(lock) => return lock.into_inner().unwrap_or_else(PoisonError::into_inner),
+            Err(shared) => function = shared,
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// What is put into guest memory besides the images.
+struct Shape<'a> {
     memory_bytes: u64,
-    apic_ids: &[u8],
-) -> Result<EntryPoint, MachineError> {
+    apic_ids: &'a [u8],
+    hotplug_slots: (PciSlot, PciSlot),
+}
+
+/// Writes kernel, initrd, command line, ACPI tables and the reset vector into guest memory.
+fn load(memory: &GuestMemoryMmap, images: boot::Images<'_>, shape: &Shape<'_>) -> Result<EntryPoint, MachineError> {
+    let &Shape { memory_bytes, apic_ids, hotplug_slots: (first, last) } = shape;
     let placement = boot::Placement {
         boot_info: GuestAddress(layout::BOOT_INFO),
         memory_map: GuestAddress(layout::PVH_MEMORY_MAP),
@@ -387,6 +496,9 @@ fn load(
         serial_port: layout::SERIAL_PORT,
         serial_gsi: layout::SERIAL_GSI,
         ged_gsi: layout::GED_GSI,
+        slots_gsi: layout::SLOTS_GSI,
+        slots_port: layout::SLOTS_PORT,
+        hotplug_slots: (first.number(), last.number()),
         sleep_control_port: layout::SLEEP_CONTROL_PORT,
         sleep_status_port: layout::SLEEP_STATUS_PORT,
         reset_port: layout::RESET_PORT,
@@ -398,3 +510,6 @@ fn load(
         .map_err(|_| BootError::DoesNotFit("reset vector"))?;
     Ok(EntryPoint { rip: boot.rip, rbx: boot.rbx, rsi: boot.rsi })
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,13 @@ pub enum Message {
     },
     /// A vCPU stands at the gate, in this turn of it.
     Parked(u64),
+    /// Empty these slots, one bit each, then answer: the guest has let them go.
+    Eject {
+        /// Which.
+        slots: u32,
+        /// The vCPU waits for this.
+        done: Sender<()>,
+    },
     /// The guest ended, or its vCPU cannot go on.
     Ended(VmExit),
 }
@@ -50,6 +57,12 @@ impl Mailbox {
         let (sender, receiver) = mpsc::channel();
         let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK)?);
         Ok((Self { sender, wake: Arc::clone(&wake) }, receiver, wake))
+    }
+
+    /// Posts what wants an answer, and waits for it.
+    fn ask(&self, message: impl FnOnce(Sender<()>) -> Message) -> bool {
+        let (done, answer) = mpsc::channel();
+        self.post(message(done)) && answer.recv().is_ok()
     }
 
     fn post(&self, message: Message) -> bool {
@@ -102,7 +115,9 @@ fn pin(cpus: Option<&[u32]>) -> io::Result<()> {
 
 fn run(mut vcpu: Vcpu, place: &Place) {
     let Place { bus, mailbox, counters, .. } = place;
-    loop {
+    let mut is_answered = true;
+    // Without an answer the machine ends.
+    while is_answered {
         let mut is_interrupted = false;
         let exit = vcpu.run();
         counters.count(reason(&exit));
@@ -132,10 +147,11 @@ fn run(mut vcpu: Vcpu, place: &Place) {
             Some(Request::Power(PowerRequest::Panicked)) => return end(mailbox, VmExit::Panicked),
             Some(Request::Device { slot, effect }) => {
                 counters.count(Reason::Effect);
-                let (done, answer) = mpsc::channel();
-                if !mailbox.post(Message::Effect { slot, effect, done }) || answer.recv().is_err() {
-                    return; // the machine ends
-                }
+                is_answered = mailbox.ask(|done| Message::Effect { slot, effect, done });
+            }
+            Some(Request::Eject(slots)) => {
+                counters.count(Reason::Effect);
+                is_answered = mailbox.ask(|done| Message::Eject { slots, done });
             }
         }
         if is_interrupted && let Err(error) = heed(&mut vcpu, place) {

@@ -10,9 +10,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::timerfd::TimerFd;
-
 use super::bucket::TokenBucket;
+use super::stock::Timer;
 use crate::model::RateLimits;
 
 /// What takes longer is asked for again in between: the kernel's timers have an end.
@@ -24,7 +23,7 @@ pub(super) struct Limiter {
     operations: Option<TokenBucket>,
     started: Instant,
     /// Made in time: a confined thread makes none.
-    timer: TimerFd,
+    timer: Timer,
     /// When what waits is due.
     due: Option<Duration>,
 }
@@ -42,15 +41,21 @@ impl std::fmt::Debug for Limiter {
 
 impl Limiter {
     /// With full buckets.
+    #[cfg(test)]
     pub(super) fn new(limits: RateLimits) -> io::Result<Self> {
+        Ok(Self::with_timer(limits, Timer::new()?))
+    }
+
+    /// With full buckets.
+    pub(super) fn with_timer(limits: RateLimits, timer: Timer) -> Self {
         let bucket = |rate| TokenBucket::new(rate, Duration::ZERO);
-        Ok(Self {
+        Self {
             bytes: limits.bandwidth.map(bucket),
             operations: limits.operations.map(bucket),
             started: Instant::now(),
-            timer: TimerFd::new().map_err(io::Error::from)?,
+            timer,
             due: None,
-        })
+        }
     }
 
     /// Other limits from now on. What waits is asked for again at once.
@@ -83,7 +88,7 @@ impl Limiter {
         if !wait.is_zero() {
             let wait = wait.min(LONGEST_WAIT);
             self.due = Some(now.saturating_add(wait));
-            self.timer.reset(wait, None).map_err(io::Error::from)?;
+            self.timer.fire_after(wait)?;
             return Ok(false);
         }
         for (bucket, tokens) in [(&mut self.bytes, bytes), (&mut self.operations, 1)] {

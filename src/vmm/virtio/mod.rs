@@ -5,7 +5,8 @@
 //!                        └─ CommonConfig (pure)                                   └─ Ring ─▶ Chain ─▶ request
 //! ```
 //! Key types: [`VirtioFunction`], [`Block`], [`Net`], [`Rng`]. `vmm/machine` constructs them and drives them through
-//! `vmm/ports.rs`. All threads, rings and descriptors exist once the constructors have returned; later system calls are
+//! `vmm/ports.rs`. A device comes before or while the VM runs, and may leave: its thread, ring and timers go to the next
+//! one ([`Workers`], [`Stock`]). Those exist before system calls are restricted; a device's own later are
 //! epoll_pwait, read, write, readv, writev, getrandom, io_uring_enter, timerfd_settime, lseek, two ioctls of taps, and futex.
 //!
 //! Whatever a driver writes, the worst outcome is `DEVICE_NEEDS_RESET`, counted by [`VirtioFunction::faults`].
@@ -23,10 +24,12 @@ mod net;
 mod queue;
 mod rng;
 mod signals;
+mod stock;
 #[cfg(test)]
 mod testing;
 mod transport;
 mod worker;
+mod workers;
 
 pub use block::Block;
 pub use device::{Active, Device, Fault, Identity, Next, Wake};
@@ -34,4 +37,6 @@ pub use net::{Net, TapControl};
 pub use queue::{Ring, RingFault};
 pub use rng::Rng;
 pub use signals::Signals;
+pub use stock::Stock;
 pub use transport::VirtioFunction;
+pub use workers::Workers;

@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Block, Device, Net, Rng, TapControl, VirtioFunction};
+use super::{Block, Device, Net, Rng, TapControl, VirtioFunction, Workers};
 use crate::model::{MacAddr, RateLimits};
 use crate::sys::tap::Offloads;
 use crate::vmm::ports::{Effect, GuestMemory, PciFunction};
@@ -104,8 +104,13 @@ pub(in crate::vmm::virtio) struct Driver {
 
 impl Driver {
     pub(in crate::vmm::virtio) fn probe(device: impl Device) -> Self {
+        Self::probe_with(device, &Workers::new(|| Ok(())))
+    }
+
+    /// The same on a thread of `workers`.
+    pub(in crate::vmm::virtio) fn probe_with(device: impl Device, workers: &Workers) -> Self {
         let memory = memory();
-        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, || Ok(())).unwrap();
+        let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, workers).unwrap();
         let mut driver = Self {
             function,
             memory,

@@ -6,6 +6,9 @@
 //!             apply(Activate)                 apply(Reset), worker answers
 //!   Phase::Idle ─────────────▶ Phase::Live ─────────────────────────────────▶ Phase::Idle, status reads 0
 //!                                   └─ worker late ─▶ Phase::Stopping ─ answer seen at a status read ─┘
+//!
+//!             leave, in any phase               worker answers
+//!   Phase::… ────────────────────▶ Phase::Leaving ──────────────▶ the device is dropped, its thread free for another
 //! ```
 //! Register calls come from vCPU threads; [`PciFunction::apply`] from the control thread, while the vCPU that wrote the
 //! status waits: the only wait of a vCPU on another thread. It lasts at most [`RESET_WAIT`]; when the host's I/O takes
@@ -25,12 +28,11 @@ use super::common::{COMMON_LEN, CommonConfig};
 use super::device::{Active, Device};
 use super::queue::{Ring, RingFault};
 use super::signals::Signals;
-use super::worker::Worker;
+use super::worker::{Seat, Worker};
+use super::workers::Workers;
 use crate::model::DeviceChange;
 use crate::vmm::pci::{BarKind, Bars, Capabilities, ConfigSpace, Identity, Msix, MsixLayout};
-use crate::vmm::ports::{
-    BarMapping, ChangeError, Confine, DeviceCounters, Doorbell, Effect, GuestMemory, PciFunction, Vector,
-};
+use crate::vmm::ports::{BarMapping, ChangeError, DeviceCounters, Doorbell, Effect, GuestMemory, PciFunction, Vector};
 
 /// Longest that the control thread waits for the worker: for a reset, or a change of the device.
 const RESET_WAIT: Duration = Duration::from_secs(1);
@@ -70,7 +72,6 @@ const NOTIFY_MULTIPLIER: u32 = 4;
 /// Features of the transport and the rings.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-#[derive(Debug)]
 enum Phase {
     /// The worker holds nothing.
     Idle,
@@ -78,6 +79,19 @@ enum Phase {
     Live,
     /// The worker has been asked to give up and has not answered yet.
     Stopping(Receiver<()>),
+    /// The worker has been asked for the device itself.
+    Leaving(Receiver<Box<dyn Device>>),
+}
+
+impl std::fmt::Debug for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "Idle",
+            Self::Live => "Live",
+            Self::Stopping(_) => "Stopping",
+            Self::Leaving(_) => "Leaving",
+        })
+    }
 }
 
 /// A virtio device on the PCI bus.
@@ -95,17 +109,18 @@ pub struct VirtioFunction {
     signals: Arc<Signals>,
     memory: GuestMemory,
     phase: Phase,
-    worker: Worker,
+    /// `None` once the device has left.
+    worker: Option<Worker>,
+    workers: Workers,
 }
 
 impl VirtioFunction {
     /// Length of BAR 0 in bytes: the machine reserves as much, aligned to it.
     pub const BAR_LEN: u32 = 0x8000;
 
-    /// Puts `device` behind a PCI function and spawns its thread. `bar_base`: guest-physical address that BAR 0 is
+    /// Puts `device` behind a PCI function and gives it a thread of `workers`. `bar_base`: guest-physical address that BAR 0 is
     /// assigned to, a multiple of [`VirtioFunction::BAR_LEN`]; it decodes once the driver switches memory space on.
-    /// The thread begins with `confine`.
-    pub fn new(device: impl Device, memory: GuestMemory, bar_base: u32, confine: Confine) -> io::Result<Self> {
+    pub fn new(device: impl Device, memory: GuestMemory, bar_base: u32, workers: &Workers) -> io::Result<Self> {
         let identity = device.identity();
         let queues = identity.queue_sizes.len();
         let mut config = ConfigSpace::new(Identity {
@@ -129,7 +144,9 @@ impl VirtioFunction {
         let kick = |_| EventFd::new(EFD_NONBLOCK).map(Arc::new);
         let kicks = (0..queues).map(kick).collect::<io::Result<Vec<_>>>()?;
         let common = CommonConfig::new(identity.features | FEATURES, &identity.queue_sizes, signals.clone());
-        let worker = Worker::spawn(&identity.id, device, kicks.clone(), signals.clone(), confine)?;
+        let mut worker = workers.take(&identity.id)?;
+        let (id, device) = (identity.id.clone(), Box::new(device));
+        worker.seat(Seat { id, device, kicks: kicks.clone(), signals: signals.clone() })?;
         Ok(Self {
             id: identity.id,
             config,
@@ -142,7 +159,8 @@ impl VirtioFunction {
             signals,
             memory,
             phase: Phase::Idle,
-            worker,
+            worker: Some(worker),
+            workers: workers.clone(),
         })
     }
 
@@ -165,9 +183,10 @@ impl VirtioFunction {
         if !self.common.is_ready() || !matches!(self.phase, Phase::Idle) {
             return;
         }
+        let Some(worker) = &self.worker else { return };
         let started = self.rings().map(|rings| {
             let active = Active { rings, memory: self.memory.clone(), features: self.common.features() };
-            self.worker.start(active)
+            worker.start(active)
         });
         match started {
             Ok(Ok(())) => self.phase = Phase::Live,
@@ -199,8 +218,8 @@ impl VirtioFunction {
         if !self.common.is_resetting() {
             return;
         }
-        if matches!(self.phase, Phase::Live) {
-            let done = self.worker.stop();
+        if let (Phase::Live, Some(worker)) = (&self.phase, &self.worker) {
+            let done = worker.stop();
             if done.recv_timeout(RESET_WAIT) == Err(RecvTimeoutError::Timeout) {
                 tracing::warn!(device = %self.id, "reset waits for I/O in flight");
                 self.phase = Phase::Stopping(done);
@@ -369,7 +388,8 @@ impl PciFunction for VirtioFunction {
     }
 
     fn change(&mut self, change: DeviceChange) -> Result<(), ChangeError> {
-        let changed = self.worker.change(change).recv_timeout(RESET_WAIT).map_err(|_| ChangeError::Silent)?;
+        let worker = self.worker.as_ref().ok_or(ChangeError::Silent)?;
+        let changed = worker.change(change).recv_timeout(RESET_WAIT).map_err(|_| ChangeError::Silent)?;
         if let Some(config) = changed? {
             // Both under the function's lock: no driver sees one without the other (VIRTIO 1.2 §2.5.1).
             self.device_config = config;
@@ -382,11 +402,13 @@ impl PciFunction for VirtioFunction {
     }
 
     fn pause(&mut self) -> Option<Receiver<()>> {
-        Some(self.worker.pause())
+        self.worker.as_ref().map(Worker::pause)
     }
 
     fn resume(&mut self) {
-        self.worker.resume();
+        if let Some(worker) = &self.worker {
+            worker.resume();
+        }
     }
 
     fn apply(&mut self, effect: Effect) {
@@ -395,6 +417,27 @@ impl PciFunction for VirtioFunction {
             Effect::Reset => self.reset(),
             // The machine's business alone.
             Effect::BarsChanged | Effect::VectorsChanged => {}
+        }
+    }
+
+    fn leave(&mut self) -> bool {
+        let wait = if let Phase::Leaving(_) = self.phase { Duration::ZERO } else { RESET_WAIT };
+        let Some(worker) = &mut self.worker else { return true };
+        if !matches!(self.phase, Phase::Leaving(_)) {
+            self.phase = Phase::Leaving(worker.vacate());
+        }
+        let Phase::Leaving(device) = &self.phase else { return false };
+        match device.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => false,
+            // Here it is closed: disk or tap are nobody's from now on.
+            Ok(device) => {
+                drop(device);
+                if let Some(worker) = self.worker.take() {
+                    self.workers.put_back(worker);
+                }
+                true
+            }
+            Err(RecvTimeoutError::Disconnected) => true,
         }
     }
 }

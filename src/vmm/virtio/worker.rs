@@ -1,18 +1,20 @@
-//! The thread that owns a device. Key type: [`Worker`].
+//! The thread that owns a device. Key types: [`Worker`], [`Seat`].
 //!
 //! ```text
-//!             Start(Active)                 fault
-//!      Idle ───────────────▶ Active ─────────────────▶ Idle, device marked NEEDS_RESET
-//!       ▲        Stop          │
-//!       └──────────────────────┘  acknowledged when no I/O touches guest memory any more
+//!              seat            Start(Active)                 fault
+//!      Free ──────────▶ Idle ───────────────▶ Active ─────────────────▶ Idle, device marked NEEDS_RESET
+//!       ▲                │▲        Stop          │
+//!       └────vacate──────┘└──────────────────────┘  acknowledged when no I/O touches guest memory any more
 //! ```
 //! Beside that it may be paused: acknowledged when nothing is in flight; then it answers to nothing but commands.
-//! Spawned with the device, because no thread can be made later. Wakes up for commands (an eventfd beside the channel),
-//! queue notifications and the device's own descriptor; drained kicks of an idle device have no effect, since a start
-//! looks at all queues.
+//! Spawned before system calls are restricted, because no thread can be made later; a free one waits in `workers` for a
+//! device that comes while the VM runs. Wakes up for commands (an eventfd beside the channel), queue notifications and
+//! the device's own descriptor; drained kicks of an idle device have no effect, since a start looks at all queues.
+//!
+//! What a thread waits for is registered by whoever seats a device, so that the thread itself needs no right to.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -37,6 +39,7 @@ const BATCH: usize = 8;
 pub(super) type Changed = Result<Option<Vec<u8>>, ChangeError>;
 
 enum Command {
+    Seat(Seat),
     Start(Active),
     /// Answered when the device is idle.
     Stop(SyncSender<()>),
@@ -45,6 +48,20 @@ enum Command {
     /// Answered when nothing is in flight.
     Pause(SyncSender<()>),
     Resume,
+    /// Answered with the device when it is idle; the thread is free then.
+    Vacate(SyncSender<Box<dyn Device>>),
+}
+
+/// A device with all that its thread works with.
+pub(super) struct Seat {
+    /// For logs.
+    pub(super) id: String,
+    /// The device.
+    pub(super) device: Box<dyn Device>,
+    /// By queue.
+    pub(super) kicks: Vec<Arc<EventFd>>,
+    /// How it reports.
+    pub(super) signals: Arc<Signals>,
 }
 
 /// The thread is gone: it met an error that it could not survive.
@@ -57,45 +74,54 @@ pub(super) struct WorkerGone;
 pub(super) struct Worker {
     /// Dropped first of all: its end is the command to quit.
     commands: Option<Sender<Command>>,
-    wake: EventFd,
+    wake: Arc<EventFd>,
+    epoll: Arc<Epoll>,
+    /// What is registered for the device that is seated.
+    watched: Vec<RawFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Spawns the thread for `device`, which begins with `confine`, listens to `kicks` (by queue) and reports through
-    /// `signals`.
-    pub(super) fn spawn(
-        id: &str,
-        device: impl Device,
-        kicks: Vec<Arc<EventFd>>,
-        signals: Arc<Signals>,
-        confine: Confine,
-    ) -> io::Result<Self> {
-        let wake = EventFd::new(EFD_NONBLOCK)?;
-        let epoll = Epoll::new()?;
-        let add = |fd, events, data| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data));
-        add(wake.as_raw_fd(), EventSet::IN, COMMAND)?;
-        for (number, kick) in (0..).zip(&kicks) {
-            add(kick.as_raw_fd(), EventSet::IN, number)?;
-        }
-        for (number, fd) in (BACKEND..).zip(device.backends()) {
-            add(fd, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, number)?;
-        }
+    /// Spawns a free thread of this name, which begins with `confine`.
+    pub(super) fn spawn(name: &str, confine: Confine) -> io::Result<Self> {
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let epoll = Arc::new(Epoll::new()?);
+        epoll.ctl(ControlOperation::Add, wake.as_raw_fd(), EpollEvent::new(EventSet::IN, COMMAND))?;
         let (commands, inbox) = channel();
-        let own = Owner {
-            id: id.to_owned(),
-            device,
-            epoll,
-            inbox,
-            wake: wake.try_clone()?,
-            kicks,
-            signals,
-            active: None,
-            is_paused: false,
-        };
-        let name: String = format!("vio-{id}").chars().take(NAME_LEN).collect();
+        let own = Owner { epoll: Arc::clone(&epoll), inbox, wake: Arc::clone(&wake), seated: None };
+        let name: String = format!("vio-{name}").chars().take(NAME_LEN).collect();
         let thread = std::thread::Builder::new().name(name).spawn(move || own.run(confine))?;
-        Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
+        Ok(Self { commands: Some(commands), wake, epoll, watched: Vec::new(), thread: Some(thread) })
+    }
+
+    /// Gives the free thread a device. On an error the thread is to be dropped.
+    pub(super) fn seat(&mut self, seat: Seat) -> io::Result<()> {
+        for (number, kick) in (0..).zip(&seat.kicks) {
+            self.watch(kick.as_raw_fd(), EventSet::IN, number)?;
+        }
+        for (number, fd) in (BACKEND..).zip(seat.device.backends()) {
+            self.watch(fd, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED, number)?;
+        }
+        self.send(Command::Seat(seat)).map_err(io::Error::other)
+    }
+
+    fn watch(&mut self, fd: RawFd, events: EventSet, data: u64) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))?;
+        self.watched.push(fd);
+        Ok(())
+    }
+
+    /// Takes the device from the thread: it arrives when nothing of it is in flight. If the thread is gone, so is the
+    /// device, and the receiver is disconnected.
+    pub(super) fn vacate(&mut self) -> Receiver<Box<dyn Device>> {
+        for fd in self.watched.drain(..) {
+            // Gone with its device, if the thread is.
+            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
+        let (done, receiver) = sync_channel(1);
+        // On failure the sender is dropped with the command, and the receiver learns.
+        let _ = self.send(Command::Vacate(done));
+        receiver
     }
 
     /// Hands the rings over; the device runs at once.
@@ -151,19 +177,21 @@ impl Drop for Worker {
 }
 
 /// What the thread owns.
-struct Owner<D> {
-    id: String,
-    device: D,
-    epoll: Epoll,
+struct Owner {
+    epoll: Arc<Epoll>,
     inbox: Receiver<Command>,
-    wake: EventFd,
-    kicks: Vec<Arc<EventFd>>,
-    signals: Arc<Signals>,
+    wake: Arc<EventFd>,
+    seated: Option<Seated>,
+}
+
+/// The device, and its rings while the driver lets it work.
+struct Seated {
+    seat: Seat,
     active: Option<Active>,
     is_paused: bool,
 }
 
-impl<D: Device> Owner<D> {
+impl Owner {
     fn run(mut self, confine: Confine) {
         if let Err(error) = confine() {
             // Better no device than one that is not confined.
@@ -198,7 +226,7 @@ impl<D: Device> Owner<D> {
     }
 
     fn kicked(&mut self, number: usize) -> Next {
-        if let Some(kick) = self.kicks.get(number) {
+        if let Some(kick) = self.seated.as_ref().and_then(|seated| seated.seat.kicks.get(number)) {
             // Non-blocking: whoever was faster has taken the same kick.
             let _ = kick.read();
         }
@@ -211,8 +239,11 @@ impl<D: Device> Owner<D> {
         let mut next = Next::Wait;
         loop {
             match self.inbox.try_recv() {
+                Ok(Command::Seat(seat)) => self.seated = Some(Seated { seat, active: None, is_paused: false }),
                 Ok(Command::Start(active)) => {
-                    self.active = Some(active);
+                    if let Some(seated) = &mut self.seated {
+                        seated.active = Some(active);
+                    }
                     next = self.call(Wake::Any);
                 }
                 Ok(Command::Stop(done)) => {
@@ -222,26 +253,32 @@ impl<D: Device> Owner<D> {
                     let _ = done.send(());
                 }
                 Ok(Command::Change(change, done)) => {
-                    let changed = self.device.change(change);
-                    let _ = done.send(changed);
+                    // Dropped unanswered without a device.
+                    if let Some(Seated { seat, .. }) = &mut self.seated {
+                        let _ = done.send(seat.device.change(change));
+                    }
                     if self.call(Wake::Any) == Next::Again {
                         next = Next::Again;
                     }
                 }
                 Ok(Command::Pause(done)) => {
-                    self.is_paused = true;
                     next = Next::Wait;
-                    if let Some(active) = &mut self.active
-                        && let Err(fault) = self.device.rest(active)
-                    {
-                        self.fail(fault);
-                    }
+                    self.pause();
                     let _ = done.send(());
                 }
                 Ok(Command::Resume) => {
-                    self.is_paused = false;
+                    if let Some(seated) = &mut self.seated {
+                        seated.is_paused = false;
+                    }
                     // Kicks that came meanwhile were drained.
                     next = self.call(Wake::Any);
+                }
+                Ok(Command::Vacate(done)) => {
+                    self.idle();
+                    next = Next::Wait;
+                    if let Some(Seated { seat, .. }) = self.seated.take() {
+                        let _ = done.send(seat.device);
+                    }
                 }
                 Err(TryRecvError::Empty) => return Some(next),
                 Err(TryRecvError::Disconnected) => {
@@ -253,11 +290,8 @@ impl<D: Device> Owner<D> {
     }
 
     fn call(&mut self, wake: Wake) -> Next {
-        if self.is_paused {
-            return Next::Wait;
-        }
-        let Some(active) = &mut self.active else { return Next::Wait };
-        match self.device.run(active, wake) {
+        let Some(Seated { seat, active: Some(active), is_paused: false }) = &mut self.seated else { return Next::Wait };
+        match seat.device.run(active, wake) {
             Ok(next) => next,
             Err(fault) => {
                 self.fail(fault);
@@ -266,19 +300,35 @@ impl<D: Device> Owner<D> {
         }
     }
 
+    /// Has the device finish what it has begun, and begin nothing more.
+    fn pause(&mut self) {
+        let Some(Seated { seat, active, is_paused }) = &mut self.seated else { return };
+        *is_paused = true;
+        if let Some(active) = active
+            && let Err(fault) = seat.device.rest(active)
+        {
+            self.fail(fault);
+        }
+    }
+
     fn fail(&mut self, fault: Fault) {
-        let is_live = self.active.is_some();
+        let cause = std::error::Error::source(&fault).map(ToString::to_string);
+        let Some(Seated { seat, active, .. }) = &self.seated else {
+            return tracing::error!(%fault, cause, "a free device thread ends");
+        };
+        let (id, signals, is_live) = (seat.id.clone(), Arc::clone(&seat.signals), active.is_some());
         self.idle();
-        let count = self.signals.fail(is_live);
+        let count = signals.fail(is_live);
         // At most one line per doubling: a guest cannot fill the log.
         if count.is_power_of_two() {
-            let cause = std::error::Error::source(&fault).map(ToString::to_string);
-            tracing::warn!(device = %self.id, %fault, cause, count, "device needs a reset");
+            tracing::warn!(device = %id, %fault, cause, count, "device needs a reset");
         }
     }
 
     fn idle(&mut self) {
-        self.device.stop();
-        self.active = None;
+        if let Some(seated) = &mut self.seated {
+            seated.seat.device.stop();
+            seated.active = None;
+        }
     }
 }

@@ -13,6 +13,8 @@ use super::{componentize, write};
 
 /// The worlds of real plugins.
 const ADMIT: &str = "ostler:policy/admit@0.1.0";
+const ATTACH: &str = "ostler:policy/attach@0.1.0";
+const DETACH: &str = "ostler:policy/detach@0.1.0";
 const SELECT_VF: &str = "ostler:policy/select-vf@0.1.0";
 const SELECT_NVME: &str = "ostler:policy/select-nvme@0.1.0";
 
@@ -25,15 +27,24 @@ const LOADS: &[&str] = &["admit-type", "memory", "lifecycle"];
 const DECIDES: &[&str] = &["admit-type", "memory", "abstains"];
 /// What a misbehaving selection needs around it.
 const SELECTS: &[&str] = &["select-vf-type", "memory", "lifecycle"];
+/// The same for devices that come, and that go.
+const ATTACHES: &[&str] = &["attach-type", "memory", "lifecycle"];
+const DETACHES: &[&str] = &["detach-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 33] = [
+const FIXTURES: [Fixture; 39] = [
     Fixture("abstain", ADMIT, ALL),
+    Fixture("attach-abstain", ATTACH, ATTACHES),
+    Fixture("attach-forge", ATTACH, ATTACHES),
+    Fixture("attach-loop", ATTACH, ATTACHES),
+    Fixture("attach-trap", ATTACH, ATTACHES),
     Fixture("bad-name", ADMIT, DECIDES),
     Fixture("bad-utf8", ADMIT, LOADS),
     Fixture("clock", "test:hostile/clock", LOADS),
     Fixture("describe-loop", ADMIT, DECIDES),
     Fixture("describe-trap", ADMIT, DECIDES),
+    Fixture("detach-keep", DETACH, DETACHES),
+    Fixture("detach-trap", DETACH, DETACHES),
     Fixture("escape", ADMIT, LOADS),
     Fixture("far-away", ADMIT, LOADS),
     Fixture("fill", ADMIT, LOADS),

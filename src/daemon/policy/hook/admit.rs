@@ -10,7 +10,7 @@ use crate::daemon::policy::host::bindings::ostler::policy::types;
 use crate::daemon::policy::limits::MAX_PATCHES;
 use crate::model::{AdmitRequest, Opinion, Outcome, Patch, PolicyFault, PolicyScope, TenantId, Verdict};
 
-use super::{NO_OPINION, Question, check_denial};
+use super::{NO_OPINION, Question, check_denial, deny};
 
 impl Question for AdmitRequest {
     type Verdict = Verdict;
@@ -98,10 +98,6 @@ pub(in crate::daemon::policy) fn combine(opinions: &[Opinion]) -> Outcome {
     }
     let vcpus = vcpus.map(Patch::CapVcpus);
     Outcome::Allow(vcpus.into_iter().chain(memory_mib.map(Patch::CapMemoryMib)).collect())
-}
-
-fn deny(code: &str, message: String, by: Option<&Opinion>) -> Outcome {
-    Outcome::Deny { code: code.to_owned(), message, plugin: by.map(|opinion| opinion.plugin.clone()) }
 }
 
 fn question(request: &AdmitRequest) -> admit_hook::AdmitRequest {

@@ -4,6 +4,8 @@
 //! come to. The host around it (`executor`, `call`) is the same for all.
 
 pub(super) mod admit;
+pub(super) mod attach;
+pub(super) mod detach;
 mod ranking;
 pub(super) mod select_nvme;
 pub(super) mod select_vf;
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::{Opinion, PolicyFault, PolicyScope, TenantId};
+use crate::model::{Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict};
 
 use super::call::Site;
 use super::limits::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES};
@@ -66,6 +68,19 @@ pub(super) fn ask<Q: Question>(question: &Q, site: &Site<'_>, scope: &PolicyScop
 /// Whether nobody behind this opinion needs to be asked.
 pub(super) fn decides<Q: Question>(opinion: &Opinion<Q::Verdict>) -> bool {
     opinion.verdict.as_ref().map_or(true, Q::is_final)
+}
+
+/// The first opinion that denies, or that is none.
+fn first_denial(opinions: &[Opinion]) -> Option<Outcome> {
+    opinions.iter().find_map(|opinion| match &opinion.verdict {
+        Ok(Verdict::Deny { code, message }) => Some(deny(code, message.clone(), Some(opinion))),
+        Err(fault) => Some(deny(fault.code(), fault.to_string(), Some(opinion))),
+        Ok(Verdict::Allow(_) | Verdict::Abstain) => None,
+    })
+}
+
+fn deny(code: &str, message: String, by: Option<&Opinion>) -> Outcome {
+    Outcome::Deny { code: code.to_owned(), message, plugin: by.map(|opinion| opinion.plugin.clone()) }
 }
 
 /// Whether a denial, or a reason, can be shown and its code is the plugin's to give.

@@ -12,6 +12,7 @@
 mod choose;
 mod claim;
 mod nvme;
+mod rehearse;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,11 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::plugins::Plugins;
-use super::{Node, Principal, ServiceError};
+use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
 use crate::daemon::policy::PolicyHost;
-use crate::daemon::record::{LeaseEvent, LeaseState, NvmeLease, VfKey, VfLease, VmRecord};
+use crate::daemon::record::{Before, HeldFor, Lease, LeaseEvent, LeaseState, NvmeLease, VfKey, VfLease, VmRecord};
 use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
 use crate::model::{Bdf, VmId};
@@ -276,16 +277,29 @@ impl Node {
         principal: &Principal,
         address: Bdf,
         nsid: u32,
+        terms: &Terms<Released>,
     ) -> Result<Released, ServiceError> {
         require_operator(principal)?;
-        match self.release_nvme(address, nsid).await? {
+        match self.release_nvme(address, nsid, terms).await? {
             Some(lease) => Ok(Released::Nvme(lease)),
-            None => self.release_vf(principal, address).await.map(Released::Vf),
+            None => self.release_vf(principal, address, terms).await.map(Released::Vf),
         }
     }
 
-    async fn release_vf(&self, principal: &Principal, address: Bdf) -> Result<VfLease, ServiceError> {
+    async fn release_vf(
+        &self,
+        principal: &Principal,
+        address: Bdf,
+        terms: &Terms<Released>,
+    ) -> Result<VfLease, ServiceError> {
         let snapshot = self.store.snapshot();
+        if let Some(Before::Lease { address, generation }) = terms.left()
+            && let Some(lease) = snapshot.leases.values().find(|lease| lease.address == *address)
+            && (lease.state == LeaseState::Free && lease.generation != *generation)
+        {
+            // An attempt that was cut off had done it, or the daemon's start did.
+            return Ok(VfLease::clone(lease));
+        }
         let held = snapshot.leases.values().find(|lease| lease.address == address && lease.state != LeaseState::Free);
         let Some((lease, holder)) = held.and_then(|lease| Some((lease, lease.state.holder()?))) else {
             let devices = read().await.map_err(DeviceError::Unreadable)?;
@@ -299,14 +313,27 @@ impl Node {
             let vm = format!("{}/{}", vm.tenant, vm.name);
             return Err(DeviceError::InUse { address, state: lease.state.name(), vm }.into());
         }
+        let what = format!("the lease of virtual function {address}");
+        terms.require_etag(&what, || Some(lease_etag(lease)))?;
+        if terms.validate_only {
+            return Ok(VfLease::clone(lease));
+        }
+        self.begin(terms, Before::Lease { address, generation: lease.generation }).await?;
         tracing::info!(vf = %address, %principal, "release asked for");
         Ok(self.devices.clean(VfLease::clone(lease)).await?)
     }
 }
 
+/// Changes with every change of the lease's state.
+pub fn lease_etag<K: Clone, H: HeldFor>(lease: &Lease<K, H>) -> String {
+    format!("\"{}\"", lease.generation)
+}
+
 fn require_operator(principal: &Principal) -> Result<(), ServiceError> {
     match principal {
         Principal::Operator(_) => Ok(()),
-        Principal::Tenant(_) => Err(ServiceError::NotAllowed { needs: "an operator may see and change the host" }),
+        Principal::Tenant(_) | Principal::Viewer(_) => {
+            Err(ServiceError::NotAllowed { needs: "an operator may see and change the host" })
+        }
     }
 }

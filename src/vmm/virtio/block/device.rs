@@ -14,7 +14,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use super::engine::{Engine, StartError, Task};
-use super::image::Image;
+use super::image::{Holes, Image};
 use super::request::{
     self, Geometry, ID_LEN, Kind, MAX_DATA_LEN, MAX_RANGE_SECTORS, Refusal, SECTOR_LEN, SEG_MAX, SIZE_MAX,
 };
@@ -24,6 +24,7 @@ use crate::vmm::virtio::chain::{self, Chain, Segment};
 use crate::vmm::virtio::device::{Active, Device, Fault, Identity, Next, Wake};
 use crate::vmm::virtio::limiter::Limiter;
 use crate::vmm::virtio::queue::{Ring, RingFault};
+use crate::vmm::virtio::stock::Stock;
 
 const QUEUE_SIZE: u16 = 256;
 /// SCSI storage controller, as the transitional devices had it; guests go by the virtio type.
@@ -61,8 +62,21 @@ impl Block {
     /// and, unless `is_read_only`, for writing; with `O_DIRECT` the page cache is bypassed. Its length is whole blocks.
     /// It moves what `limits` allow. Sets up io_uring: call it before system calls are restricted.
     pub fn new(id: DeviceId, image: File, is_read_only: bool, queues: u16, limits: RateLimits) -> io::Result<Self> {
-        let image = Image::examine(image, is_read_only)?;
-        let (engine, limiter) = (Engine::new(&image)?, Limiter::new(limits)?);
+        Self::with_stock(id, image, is_read_only, queues, limits, &Stock::default())
+    }
+
+    /// The same with ring and timer from `stock`.
+    pub fn with_stock(
+        id: DeviceId,
+        image: File,
+        is_read_only: bool,
+        queues: u16,
+        limits: RateLimits,
+        stock: &Stock,
+    ) -> io::Result<Self> {
+        let holes = if stock.is_filled() { Holes::Presumed } else { Holes::Tried };
+        let image = Image::examine(image, is_read_only, holes)?;
+        let (engine, limiter) = (Engine::new(&image, &stock.rings)?, Limiter::with_timer(limits, stock.timer()?));
         Ok(Self { id, image, is_read_only, queues: queues.max(1), engine, limiter, first: 0, is_behind: false })
     }
 

@@ -17,12 +17,12 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::image::{Alignment, Image};
-use crate::sys::disk_ring::{Completion, DiskOp, DiskRing};
+use crate::sys::disk_ring::{Completion, DiskOp, DiskRing, DiskRings};
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::vmm::virtio::chain::{self, Segment};
 
 /// Requests in flight at most; the others wait in their ring.
-const DEPTH: u16 = 128;
+pub(in crate::vmm::virtio) const DEPTH: u16 = 128;
 /// Most bytes of one bounced piece, so that all requests in flight together cost at most 4 MiB.
 const BOUNCE_LEN: usize = 32 << 10;
 /// Bytes of zeros that are kept to be written, and how often one operation writes them.
@@ -120,9 +120,9 @@ pub(super) struct Engine<T> {
 }
 
 impl<T> Engine<T> {
-    /// Sets up io_uring on the image.
-    pub(super) fn new(image: &Image) -> io::Result<Self> {
-        let ring = DiskRing::new(image.file.try_clone()?, DEPTH)?;
+    /// Gets a ring for the image.
+    pub(super) fn new(image: &Image, rings: &DiskRings) -> io::Result<Self> {
+        let ring = rings.open(image.file.try_clone()?, DEPTH)?;
         Ok(Self { ring, alignment: image.alignment, keeping: Method::Range, zeros: None })
     }
 
@@ -403,7 +403,11 @@ mod tests {
     }
 
     fn engine(file: &File) -> Engine<u8> {
-        Engine::new(&Image::examine(file.try_clone().unwrap(), false).unwrap()).unwrap()
+        Engine::new(
+            &Image::examine(file.try_clone().unwrap(), false, super::super::image::Holes::Tried).unwrap(),
+            &DiskRings::default(),
+        )
+        .unwrap()
     }
 
     fn wait(engine: &mut Engine<u8>) -> Finished<u8> {

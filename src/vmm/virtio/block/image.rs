@@ -1,11 +1,12 @@
 //! What an image lets a disk do: its length, its block size, its alignment, whether it can have holes. Key type: [`Image`].
 //!
-//! Looked at once, before system calls are restricted; only the length is looked at again, when the host has changed it.
+//! Looked at once; only the length is looked at again, when the host has changed it. Whether holes work is tried before
+//! system calls are restricted, and presumed afterwards.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 
-use rustix::fs::{AtFlags, FallocateFlags, FileType, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, OFlags, Statx, StatxFlags};
 
 use super::request::SECTOR_LEN;
 
@@ -23,6 +24,15 @@ pub(super) struct Alignment {
     pub(super) memory: u32,
     /// Offsets, and the lengths of all pieces, are.
     pub(super) block: u32,
+}
+
+/// How it is known whether ranges of a file can be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holes {
+    /// It is tried.
+    Tried,
+    /// It cannot be tried, and is what usual file systems can: on others requests for it are answered as unsupported.
+    Presumed,
 }
 
 /// A raw image.
@@ -45,15 +55,15 @@ pub(super) struct Image {
 impl Image {
     /// Examines `file`, open for reading and, unless `is_read_only`, for writing. The error says what is wrong with "the
     /// image"; the caller knows whose it is.
-    pub(super) fn examine(file: File, is_read_only: bool) -> io::Result<Self> {
+    pub(super) fn examine(file: File, is_read_only: bool, holes: Holes) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&file)?;
         let mode = flags & OFlags::ACCMODE;
         if mode == OFlags::WRONLY || (!is_read_only && mode != OFlags::RDWR) {
             return refuse("is not open for what the disk allows".to_owned());
         }
-        let stat = rustix::fs::fstat(&file)?;
-        let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-        let alignment = if flags.contains(OFlags::DIRECT) { Some(alignment(&file, is_device)?) } else { None };
+        let stat = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::DIOALIGN)?;
+        let is_device = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
+        let alignment = if flags.contains(OFlags::DIRECT) { Some(alignment(&file, &stat, is_device)?) } else { None };
         let own_block = if is_device { rustix::fs::ioctl_blksszget(&file)? } else { SECTOR_LEN as u32 };
         let block_len = own_block.max(alignment.map_or(0, |alignment| alignment.block));
         if !block_len.is_power_of_two() || !(SECTOR_LEN as u32..=MAX_BLOCK_LEN).contains(&block_len) {
@@ -61,9 +71,9 @@ impl Image {
         }
         let mut image = Self { file, len: 0, block_len, alignment, can_punch: false, granularity: block_len };
         image.len = image.read_len()?;
-        image.can_punch = !is_read_only && (is_device || image.takes_holes());
+        image.can_punch = !is_read_only && (is_device || holes == Holes::Presumed || image.takes_holes());
         if !is_device {
-            let unit = u32::try_from(stat.st_blksize).unwrap_or(0).clamp(block_len, MAX_GRANULARITY);
+            let unit = stat.stx_blksize.clamp(block_len, MAX_GRANULARITY);
             image.granularity = if unit.is_power_of_two() { unit } else { block_len };
         }
         Ok(image)
@@ -87,12 +97,11 @@ impl Image {
 }
 
 /// What direct I/O on `file` needs (statx(2), `STATX_DIOALIGN`).
-fn alignment(file: &File, is_device: bool) -> io::Result<Alignment> {
+fn alignment(file: &File, stat: &Statx, is_device: bool) -> io::Result<Alignment> {
     let usual = Alignment {
         memory: USUAL_ALIGNMENT,
         block: if is_device { rustix::fs::ioctl_blksszget(file)? } else { USUAL_ALIGNMENT },
     };
-    let Ok(stat) = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) else { return Ok(usual) };
     if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
         return Ok(usual);
     }
@@ -115,7 +124,7 @@ mod tests {
         for len in [0, 1, 511, 1000, (1 << 20) + 1] {
             let file = tempfile::tempfile().unwrap();
             file.set_len(len).unwrap();
-            let error = Image::examine(file, false).unwrap_err();
+            let error = Image::examine(file, false, Holes::Tried).unwrap_err();
             assert!(error.to_string().contains(&format!("has {len} bytes")), "{error}");
         }
     }
@@ -124,11 +133,11 @@ mod tests {
     fn tries_holes_without_changing_the_image() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
-        let image = Image::examine(file.try_clone().unwrap(), false).unwrap();
+        let image = Image::examine(file.try_clone().unwrap(), false, Holes::Tried).unwrap();
         assert_eq!((image.len, image.block_len, image.alignment), (4096, 512, None));
         assert!(image.granularity >= 512 && image.granularity.is_power_of_two());
         assert_eq!(file.metadata().unwrap().len(), 4096);
-        assert!(!Image::examine(file, true).unwrap().can_punch, "nobody discards a read-only disk");
+        assert!(!Image::examine(file, true, Holes::Presumed).unwrap().can_punch, "nobody discards a read-only disk");
     }
 
     #[test]
@@ -138,7 +147,7 @@ mod tests {
         if rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file).unwrap() | OFlags::DIRECT).is_err() {
             return println!("skipped: the directory of temporary files has no direct I/O");
         }
-        let image = Image::examine(file, false).unwrap();
+        let image = Image::examine(file, false, Holes::Tried).unwrap();
         let alignment = image.alignment.unwrap();
         assert!(alignment.block <= image.block_len && alignment.memory.is_power_of_two(), "{alignment:?}");
     }

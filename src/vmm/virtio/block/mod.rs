@@ -13,3 +13,4 @@ mod request;
 mod tests;
 
 pub use device::Block;
+pub(super) use engine::DEPTH;

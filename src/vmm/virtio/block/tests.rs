@@ -7,6 +7,7 @@ use super::Block;
 use crate::model::{DeviceChange, Rate, RateLimits};
 use crate::vmm::ports::PciFunction;
 use crate::vmm::virtio::testing::*;
+use crate::vmm::virtio::{Stock, Workers};
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -315,6 +316,44 @@ fn what_exceeds_the_limits_waits_and_is_served_then() {
         driver.send(0, &pieces);
         driver.send(1, &pieces);
         driver.reset();
+    }
+}
+
+#[test]
+fn a_disk_that_came_later_does_all_that_one_of_before_does_and_leaves_nothing_of_it_to_the_next() {
+    let (workers, stock) = (Workers::new(|| Ok(())), Stock::default());
+    workers.seal(1).unwrap();
+    stock.fill(1).unwrap();
+    let rate = Rate::new("f", 1, 0).ok();
+    let slow = RateLimits { bandwidth: rate, operations: rate };
+    let sector = [piece(DATA + 0x1000, 512, WRITE)];
+    for round in 0..3 {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 * 512).unwrap();
+        let disk = || {
+            let (id, image) = ("disk-0".parse().unwrap(), file.try_clone().unwrap());
+            Block::with_stock(id, image, false, 2, RateLimits::default(), &stock)
+        };
+        let mut driver = Driver::probe_with(disk().unwrap(), &workers);
+        assert_eq!(disk().unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        driver.bring_up(ALL_FEATURES);
+        for queue in 0..2 {
+            assert_eq!(request_on(&mut driver, queue, IN, 0, &sector), (0, 513), "round {round}");
+        }
+        assert_eq!(ranges(&mut driver, DISCARD, &[(0, 8, 0)]), 0, "round {round}");
+        file.set_len(16 * 512).unwrap();
+        driver.function.change(DeviceChange::Resized).unwrap();
+        assert_eq!(request(&mut driver, IN, 8, &sector), (0, 513));
+        // Left while it stands still, or while a request waits by its limits: neither is the next one's.
+        driver.function.change(DeviceChange::Limits(slow)).unwrap();
+        let pieces = [header(&driver, DATA, IN, 0), sector[0], piece(STATUS, 1, WRITE)];
+        driver.send(0, &pieces);
+        if round == 0 {
+            driver.function.pause().unwrap().recv().unwrap();
+        }
+        while !driver.function.leave() {}
+        assert!(driver.function.pause().is_none() && driver.function.change(DeviceChange::Resized).is_err());
+        driver.function.resume();
     }
 }
 

@@ -22,6 +22,7 @@ use crate::vmm::virtio::chain;
 use crate::vmm::virtio::device::{Active, Device, Fault, Identity, Next, Wake};
 use crate::vmm::virtio::limiter::Limiter;
 use crate::vmm::virtio::queue::{Ring, RingFault};
+use crate::vmm::virtio::stock::Stock;
 
 const QUEUE_SIZE: u16 = 256;
 /// Entries of the control queue: a driver sends one command and waits.
@@ -84,6 +85,19 @@ impl Net {
         limits: RateLimits,
         control: TapControl,
     ) -> io::Result<Self> {
+        Self::with_stock(id, taps, mac, known, limits, control, &Stock::default())
+    }
+
+    /// The same with timers from `stock`.
+    pub fn with_stock(
+        id: DeviceId,
+        taps: Vec<OwnedFd>,
+        mac: MacAddr,
+        known: Offloads,
+        limits: RateLimits,
+        control: TapControl,
+        stock: &Stock,
+    ) -> io::Result<Self> {
         for tap in &taps {
             if !rustix::fs::fcntl_getfl(tap)?.contains(OFlags::NONBLOCK) {
                 let text = format!("tap of interface {id} is blocking, it must be opened with O_NONBLOCK");
@@ -94,7 +108,8 @@ impl Net {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("interface {id} has no tap")));
         }
         let limits = roomy(limits);
-        let (receives, transmits) = (Limiter::new(limits)?, Limiter::new(limits)?);
+        let limiter = || Ok::<_, io::Error>(Limiter::with_timer(limits, stock.timer()?));
+        let (receives, transmits) = (limiter()?, limiter()?);
         let pairs = taps.into_iter().map(Pair::new).collect();
         Ok(Self { id, mac, pairs, known, control, agreed: None, receives, transmits })
     }

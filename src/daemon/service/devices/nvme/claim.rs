@@ -33,6 +33,20 @@ impl NvmeDevices {
         Ok(given)
     }
 
+    /// Whether [`claim`](Self::claim) would get what it needs, without taking anything: what policy says is on no record.
+    pub(in super::super) async fn rehearse(&self, vm: &VmRecord) -> Result<(), DevicesError> {
+        for nvme in vm.spec.nvmes() {
+            if self.own(vm, nvme)?.is_some() {
+                continue;
+            }
+            let found = read().await.map_err(DevicesError)?;
+            let offer = choose::offer(&found, &self.store.snapshot().nvme_leases, vm, nvme)?;
+            let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant), offer.request).await;
+            order_of(nvme, decided.dry_run())?;
+        }
+        Ok(())
+    }
+
     /// What the device has of an earlier run.
     fn own(&self, vm: &VmRecord, nvme: &NvmeSpec) -> Result<Option<NvmeLease>, DevicesError> {
         let snapshot = self.store.snapshot();
@@ -62,17 +76,7 @@ impl NvmeDevices {
             let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant), offer.request).await;
             let (id, decision) = record(&self.store, decided).await.map_err(|error| DevicesError(error.to_string()))?;
             tracing::info!(tenant = %vm.tenant, vm = %vm.name, device = %nvme.id, ?decision.outcome, took = ?decision.took, "NVMe decision");
-            let order = match decision {
-                NvmeDecision { outcome: NvmeOutcome::Select { order }, .. } => order,
-                NvmeDecision { outcome: NvmeOutcome::Deny { code, message, plugin }, .. } => {
-                    let who = plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
-                    return Err(DevicesError(format!(
-                        "{who} gives NVMe device {} nothing: {message} ({code})",
-                        nvme.id
-                    )));
-                }
-            };
-            let chosen = order.into_iter().filter_map(|index| offer.candidates.get(index));
+            let chosen = order_of(nvme, decision)?.into_iter().filter_map(|index| offer.candidates.get(index));
             let taken = self.take_first(chosen, vm, nvme).await;
             let enforcement = match &taken {
                 Ok(Some(lease)) => Enforcement::Enforced(lease.key.to_string()),
@@ -173,6 +177,17 @@ impl NvmeDevices {
         let work = move || hostdev::nvme::lend_controller(controller).map_err(|error| error.to_string());
         on_host_within(HOST_TIMEOUT, work).await.map_err(DevicesError)?;
         Ok(device(nvme, data, None, controller, size_bytes))
+    }
+}
+
+/// In which order policy would have the candidates taken, or its denial.
+fn order_of(nvme: &NvmeSpec, decision: NvmeDecision) -> Result<Vec<usize>, DevicesError> {
+    match decision.outcome {
+        NvmeOutcome::Select { order } => Ok(order),
+        NvmeOutcome::Deny { code, message, plugin } => {
+            let who = plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+            Err(DevicesError(format!("{who} gives NVMe device {} nothing: {message} ({code})", nvme.id)))
+        }
     }
 }
 

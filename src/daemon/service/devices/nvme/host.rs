@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use super::super::super::Terms;
+use super::super::{Released, lease_etag};
 use super::choose::{key_of, unfit};
 use super::{
     Bdf, DeviceError, HOST_TIMEOUT, LeaseState, Node, NvmeController, NvmeControllers, NvmeKey, NvmeLease, NvmePart,
@@ -10,6 +12,7 @@ use super::{
 };
 use crate::daemon::hostdev::nvme::{NvmePlace, Shares};
 use crate::daemon::inventory::NvmeFacts;
+use crate::daemon::record::Before;
 
 /// Queue pairs that a controller needs at least: the admin queue, and one for data (NVM Express Base 2.0, §8.26).
 const MIN_QUEUES: u32 = 2;
@@ -143,6 +146,7 @@ impl Node {
         principal: &Principal,
         address: Bdf,
         vfs: u32,
+        terms: &Terms<NvmeView>,
     ) -> Result<NvmeView, ServiceError> {
         require_operator(principal)?;
         let _provisioning = self.devices.nvme().provisioning.write().await;
@@ -169,6 +173,10 @@ impl Node {
             let vm = vm.map_or_else(|| holder.vm.to_string(), |vm| format!("{}/{}", vm.tenant, vm.name));
             return Err(DeviceError::InUse { address, state: lease.state.name(), vm }.into());
         }
+        if terms.validate_only {
+            return Ok(self.nvme_view(controller.clone()));
+        }
+        // A repetition after a crash finds it so already, or does the same again: nothing is to be remembered before.
         tracing::info!(controller = %address, vfs, %principal, "secondary controllers asked for");
         let device = controller.device.clone().unwrap_or_default();
         let work = move || hostdev::nvme::provision(&device, address, shares).map_err(|error| error.to_string());
@@ -185,8 +193,19 @@ impl Node {
         &self,
         address: Bdf,
         nsid: u32,
+        terms: &Terms<Released>,
     ) -> Result<Option<NvmeLease>, ServiceError> {
         let snapshot = self.store.snapshot();
+        if let Some(Before::Lease { generation, .. }) = terms.left()
+            && let Some(lease) = snapshot.nvme_leases.values().find(|lease| match lease.key.part {
+                NvmePart::Namespace(id) => lease.key.controller == address && id == nsid,
+                NvmePart::Secondary(_) | NvmePart::Whole => lease.address == address && nsid == 0,
+            })
+            && (lease.state == LeaseState::Free && lease.generation != *generation)
+        {
+            // An attempt that was cut off had done it, or the daemon's start did.
+            return Ok(Some(NvmeLease::clone(lease)));
+        }
         let named = snapshot.nvme_leases.values().find(|lease| match lease.key.part {
             NvmePart::Namespace(id) => lease.key.controller == address && id == nsid && nsid != 0,
             NvmePart::Secondary(_) => lease.address == address && nsid == 0 && lease.state != LeaseState::Free,
@@ -210,6 +229,12 @@ impl Node {
             (_, Some(vm)) => return Err(DeviceError::Kept { address, nsid, vm }.into()),
             (_, None) => {}
         }
+        let what = format!("the lease of {}", lease.key);
+        terms.require_etag(&what, || Some(lease_etag(lease)))?;
+        if terms.validate_only {
+            return Ok(Some(NvmeLease::clone(lease)));
+        }
+        self.begin(terms, Before::Lease { address, generation: lease.generation }).await?;
         Ok(Some(self.devices.nvme().clean(NvmeLease::clone(lease)).await?))
     }
 }

@@ -1,0 +1,23 @@
+//! Whether a VM would get its virtual functions and NVMe devices now, without taking any.
+
+use super::{HostDevices, choose, read};
+use crate::daemon::record::VmRecord;
+use crate::daemon::supervisor::DevicesError;
+use crate::model::VfOutcome;
+
+impl HostDevices {
+    /// Asks policy about each NIC that is to be a virtual function, and each NVMe device that has nothing yet, with what
+    /// is free now. What it says is on no record: nobody acts on it.
+    pub(in crate::daemon::service) async fn rehearse(&self, vm: &VmRecord) -> Result<(), DevicesError> {
+        for (nic, wish) in vm.spec.nics().iter().filter_map(|nic| Some((nic, nic.vf_wish()?))) {
+            let devices = read().await.map_err(DevicesError)?;
+            let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
+            let decision = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await.dry_run();
+            if let VfOutcome::Deny { code, message, plugin } = decision.outcome {
+                let who = plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+                return Err(DevicesError(format!("{who} gives NIC {} no VF: {message} ({code})", nic.id)));
+            }
+        }
+        self.nvme().rehearse(vm).await
+    }
+}

@@ -1,0 +1,374 @@
+//! Devices of one VM that come and go: the part of its task that is about them. Key types: [`DeviceCall`],
+//! [`HotplugError`], [`Hotplug`].
+//!
+//! ```text
+//!   attach   record ATTACHING ──▶ open (own task) ──▶ Attach + descriptors ──▶ Attached ──▶ record ATTACHED
+//!               └──────────────────────┴──────── any failure ─────────┴──▶ record without it
+//!   detach   record DETACHING ──▶ Detach ──▶ (the guest agrees) ──▶ Detached ──▶ record without it
+//!                                    └── deadline: the call fails; the guest may still agree, or be asked again
+//! ```
+//! The record is the intent: when the run ends, or the daemon, it says what is to be finished or undone. A VM that does
+//! not run is changed in its record alone.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::backing::{self, BackingError};
+use super::plan;
+use super::vm_task::{Phase, VmTask};
+use super::{CallError, JournalError, OnlyIf};
+use crate::daemon::record::{AddError, AttachState, NicLease, RNG, VmRecord};
+use crate::daemon::trace::RequestId;
+use crate::model::{DeviceId, DeviceSpec, Refused, VmState};
+use crate::wire::{FromVmm, ToVmm};
+
+/// How long a vmm may take to give up a device that its guest is not asked for.
+const FORCED_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a device cannot come or go.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HotplugError {
+    /// It cannot be added to the VM.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// Its image, or its tap.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// The vmm refused it.
+    #[error("device {id} cannot be attached: {cause}")]
+    AttachFailed {
+        /// Which.
+        id: DeviceId,
+        /// The vmm's words.
+        cause: String,
+        /// The vmm has nothing left for another device.
+        is_exhausted: bool,
+    },
+    /// A kind of device that comes and goes only while its VM is stopped.
+    #[error("device {0} is a virtual function: stop the VM to attach or detach it")]
+    NotWhileRunning(DeviceId),
+    /// There is none of that name.
+    #[error("the VM has no device {0}; `ostler vm get` lists them")]
+    NoSuchDevice(DeviceId),
+    /// The VM cannot be without it.
+    #[error("device {0} is part of every VM and cannot be detached")]
+    Fixed(DeviceId),
+    /// Its namespace is claimed until the VM is destroyed.
+    #[error("device {0} is an NVMe device: it stays with the VM, as its data does, until the VM is destroyed")]
+    HoldsData(DeviceId),
+    /// Something is under way with it.
+    #[error("device {0} is still being attached; try again when it is")]
+    Busy(DeviceId),
+    /// The guest did not let it go.
+    #[error(
+        "the guest has not let go of device {id} within {} ms: it has no driver for hot-plugging, or the device is in use; \
+        it was asked and may still do so. Ask again, or detach by force",
+        waited.as_millis()
+    )]
+    NotLetGo {
+        /// Which.
+        id: DeviceId,
+        /// For how long it was waited for.
+        waited: Duration,
+    },
+    /// The vmm does not listen.
+    #[error("the VM's process does not listen; start the VM again")]
+    Unreachable,
+    /// The intent could not be recorded.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// A call about a device, with where its answer goes.
+pub(super) struct DeviceCall {
+    pub(super) wanted: DeviceWanted,
+    /// Not at all, if the VM is not what the client has seen.
+    pub(super) only_if: Option<OnlyIf>,
+    pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
+    /// For whom it is done.
+    pub(super) request: Option<RequestId>,
+}
+
+/// What it wants.
+pub(super) enum DeviceWanted {
+    /// The VM has this device.
+    Attached {
+        device: DeviceSpec,
+        /// Its addresses, if it is a NIC on a tap.
+        nic: Option<NicLease>,
+        /// Called when a record holds the addresses, whatever comes of it: they are free with the record, not before.
+        held: Box<dyn FnOnce() + Send>,
+    },
+    /// The VM does not have this device.
+    Detached { id: DeviceId, timeout: Duration, is_forced: bool },
+}
+
+/// A call that waits for vmm or guest.
+struct Waiting {
+    id: DeviceId,
+    /// When it is answered that the guest did not let go, and how long that was from the call on. `None`: an attach.
+    detach_by: Option<(Instant, Duration)>,
+    reply: oneshot::Sender<Result<VmRecord, CallError>>,
+}
+
+/// What was opened for a device.
+pub(super) type Opened = (DeviceId, Result<Vec<OwnedFd>, BackingError>);
+
+/// What is under way with devices.
+#[derive(Default)]
+pub(super) struct Hotplug {
+    waiting: Vec<Waiting>,
+    opening: JoinSet<Opened>,
+}
+
+impl Hotplug {
+    /// The next device whose descriptors are there. Safe to cancel.
+    pub(super) async fn opened(&mut self) -> Opened {
+        loop {
+            match self.opening.join_next().await {
+                Some(Ok(opened)) => return opened,
+                // It panicked: its caller hears of it when the run ends. Nothing else is known of it.
+                Some(Err(error)) => tracing::error!(%error, "opening a device ended early"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.waiting.iter().filter_map(|call| Some(call.detach_by?.0)).min()
+    }
+
+    /// The run is over: what is opened for it is closed again.
+    pub(super) fn forget_run(&mut self) {
+        self.opening = JoinSet::new();
+    }
+
+    fn answer(&mut self, id: &DeviceId, is_attach: bool, answer: &Result<VmRecord, CallError>) {
+        let is_meant = |call: &mut Waiting| call.id == *id && call.detach_by.is_none() == is_attach;
+        for call in self.waiting.extract_if(.., is_meant) {
+            // Nobody waits for the answer any more: fine.
+            let _ = call.reply.send(answer.clone());
+        }
+    }
+
+    /// Answers calls whose deadline is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let is_due = |call: &mut Waiting| call.detach_by.is_some_and(|(at, _)| at <= now);
+        for call in self.waiting.extract_if(.., is_due) {
+            let waited = call.detach_by.map(|(_, waited)| waited).unwrap_or_default();
+            let _ = call.reply.send(Err(HotplugError::NotLetGo { id: call.id, waited }.into()));
+        }
+    }
+}
+
+impl VmTask {
+    pub(super) async fn device_call(&mut self, call: DeviceCall) {
+        let DeviceCall { wanted, only_if, reply, request: _ } = call;
+        if only_if.is_some_and(|condition| !condition.holds(&self.vm)) {
+            return drop(reply.send(Err(CallError::Changed)));
+        }
+        let verb = match &wanted {
+            DeviceWanted::Attached { .. } => "attach a device to",
+            DeviceWanted::Detached { .. } => "detach a device from",
+        };
+        let is_running = match &self.vm.state {
+            VmState::Running => true,
+            VmState::Registered | VmState::Stopped | VmState::Failed(_) => false,
+            VmState::Starting | VmState::Paused | VmState::Stopping | VmState::Rebooting | VmState::Destroying => {
+                let _ = reply.send(Err(Refused { verb, state: self.vm.state.name() }.into()));
+                return;
+            }
+        };
+        let begun = match wanted {
+            DeviceWanted::Attached { device, nic, held } => self.attach(&device, nic, held, is_running).await,
+            DeviceWanted::Detached { id, timeout, is_forced } => self.detach(id, timeout, is_forced, is_running).await,
+        };
+        match begun {
+            Ok(None) => drop(reply.send(Ok(self.vm.clone()))),
+            Ok(Some((id, detach_by))) => self.hotplug.waiting.push(Waiting { id, detach_by, reply }),
+            Err(error) => drop(reply.send(Err(error.into()))),
+        }
+    }
+
+    /// Records that the device comes, and has it opened if there is a vmm to send it to.
+    async fn attach(
+        &mut self,
+        device: &DeviceSpec,
+        nic: Option<NicLease>,
+        held: Box<dyn FnOnce() + Send>,
+        is_running: bool,
+    ) -> Result<Option<Begun>, HotplugError> {
+        let id = device.id().clone();
+        let is_function = matches!(device, DeviceSpec::Nic(nic) if nic.vf_wish().is_some());
+        if is_running && is_function {
+            return Err(HotplugError::NotWhileRunning(id));
+        }
+        let state = if is_running { AttachState::Attaching } else { AttachState::Attached };
+        let next = self.vm.with_device(device, nic, state)?;
+        held();
+        self.record_devices(next).await?;
+        if !is_running {
+            return Ok(None);
+        }
+        let (shared, vm, device) = (Arc::clone(&self.shared), self.vm.clone(), device.clone());
+        self.hotplug.opening.spawn_blocking(move || (device.id().clone(), backing::open(&shared, &vm, &device)));
+        Ok(Some((id, None)))
+    }
+
+    /// Records that the device goes, and tells the vmm if there is one.
+    async fn detach(
+        &mut self,
+        id: DeviceId,
+        timeout: Duration,
+        is_forced: bool,
+        is_running: bool,
+    ) -> Result<Option<Begun>, HotplugError> {
+        if id.as_str() == RNG {
+            return Err(HotplugError::Fixed(id));
+        }
+        let attachment = self.vm.attachment(&id).ok_or_else(|| HotplugError::NoSuchDevice(id.clone()))?;
+        if self.vm.spec.nvmes().iter().any(|nvme| nvme.id == id) {
+            return Err(HotplugError::HoldsData(id));
+        }
+        let mut next = self.vm.clone();
+        if !is_running {
+            next.remove_device(&id);
+            self.record_devices(next).await?;
+            return Ok(None);
+        }
+        if self.vm.vfs.iter().any(|vf| vf.id == id) {
+            return Err(HotplugError::NotWhileRunning(id));
+        }
+        match attachment.state {
+            AttachState::Attaching => return Err(HotplugError::Busy(id)),
+            AttachState::Attached => {
+                next.set_device(&id, AttachState::Detaching);
+                self.record_devices(next).await?;
+            }
+            // Asked again, maybe by force this time.
+            AttachState::Detaching => {}
+        }
+        if !self.send(&ToVmm::Detach { id: id.clone(), is_forced }, &[]) {
+            return Err(HotplugError::Unreachable);
+        }
+        let waited = if is_forced { FORCED_TIMEOUT } else { timeout };
+        Ok(Some((id, Some((Instant::now() + waited, waited)))))
+    }
+
+    /// The descriptors of a device are there, or not: send it, or forget it.
+    pub(super) async fn opened(&mut self, (id, opened): Opened) {
+        // The run that it was opened for may be over.
+        if self.vm.attachment(&id).is_none_or(|attachment| attachment.state != AttachState::Attaching) {
+            return;
+        }
+        let sent = opened.map_err(HotplugError::from).and_then(|descriptors| {
+            let no_plan = |error: plan::PlanError| HotplugError::AttachFailed {
+                id: id.clone(),
+                cause: error.to_string(),
+                is_exhausted: false,
+            };
+            let device = plan::device(&self.vm, &id).map_err(no_plan)?;
+            if self.send(&ToVmm::Attach(device), &descriptors) { Ok(()) } else { Err(HotplugError::Unreachable) }
+        });
+        if let Err(error) = sent {
+            self.attach_failed(&id, error).await;
+        }
+    }
+
+    /// What the vmm says of a device.
+    pub(super) async fn device_news(&mut self, message: FromVmm) {
+        match message {
+            FromVmm::Attached(id) => {
+                let mut next = self.vm.clone();
+                next.set_device(&id, AttachState::Attached);
+                self.record_fact(next).await;
+                self.hotplug.answer(&id, true, &Ok(self.vm.clone()));
+            }
+            FromVmm::AttachFailed { id, cause, is_exhausted } => {
+                let error = HotplugError::AttachFailed { id: id.clone(), cause, is_exhausted };
+                self.attach_failed(&id, error).await;
+            }
+            // What the vmm does not have is as good as detached.
+            FromVmm::Detached(id) | FromVmm::DetachFailed { id, .. } => {
+                let mut next = self.vm.clone();
+                next.remove_device(&id);
+                self.record_fact(next).await;
+                self.hotplug.answer(&id, false, &Ok(self.vm.clone()));
+            }
+            FromVmm::DetachAsked(id) => tracing::debug!(uid = %self.vm.uid, device = %id, "the guest was asked"),
+            FromVmm::Hello { .. }
+            | FromVmm::Ready { .. }
+            | FromVmm::Ended(_)
+            | FromVmm::DeviceChanged { .. }
+            | FromVmm::Paused
+            | FromVmm::Resumed
+            | FromVmm::NotPaused { .. } => {}
+        }
+    }
+
+    async fn attach_failed(&mut self, id: &DeviceId, error: HotplugError) {
+        let mut next = self.vm.clone();
+        next.remove_device(id);
+        self.record_fact(next).await;
+        self.hotplug.answer(id, true, &Err(error.into()));
+    }
+
+    /// A vmm of an earlier daemon has `present`: finish or undo what that one began.
+    pub(super) async fn take_over_devices(&mut self, present: &[DeviceId]) {
+        let mut next = self.vm.clone();
+        next.settle_devices_with(present);
+        if next != self.vm {
+            self.record_fact(next).await;
+        }
+        for attachment in self.vm.devices.clone() {
+            if attachment.state == AttachState::Detaching {
+                // The earlier one may not have come to it.
+                self.send(&ToVmm::Detach { id: attachment.id, is_forced: false }, &[]);
+            }
+        }
+    }
+
+    /// Answers calls about devices whose wish is true or cannot become so, now that the run may be over.
+    pub(super) fn settle_device_calls(&mut self) {
+        let interrupted = Err(CallError::Interrupted { state: self.vm.state.name() });
+        for (id, is_attach) in
+            self.hotplug.waiting.iter().map(|call| (call.id.clone(), call.detach_by.is_none())).collect::<Vec<_>>()
+        {
+            if self.vm.attachment(&id).is_none() {
+                let answer = if is_attach { interrupted.clone() } else { Ok(self.vm.clone()) };
+                self.hotplug.answer(&id, is_attach, &answer);
+            }
+        }
+    }
+
+    /// Makes an intent the record. If it cannot be kept, it is not done.
+    async fn record_devices(&mut self, next: VmRecord) -> Result<(), HotplugError> {
+        let before = std::mem::replace(&mut self.vm, next);
+        self.vm.updated = SystemTime::now();
+        let Err(error) = self.shared.journal.update(self.vm.clone()).await else { return Ok(()) };
+        self.record_fact(before).await;
+        Err(error.into())
+    }
+
+    /// Makes a fact the record; it is one whether or not the disk takes it.
+    async fn record_fact(&mut self, next: VmRecord) {
+        self.vm = next;
+        self.vm.updated = SystemTime::now();
+        if let Err(error) = self.shared.journal.update(self.vm.clone()).await {
+            tracing::error!(uid = %self.vm.uid, %error, "a change of devices is not on disk: the next start will see");
+        }
+    }
+
+    fn send(&self, message: &ToVmm, descriptors: &[OwnedFd]) -> bool {
+        let Phase::Live(live) = &self.phase else { return false };
+        live.link.as_ref().is_some_and(|link| link.send(message, descriptors).is_ok())
+    }
+}
+
+/// What a call waits for: a device, and until when if it is to go.
+type Begun = (DeviceId, Option<(Instant, Duration)>);

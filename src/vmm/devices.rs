@@ -1,0 +1,133 @@
+//! Makes devices from what the daemon says of them and hands over, at launch and while the VM runs. Key type: [`Devices`].
+//!
+//! Threads, rings and timers of devices that come later are made ahead, and go from one device to the next.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::counters::Counting;
+use super::machine::Machine;
+use super::ports::{Alarm, PciFunction};
+use super::virtio::{Block, Net, Rng, Stock, TapControl, VirtioFunction, Workers};
+use super::{confine, vfio};
+use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, PciSlot, SPARE_DEVICES};
+use crate::sys::tap;
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Other descriptors than it needs came with it.
+    #[error("device {id} needs {needed} descriptors, {given} came")]
+    Descriptors {
+        /// Which.
+        id: DeviceId,
+        /// What it needs.
+        needed: usize,
+        /// What came.
+        given: usize,
+    },
+    /// What is behind it is of no use, or no thread or ring is left (`StorageFull`).
+    #[error("device {id}: {source}")]
+    Backend {
+        /// Which.
+        id: DeviceId,
+        /// Why.
+        source: io::Error,
+    },
+    /// A device of the host cannot be passed through.
+    #[error("device {id} ({host} of the host): {source}")]
+    PassedThrough {
+        /// Which.
+        id: DeviceId,
+        /// Its address on the host.
+        host: Bdf,
+        /// Why.
+        source: vfio::AttachError,
+    },
+}
+
+impl DeviceError {
+    /// Whether the vmm has nothing left for another device.
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Backend { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
+/// Threads, rings and timers for devices.
+#[derive(Debug)]
+pub struct Devices {
+    workers: Workers,
+    stock: Stock,
+    counting: Counting,
+}
+
+impl Devices {
+    /// None is made yet. What devices do is counted in `counting`.
+    pub fn new(counting: &Counting) -> io::Result<Self> {
+        confine::Kind::Io.prepare()?;
+        Ok(Self { workers: Workers::new(confine::io), stock: Stock::default(), counting: counting.clone() })
+    }
+
+    /// Makes what [`SPARE_DEVICES`] need that come later, and no more from here on.
+    pub fn seal(&self) -> io::Result<()> {
+        self.stock.fill(SPARE_DEVICES.into())?;
+        self.workers.seal(SPARE_DEVICES.into())
+    }
+
+    /// A device with its descriptors. Adds what the host may have to tell of it to `alarms`.
+    pub fn build(
+        &self,
+        device: &DeviceLaunch,
+        descriptors: Vec<OwnedFd>,
+        machine: &Machine,
+        alarms: &mut Vec<Alarm>,
+    ) -> Result<Box<dyn PciFunction>, DeviceError> {
+        let DeviceLaunch { id, slot, kind } = device;
+        let failed = |source| DeviceError::Backend { id: id.clone(), source };
+        let (memory, bar_base) = (machine.memory(), Machine::slot_window(*slot));
+        let function = match kind {
+            DeviceKind::Block { is_read_only, queues, limits } => {
+                let [image] = exactly(id, descriptors)?;
+                let image = File::from(image);
+                let disk = Block::with_stock(id.clone(), image, *is_read_only, *queues, *limits, &self.stock);
+                VirtioFunction::new(disk.map_err(failed)?, memory, bar_base, &self.workers)
+            }
+            DeviceKind::Net { mac, limits, queues } => {
+                let (needed, given) = (usize::from(*queues), descriptors.len());
+                let wrong = || DeviceError::Descriptors { id: id.clone(), needed, given };
+                let first = descriptors.first().filter(|_| given == needed).ok_or_else(wrong)?;
+                let known = tap::known_offloads(first.as_fd());
+                let control = TapControl::KERNEL;
+                let nic = Net::with_stock(id.clone(), descriptors, *mac, known, *limits, control, &self.stock);
+                VirtioFunction::new(nic.map_err(failed)?, memory, bar_base, &self.workers)
+            }
+            DeviceKind::Rng => {
+                let [] = exactly(id, descriptors)?;
+                VirtioFunction::new(Rng::new(id.clone()).map_err(failed)?, memory, bar_base, &self.workers)
+            }
+            DeviceKind::Vfio { host } => {
+                let descriptors = exactly(id, descriptors)?;
+                let window = vfio::Window { base: bar_base, len: Machine::SLOT_WINDOW_LEN };
+                let made = vfio::VfioFunction::new(id.clone(), *host, descriptors, &memory, window);
+                let (function, own) =
+                    made.map_err(|source| DeviceError::PassedThrough { id: id.clone(), host: *host, source })?;
+                alarms.extend(own);
+                return Ok(Box::new(function));
+            }
+        };
+        let function = function.map_err(failed)?;
+        function.count_in(self.counting.device(slot.number(), id.as_str(), function.queues()));
+        Ok(Box::new(function))
+    }
+
+    /// Counts nothing more for what was in this slot.
+    pub fn forget(&self, slot: PciSlot) {
+        self.counting.forget(slot.number());
+    }
+}
+
+fn exactly<const N: usize>(id: &DeviceId, descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N], DeviceError> {
+    let wrong = |given: Vec<_>| DeviceError::Descriptors { id: id.clone(), needed: N, given: given.len() };
+    descriptors.try_into().map_err(wrong)
+}

@@ -1,0 +1,2 @@
+;; address of the request -> address of the answer
+(type $attach (func (param i32) (result i32)))
