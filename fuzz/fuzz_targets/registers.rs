@@ -23,7 +23,8 @@ thread_local! {
 fn bus() -> PciBus {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory for a guest");
     let rng = Rng::new("rng".parse().expect("a name")).expect("a device");
-    let function = VirtioFunction::new(rng, GuestMemory::new(memory), 0xe000_0000, &Workers::new(|| Ok(()))).expect("a function");
+    let function =
+        VirtioFunction::new(rng, GuestMemory::new(memory), 0xe000_0000, &Workers::new(|| Ok(()))).expect("a function");
     let mut bus = PciBus::new();
     bus.insert(PciSlot::new(SLOT).expect("a slot"), Box::new(function)).expect("it is free");
     bus

@@ -58,7 +58,8 @@ impl Guest {
     pub fn new(device: impl Device) -> Self {
         let queues = u16::try_from(device.identity().queue_sizes.len()).expect("a device has few queues");
         let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&REGIONS).expect("memory for a guest"));
-        let mut function = VirtioFunction::new(device, memory.clone(), 0xe000_0000, &Workers::new(|| Ok(()))).expect("a device");
+        let mut function =
+            VirtioFunction::new(device, memory.clone(), 0xe000_0000, &Workers::new(|| Ok(()))).expect("a device");
         // Memory space and bus mastering (PCI Local Bus 3.0 §6.2.2).
         function.config_write(4, &[6, 0]);
         Self { function, memory, queues }
