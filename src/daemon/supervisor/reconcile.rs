@@ -5,11 +5,16 @@
 //!   no process           –                                    nothing
 //!   a process            the same one, answering as it        adopted: STARTING becomes RUNNING, a stop goes on, and
 //!                                                             PAUSED is what it says it is
-//!   a process            the same one, silent or as another   killed; FAILED (or what was wanted: STOPPED, gone)
+//!   a process            the same one, silent                 killed; its exit record decides, else FAILED
+//!   a process            the same one, answering as another   killed; FAILED (or what was wanted: STOPPED, gone)
 //!   a process            none                                 its exit record decides, else FAILED
 //! ```
+//!
+//! One that is silent may be at its end just now: it gets [`TO_END`] for that before it is judged.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::launch::arg0;
 use super::link::{Link, watch};
@@ -18,6 +23,10 @@ use super::{Shared, end};
 use crate::daemon::record::VmRecord;
 use crate::model::{DeviceId, Event, InstanceId, VmExit, VmId, VmState};
 use crate::sys::process::{Process, find_by_arg0};
+
+/// How long a process that does not answer may take to end by itself: between the guest's last instruction and the
+/// process' end lie a record and the unmapping of all memory.
+const TO_END: Duration = Duration::from_secs(2);
 
 /// What the host shows of a VM that should have a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +79,11 @@ fn reconcile(vm: &VmRecord, facts: &Facts) -> Action {
             Action::Adopt(ready.into_iter().chain(motion).collect())
         }
         ProcessFact::Answers(..) => Action::Kill(vec![vanished("the vmm answered as another VM")]),
-        ProcessFact::Silent => Action::Kill(vec![vanished("the vmm did not answer after a restart of the daemon")]),
+        // A record without an end is one of a process that was about to.
+        ProcessFact::Silent => Action::Kill(vec![match &facts.exit {
+            Some(exit) => Event::Exited(exit.clone()),
+            None => vanished("the vmm did not answer after a restart of the daemon"),
+        }]),
         ProcessFact::Gone => Action::Settle(match (&vm.state, &facts.exit) {
             // It came up, ran and ended while nobody listened.
             (
@@ -112,7 +125,7 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
     let mut link = None;
     let mut devices = Vec::new();
     let mut fact = ProcessFact::Gone;
-    if process.is_some() {
+    if let Some(found) = &process {
         fact = ProcessFact::Silent;
         if let Ok(connected) = Link::connect(&paths.control())
             && let Ok(greeting) = connected.hello().await
@@ -120,6 +133,9 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
             fact = ProcessFact::Answers(greeting.vm, greeting.instance, greeting.is_paused);
             devices = greeting.devices;
             link = Some(connected);
+        } else if ends_by_itself(found).await {
+            fact = ProcessFact::Gone;
+            process = None;
         }
     }
     let exit = match run {
@@ -158,6 +174,16 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
         kill(leftover).await;
     }
     Resumption { live: None, devices: Vec::new(), events }
+}
+
+/// Whether a process is gone, or goes within [`TO_END`].
+async fn ends_by_itself(process: &Process) -> bool {
+    let Ok(watched) = watch(process.as_fd()) else { return false };
+    let is_over = tokio::time::timeout(TO_END, watched.readable()).await.is_ok();
+    if is_over {
+        let _ = process.try_reap();
+    }
+    is_over
 }
 
 /// Kills a process and waits until it is gone.
@@ -206,6 +232,19 @@ mod tests {
         let other = ProcessFact::Answers(running.uid, InstanceId::new(), false);
         assert!(matches!(reconcile(&running, &facts(other)), Action::Kill(_)));
         assert!(matches!(reconcile(&running, &facts(ProcessFact::Silent)), Action::Kill(_)));
+    }
+
+    #[test]
+    fn a_process_that_is_silent_at_its_end_ended_as_its_record_says() {
+        let after = |state: VmState, exit| {
+            let Action::Kill(events) = reconcile(&vm(state.clone()), &Facts { process: ProcessFact::Silent, exit })
+            else {
+                panic!("not killed");
+            };
+            events.iter().fold(state, |state, event| step(&state, event).unwrap().0)
+        };
+        assert_eq!(after(VmState::Running, Some(VmExit::PowerOff)), VmState::Stopped);
+        assert!(matches!(after(VmState::Running, None), VmState::Failed(_)));
     }
 
     #[test]
