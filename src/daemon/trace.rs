@@ -1,5 +1,5 @@
 //! One id per call, in every line that the call causes: in this log, in the jail's and in the vmm's. Key type:
-//! [`RequestId`].
+//! [`CallId`].
 //!
 //! It goes with the task, and with what is spawned by [`spawn`]; `supervisor` carries it over to a VM's own task.
 
@@ -14,14 +14,14 @@ use tracing::Instrument;
 const MAX_LEN: usize = 64;
 
 tokio::task_local! {
-    static CURRENT: RequestId;
+    static CURRENT: CallId;
 }
 
 /// The id of a call: the client's, if it gave one, else one of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestId(Arc<str>);
+pub struct CallId(Arc<str>);
 
-impl RequestId {
+impl CallId {
     /// Takes what the client said, if it is fit for a log: at most 64 letters, digits, `-`, `_` and `.`.
     pub fn new(wish: Option<&str>) -> Self {
         let is_fit = |text: &&str| {
@@ -38,12 +38,12 @@ impl RequestId {
 
     /// Does `work` for this call.
     pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
-        let span = tracing::info_span!("call", request_id = %self);
+        let span = tracing::info_span!("call", id = %self);
         CURRENT.scope(self, work.instrument(span)).await
     }
 }
 
-impl fmt::Display for RequestId {
+impl fmt::Display for CallId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -51,7 +51,7 @@ impl fmt::Display for RequestId {
 
 /// Spawns `work` for the same call.
 pub fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-    match RequestId::current() {
+    match CallId::current() {
         Some(id) => tokio::spawn(id.scope(work)),
         None => tokio::spawn(work),
     }
@@ -63,20 +63,20 @@ mod tests {
 
     #[test]
     fn a_client_s_id_is_taken_only_if_it_cannot_forge_a_line() {
-        assert_eq!(RequestId::new(Some("a-1_b.C")).to_string(), "a-1_b.C");
+        assert_eq!(CallId::new(Some("a-1_b.C")).to_string(), "a-1_b.C");
         for bad in ["", "a b", "a\nb", "ä", &"x".repeat(65)] {
-            let made = RequestId::new(Some(bad)).to_string();
+            let made = CallId::new(Some(bad)).to_string();
             assert!(made != bad && made.len() == 26, "{bad:?}: {made}");
         }
-        assert_ne!(RequestId::new(None), RequestId::new(None));
+        assert_ne!(CallId::new(None), CallId::new(None));
     }
 
     #[tokio::test]
     async fn what_is_spawned_works_for_the_same_call() {
-        assert_eq!(RequestId::current(), None);
-        let id = RequestId::new(Some("one"));
-        let seen = id.clone().scope(async { spawn(async { RequestId::current() }).await.unwrap() }).await;
+        assert_eq!(CallId::current(), None);
+        let id = CallId::new(Some("one"));
+        let seen = id.clone().scope(async { spawn(async { CallId::current() }).await.unwrap() }).await;
         assert_eq!(seen, Some(id));
-        assert_eq!(spawn(async { RequestId::current() }).await.unwrap(), None);
+        assert_eq!(spawn(async { CallId::current() }).await.unwrap(), None);
     }
 }

@@ -88,7 +88,7 @@ pub fn run() -> ExitCode {
 fn serve(listener: Listener, exit_record: &mut Option<File>, (started, started_ns): (Instant, u64)) -> VmExit {
     let launched = receive(&listener, exit_record).and_then(|(link, launch, mut inheritance)| {
         let counting = Counting::begin(inheritance.counters.take(), launch.vcpus)?;
-        tracing::info!(vm = %launch.vm, instance = %launch.instance, request_id = launch.request, "launched");
+        tracing::info!(vm = %launch.vm, instance = %launch.instance, call = launch.request, "launched");
         counting.reached(Phase::Started, started_ns);
         counting.reach(Phase::Received);
         let (parts, mailbox) = assemble(&launch, inheritance, listener, link, &counting)?;

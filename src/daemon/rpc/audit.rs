@@ -17,7 +17,7 @@ use time::format_description::well_known::Rfc3339;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::daemon::trace::RequestId;
+use crate::daemon::trace::CallId;
 
 /// A file of this length, in bytes, is put aside as `<name>.1`, in the place of the one before.
 const MAX_LEN: u64 = 64 << 20;
@@ -43,7 +43,7 @@ pub(super) struct Change {
     caller: String,
     method: &'static str,
     resource: String,
-    request: Option<RequestId>,
+    request: Option<CallId>,
     /// Given by the client.
     pub(super) request_id: Option<String>,
     /// Asked for with validate_only.
@@ -86,7 +86,7 @@ impl Change {
             caller: caller.to_string(),
             method,
             resource: resource.to_string(),
-            request: RequestId::current(),
+            request: CallId::current(),
             request_id: None,
             is_validation: false,
             is_repetition: false,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use tonic::codegen::http::{HeaderValue, Request, Response};
 use tower::{Layer, Service};
 
-use crate::daemon::trace::RequestId;
+use crate::daemon::trace::CallId;
 
 /// Where it stands, in requests and answers.
 const HEADER: &str = "x-request-id";
@@ -43,7 +43,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let id = RequestId::new(request.headers().get(HEADER).and_then(|value| value.to_str().ok()));
+        let id = CallId::new(request.headers().get(HEADER).and_then(|value| value.to_str().ok()));
         let answer = self.0.call(request);
         Box::pin(async move {
             let mut response = id.clone().scope(answer).await?;

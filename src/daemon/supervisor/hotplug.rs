@@ -23,7 +23,7 @@ use super::plan;
 use super::vm_task::{Phase, VmTask};
 use super::{CallError, JournalError, OnlyIf};
 use crate::daemon::record::{AddError, AttachState, NicLease, RNG, VmRecord};
-use crate::daemon::trace::RequestId;
+use crate::daemon::trace::CallId;
 use crate::model::{DeviceId, DeviceSpec, Refused, VmState};
 use crate::wire::{FromVmm, ToVmm};
 
@@ -91,7 +91,7 @@ pub(super) struct DeviceCall {
     pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
     /// For whom it is done.
-    pub(super) request: Option<RequestId>,
+    pub(super) request: Option<CallId>,
 }
 
 /// What it wants.

@@ -24,7 +24,7 @@ use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
-use crate::daemon::trace::RequestId;
+use crate::daemon::trace::CallId;
 use crate::model::{InstanceId, JailFacts, Launch, NicSpec, PageSize, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
@@ -111,8 +111,8 @@ pub(super) async fn launch(
         shared.devices.attach(vm.uid).await?;
     }
     // Without a call: the guest has reset, or a daemon before this one was asked.
-    let request = RequestId::current().unwrap_or_else(|| RequestId::new(None)).to_string();
-    tracing::info!(uid = %vm.uid, %instance, request_id = request, "launching");
+    let request = CallId::current().unwrap_or_else(|| CallId::new(None)).to_string();
+    tracing::info!(uid = %vm.uid, %instance, call = request, "launching");
     let spawned = tokio::task::spawn_blocking(move || spawn(&shared, &vm, instance, request)).await;
     spawned.unwrap_or_else(|error| Err(LaunchError::Spawn(io::Error::other(error))))
 }

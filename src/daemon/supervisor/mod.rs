@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
 use crate::daemon::record::{NicLease, NvmeDevice, VfNic, VmRecord};
-use crate::daemon::trace::RequestId;
+use crate::daemon::trace::CallId;
 use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
@@ -352,7 +352,7 @@ impl VmHandle {
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
         let only_if = self.only_if.clone();
-        let call = Call { wanted: Wanted::Changed(change), only_if, reply, request: RequestId::current() };
+        let call = Call { wanted: Wanted::Changed(change), only_if, reply, request: CallId::current() };
         self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
@@ -382,14 +382,14 @@ impl VmHandle {
     async fn device_call(&self, wanted: DeviceWanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
         let only_if = self.only_if.clone();
-        let call = DeviceCall { wanted, only_if, reply, request: RequestId::current() };
+        let call = DeviceCall { wanted, only_if, reply, request: CallId::current() };
         self.calls.send(Request::Device(call)).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let call = Call { wanted, only_if: self.only_if.clone(), reply, request: RequestId::current() };
+        let call = Call { wanted, only_if: self.only_if.clone(), reply, request: CallId::current() };
         self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
         answer.await.map_err(|_| CallError::Gone)?
     }

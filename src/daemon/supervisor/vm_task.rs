@@ -20,7 +20,7 @@ use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
 use super::{CallError, OnlyIf, Shared, VmPaths};
 use crate::daemon::record::{AttachState, Attachment, Run, VmRecord};
-use crate::daemon::trace::{self, RequestId};
+use crate::daemon::trace::{self, CallId};
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
 use crate::wire::{FromVmm, ToVmm};
@@ -85,7 +85,7 @@ pub(super) struct Call {
     pub(super) only_if: Option<OnlyIf>,
     pub(super) reply: Reply,
     /// For whom it is done.
-    pub(super) request: Option<RequestId>,
+    pub(super) request: Option<CallId>,
 }
 
 type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
@@ -97,7 +97,7 @@ pub(super) enum Request {
 }
 
 impl Request {
-    fn id(&self) -> Option<RequestId> {
+    fn id(&self) -> Option<CallId> {
         match self {
             Self::Lifecycle(call) => call.request.clone(),
             Self::Device(call) => call.request.clone(),
