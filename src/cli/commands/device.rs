@@ -10,7 +10,8 @@ use super::super::args::{AttachArgs, ChangeArgs, DetachArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::view::short;
-use super::vm::{disk, nic, show_state};
+use super::spec::{disk, nic};
+use super::vm::show_state;
 
 /// For the host to open what is behind a device, and the guest's share in a detachment that asks nobody.
 const MARGIN: Duration = Duration::from_secs(60);

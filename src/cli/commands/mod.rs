@@ -9,6 +9,7 @@ pub(crate) mod jail;
 pub(crate) mod plugin;
 pub(crate) mod power;
 pub(crate) mod replay;
+mod spec;
 pub(crate) mod stats;
 pub(crate) mod tenant;
 pub(crate) mod tune;

@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{ChangeArgs, DestroyArgs, Hugepages, ListArgs, OnVmArgs, Output, RegisterArgs, StopArgs};
+use super::super::args::{ChangeArgs, DestroyArgs, ListArgs, OnVmArgs, Output, RegisterArgs, StopArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
-use super::super::units::{DiskArg, NicArg, NvmeArg, Rates, TopologyArg};
 use super::super::view::{VmView, json, short, vm_table};
 use super::super::{print, show};
+use super::spec::spec;
 
 /// For calls that only look at or write to the store.
 pub(super) const QUICK: Duration = Duration::from_secs(60);
@@ -31,9 +31,9 @@ struct ListView {
 
 pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
-    let asked = (arguments.vcpus, arguments.memory.0);
+    let asked = (arguments.spec.vcpus, arguments.spec.memory.0);
     let ChangeArgs { request_id, validate_only } = arguments.change.clone();
-    let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments)), ..Default::default() };
+    let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments.spec)), ..Default::default() };
     let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), request_id, validate_only };
     let call = client.vms.register_virtual_machine(within(QUICK, request));
     let vm = patiently(format_args!("registering {}", short(&name)), call).await?;
@@ -51,59 +51,6 @@ pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Res
     }
     let said = if validate_only { "could be registered: nothing was changed" } else { "is REGISTERED" };
     show(&format!("{} {said}\n{}", view.short_name(), print::facts(&facts)))
-}
-
-fn spec(arguments: RegisterArgs) -> v1::VirtualMachineSpec {
-    use v1::memory_spec::Hugepages as Pages;
-    let disks = arguments.disks.into_iter();
-    let hugepages = match arguments.hugepages {
-        None => Pages::None,
-        Some(Hugepages::Size2M) => Pages::Size2m,
-        Some(Hugepages::Size1G) => Pages::Size1g,
-    };
-    let (prefault, numa_node) = (arguments.prefault, arguments.numa_node);
-    let memory = v1::MemorySpec { hugepages: hugepages.into(), prefault, numa_node };
-    let topology =
-        arguments.topology.map(|TopologyArg { sockets, cores, threads }| v1::CpuTopology { sockets, cores, threads });
-    v1::VirtualMachineSpec {
-        vcpus: arguments.vcpus,
-        memory_mib: arguments.memory.0,
-        boot: Some(v1::BootSpec {
-            kernel: arguments.kernel,
-            initrd: arguments.initrd.unwrap_or_default(),
-            cmdline: arguments.cmdline,
-        }),
-        disks: disks.map(disk).collect(),
-        nics: arguments.nics.into_iter().map(nic).collect(),
-        memory: Some(memory),
-        cpus: Some(v1::CpuSpec { host_cpus: arguments.cpus.unwrap_or_default(), topology }),
-        nvme: arguments.nvmes.into_iter().map(nvme).collect(),
-    }
-}
-
-pub(super) fn disk(disk: DiskArg) -> v1::DiskSpec {
-    let DiskArg { id, volume, is_read_only, is_direct, queues, rates } = disk;
-    v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues, limits: limits(rates) }
-}
-
-fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
-    use v1::nvme_spec::Kind;
-    let kind = match nvme.min_bytes {
-        Some(min_bytes) => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
-        None => Kind::Controller(v1::NvmeController {}),
-    };
-    v1::NvmeSpec { id: nvme.id, kind: Some(kind) }
-}
-
-pub(super) fn nic(nic: NicArg) -> v1::NicSpec {
-    let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
-    v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues }
-}
-
-fn limits(rates: Rates) -> Option<v1::RateLimits> {
-    let Rates { bandwidth: bytes_per_second, iops: operations_per_second } = rates;
-    let limits = v1::RateLimits { bytes_per_second, operations_per_second, ..Default::default() };
-    (rates != Rates::default()).then_some(limits)
 }
 
 pub(crate) async fn start(mut client: Client, arguments: OnVmArgs) -> Result<(), Failure> {

@@ -1,0 +1,122 @@
+//! `ostler plugin`: policy plugins.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::super::units;
+use super::{ChangeArgs, EtagArg};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Load a plugin, or replace one of the same name
+    Load(PluginLoadArgs),
+    /// Show the plugins that decide, in the order asked
+    List(PluginListArgs),
+    /// Bind an earlier version again: the last one, or that of --to
+    Rollback(PluginRollbackArgs),
+    /// Take a plugin out of its chain
+    Unload(PluginUnloadArgs),
+    /// Ask a plugin again what was decided before, and show what it would have said otherwise
+    Replay(PluginReplayArgs),
+}
+
+/// A plugin that is loaded.
+#[derive(Debug, Args)]
+pub(crate) struct PluginArg {
+    /// Its name
+    #[arg(value_name = "PLUGIN")]
+    pub(crate) name: String,
+    /// Of the operator's chain
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Of this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginRollbackArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// Digest of the version, as `plugin list -o json` shows it
+    #[arg(long, value_name = "DIGEST", default_value = "")]
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginUnloadArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// Even if it is the operator's last plugin at a hook: everything is denied there then
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginReplayArgs {
+    /// The component (.wasm); none: the one that is loaded
+    pub(crate) file: Option<PathBuf>,
+    /// In the place of this plugin [default: the file's name]
+    #[arg(long, required_unless_present = "file")]
+    pub(crate) name: Option<String>,
+    /// Of the operator's chain: all tenants' decisions
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Of this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Only decisions of this hook: admit, select-vf, select-nvme
+    #[arg(long, value_name = "HOOK")]
+    pub(crate) hook: Option<String>,
+    /// Only decisions that are not older than this: 90s, 2h
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) since: Option<Duration>,
+    /// A setting for all decisions (may be repeated) [default: those that each decision was made with]
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+    /// At most so many decisions, oldest first; 0: a million
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub(crate) limit: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginLoadArgs {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+    /// Into the operator's chain: asked for every tenant
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Into this tenant's chain [default: the caller's own chain]
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// Its name [default: the file's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginListArgs {
+    /// Only the operator's
+    #[arg(long, conflicts_with = "tenant")]
+    pub(crate) operator: bool,
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+}

@@ -1,0 +1,55 @@
+//! What goes on until something ends it: `ostler vm watch|console|stats`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::super::units;
+use super::vm::NameArg;
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// Again every second, until interrupted
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Only this VM
+    #[arg(value_name = "VM")]
+    pub(crate) name: Option<String>,
+    /// Only this tenant's
+    #[arg(long, value_name = "TENANT", conflicts_with = "name")]
+    pub(crate) tenant: Option<String>,
+    /// End once the VM is in this state
+    #[arg(long, value_name = "STATE", requires = "name", ignore_case = true, value_parser = STATES)]
+    pub(crate) until: Option<String>,
+    /// Give up after this long: 90s, 2m
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Go on behind this resume_token, as `-o json` shows it, instead of beginning with all VMs
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) resume: Option<String>,
+}
+
+/// States that can be waited for, as the API names them.
+const STATES: [&str; 9] =
+    ["REGISTERED", "STARTING", "RUNNING", "PAUSED", "STOPPING", "STOPPED", "FAILED", "DESTROYING", "DESTROYED"];
+
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// End once the console has printed this text, what it printed before included
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) until: Option<String>,
+    /// End after this long: 90s, 2m
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// When input is not a terminal and has ended: end once the console is quiet for this long
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "2s")]
+    pub(crate) linger: Duration,
+}

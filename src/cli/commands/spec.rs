@@ -1,0 +1,59 @@
+//! What was asked for of a VM and its devices, as the API says it.
+
+use crate::api::v1;
+
+use super::super::args::{Hugepages, SpecArgs};
+use super::super::units::{DiskArg, NicArg, NvmeArg, Rates, TopologyArg};
+
+pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
+    use v1::memory_spec::Hugepages as Pages;
+    let disks = arguments.disks.into_iter();
+    let hugepages = match arguments.hugepages {
+        None => Pages::None,
+        Some(Hugepages::Size2M) => Pages::Size2m,
+        Some(Hugepages::Size1G) => Pages::Size1g,
+    };
+    let (prefault, numa_node) = (arguments.prefault, arguments.numa_node);
+    let memory = v1::MemorySpec { hugepages: hugepages.into(), prefault, numa_node };
+    let topology =
+        arguments.topology.map(|TopologyArg { sockets, cores, threads }| v1::CpuTopology { sockets, cores, threads });
+    v1::VirtualMachineSpec {
+        vcpus: arguments.vcpus,
+        memory_mib: arguments.memory.0,
+        boot: Some(v1::BootSpec {
+            kernel: arguments.kernel,
+            initrd: arguments.initrd.unwrap_or_default(),
+            cmdline: arguments.cmdline,
+        }),
+        disks: disks.map(disk).collect(),
+        nics: arguments.nics.into_iter().map(nic).collect(),
+        memory: Some(memory),
+        cpus: Some(v1::CpuSpec { host_cpus: arguments.cpus.unwrap_or_default(), topology }),
+        nvme: arguments.nvmes.into_iter().map(nvme).collect(),
+    }
+}
+
+pub(super) fn disk(disk: DiskArg) -> v1::DiskSpec {
+    let DiskArg { id, volume, is_read_only, is_direct, queues, rates } = disk;
+    v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues, limits: limits(rates) }
+}
+
+fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
+    use v1::nvme_spec::Kind;
+    let kind = match nvme.min_bytes {
+        Some(min_bytes) => Kind::Namespace(v1::NvmeNamespace { min_bytes }),
+        None => Kind::Controller(v1::NvmeController {}),
+    };
+    v1::NvmeSpec { id: nvme.id, kind: Some(kind) }
+}
+
+pub(super) fn nic(nic: NicArg) -> v1::NicSpec {
+    let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
+    v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues }
+}
+
+fn limits(rates: Rates) -> Option<v1::RateLimits> {
+    let Rates { bandwidth: bytes_per_second, iops: operations_per_second } = rates;
+    let limits = v1::RateLimits { bytes_per_second, operations_per_second, ..Default::default() };
+    (rates != Rates::default()).then_some(limits)
+}
