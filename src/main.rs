@@ -8,13 +8,10 @@ use ostler::daemon::{self, JailConfig, ServeConfig};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    // Before anything else: these start with as little as can be.
+    // Before anything else: it starts with as little as can be.
     let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
-        Some("jail") => return ostler::jail::run(arguments),
-        Some("vmm") => return ostler::vmm::run(),
-        Some(ostler::daemon::policy::COMPILER_ROLE) => return ostler::daemon::policy::compile(arguments),
-        _ => {}
+    if arguments.next().as_deref() == Some(ostler::daemon::policy::COMPILER_ROLE) {
+        return ostler::daemon::policy::compile(arguments);
     }
     match cli::parse() {
         Invocation::Serve(arguments) => serve(arguments),
@@ -52,6 +49,7 @@ fn serve_config(arguments: ServeArgs) -> Result<ServeConfig, String> {
         client_crl: Some(certificates.join("crl.pem")),
         network,
         trust_domain: arguments.trust_domain,
+        vmm: arguments.vmm,
         metrics: arguments.metrics,
         has_public_metrics: arguments.metrics_public,
         data_dir: arguments.data_dir,

@@ -122,7 +122,7 @@ fn boot(at: Bdf, descriptors: Vec<OwnedFd>, cmdline: &str, directory: &Path) -> 
         |id: &str, slot, kind| DeviceLaunch { id: id.parse().unwrap(), slot: PciSlot::new(slot).unwrap(), kind };
     let images = assets::images().join("linux-6.12-full");
     let plan = Plan {
-        binary: &assets::binary(),
+        binary: &assets::vmm(),
         kernel: &images.join("vmlinux"),
         initrd: &images.join("initrd"),
         vcpus: 1,

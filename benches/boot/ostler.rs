@@ -14,10 +14,10 @@ pub struct Ostler {
 }
 
 impl Ostler {
-    /// From `OSTLER_BIN`.
+    /// The vmm beside `OSTLER_BIN`.
     pub fn from_env() -> Result<Self, String> {
         let binary = std::env::var("OSTLER_BIN").map_err(|_| "set OSTLER_BIN (see `cargo xtask bench`)")?;
-        Ok(Self { binary: binary.into() })
+        Ok(Self { binary: PathBuf::from(binary).with_file_name("ostler-vmm") })
     }
 }
 

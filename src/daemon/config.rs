@@ -13,6 +13,10 @@ use super::inventory::{FIRST_USER, Network};
 use super::rpc::TlsFiles;
 use super::service::{JailConfig, Places};
 use super::supervisor::MAX_RUN_DIR_LEN;
+use crate::sys::program::Program;
+
+/// The program that runs VMs.
+const VMM: &str = "ostler-vmm";
 
 /// Everything that a daemon can be told. `None` is a place below the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +43,8 @@ pub struct ServeConfig {
     pub network: Network,
     /// How VMs are confined; `None`: not at all (`--no-jail`). Default /sys/fs/cgroup/ostler, users from 0x4f000000 on.
     pub jail: Option<JailConfig>,
-    /// The program that is run as `<program> jail`, or `<program> vmm` without a jail. Default: this one.
-    pub vmm: PathBuf,
+    /// The program that is run as `<program> jail`, or `<program> vmm` without a jail. Default: `ostler-vmm` beside this.
+    pub vmm: Option<PathBuf>,
     /// The SPIFFE trust domain of client certificates. Default ostler.local.
     pub trust_domain: String,
     /// Where metrics are served, without authentication. Default: nowhere.
@@ -63,7 +67,7 @@ impl Default for ServeConfig {
             client_crl: None,
             network: Network::default(),
             jail: Some(JailConfig { cgroup: "/sys/fs/cgroup/ostler".into(), first_user: FIRST_USER }),
-            vmm: "/proc/self/exe".into(),
+            vmm: None,
             trust_domain: "ostler.local".into(),
             metrics: None,
             has_public_metrics: false,
@@ -86,6 +90,14 @@ pub enum PlacesError {
     #[error("cannot use {path}")]
     Io {
         /// File or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No program that runs VMs.
+    #[error("cannot use {path} to run VMs; say where ostler-vmm is with --vmm, or put it beside ostler")]
+    Vmm {
+        /// Where it was looked for.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -129,7 +141,20 @@ impl ServeConfig {
         for dir in [&run, &run.join("vms"), &data.join("vms"), &data.join("plugins"), &images, &volumes] {
             make_dir(dir)?;
         }
-        Ok((Places { data, run, images, volumes, vmm: self.vmm.clone() }, lock))
+        let vmm = self.vmm.clone().map_or_else(beside_this_program, Ok);
+        let vmm = vmm.and_then(|path| absolute(&path)).and_then(|path| {
+            let opened = Program::open(&path);
+            opened.map_err(|source| PlacesError::Vmm { path, source })
+        })?;
+        Ok((Places { data, run, images, volumes, vmm }, lock))
+    }
+}
+
+/// Where the program that runs VMs is if nothing is said.
+fn beside_this_program() -> Result<PathBuf, PlacesError> {
+    match std::env::current_exe() {
+        Ok(own) => Ok(own.with_file_name(VMM)),
+        Err(source) => Err(PlacesError::Vmm { path: VMM.into(), source }),
     }
 }
 
@@ -155,7 +180,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn config(dir: &Path) -> ServeConfig {
-        ServeConfig { data_dir: dir.join("data"), run_dir: dir.join("run"), ..ServeConfig::default() }
+        ServeConfig {
+            data_dir: dir.join("data"),
+            run_dir: dir.join("run"),
+            vmm: Some("/bin/true".into()),
+            ..ServeConfig::default()
+        }
     }
 
     #[test]

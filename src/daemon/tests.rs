@@ -63,6 +63,8 @@ impl Daemon {
             data_dir: dir.path().join("data"),
             run_dir: dir.path().join("run"),
             jail: None,
+            // None is started here.
+            vmm: Some("/bin/true".into()),
             ..ServeConfig::default()
         };
         let mut daemon = Self { dir, authority, config, ending: watch::Sender::new(false), serving: None, port: 0 };

@@ -1,11 +1,11 @@
-//! The role `ostler jail`: takes everything from itself that a vmm does not need, then becomes the vmm.
+//! The role `ostler-vmm jail`: takes everything from itself that a vmm does not need, then becomes the vmm.
 //!
 //! ```text
-//!   serve ── clone3: own pid namespace, in the VM's cgroup ──▶ ostler jail <facts>     root, one thread
+//!   serve ── clone3: own pid namespace, in the VM's cgroup ──▶ ostler-vmm jail <facts> root, one thread
 //!                                                               plan: facts → steps    pure
 //!                                                               apply: step by step
 //!                                                               ▼ execveat, empty environment
-//!                                                             ostler vmm               own uid, no rights, empty root
+//!                                                             ostler-vmm vmm           own uid, no rights, empty root
 //! ```
 //! Key functions: [`run`], the role's entry; [`plan::plan`]. What fails ends the process with [`JAIL_FAILED`] and a line on
 //! stderr, the VM's log, which the daemon passes on.

@@ -20,6 +20,8 @@ pub mod numa;
 pub mod nvme;
 pub mod packet;
 pub mod process;
+#[cfg(feature = "node")]
+pub mod program;
 pub mod rtnl;
 pub mod sealed;
 pub mod spawn;

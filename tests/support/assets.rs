@@ -11,6 +11,11 @@ pub fn binary() -> PathBuf {
     std::env::var_os("OSTLER_BIN").map_or_else(|| env!("CARGO_BIN_EXE_ostler").into(), PathBuf::from)
 }
 
+/// The program beside it that runs a VM.
+pub fn vmm() -> PathBuf {
+    binary().with_file_name("ostler-vmm")
+}
+
 fn root(of: &str, fallback: &str) -> PathBuf {
     match std::env::var_os("OSTLER_ASSETS") {
         Some(assets) => Path::new(&assets).join(of),

@@ -93,8 +93,8 @@ fn run_in_lab(
     let mut environment = lab::contract();
     environment.push(("OSTLER_OUT".to_owned(), "/out".to_owned()));
     environment.push((QEMU.0.to_owned(), QEMU.1.to_owned()));
-    let mut carried =
-        vec![(ostler.to_path_buf(), "bin/ostler".to_owned()), (program.to_path_buf(), "bin/bench".to_owned())];
+    let [daemon, vmm] = lab::programs(ostler);
+    let mut carried = vec![daemon, vmm, (program.to_path_buf(), "bin/bench".to_owned())];
     for (name, path) in peers {
         let place = format!("bin/{}", name.to_lowercase());
         environment.push((name.to_owned(), format!("/lab/{place}")));

@@ -39,8 +39,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &DemoArguments) -> Result<Ex
             .map(|status| status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
     } else {
         eprintln!("== the demo runs in the lab: {}", if arguments.in_lab { "as asked for" } else { &verdict.reason });
+        let [daemon, vmm] = lab::programs(&ostler);
         let carried = vec![
-            (ostler, "bin/ostler".to_owned()),
+            daemon,
+            vmm,
             (workspace.root().join("target/plugins"), "assets/plugins".to_owned()),
             (script.clone(), "demo.sh".to_owned()),
         ];

@@ -306,8 +306,10 @@ fn run_in_lab(workspace: &Workspace, program: &Program, arguments: &TestArgument
     fs::write(&script, include_str!("../assets/run-test.sh"))?;
     let out = workspace.lab(&format!("test-results.{run}"));
     remove(&out)?;
+    let [daemon, vmm] = lab::programs(ostler);
     let carried = vec![
-        (ostler.to_path_buf(), "bin/ostler".to_owned()),
+        daemon,
+        vmm,
         (workspace.root().join("target/plugins"), "assets/plugins".to_owned()),
         (script.clone(), "run-test.sh".to_owned()),
         (program.executable.clone(), format!("tests/{name}")),

@@ -48,6 +48,9 @@ pub struct ServeArgs {
     /// Serve metrics at an address that is not a loopback one
     #[arg(long, requires = "metrics")]
     pub metrics_public: bool,
+    /// The program that runs a VM [default: ostler-vmm, beside this one]
+    #[arg(long, value_name = "PATH")]
+    pub vmm: Option<PathBuf>,
     /// Run vmm processes with the daemon's own rights and without limits: to try things out, never for tenants
     #[arg(long, conflicts_with_all = ["cgroup", "first_user"])]
     pub no_jail: bool,

@@ -1,6 +1,7 @@
 //! From a directory to a node that serves: opens the store, loads plugins, cleans devices, takes over VMs. Key function: [`Node::open`].
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -62,8 +63,8 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
-        let compiler =
-            CompilerConfig::in_dir(&places.data, &places.vmm, jail.is_none()).map_err(BootError::Compiler)?;
+        let compiler = CompilerConfig::in_dir(&places.data, Path::new("/proc/self/exe"), jail.is_none())
+            .map_err(BootError::Compiler)?;
         let policy = PolicyHost::start(PolicyConfig { compiler: Some(compiler), ..PolicyConfig::default() })?;
         let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, &policy).await);
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
@@ -88,7 +89,7 @@ impl Node {
             files.clone(),
             &places.run,
             &places.data,
-            &places.vmm,
+            places.vmm.path(),
             jail,
             Arc::new(ledger),
             Arc::clone(&devices) as Arc<dyn Devices>,

@@ -264,6 +264,8 @@ mod tests {
     use super::*;
     use crate::daemon::inventory::Network;
     use crate::daemon::record::{RequestKey, samples};
+    use crate::sys::program::Program;
+    use std::path::Path;
 
     /// A node whose VMs are only records: without a task, every call that is really made fails (`NoSuchVm`).
     async fn node() -> (tempfile::TempDir, Arc<Node>) {
@@ -273,7 +275,8 @@ mod tests {
         for path in [&data, &run, &images] {
             std::fs::create_dir(path).unwrap();
         }
-        let places = Places { data, run, images, volumes: place("volumes"), vmm: "/bin/false".into() };
+        let vmm = Program::open(Path::new("/bin/false")).unwrap();
+        let places = Places { data, run, images, volumes: place("volumes"), vmm };
         let node = Node::open(&places, Network::default(), None).await.unwrap();
         (dir, Arc::new(node))
     }

@@ -44,6 +44,7 @@ use crate::daemon::supervisor::Supervisor;
 pub use crate::daemon::supervisor::{BackingError, CallError, HotplugError};
 pub use crate::daemon::tenants::{Exceeded, Followed, Limits, Tenants};
 use crate::model::TenantId;
+use crate::sys::program::Program;
 pub use access::Whose;
 pub use attach::Unplug;
 pub use boot::BootError;
@@ -85,7 +86,7 @@ pub struct Node {
 }
 
 /// Where a node keeps what.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Places {
     /// The store, plugins, consoles, logs.
     pub data: PathBuf,
@@ -95,8 +96,8 @@ pub struct Places {
     pub images: PathBuf,
     /// Disk images, one directory per tenant.
     pub volumes: PathBuf,
-    /// The program that runs a VM.
-    pub vmm: PathBuf,
+    /// The program that runs a VM, open for as long as the daemon runs.
+    pub vmm: Program,
 }
 
 impl Places {

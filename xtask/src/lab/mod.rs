@@ -117,13 +117,18 @@ pub(crate) fn run_chore(workspace: &Workspace, arguments: &LabArguments) -> Resu
     }
     let built = workspace.root().join("target/x86_64-unknown-linux-gnu/release/ostler");
     if built.is_file() && !errand.carried.iter().any(|(_, name)| name == "bin/ostler") {
-        errand.carried.push((built, "bin/ostler".to_owned()));
+        errand.carried.extend(programs(&built));
     }
     let plugins = workspace.root().join("target/plugins");
     if plugins.is_dir() {
         errand.carried.push((plugins, "assets/plugins".to_owned()));
     }
     Ok(ExitCode::from(run(workspace, &errand)?))
+}
+
+/// `ostler` as cargo built it and the program beside it that runs a VM, where they stand in the lab.
+pub(crate) fn programs(ostler: &Path) -> [(PathBuf, String); 2] {
+    ["ostler", "ostler-vmm"].map(|name| (ostler.with_file_name(name), format!("bin/{name}")))
 }
 
 /// The environment that tests, demo and bench find in the lab.
