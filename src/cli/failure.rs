@@ -12,7 +12,7 @@ use tonic_types::StatusExt;
 
 use super::print::clean;
 
-/// The process's exit code; `ostler --help` documents each.
+/// The process's exit code. What each means stands in [`Exit::ALL`] only; `ostler --help` and the manual show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Refused or failed.
@@ -29,6 +29,23 @@ pub(crate) enum Exit {
     WrongState = 6,
     /// What was waited for did not happen in time.
     TimedOut = 7,
+    /// What was waited for cannot happen any more.
+    OutOfReach = 8,
+}
+
+impl Exit {
+    /// Every code with what it means, for people.
+    pub(crate) const ALL: [(&str, &str); 9] = [
+        ("0", "done"),
+        ("1", "refused or failed"),
+        ("2", "the command line or the request is invalid"),
+        ("3", "the daemon is unreachable, or it refused the certificate"),
+        ("4", "not found, or another tenant's"),
+        ("5", "denied by policy"),
+        ("6", "the VM's state forbids it"),
+        ("7", "what was waited for did not happen in time"),
+        ("8", "what was waited for cannot happen any more"),
+    ];
 }
 
 /// A command's failure.
@@ -245,6 +262,14 @@ fn tls_failure(error: &rustls::Error) -> Failure {
 mod tests {
     use super::*;
     use tonic_types::ErrorDetails;
+
+    #[test]
+    fn the_manual_has_every_exit_code() {
+        let manual = include_str!("../../docs/cli.md");
+        let rows: Vec<_> = manual.lines().skip_while(|line| !line.starts_with("| exit code |")).skip(2).collect();
+        let rows: Vec<_> = rows.into_iter().take_while(|line| line.starts_with('|')).collect();
+        assert_eq!(rows, Exit::ALL.map(|(code, meaning)| format!("| {code} | {meaning} |")));
+    }
 
     fn denied(code: &str) -> Status {
         let metadata =

@@ -5,13 +5,14 @@
 //!
 //! ```text
 //!   args (what may be written) ──▶ commands (one file per group) ──▶ client ──gRPC/mTLS──▶ daemon
-//!     └ units (sizes, times)          ├ view, print (what is shown)     └ identity (certificate, names)
+//!     └ units, condition (values)     ├ view, print (what is shown)     └ identity (certificate, names)
 //!                                     └ failure (what went wrong, what to do, exit code)
 //! ```
 
 mod args;
 mod client;
 mod commands;
+mod condition;
 mod failure;
 mod identity;
 mod print;
@@ -110,8 +111,10 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             VmCommand::Attach(attach) => commands::device::attach(client().await?, attach).await,
             VmCommand::Detach(detach) => commands::device::detach(client().await?, detach).await,
             VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
+            VmCommand::Wait(wait) => commands::wait::wait(client().await?, wait).await,
             VmCommand::Console(console) => commands::console::console(client().await?, console).await,
         },
+        Command::Events(events) => commands::events::events(client().await?, events).await,
         Command::Plugin(PluginCommand::Load(load)) => {
             let upload = commands::plugin::Upload::prepare(load)?;
             commands::plugin::load(client().await?, upload).await

@@ -34,7 +34,7 @@ pub(crate) struct VmView {
     nvme: Vec<nvme::NvmeStatusView>,
     devices: Vec<DeviceView>,
     create_time: Option<String>,
-    update_time: Option<String>,
+    pub(crate) update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
     memory_use: Option<stats::MemoryUseView>,
     etag: String,

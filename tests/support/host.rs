@@ -93,7 +93,10 @@ impl Host {
     pub fn start_daemon(&mut self) {
         assert!(self.daemon.is_none(), "the daemon runs already");
         for attempt in 1.. {
-            self.port = free_port();
+            // A client that waits for the daemon to come back looks where it was.
+            if attempt > 1 || self.port == 0 {
+                self.port = free_port();
+            }
             let mut daemon = self.spawn_daemon();
             let prefix = self.certs().join("operator-admin");
             let answer = until("the daemon's first answer", SOON, || {

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::failure::Exit;
+
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};
 pub(crate) use device::{AttachArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};
@@ -27,7 +29,7 @@ pub(crate) use plugin::{
 };
 pub use serve::ServeArgs;
 pub(crate) use spec::{Hugepages, SpecArgs};
-pub(crate) use stream::{ConsoleArgs, StatsArgs, WatchArgs};
+pub(crate) use stream::{ConsoleArgs, EventsArgs, StatsArgs, WaitArgs, WatchArgs};
 pub(crate) use tenant::{TenantCommand, TenantGetArgs};
 pub(crate) use vm::{DestroyArgs, ListArgs, OnVmArgs, RegisterArgs, StopArgs, VmCommand};
 
@@ -37,22 +39,15 @@ pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
 /// The trust domain of development certificates, and of a daemon that is not told another.
 pub(crate) const TRUST_DOMAIN: &str = "ostler.local";
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done
-  1  refused or failed
-  2  the command line or the request is invalid
-  3  the daemon is unreachable, or it refused the certificate
-  4  not found (or another tenant's)
-  5  denied by policy
-  6  the VM's state forbids it
-  7  what was waited for did not happen in time
-
-VMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.";
+/// What stands below every option: all exit codes, and how VMs are named.
+fn after_help() -> String {
+    let codes: String = Exit::ALL.map(|(code, meaning)| format!("  {code:<3}  {meaning}\n")).concat();
+    format!("Exit codes:\n{codes}\nVMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.")
+}
 
 /// A WASM-extensible hypervisor host.
 #[derive(Debug, Parser)]
-#[command(name = "ostler", version, after_help = EXIT_CODES, infer_subcommands = false, max_term_width = 100)]
+#[command(name = "ostler", version, after_help = after_help(), infer_subcommands = false, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: GlobalArgs,
@@ -97,6 +92,8 @@ pub(crate) enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Follow what happens to VMs
+    Events(EventsArgs),
     /// Policy plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -149,7 +146,7 @@ mod tests {
     fn definition_is_sound_and_help_tells_the_exit_codes() {
         Arguments::command().debug_assert();
         let help = Arguments::command().render_help().to_string();
-        assert!(help.contains("3  the daemon is unreachable"), "{help}");
+        assert!(help.contains("3    the daemon is unreachable"), "{help}");
         assert!(!help.contains("completions"), "{help}");
     }
 
@@ -176,6 +173,9 @@ mod tests {
             "vm detach web data --force --timeout 3s",
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
+            "vm wait web",
+            "vm wait web --for starting",
+            "events web --tenant acme",
             "plugin load x.wasm --operator --tenant acme",
             "certs init --days 0",
             "vm register web",

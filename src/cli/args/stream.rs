@@ -1,9 +1,10 @@
-//! What goes on until something ends it: `ostler vm watch|console|stats`.
+//! What goes on until something ends it: `ostler vm watch|wait|console|stats`, `ostler events`.
 
 use std::time::Duration;
 
 use clap::Args;
 
+use super::super::condition::Condition;
 use super::super::units;
 use super::vm::NameArg;
 
@@ -38,6 +39,37 @@ pub(crate) struct WatchArgs {
 /// States that can be waited for, as the API names them.
 const STATES: [&str; 9] =
     ["REGISTERED", "STARTING", "RUNNING", "PAUSED", "STOPPING", "STOPPED", "FAILED", "DESTROYING", "DESTROYED"];
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// registered, running, paused, stopped, failed, deleted, device=ID:attached or device=ID:detached
+    #[arg(long = "for", value_name = "CONDITION")]
+    pub(crate) condition: Condition,
+    /// Give up after this long: 90s, 2m [default: never]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Only this VM's
+    #[arg(value_name = "VM")]
+    pub(crate) name: Option<String>,
+    /// Only those of this tenant's VMs
+    #[arg(long, value_name = "TENANT", conflicts_with = "name")]
+    pub(crate) tenant: Option<String>,
+    /// Go on behind this resume_token, as `-o json` shows it, instead of from now on
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) resume: Option<String>,
+    /// End after this long: 90s, 2m
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// With `-o json`: also a line without events, for its resume_token, at the beginning and every 15 s of quiet
+    #[arg(long)]
+    pub(crate) bookmarks: bool,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct ConsoleArgs {

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::super::units;
 use super::device::{AttachArgs, DetachArgs, LimitArgs, ResizeDiskArgs};
 use super::spec::SpecArgs;
-use super::stream::{ConsoleArgs, StatsArgs, WatchArgs};
+use super::stream::{ConsoleArgs, StatsArgs, WaitArgs, WatchArgs};
 use super::{ChangeArgs, EtagArg};
 
 #[derive(Debug, Subcommand)]
@@ -47,6 +47,8 @@ pub(crate) enum VmCommand {
     Attach(AttachArgs),
     /// Detach a disk or a network interface: a running guest is asked for it
     Detach(DetachArgs),
+    /// Wait until a VM is as it is to be, or cannot come to be so any more
+    Wait(WaitArgs),
     /// Print every change of state, in order
     Watch(WatchArgs),
     /// Attach to a VM's serial console; Ctrl-] detaches
