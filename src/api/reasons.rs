@@ -47,6 +47,12 @@ pub const REASONS: &[Reason] = &[
         "use a certificate with one SPIFFE id that the node knows",
     ),
     reason(
+        "BAD_MESSAGE",
+        "INVALID_ARGUMENT",
+        "the request is not the message that the call takes; metadata: cause",
+        "make the client anew from the node's protocol files",
+    ),
+    reason(
         "CHANGE_FAILED",
         "FAILED_PRECONDITION",
         "the device was not changed; metadata: cause",
@@ -139,6 +145,12 @@ pub const REASONS: &[Reason] = &[
         "load another one first, or unload it by force",
     ),
     reason(
+        "MESSAGE_TOO_LONG",
+        "INVALID_ARGUMENT",
+        "a message of the request is longer than any may be; metadata: limit_bytes",
+        "ask for less at once",
+    ),
+    reason(
         "NOT_ALLOWED",
         "PERMISSION_DENIED",
         "the identity may not do this, whatever exists; metadata: needs",
@@ -163,6 +175,12 @@ pub const REASONS: &[Reason] = &[
         "start the VM",
     ),
     reason("NO_SLOT", "RESOURCE_EXHAUSTED", "the VM's bus is full", "detach a device first"),
+    reason(
+        "NO_SUCH_CALL",
+        "UNIMPLEMENTED",
+        "the node's daemon does not know the call",
+        "use a daemon that is as new as the client",
+    ),
     reason(
         "NO_SUCH_DEVICE",
         "NOT_FOUND",
@@ -223,6 +241,12 @@ pub const REASONS: &[Reason] = &[
         "INVALID_ARGUMENT",
         "the request_id belongs to another request of the identity",
         "make up a new id for each change",
+    ),
+    reason(
+        "REQUEST_STALLED",
+        "DEADLINE_EXCEEDED",
+        "the client did not go on with its request, or took too long for it; metadata: limit_s",
+        "send requests without pauses; nothing was done",
     ),
     reason(
         "ROLE_DENIED",

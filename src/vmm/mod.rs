@@ -68,7 +68,9 @@ pub fn run() -> ExitCode {
         return ExitCode::from(VmExit::HostError(String::new()).code());
     }
     let Some(listener) = sys::inherit::descriptor(CONTROL_FD).map(Listener::from_fd) else {
-        tracing::error!("`ostler-vmm vmm` is started by `ostler serve`, with a control socket as descriptor {CONTROL_FD}");
+        tracing::error!(
+            "`ostler-vmm vmm` is started by `ostler serve`, with a control socket as descriptor {CONTROL_FD}"
+        );
         return ExitCode::from(VmExit::LaunchFailed(String::new()).code());
     };
     let mut exit_record = None;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A file in every host's images directory that exists and does not boot.
 pub const PLACEHOLDER: &str = "placeholder";
@@ -34,6 +35,26 @@ pub fn images() -> PathBuf {
 pub fn plugin(name: &str) -> Vec<u8> {
     let path = root("plugins", "plugins").join(format!("{name}.wasm"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask plugins`", path.display()))
+}
+
+/// The linter of protocol files.
+pub fn buf() -> PathBuf {
+    let buf = root("python", "lab/python").join("tools/bin/buf");
+    assert!(buf.is_file(), "{} is missing: run `cargo xtask protos`", buf.display());
+    buf
+}
+
+/// A Python interpreter that knows the client.
+pub fn python() -> Command {
+    let fallback = root("python", "lab/python").join("bin/python3");
+    let python = std::env::var_os("OSTLER_PYTHON").map_or(fallback, PathBuf::from);
+    let client = root("client", "python");
+    assert!(client.is_dir(), "{} is missing: run `cargo xtask client`", client.display());
+    let mut command = Command::new(python);
+    let packages = root("python", "lab/python").join("packages");
+    let path = std::env::join_paths([client, packages]).unwrap();
+    command.env("PYTHONPATH", path).env("PYTHONUNBUFFERED", "1");
+    command
 }
 
 /// Says that a test lacks something and did not run.

@@ -42,9 +42,8 @@ pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     RUNTIME.spawn(future);
 }
 
-/// Connects to the daemon at `port`, with `identity` or without a certificate. TLS 1.3 reports a refused certificate
-/// only with the first call.
-pub fn connect(port: u16, ca: &Path, identity: Option<Identity>) -> Result<Channel, tonic::transport::Error> {
+/// TLS as clients of the daemon speak it, with `identity` or without a certificate.
+pub fn tls(ca: &Path, identity: Option<Identity>) -> TlsConnector {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -56,11 +55,19 @@ pub fn connect(port: u16, ca: &Path, identity: Option<Identity>) -> Result<Chann
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let tls = TlsConnector::from(Arc::new(config));
+    TlsConnector::from(Arc::new(config))
+}
+
+/// Connects to the daemon at `port`, with `identity` or without a certificate. TLS 1.3 reports a refused certificate
+/// only with the first call.
+pub fn connect(port: u16, ca: &Path, identity: Option<Identity>) -> Result<Channel, tonic::transport::Error> {
+    let tls = tls(ca, identity);
     let connector = tower::service_fn(move |_: Uri| {
         let tls = tls.clone();
         async move {
             let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+            // A call is two small frames: the second would wait 40 ms for the first one's acknowledgement.
+            stream.set_nodelay(true)?;
             tls.connect(ServerName::try_from("localhost").unwrap(), stream).await.map(TokioIo::new)
         }
     });

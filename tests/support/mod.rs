@@ -7,8 +7,9 @@
 //! acme.register("web", small())?;
 //! ```
 //!
-//! Environment: `OSTLER_BIN` (else the binary that cargo built) and `OSTLER_ASSETS` (a directory with `images/` and
-//! `plugins/`; else `target/lab/images` and `target/plugins`).
+//! Environment: `OSTLER_BIN` (else the binary that cargo built), `OSTLER_ASSETS` (a directory with `images/`, `plugins/`,
+//! `client/` and `python/`; else `target/lab/images`, `target/plugins`, `target/python` and `target/lab/python`) and
+//! `OSTLER_PYTHON` (an interpreter; else `target/lab/python/bin/python3`).
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses another part")]
 

@@ -5,6 +5,7 @@
 
 mod archive;
 mod bench;
+mod client;
 mod debian;
 mod demo;
 mod fuzz;
@@ -16,6 +17,8 @@ mod modules;
 mod packages;
 mod plugins;
 mod progress;
+mod protos;
+mod python;
 mod test;
 mod workspace;
 
@@ -47,6 +50,10 @@ enum Chore {
     Demo(demo::DemoArguments),
     /// Build the policy plugins and the tests' hostile ones into target/plugins
     Plugins,
+    /// Make the Python client in target/python, its generated code included
+    Client,
+    /// Check proto/ against its rules and against the last release
+    Protos(protos::ProtosArguments),
     /// Say whether guests run on this machine's own KVM or in the lab, and why
     Probe,
     /// The probe's child process
@@ -74,6 +81,8 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Setup(setup) => packages::setup(&workspace, setup).map(drop)?,
         Chore::Images => images::make(&workspace).map(drop)?,
         Chore::Plugins => plugins::build(workspace.root(), &workspace.root().join("target/plugins")).map(drop)?,
+        Chore::Client => client::assemble(&workspace).map(|client| println!("{}", client.display()))?,
+        Chore::Protos(protos) => return protos::run(&workspace, protos),
         Chore::Probe => lab::probe::verdict(&workspace).map(|verdict| println!("{verdict}"))?,
         Chore::Lab(lab) => return lab::run_chore(&workspace, lab),
         Chore::Bench(bench) => return bench::run(&workspace, bench),

@@ -15,8 +15,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Packages with what they depend on. A change here makes the next run fetch anew.
-const TREE: [&str; 9] =
-    ["qemu-system-x86", "busybox-static", "bash", "dash", "kmod", "iproute2", "e2fsprogs", "ethtool", "util-linux"];
+const TREE: [&str; 11] = [
+    "qemu-system-x86",
+    "busybox-static",
+    "bash",
+    "dash",
+    "kmod",
+    "iproute2",
+    "e2fsprogs",
+    "ethtool",
+    "util-linux",
+    // The Python client's interpreter, and what installs its packages.
+    "python3",
+    "python3-pip-whl",
+];
 
 /// Links from a name to its file; more are taken for a loop.
 const MAX_LINKS: usize = 8;
@@ -134,7 +146,7 @@ fn read(manifest: &Path) -> Option<Packages> {
 fn fetch(workspace: &Workspace) -> Result<Packages> {
     let archive = Archive::derive(Path::new("/etc/apt"), &workspace.lab("apt"))?;
     step("fetching package lists", || archive.update())?;
-    let files = step("fetching QEMU and tools (about 45 MB)", || archive.download_closure(&TREE))?;
+    let files = step("fetching QEMU and tools (about 55 MB)", || archive.download_closure(&TREE))?;
     let tree = workspace.lab("tree");
     step("unpacking QEMU and tools", || {
         let unfinished = unfinished(&tree);

@@ -2,13 +2,14 @@
 //!
 //! Tests that boot guests are named in the root package's `[package.metadata.lab] tests`; they run on this machine if
 //! its KVM can boot Linux, else each in a lab of its own, in the order of that list. The others run here. A guest test finds
-//! `OSTLER_BIN` (the `ostler` program), `OSTLER_ASSETS` (a directory with `images/` and `plugins/`) and `OSTLER_SKIPPED`
+//! `OSTLER_BIN` (the `ostler` program), `OSTLER_ASSETS` (a directory with `images/`, `plugins/`, `client/` and `python/`),
+//! `OSTLER_PYTHON` (in the lab: its own interpreter) and `OSTLER_SKIPPED`
 //! (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns).
 
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
 use crate::workspace::{Workspace, remove};
-use crate::{images, plugins};
+use crate::{client, images, plugins};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde::Deserialize;
@@ -90,6 +91,7 @@ impl Message {
 /// Runs the chore.
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
     let assets = assets(workspace)?;
+    add_client(workspace, &assets)?;
     let (ostler, mut programs) = build_tests(workspace, &arguments.programs)?;
     if !arguments.programs.is_empty() {
         if let Some(unknown) = arguments.programs.iter().find(|name| !programs.iter().any(|p| p.name == **name)) {
@@ -149,11 +151,22 @@ pub(crate) fn assets(workspace: &Workspace) -> Result<PathBuf> {
     step("building plugins", || plugins::build(workspace.root(), &built))?;
     let assets = workspace.lab("assets");
     fs::create_dir_all(&assets)?;
-    for (name, target) in [("images", images), ("plugins", built)] {
+    link(&assets, [("images", images), ("plugins", built)])?;
+    Ok(assets)
+}
+
+/// Adds the Python client, and the Python that runs it.
+fn add_client(workspace: &Workspace, assets: &Path) -> Result<()> {
+    let client = client::assemble(workspace)?;
+    link(assets, [("client", client), ("python", workspace.lab("python"))])
+}
+
+fn link(assets: &Path, targets: [(&str, PathBuf); 2]) -> Result<()> {
+    for (name, target) in targets {
         remove(&assets.join(name))?;
         std::os::unix::fs::symlink(target, assets.join(name))?;
     }
-    Ok(assets)
+    Ok(())
 }
 
 /// Builds the `ostler` program and the test programs in question (all, if none is named), in one call of cargo: two would
@@ -311,15 +324,19 @@ fn run_in_lab(workspace: &Workspace, program: &Program, arguments: &TestArgument
         daemon,
         vmm,
         (workspace.root().join("target/plugins"), "assets/plugins".to_owned()),
+        (workspace.root().join("target/python"), "assets/client".to_owned()),
+        (workspace.lab("python/packages"), "assets/python/packages".to_owned()),
         (script.clone(), "run-test.sh".to_owned()),
         (program.executable.clone(), format!("tests/{name}")),
     ];
+    let mut environment = lab::contract();
+    environment.push(("OSTLER_PYTHON".to_owned(), "/usr/bin/python3".to_owned()));
     let mut command = vec!["bash".to_owned(), "/lab/run-test.sh".to_owned(), format!("/lab/tests/{name}")];
     command.extend(arguments.filter.clone());
     let errand = Errand {
         command,
         carried,
-        environment: lab::contract(),
+        environment,
         memory_mib: LAB_MEMORY_MIB,
         cpus: lab::CPUS,
         label: Some(format!("{name} | ")),

@@ -122,7 +122,8 @@ fn id(name: &str) -> Result<DecisionId, Status> {
 }
 
 fn query(request: v1::ListDecisionsRequest) -> Result<DecisionQuery, SpecError> {
-    let is_allowed = match request.outcome() {
+    let unknown = |_| SpecError::new("outcome", format!("{} is none: ALLOWED or DENIED", request.outcome));
+    let is_allowed = match Outcome::try_from(request.outcome).map_err(unknown)? {
         Outcome::Unspecified => None,
         Outcome::Allowed => Some(true),
         Outcome::Denied => Some(false),

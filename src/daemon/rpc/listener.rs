@@ -1,12 +1,14 @@
 //! Accepts connections and shakes hands, without letting anybody hold up the others. Key type: [`Connection`].
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,6 +33,8 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_TOLD: usize = 16;
 /// … for so long.
 const TOLD_TIME: Duration = Duration::from_secs(2);
+/// Between two lines of the log about connections that were refused: whoever opens thousands shall not fill it.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after accept(2) failed (out of descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -82,6 +86,7 @@ pub(super) fn connections(
         shares: Shares::default(),
     });
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let refused = Arc::new(Refused::default());
     tokio::spawn(async move {
         loop {
             let permit = tokio::select! {
@@ -96,20 +101,47 @@ pub(super) fn connections(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
-            let (door, ready) = (Arc::clone(&door), ready.clone());
+            let (door, ready, refused) = (Arc::clone(&door), ready.clone(), Arc::clone(&refused));
             tokio::spawn(async move {
                 let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.shake_hands(stream)).await;
                 drop(permit);
                 match shaken {
                     // Nobody takes connections any more: the daemon ends.
                     Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
-                    Ok(Err(error)) => tracing::info!(%address, %error, "connection refused"),
-                    Err(_elapsed) => tracing::info!(%address, "connection refused: handshake takes too long"),
+                    Ok(Err(error)) => refused.tell(address, &error),
+                    Err(_elapsed) => refused.tell(address, &"handshake takes too long"),
                 }
             });
         }
     });
     ReceiverStream::new(connections)
+}
+
+/// Connections that were refused, for the log.
+#[derive(Debug, Default)]
+struct Refused {
+    /// Rank: leaf. When it was last told, and how many were not since; held for an update only.
+    told: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Refused {
+    /// Logs a refusal, unless one has just been; the next line says how many were left out.
+    fn tell(&self, address: SocketAddr, why: &dyn Display) {
+        if let Some(unsaid) = self.take(Instant::now()) {
+            tracing::info!(%address, %why, others = unsaid, "connection refused");
+        }
+    }
+
+    /// How many were left out, if one is to be told now.
+    fn take(&self, now: Instant) -> Option<u64> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.0.is_some_and(|last| now.saturating_duration_since(last) < REFUSED_PAUSE) {
+            told.1 += 1;
+            return None;
+        }
+        told.0 = Some(now);
+        Some(std::mem::take(&mut told.1))
+    }
 }
 
 struct Door {

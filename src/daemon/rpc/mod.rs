@@ -5,6 +5,7 @@
 //!   each call: caller from the connection ── own task (survives a client that hangs up; may panic alone) ──▶ service
 //! ```
 
+mod arrival;
 mod audit;
 mod call;
 mod change;
@@ -125,6 +126,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(trace::TraceLayer)
+        .layer(arrival::ArrivalLayer)
         .layer(InterceptorLayer::new(move |request| call::admit(request, &rates, &followed.tenants)))
         .add_service(vms)
         .add_service(plugins)

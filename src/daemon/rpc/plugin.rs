@@ -1,13 +1,12 @@
 //! `PluginService`: decode, call, encode. Key type: [`PluginRpc`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::audit::Audit;
-use super::call::{caller, within};
+use super::call::caller;
 use super::change::Changes;
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{encode, status};
@@ -19,8 +18,6 @@ use crate::model::{DigestError, SpecError};
 
 /// Longest component, in bytes, as the public contract says.
 pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
-/// Longest that its upload may take.
-const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) struct PluginRpc {
     node: SharedNode,
@@ -40,7 +37,7 @@ impl PluginService for PluginRpc {
         request: Request<Streaming<v1::LoadPluginRequest>>,
     ) -> Result<Response<v1::Plugin>, Status> {
         let principal = caller(request.extensions())?;
-        let (header, component) = within(UPLOAD_LIMIT, received(request.into_inner())).await?;
+        let (header, component) = received(request.into_inner()).await?;
         let PluginName { scope, plugin } =
             PluginName::parse(&header.name).map_err(|error| status::bad_field(&error))?;
         let (resource, settings) = (header.name.clone(), header.settings.clone());

@@ -208,6 +208,30 @@ pub(super) fn too_long(limit: Duration) -> Status {
     status(Code::DeadlineExceeded, text, "TOO_LONG", [("limit_s", limit.as_secs().to_string())])
 }
 
+/// A message that is longer than any may be.
+pub(super) fn too_long_message(limit: usize) -> Status {
+    let text = format!("the request is longer than {limit} bytes");
+    status(Code::InvalidArgument, text, "MESSAGE_TOO_LONG", [("limit_bytes", limit.to_string())])
+}
+
+/// Bytes that are no message of the call.
+pub(super) fn no_message(cause: &str) -> Status {
+    let text = format!("the request is not the message that this call takes: {cause}");
+    status(Code::InvalidArgument, text, "BAD_MESSAGE", [("cause", cause.to_owned())])
+}
+
+/// A call of no service.
+pub(super) fn no_such_call() -> Status {
+    let text = "the daemon has no such call; it may be older than your client";
+    status(Code::Unimplemented, text.to_owned(), "NO_SUCH_CALL", [])
+}
+
+/// A client that does not go on with its request.
+pub(super) fn stalled(limit: Duration) -> Status {
+    let text = format!("the request did not go on, or not end, within {} s; nothing was done", limit.as_secs());
+    status(Code::DeadlineExceeded, text, "REQUEST_STALLED", [("limit_s", limit.as_secs().to_string())])
+}
+
 fn later(
     text: String,
     reason: &str,
