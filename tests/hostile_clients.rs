@@ -133,7 +133,7 @@ fn requests_that_are_no_messages_are_each_refused_with_their_reason() {
     // Field 1 of GetVirtualMachineRequest.
     let name = |bytes: &[u8]| [&[0x0a][..], &varint(bytes.len()), bytes].concat();
     let claimed = |length: u32| [&[0][..], &length.to_be_bytes(), &[0; 1000]].concat();
-    let groups = [vec![0xfb, 0x7f].repeat(10_000), vec![0xfc, 0x7f].repeat(10_000)].concat();
+    let groups = [[0xfb, 0x7f].repeat(10_000), [0xfc, 0x7f].repeat(10_000)].concat();
     let cases: Vec<(&str, &str, Vec<u8>, &str)> = vec![
         ("a name of 1 MiB", GET, framed(&name(&[b'a'; 1 << 20])), "MESSAGE_TOO_LONG"),
         ("a name of 200 KiB", GET, framed(&name(&[b'a'; 200 << 10])), "BAD_FIELD"),

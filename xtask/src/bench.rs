@@ -1,21 +1,23 @@
-//! `cargo xtask bench`: start-up and memory of Ostler's VMM beside its peers, in one lab boot.
+//! `cargo xtask bench`: start-up and memory of Ostler's VMM beside its peers, in one lab boot; load on the daemon, here.
 //!
 //! The figures come from the bench program `boot` (`benches/boot`). Here it is built, carried into the lab in counting
 //! mode (where start-up figures repeat to 1 %, whatever else the machine does) together with the peers that the caller
-//! names, and its table is brought back as `target/bench.json`. QEMU comes with the lab.
+//! names, and its table is brought back as `target/bench.json`. QEMU comes with the lab. The other program is `load`
+//! (`benches/load`): it needs no guest, runs on this machine in real time, and leaves `target/load.json`.
 
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
 use crate::test::{assets, build_ostler, cargo};
 use crate::workspace::{Workspace, remove};
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-const PROGRAM: &str = "boot";
+const BOOT: &str = "boot";
+const LOAD: &str = "load";
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 const LAB_MEMORY_MIB: u32 = 4096;
 /// Variables that name a peer's binary; each must be a static one, to run in the lab.
@@ -27,12 +29,24 @@ const QEMU: (&str, &str) = ("QEMU", "/usr/bin/qemu-system-x86_64");
 #[derive(Args)]
 #[command(after_help = "FIRECRACKER=/path and CLOUD_HYPERVISOR=/path add these peers (static binaries).")]
 pub(crate) struct BenchArguments {
-    /// Run on this machine's own KVM, in real time, if it can boot Linux
+    /// Run one of the two only
+    #[arg(long, value_enum)]
+    only: Option<Which>,
+    /// Run `boot` on this machine's own KVM, in real time, if it can boot Linux
     #[arg(long)]
     here: bool,
     /// Let the lab's clock run in time instead of counting instructions
     #[arg(long, conflicts_with = "here")]
     timed: bool,
+}
+
+/// A bench program.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    /// Start-up and memory of a VM, beside other hypervisors
+    Boot,
+    /// Calls of the API over mutual TLS: throughput, latency, growth
+    Load,
 }
 
 /// Runs the chore.
@@ -48,7 +62,13 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
     }
     let assets = assets(workspace)?;
     let ostler = build_ostler(workspace)?;
-    let program = build(workspace)?;
+    if arguments.only != Some(Which::Boot) {
+        let status = run_here(workspace, &build(workspace, LOAD)?, &ostler, &assets)?;
+        if status != 0 || arguments.only == Some(Which::Load) {
+            return Ok(ExitCode::from(status));
+        }
+    }
+    let program = build(workspace, BOOT)?;
     let status = if arguments.here {
         let verdict = probe::verdict(workspace)?;
         if !verdict.can_run_directly {
@@ -64,11 +84,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
     Ok(ExitCode::from(status))
 }
 
-fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let command = ["build", "--release", "--package", "ostler", "--bench", PROGRAM];
+fn build(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    let command = ["build", "--release", "--package", "ostler", "--bench", name];
     step("building the bench program", || cargo(workspace, &command))?
         .into_iter()
-        .find(|message| message.is_executable(PROGRAM, "bench"))
+        .find(|message| message.is_executable(name, "bench"))
         .and_then(|message| message.executable)
         .context("cargo built no bench program")
 }

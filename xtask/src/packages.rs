@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Packages with what they depend on. A change here makes the next run fetch anew.
-const TREE: [&str; 11] = [
+const TREE: [&str; 12] = [
     "qemu-system-x86",
     "busybox-static",
     "bash",
@@ -25,9 +25,10 @@ const TREE: [&str; 11] = [
     "e2fsprogs",
     "ethtool",
     "util-linux",
-    // The Python client's interpreter, and what installs its packages.
+    // The Python client's interpreter, what installs its packages, and what they are linked with.
     "python3",
     "python3-pip-whl",
+    "libstdc++6",
 ];
 
 /// Links from a name to its file; more are taken for a loop.

@@ -23,21 +23,24 @@ class VmFailed(Exception):
 def watch(node, parent="", resume_token=""):
     """Yields a WatchVirtualMachinesResponse for each VM of `parent`, then for each change; bookmarks are left out.
 
-    It goes on where it was when the connection breaks or the node is restarted. Nothing is missed and nothing told
-    twice, except that a break within the first snapshot begins with it anew. Keep the last message's resume_token to go on
-    in another process; OstlerError with reason WATCH_COMPACTED says that it is too old.
+    Once it has begun, it goes on where it was when the connection breaks or the node is restarted. Nothing is missed and
+    nothing told twice, except that a break within the first snapshot begins with it anew. Keep the last message's
+    resume_token to go on in another process; OstlerError with reason WATCH_COMPACTED says that it is too old.
     """
+    has_begun = False
     while True:
         request = vm_pb2.WatchVirtualMachinesRequest(parent=parent, resume_token=resume_token)
         stream = None
         try:
             stream = node.vms.WatchVirtualMachines(request)
             for message in stream:
+                has_begun = True
                 resume_token = message.resume_token or resume_token
                 if not message.bookmark:
                     yield message
         except OstlerError as error:
-            if error.code.name not in RESUMED_CODES or error.reason not in RESUMED:
+            is_passing = error.code.name in RESUMED_CODES and error.reason in RESUMED
+            if not (has_begun and is_passing):
                 raise
         finally:
             if stream is not None:
@@ -48,18 +51,15 @@ def watch(node, parent="", resume_token=""):
 def wait_for(node, name, state, timeout=60.0):
     """Returns the VM once it is in `state` ("RUNNING", or a number of VirtualMachine.State).
 
-    Raises VmFailed if it comes to FAILED instead, and TimeoutError after `timeout` seconds.
+    Raises VmFailed if it is FAILED instead, and TimeoutError after `timeout` seconds.
     """
     State = vm_pb2.VirtualMachine.State
     wanted = State.Value(state) if isinstance(state, str) else state
-    parent = "/".join(name.split("/")[:2])
     deadline = time.monotonic() + timeout
-    request = vm_pb2.WatchVirtualMachinesRequest(parent=parent)
     # It must be there: a watch of the tenant says nothing of a VM that does not exist.
-    from_get = node.vms.GetVirtualMachine(vm_pb2.GetVirtualMachineRequest(name=name), timeout=timeout)
-    if from_get.state == wanted:
-        return from_get
-    stream = node.vms.WatchVirtualMachines(request, timeout=timeout)
+    node.vms.GetVirtualMachine(vm_pb2.GetVirtualMachineRequest(name=name), timeout=timeout)
+    parent = "/".join(name.split("/")[:2])
+    stream = node.vms.WatchVirtualMachines(vm_pb2.WatchVirtualMachinesRequest(parent=parent), timeout=timeout)
     try:
         for message in stream:
             vm = message.virtual_machine
@@ -67,7 +67,7 @@ def wait_for(node, name, state, timeout=60.0):
                 continue
             if vm.state == wanted:
                 return vm
-            if vm.state == State.FAILED and not message.initial:
+            if vm.state == State.FAILED:
                 raise VmFailed(vm)
     except OstlerError as error:
         if error.code.name != "DEADLINE_EXCEEDED" or time.monotonic() < deadline - PAUSE:

@@ -128,7 +128,8 @@ class Control(unittest.TestCase):
         plugin = "tenants/acme/plugins/own"
         made = ostler.upload_plugin(self.node, plugin, component, {"max-vcpus": "1"})
         self.assertEqual((made.name, made.size_bytes), (plugin, len(component)))
-        self.assertEqual(self.fails(self.node.vms.RegisterVirtualMachine, registration("web", vcpus=2)).reason, "POLICY_DENIED")
+        refused = self.fails(self.node.vms.RegisterVirtualMachine, registration("web", vcpus=2))
+        self.assertEqual(refused.reason, "POLICY_DENIED")
         self.node.plugins.UnloadPlugin(plugin_pb2.UnloadPluginRequest(name=plugin))
         self.node.vms.RegisterVirtualMachine(registration("web", vcpus=2))
 
@@ -145,6 +146,7 @@ class Control(unittest.TestCase):
         with ostler.connect("127.0.0.1:1", pathlib.Path(os.environ["CERTS"]) / "tenant-acme") as nowhere:
             error = self.fails(nowhere.vms.ListVirtualMachines, vm_pb2.ListVirtualMachinesRequest())
             self.assertEqual((error.code, error.reason), (grpc.StatusCode.UNAVAILABLE, ""))
+            self.assertEqual(self.fails(next, ostler.watch(nowhere)).code, grpc.StatusCode.UNAVAILABLE)
 
 
 if __name__ == "__main__":
