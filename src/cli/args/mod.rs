@@ -31,7 +31,7 @@ pub use serve::ServeArgs;
 pub(crate) use spec::{Hugepages, SpecArgs};
 pub(crate) use stream::{ConsoleArgs, EventsArgs, StatsArgs, WaitArgs, WatchArgs};
 pub(crate) use tenant::{TenantCommand, TenantGetArgs};
-pub(crate) use vm::{DestroyArgs, ListArgs, OnVmArgs, RegisterArgs, StopArgs, VmCommand};
+pub(crate) use vm::{DestroyArgs, ListArgs, OnVmArgs, RegisterArgs, Removal, RunArgs, StopArgs, VmCommand};
 
 /// Where `certs init` writes and every other command looks.
 pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
@@ -41,7 +41,7 @@ pub(crate) const TRUST_DOMAIN: &str = "ostler.local";
 
 /// What stands below every option: all exit codes, and how VMs are named.
 fn after_help() -> String {
-    let codes: String = Exit::ALL.map(|(code, meaning)| format!("  {code:<3}  {meaning}\n")).concat();
+    let codes: String = Exit::ALL.map(|(code, meaning)| format!("  {code:<5}  {meaning}\n")).concat();
     format!("Exit codes:\n{codes}\nVMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.")
 }
 
@@ -146,7 +146,7 @@ mod tests {
     fn definition_is_sound_and_help_tells_the_exit_codes() {
         Arguments::command().debug_assert();
         let help = Arguments::command().render_help().to_string();
-        assert!(help.contains("3    the daemon is unreachable"), "{help}");
+        assert!(help.contains("3      the daemon is unreachable"), "{help}");
         assert!(!help.contains("completions"), "{help}");
     }
 
@@ -174,6 +174,7 @@ mod tests {
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
             "vm wait web",
+            "vm run web --kernel k --rm never --detach",
             "vm wait web --for starting",
             "events web --tenant acme",
             "plugin load x.wasm --operator --tenant acme",
