@@ -95,6 +95,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             show(&String::from_utf8_lossy(&script))
         }
         Command::Vm(vm) => on_vms(vm, &global).await,
+        Command::Apply(apply) => commands::apply::apply(client().await?, apply).await,
         Command::Events(events) => commands::events::events(client().await?, events).await,
         Command::Plugin(PluginCommand::Load(load)) => {
             let upload = commands::plugin::Upload::prepare(load)?;

@@ -3,6 +3,7 @@
 //! Key types: [`Arguments`], [`Command`], [`GlobalArgs`]; a file per noun holds the commands on it. Sizes, durations and
 //! devices are parsed in `units`.
 
+mod apply;
 mod certs;
 mod decision;
 mod device;
@@ -20,6 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::failure::Exit;
 
+pub(crate) use apply::ApplyArgs;
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};
 pub(crate) use device::{AttachArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};
@@ -92,6 +94,8 @@ pub(crate) enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Make VMs as a file says they are to be; what changes is shown first
+    Apply(ApplyArgs),
     /// Follow what happens to VMs
     Events(EventsArgs),
     /// Policy plugins
