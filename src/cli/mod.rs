@@ -89,6 +89,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Certs(CertsCommand::Init(init)) => commands::certs::init(&init, global.output),
         Command::Certs(CertsCommand::Revoke(revoke)) => commands::certs::revoke(&revoke, global.output),
+        Command::ExitCodes => show(&args::after_help()),
+        Command::Man { out } => commands::man::write(&out, global.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "ostler", &mut script);

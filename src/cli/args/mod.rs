@@ -42,9 +42,9 @@ pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
 pub(crate) const TRUST_DOMAIN: &str = "ostler.local";
 
 /// What stands below every option: all exit codes, and how VMs are named.
-fn after_help() -> String {
+pub(super) fn after_help() -> String {
     let codes: String = Exit::ALL.map(|(code, meaning)| format!("  {code:<5}  {meaning}\n")).concat();
-    format!("Exit codes:\n{codes}\nVMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.")
+    format!("Exit codes:\n{codes}\nVMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.\n")
 }
 
 /// A WASM-extensible hypervisor host.
@@ -110,8 +110,16 @@ pub(crate) enum Command {
     /// The node's devices, for its operators
     #[command(subcommand)]
     Host(HostCommand),
+    /// Tell what each exit code means
+    #[command(after_help = after_help())]
+    ExitCodes,
+    /// Write manual pages, one per command
+    Man {
+        /// Directory for ostler.1, ostler-vm.1 and so on
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Print a shell's completion script
-    #[command(hide = true)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -151,7 +159,6 @@ mod tests {
         Arguments::command().debug_assert();
         let help = Arguments::command().render_help().to_string();
         assert!(help.contains("3      the daemon is unreachable"), "{help}");
-        assert!(!help.contains("completions"), "{help}");
     }
 
     #[test]

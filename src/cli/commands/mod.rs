@@ -10,6 +10,7 @@ mod follow;
 pub(crate) mod host;
 pub(crate) mod jail;
 mod line;
+pub(crate) mod man;
 pub(crate) mod plugin;
 pub(crate) mod power;
 pub(crate) mod replay;
