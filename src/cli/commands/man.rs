@@ -77,7 +77,9 @@ mod tests {
             for (words, options) in all() {
                 let name = words.split(' ').next_back().unwrap();
                 assert!(script.contains(name), "{shell}: {words}");
-                for option in options {
+                // clap_complete's fish scripts go two commands deep (`host nvme`), and complete no options below.
+                let is_too_deep = shell == Shell::Fish && words.split(' ').count() > 3;
+                for option in options.into_iter().filter(|_| !is_too_deep) {
                     assert!(script.contains(&option), "{shell}: {words} --{option}");
                 }
             }
