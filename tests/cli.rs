@@ -29,6 +29,10 @@ fn help_documents_commands_and_exit_codes() {
     for word in ["serve", "certs", "vm", "plugin", "Exit codes", "denied by policy", "OSTLER_ENDPOINT"] {
         assert!(help.contains(word), "{word} is not in:\n{help}");
     }
+    for arguments in [&["exit-codes"][..], &["help", "exit-codes"]] {
+        let (code, codes, _) = ostler(arguments);
+        assert!(code == 0 && codes.contains("8      what was waited for cannot happen any more"), "{codes}");
+    }
     let (code, script, _) = ostler(&["completions", "bash"]);
     assert!(code == 0 && script.contains("_ostler"), "{script}");
     assert_eq!(ostler(&["vm", "register", "web"]).0, 2);

@@ -7,9 +7,10 @@ mod support;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 
+use ostler::api::v1::virtual_machine::State;
 use serde_json::Value;
 use support::wait::{SOON, until};
-use support::{Host, small};
+use support::{Host, assets, small};
 
 /// Exit code, stdout, stderr.
 fn acme(host: &Host, arguments: &[&str]) -> (i32, String, String) {
@@ -94,6 +95,29 @@ fn a_wait_is_met_in_vain_too_long_or_for_nothing() {
     // Another's VMs are not for waiting.
     let (code, _, error) = wait(&["globex/web", "--for=deleted"]);
     assert!(code == 1 && error.contains("NOT_ALLOWED"), "{error}");
+}
+
+#[test]
+fn a_run_that_does_not_begin_leaves_nothing_unless_it_is_told_to() {
+    let host = Host::start();
+    let caller = host.tenant("acme");
+    let run =
+        |arguments: &[&str]| acme(&host, &[&["vm", "run", "--kernel", assets::PLACEHOLDER][..], arguments].concat());
+    let (code, _, error) = run(&[]);
+    assert!(code == 1 && error.contains("START_FAILED"), "{error}");
+    assert!(caller.list("").unwrap().is_empty());
+    assert_eq!(run(&["kept", "--rm", "never"]).0, 1);
+    assert_eq!(caller.get("kept").unwrap().state(), State::Failed);
+    let (code, _, error) = run(&["alone", "--detach"]);
+    assert!(code == 1 && error.contains("hint: ostler vm console acme/alone"), "{error}");
+    assert_eq!(caller.get("alone").unwrap().state(), State::Failed);
+    // What is there already is not ours to destroy.
+    let (code, _, error) = run(&["kept"]);
+    assert!(code == 1 && error.contains("VM_EXISTS"), "{error}");
+    assert!(caller.get("kept").is_ok());
+    let output = host.command("operator-admin").args(["vm", "run", "--kernel", assets::PLACEHOLDER]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && error.contains("an operator writes TENANT/run-"), "{error}");
 }
 
 #[test]

@@ -204,6 +204,69 @@ fn the_command_line_drives_a_vm_from_start_to_end() {
     assert_eq!(run(&["vm", "destroy", "web"]), "acme/web is DESTROYED\n");
 }
 
+const LINUX: [&str; 6] = ["--memory", "256M", "--kernel", "linux-6.12/vmlinux", "--initrd", "linux-6.12/initrd"];
+
+/// `vm run` of a guest that does what its command line says: exit code, what it printed, what was said about it.
+fn run_to_its_end(host: &Host, arguments: &[&str]) -> (i32, String, String) {
+    let output = host.command("tenant-acme").args(["vm", "run"]).args(LINUX).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_vm_for_the_moment_ends_as_its_guest_does_and_leaves_nothing() {
+    let before = taps();
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let (code, printed, error) = run_to_its_end(&host, &["--cmdline", "ostler.exec=poweroff"]);
+    assert_eq!((code, error.as_str()), (0, ""), "{printed}");
+    assert_eq!(printed.matches("ostler-guest: kernel 6.12").count(), 1, "{printed}");
+    let (code, printed, error) = run_to_its_end(&host, &["crash", "--cmdline", "panic=-1 ostler.exec=panic"]);
+    assert!(code == 9 && error.contains("acme/crash is FAILED (guest kernel panicked)"), "{error}");
+    assert!(printed.contains("Kernel panic - not syncing"), "{printed}");
+    let (code, _, error) = run_to_its_end(&host, &["--timeout", "2s", "--grace", "0"]);
+    assert!(code == 7 && error.contains("did not end within 2.0 s"), "{error}");
+    assert!(acme.list("").unwrap().is_empty());
+    assert_clean(&host, &before);
+
+    let (code, name, _) = run_to_its_end(&host, &["--detach"]);
+    let name = name.trim().strip_prefix("acme/").unwrap();
+    assert_eq!((code, acme.get(name).unwrap().state()), (0, State::Running));
+    acme.destroy(name, true).unwrap();
+}
+
+#[test]
+fn a_vm_for_the_moment_outlives_resets_and_not_its_client() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::Stdio;
+    let host = Host::with_guests();
+    let mut command = host.command("tenant-acme");
+    command.args(["vm", "run", "web", "--grace", "0"]).args(LINUX).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut client = command.spawn().unwrap();
+    let mut printed = BufReader::new(client.stdout.take().unwrap());
+    let mut lines = Vec::new();
+    let mut until_ready = |lines: &mut Vec<String>| loop {
+        let mut line = Vec::new();
+        assert_ne!(printed.read_until(b'\n', &mut line).unwrap(), 0, "the console ended: {lines:?}");
+        lines.push(String::from_utf8_lossy(&line).into_owned());
+        if lines.last().unwrap().contains("ostler-guest: ready") {
+            return;
+        }
+    };
+    until_ready(&mut lines);
+    client.stdin.as_mut().unwrap().write_all(b"reboot -f\n").unwrap();
+    // The second run's console, behind the first one's, of which nothing comes twice.
+    until_ready(&mut lines);
+    let kernels = lines.iter().filter(|line| line.contains("ostler-guest: kernel")).count();
+    assert_eq!(kernels, 2, "{lines:?}");
+    let pid = rustix::process::Pid::from_child(&client);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    drop(printed);
+    assert_eq!(client.wait().unwrap().code(), Some(143));
+    assert!(host.tenant("acme").list("").unwrap().is_empty());
+    until("the vmm's end", SOON, || host.vmm_processes().is_empty().then_some(()));
+}
+
 #[test]
 fn input_that_is_piped_reaches_the_guest_and_its_answer_comes_back() {
     use std::io::Write;

@@ -31,11 +31,19 @@ pub(crate) enum Exit {
     TimedOut = 7,
     /// What was waited for cannot happen any more.
     OutOfReach = 8,
+    /// A fault ended the guest of `vm run`.
+    GuestFailed = 9,
+    /// 128 and the signal's number, as shells have it: SIGHUP.
+    HungUp = 129,
+    /// SIGINT.
+    Interrupted = 130,
+    /// SIGTERM.
+    Terminated = 143,
 }
 
 impl Exit {
     /// Every code with what it means, for people.
-    pub(crate) const ALL: [(&str, &str); 9] = [
+    pub(crate) const ALL: [(&str, &str); 11] = [
         ("0", "done"),
         ("1", "refused or failed"),
         ("2", "the command line or the request is invalid"),
@@ -45,6 +53,8 @@ impl Exit {
         ("6", "the VM's state forbids it"),
         ("7", "what was waited for did not happen in time"),
         ("8", "what was waited for cannot happen any more"),
+        ("9", "a fault ended the guest (`vm run`)"),
+        ("128+n", "signal n ended it, and nothing was left behind (`vm run`)"),
     ];
 }
 

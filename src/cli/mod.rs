@@ -16,6 +16,8 @@ mod condition;
 mod failure;
 mod identity;
 mod print;
+mod signals;
+mod splice;
 mod terminal;
 mod units;
 mod view;
@@ -26,8 +28,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use args::{
-    Arguments, CertsCommand, Command, DecisionCommand, DecisionVerifyArgs, HostCommand, NvmeCommand, PluginCommand,
-    TenantCommand, VmCommand,
+    Arguments, CertsCommand, Command, DecisionCommand, DecisionVerifyArgs, GlobalArgs, HostCommand, NvmeCommand,
+    PluginCommand, TenantCommand, VmCommand,
 };
 use client::Client;
 use failure::{Exit, Failure};
@@ -87,33 +89,15 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Certs(CertsCommand::Init(init)) => commands::certs::init(&init, global.output),
         Command::Certs(CertsCommand::Revoke(revoke)) => commands::certs::revoke(&revoke, global.output),
+        Command::ExitCodes => show(&args::after_help()),
+        Command::Man { out } => commands::man::write(&out, global.output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "ostler", &mut script);
             show(&String::from_utf8_lossy(&script))
         }
-        Command::Vm(vm) => match vm {
-            VmCommand::Register(register) => commands::vm::register(client().await?, register).await,
-            VmCommand::Start(start) => commands::vm::start(client().await?, start).await,
-            VmCommand::Stop(stop) => commands::vm::stop(client().await?, stop).await,
-            VmCommand::Reboot(reboot) => commands::power::reboot(client().await?, reboot).await,
-            VmCommand::Pause(pause) => commands::power::pause(client().await?, pause).await,
-            VmCommand::Resume(resume) => commands::power::resume(client().await?, resume).await,
-            VmCommand::PowerButton(button) => commands::power::press_button(client().await?, button).await,
-            VmCommand::Nmi(nmi) => commands::power::nmi(client().await?, nmi).await,
-            VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
-            VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
-            VmCommand::ResizeDisk(resize) => commands::tune::resize(client().await?, resize).await,
-            VmCommand::Limit(limit) => commands::tune::limit(client().await?, limit).await,
-            VmCommand::Stats(stats) => commands::stats::stats(client().await?, stats).await,
-            VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
-            VmCommand::List(list) => commands::vm::list(client().await?, list).await,
-            VmCommand::Attach(attach) => commands::device::attach(client().await?, attach).await,
-            VmCommand::Detach(detach) => commands::device::detach(client().await?, detach).await,
-            VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
-            VmCommand::Wait(wait) => commands::wait::wait(client().await?, wait).await,
-            VmCommand::Console(console) => commands::console::console(client().await?, console).await,
-        },
+        Command::Vm(vm) => on_vms(vm, &global).await,
+        Command::Apply(apply) => commands::apply::apply(client().await?, apply).await,
         Command::Events(events) => commands::events::events(client().await?, events).await,
         Command::Plugin(PluginCommand::Load(load)) => {
             let upload = commands::plugin::Upload::prepare(load)?;
@@ -143,6 +127,34 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             commands::host::provision(client().await?, provision).await
         }
         Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),
+    }
+}
+
+/// `ostler vm …`.
+async fn on_vms(command: VmCommand, global: &GlobalArgs) -> Result<(), Failure> {
+    let client = || Client::connect(global);
+    match command {
+        VmCommand::Register(register) => commands::vm::register(client().await?, register).await,
+        VmCommand::Run(run) => commands::run::run(client().await?, run).await,
+        VmCommand::Start(start) => commands::vm::start(client().await?, start).await,
+        VmCommand::Stop(stop) => commands::vm::stop(client().await?, stop).await,
+        VmCommand::Reboot(reboot) => commands::power::reboot(client().await?, reboot).await,
+        VmCommand::Pause(pause) => commands::power::pause(client().await?, pause).await,
+        VmCommand::Resume(resume) => commands::power::resume(client().await?, resume).await,
+        VmCommand::PowerButton(button) => commands::power::press_button(client().await?, button).await,
+        VmCommand::Nmi(nmi) => commands::power::nmi(client().await?, nmi).await,
+        VmCommand::Destroy(destroy) => commands::vm::destroy(client().await?, destroy).await,
+        VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
+        VmCommand::ResizeDisk(resize) => commands::tune::resize(client().await?, resize).await,
+        VmCommand::Limit(limit) => commands::tune::limit(client().await?, limit).await,
+        VmCommand::Stats(stats) => commands::stats::stats(client().await?, stats).await,
+        VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
+        VmCommand::List(list) => commands::vm::list(client().await?, list).await,
+        VmCommand::Attach(attach) => commands::device::attach(client().await?, attach).await,
+        VmCommand::Detach(detach) => commands::device::detach(client().await?, detach).await,
+        VmCommand::Watch(watch) => commands::watch::watch(client().await?, watch).await,
+        VmCommand::Wait(wait) => commands::wait::wait(client().await?, wait).await,
+        VmCommand::Console(console) => commands::console::console(client().await?, console).await,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Key types: [`Arguments`], [`Command`], [`GlobalArgs`]; a file per noun holds the commands on it. Sizes, durations and
 //! devices are parsed in `units`.
 
+mod apply;
 mod certs;
 mod decision;
 mod device;
@@ -20,6 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::failure::Exit;
 
+pub(crate) use apply::ApplyArgs;
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};
 pub(crate) use device::{AttachArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};
@@ -31,7 +33,7 @@ pub use serve::ServeArgs;
 pub(crate) use spec::{Hugepages, SpecArgs};
 pub(crate) use stream::{ConsoleArgs, EventsArgs, StatsArgs, WaitArgs, WatchArgs};
 pub(crate) use tenant::{TenantCommand, TenantGetArgs};
-pub(crate) use vm::{DestroyArgs, ListArgs, OnVmArgs, RegisterArgs, StopArgs, VmCommand};
+pub(crate) use vm::{DestroyArgs, ListArgs, OnVmArgs, RegisterArgs, Removal, RunArgs, StopArgs, VmCommand};
 
 /// Where `certs init` writes and every other command looks.
 pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
@@ -40,9 +42,9 @@ pub(crate) const CERTS_DIR: &str = "/var/lib/ostler/certs";
 pub(crate) const TRUST_DOMAIN: &str = "ostler.local";
 
 /// What stands below every option: all exit codes, and how VMs are named.
-fn after_help() -> String {
-    let codes: String = Exit::ALL.map(|(code, meaning)| format!("  {code:<3}  {meaning}\n")).concat();
-    format!("Exit codes:\n{codes}\nVMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.")
+pub(super) fn after_help() -> String {
+    let codes: String = Exit::ALL.map(|(code, meaning)| format!("  {code:<5}  {meaning}\n")).concat();
+    format!("Exit codes:\n{codes}\nVMs are named `web` (your own tenant's), `acme/web` or `tenants/acme/vms/web`.\n")
 }
 
 /// A WASM-extensible hypervisor host.
@@ -92,6 +94,8 @@ pub(crate) enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Make VMs as a file says they are to be; what changes is shown first
+    Apply(ApplyArgs),
     /// Follow what happens to VMs
     Events(EventsArgs),
     /// Policy plugins
@@ -106,8 +110,16 @@ pub(crate) enum Command {
     /// The node's devices, for its operators
     #[command(subcommand)]
     Host(HostCommand),
+    /// Tell what each exit code means
+    #[command(after_help = after_help())]
+    ExitCodes,
+    /// Write manual pages, one per command
+    Man {
+        /// Directory for ostler.1, ostler-vm.1 and so on
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Print a shell's completion script
-    #[command(hide = true)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -146,8 +158,7 @@ mod tests {
     fn definition_is_sound_and_help_tells_the_exit_codes() {
         Arguments::command().debug_assert();
         let help = Arguments::command().render_help().to_string();
-        assert!(help.contains("3    the daemon is unreachable"), "{help}");
-        assert!(!help.contains("completions"), "{help}");
+        assert!(help.contains("3      the daemon is unreachable"), "{help}");
     }
 
     #[test]
@@ -174,6 +185,7 @@ mod tests {
             "vm watch --until RUNNING",
             "vm watch web --until SLEEPING",
             "vm wait web",
+            "vm run web --kernel k --rm never --detach",
             "vm wait web --for starting",
             "events web --tenant acme",
             "plugin load x.wasm --operator --tenant acme",

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::super::units;
 use super::device::{AttachArgs, DetachArgs, LimitArgs, ResizeDiskArgs};
@@ -15,6 +15,8 @@ use super::{ChangeArgs, EtagArg};
 pub(crate) enum VmCommand {
     /// Ask policy, and remember a VM; nothing runs yet
     Register(RegisterArgs),
+    /// Register and start a VM, attend its console, and destroy it at the end
+    Run(RunArgs),
     /// Start a VM and wait until its vCPUs run
     Start(OnVmArgs),
     /// Press the power button and wait until the VM is STOPPED
@@ -80,6 +82,36 @@ pub(crate) struct RegisterArgs {
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The VM: web, acme/web or tenants/acme/vms/web [default: a tenant's own, with a name that is made up]
+    #[arg(value_name = "VM")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+    /// When the VM is stopped and destroyed at the end
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Removal::Always)]
+    pub(crate) rm: Removal,
+    /// Print its name once it runs, and leave it running
+    #[arg(long, conflicts_with_all = ["rm", "timeout", "grace"])]
+    pub(crate) detach: bool,
+    /// How long the guest may take to power off at the end before it is killed
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "10s")]
+    pub(crate) grace: Duration,
+    /// End after this long: 90s, 2m
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// What becomes of the VM of `vm run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Removal {
+    /// Whatever ends it
+    Always,
+    /// It stays as it is, and runs on if it runs
+    Never,
 }
 
 #[derive(Debug, Args)]

@@ -5,53 +5,36 @@
 //!   stdout ◀──────── responses ◀──────── guest              | signal | the VM's end
 //! ```
 
-use std::io::{self, Read};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 
-use crate::api::v1::{ConsoleRequest, ConsoleResponse};
+use crate::api::v1::ConsoleResponse;
 
 use super::super::args::ConsoleArgs;
 use super::super::client::Client;
 use super::super::failure::{Exit, Failure};
-use super::super::terminal::{Escape, RawMode, escape};
+use super::super::terminal::RawMode;
 use super::super::view::short;
 use super::super::{print, show_bytes};
-
-/// Bytes of input per request.
-const CHUNK_LEN: usize = 4096;
-/// Requests under way; a pipe waits when the guest does not read.
-const MAX_REQUESTS: usize = 16;
-
-/// Why no more input comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum InputEnd {
-    /// The file or pipe is over.
-    Eof,
-    /// The user pressed the escape key.
-    Detached,
-}
+use super::line::{InputEnd, Line, read_input};
 
 pub(crate) async fn console(mut client: Client, arguments: ConsoleArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let shown = short(&name);
     // Held to the end, so that the call's request side stays open after the input is over.
-    let (requests, outgoing) = mpsc::channel(MAX_REQUESTS);
-    // The channel is empty: this cannot wait.
-    let _ = requests.send(ConsoleRequest { name, input: Vec::new() }).await;
-    let output = client.vms.console(ReceiverStream::new(outgoing)).await;
-    let mut output = output.map_err(|status| Failure::from(status).about(&shown))?.into_inner();
+    let line = Line::open(&mut client, &name).await;
+    let Line { requests, mut output } = line.map_err(|status| Failure::from(status).about(&shown))?;
+    let (_held, line) = watch::channel(requests);
 
     let raw = RawMode::enter().map_err(|error| Failure::local("cannot prepare the terminal", &error))?;
     let is_keyboard = raw.is_some();
     if is_keyboard {
         eprint!("[attached to {}, Ctrl-] detaches]\r\n", print::clean(&shown));
     }
-    let input_end = read_input(requests.clone(), is_keyboard);
+    let input_end = read_input(line, is_keyboard);
     let end = converse(&mut output, input_end, &arguments, is_keyboard).await;
     drop(raw);
     if is_keyboard {
@@ -59,36 +42,6 @@ pub(crate) async fn console(mut client: Client, arguments: ConsoleArgs) -> Resul
     }
     let hint = || format!("start it with ostler vm start {shown}");
     end.map_err(|failure| failure.about(&shown).hint_for(Exit::WrongState, hint))
-}
-
-/// Passes stdin on from a thread of its own (reading it cannot be cancelled; the thread ends with the process).
-fn read_input(requests: mpsc::Sender<ConsoleRequest>, is_keyboard: bool) -> oneshot::Receiver<InputEnd> {
-    let (report, end) = oneshot::channel();
-    std::thread::spawn(move || {
-        let mut buffer = [0; CHUNK_LEN];
-        let end = loop {
-            let len = match io::stdin().read(&mut buffer) {
-                Ok(0) => break InputEnd::Eof,
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => break InputEnd::Eof,
-            };
-            let (typed, end) = match escape(&buffer[..len], is_keyboard) {
-                Escape::Typed(typed) => (typed, None),
-                Escape::Detach(typed) => (typed, Some(InputEnd::Detached)),
-            };
-            let request = ConsoleRequest { name: String::new(), input: typed.to_vec() };
-            if !typed.is_empty() && requests.blocking_send(request).is_err() {
-                break InputEnd::Eof;
-            }
-            if let Some(end) = end {
-                break end;
-            }
-        };
-        // The console may have ended first.
-        let _ = report.send(end);
-    });
-    end
 }
 
 /// Shows output until something ends the session.

@@ -1,5 +1,6 @@
 //! One file per group of commands: complete names, call, show.
 
+pub(crate) mod apply;
 pub(crate) mod certs;
 pub(crate) mod console;
 pub(crate) mod decision;
@@ -8,9 +9,12 @@ pub(crate) mod events;
 mod follow;
 pub(crate) mod host;
 pub(crate) mod jail;
+mod line;
+pub(crate) mod man;
 pub(crate) mod plugin;
 pub(crate) mod power;
 pub(crate) mod replay;
+pub(crate) mod run;
 mod spec;
 pub(crate) mod stats;
 pub(crate) mod tenant;

@@ -20,7 +20,7 @@ pub(super) const START: Duration = Duration::from_secs(180);
 /// What a stop may take beyond the guest's grace.
 pub(super) const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// VMs that are asked for at once.
-const PAGE_LEN: i32 = 1000;
+pub(super) const PAGE_LEN: i32 = 1000;
 /// The grace that the daemon gives when none is asked for.
 pub(super) const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
@@ -113,12 +113,25 @@ pub(crate) async fn get(mut client: Client, name: &str) -> Result<(), Failure> {
 }
 
 pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), Failure> {
-    let mut request = v1::ListVirtualMachinesRequest {
+    let request = v1::ListVirtualMachinesRequest {
         parent: client.caller.parent(arguments.tenant.as_deref())?.to_string(),
         page_size: PAGE_LEN,
         filter: arguments.filter.unwrap_or_default(),
         ..Default::default()
     };
+    let vms = all(&mut client, request).await?;
+    let view = ListView { virtual_machines: vms.into_iter().map(VmView::from).collect() };
+    match client.output {
+        Output::Table => show(&vm_table(&view.virtual_machines)),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+/// All pages of a list.
+pub(super) async fn all(
+    client: &mut Client,
+    mut request: v1::ListVirtualMachinesRequest,
+) -> Result<Vec<v1::VirtualMachine>, Failure> {
     let mut vms = Vec::new();
     loop {
         let call = client.vms.list_virtual_machines(within(QUICK, request.clone()));
@@ -126,13 +139,8 @@ pub(crate) async fn list(mut client: Client, arguments: ListArgs) -> Result<(), 
         vms.extend(page.virtual_machines);
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
-            break;
+            return Ok(vms);
         }
-    }
-    let view = ListView { virtual_machines: vms.into_iter().map(VmView::from).collect() };
-    match client.output {
-        Output::Table => show(&vm_table(&view.virtual_machines)),
-        Output::Json => show(&json(&view, false)?),
     }
 }
 
