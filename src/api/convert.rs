@@ -9,7 +9,7 @@ use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec,
     NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec,
-    VmState,
+    VmState, VsockSpec,
 };
 
 /// How long a guest may take to power off when the client does not say.
@@ -31,6 +31,7 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let nvmes = spec.nvme.into_iter().enumerate().map(|(index, nvme)| nvme_from_proto(index, &nvme));
     let nvmes = nvmes.collect::<Result<_, _>>()?;
     let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?.with_nvmes(nvmes)?;
+    let whole = whole.with_vsock(spec.vsock.map(vsock_from_proto).transpose()?)?;
     resources::from_proto(whole, spec.memory, spec.cpus)
 }
 
@@ -61,6 +62,7 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
         memory: resources::memory_to_proto(spec.memory()),
         cpus: resources::cpus_to_proto(spec.cpus()),
         nvme: spec.nvmes().iter().map(nvme_to_proto).collect(),
+        vsock: spec.vsock().map(|vsock| v1::VsockSpec { cid: vsock.cid() }),
     }
 }
 
@@ -309,6 +311,11 @@ fn nvme_from_proto(index: usize, nvme: &v1::NvmeSpec) -> Result<NvmeSpec, SpecEr
         }
     };
     Ok(NvmeSpec { id, wish })
+}
+
+/// No number at all is the first that a guest may have.
+fn vsock_from_proto(vsock: v1::VsockSpec) -> Result<VsockSpec, SpecError> {
+    if vsock.cid == 0 { Ok(VsockSpec::default()) } else { VsockSpec::new(vsock.cid) }
 }
 
 fn device_id(field: String, text: &str) -> Result<DeviceId, SpecError> {

@@ -48,8 +48,14 @@ struct SpecView {
     disks: Vec<DiskView>,
     nics: Vec<NicView>,
     nvme: Vec<nvme::NvmeSpecView>,
+    vsock: Option<VsockView>,
     memory: MemoryView,
     cpus: CpusView,
+}
+
+#[derive(Debug, Serialize)]
+struct VsockView {
+    cid: u32,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -217,6 +223,7 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             memory: MemoryView::from(spec.memory.unwrap_or_default()),
             cpus: CpusView::from(spec.cpus.unwrap_or_default()),
             nvme: spec.nvme.into_iter().map(nvme::NvmeSpecView::from).collect(),
+            vsock: spec.vsock.map(|vsock| VsockView { cid: vsock.cid }),
         }
     }
 }
@@ -368,6 +375,7 @@ impl VmView {
         add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
         let status = |id: &str| self.nvme.iter().find(|nvme| nvme.id == id);
         add("nvme", lines(self.spec.nvme.iter().map(|nvme| nvme.text(status(&nvme.id)))));
+        add("vsock", self.spec.vsock.as_ref().map(|vsock| format!("context id {}", vsock.cid)).unwrap_or_default());
         add("devices", lines(self.devices.iter().map(DeviceView::text)));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("takes", self.memory_use.map(stats::MemoryUseView::text).unwrap_or_default());

@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use super::{DeviceKind, Launch, SPARE_DEVICES};
+use super::{DeviceKind, Launch, MAX_VSOCK_CONNECTIONS, SPARE_DEVICES};
 
 /// Threads beside the guest's and the devices': the control thread, and KVM's own for the VM (`vhost_task`).
 const OWN_THREADS: u64 = 2;
@@ -19,6 +19,9 @@ const DESCRIPTORS_PER_DEVICE: u64 = 32;
 const OWN_MEMORY_BYTES: u64 = 64 << 20;
 /// The same for each vCPU or device.
 const MEMORY_PER_THREAD_BYTES: u64 = 4 << 20;
+/// The same for each connection of a program of the host: what the guest sent and the program has not read, in the vmm's
+/// own buffer and in the kernel's.
+const MEMORY_PER_CONNECTION_BYTES: u64 = 64 << 10;
 /// Guest memory divided by this is what its page tables take at most: 8 bytes per 4 KiB page, twice (the process' and
 /// the guest's second level), and as much again.
 const PAGE_TABLES_SHARE: u64 = 128;
@@ -42,6 +45,8 @@ pub struct JailFacts {
     pub disks: u32,
     /// Devices of the host that the guest drives itself.
     pub passed_through: u32,
+    /// Connections of the host's programs at most.
+    pub connections: u32,
     /// Length of the longest file that is written, in bytes.
     pub longest_file_bytes: u64,
 }
@@ -53,6 +58,7 @@ impl JailFacts {
             // At most 31 slots.
             launch.devices.iter().filter(|device| is_counted(&device.kind)).count() as u32
         };
+        let has_vsock = launch.devices.iter().any(|device| matches!(device.kind, DeviceKind::Vsock { .. }));
         Self {
             uid,
             vcpus: launch.vcpus,
@@ -61,6 +67,7 @@ impl JailFacts {
             devices: count(|_| true) + u32::from(SPARE_DEVICES),
             disks: count(|kind| matches!(kind, DeviceKind::Block { .. })) + u32::from(SPARE_DEVICES),
             passed_through: count(|kind| matches!(kind, DeviceKind::Vfio { .. })),
+            connections: if has_vsock { MAX_VSOCK_CONNECTIONS } else { 0 },
             longest_file_bytes,
         }
     }
@@ -72,7 +79,8 @@ impl JailFacts {
 
     /// Descriptors at most.
     pub fn descriptors(&self) -> u64 {
-        OWN_DESCRIPTORS + u64::from(self.vcpus) + DESCRIPTORS_PER_DEVICE * u64::from(self.devices)
+        let own = OWN_DESCRIPTORS + u64::from(self.vcpus) + DESCRIPTORS_PER_DEVICE * u64::from(self.devices);
+        own + u64::from(self.connections)
     }
 
     /// Bytes of any file at most: the guest's memory is one too.
@@ -91,13 +99,15 @@ impl JailFacts {
     /// Bytes of memory that the process may take, the guest's included.
     pub fn resident_bytes(&self) -> u64 {
         let threads = u64::from(self.vcpus) + u64::from(self.devices);
-        let overhead = OWN_MEMORY_BYTES + threads * MEMORY_PER_THREAD_BYTES + self.memory_bytes / PAGE_TABLES_SHARE;
+        let connections = u64::from(self.connections) * MEMORY_PER_CONNECTION_BYTES;
+        let own = OWN_MEMORY_BYTES + threads * MEMORY_PER_THREAD_BYTES + connections;
+        let overhead = own + self.memory_bytes / PAGE_TABLES_SHARE;
         self.memory_bytes.saturating_add(overhead)
     }
 
     /// As arguments of `ostler jail`.
-    pub fn to_args(&self) -> [String; 7] {
-        let Self { uid, vcpus, memory_bytes, devices, disks, passed_through, longest_file_bytes } = *self;
+    pub fn to_args(&self) -> [String; 8] {
+        let Self { uid, vcpus, memory_bytes, devices, disks, passed_through, connections, longest_file_bytes } = *self;
         [
             format!("uid={uid}"),
             format!("vcpus={vcpus}"),
@@ -105,6 +115,7 @@ impl JailFacts {
             format!("devices={devices}"),
             format!("disks={disks}"),
             format!("passed-through={passed_through}"),
+            format!("connections={connections}"),
             format!("longest-file={longest_file_bytes}"),
         ]
     }
@@ -125,6 +136,7 @@ impl JailFacts {
             devices: take(&mut found, "devices")?,
             disks: take(&mut found, "disks")?,
             passed_through: take(&mut found, "passed-through")?,
+            connections: take(&mut found, "connections")?,
             longest_file_bytes: take(&mut found, "longest-file")?,
         };
         match found.pop_first() {
@@ -158,6 +170,7 @@ mod tests {
             devices: 3,
             disks: 1,
             passed_through: 0,
+            connections: 0,
             longest_file_bytes: 5 << 30,
         }
     }
@@ -174,6 +187,13 @@ mod tests {
         let twice = facts.to_args().into_iter().chain(["uid=7".to_owned()]);
         assert!(JailFacts::from_args(twice).is_err());
         assert!(JailFacts::from_args(JailFacts { uid: 0, ..facts }.to_args()).is_err(), "root is no jail's user");
+    }
+
+    #[test]
+    fn connections_take_a_descriptor_and_bounded_memory_each() {
+        let many = JailFacts { connections: 1000, ..facts() };
+        assert_eq!(many.descriptors(), facts().descriptors() + 1000);
+        assert_eq!(many.resident_bytes(), facts().resident_bytes() + 1000 * (64 << 10));
     }
 
     #[test]

@@ -72,6 +72,11 @@ pub enum DeviceKind {
     },
     /// virtio-rng, fed by getrandom(2) (no descriptor).
     Rng,
+    /// virtio-vsock (one descriptor: the listening socket of the host's programs).
+    Vsock {
+        /// The guest's context id.
+        cid: u32,
+    },
     /// A PCI function of the host, passed through (two descriptors: its VFIO container, then the VFIO device).
     Vfio {
         /// Where it sits on the host; for logs and errors only, the vmm opens nothing.

@@ -19,6 +19,7 @@ mod pci;
 mod resources;
 mod spec;
 mod vf;
+mod vsock;
 
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use canonical::{NotCanonical, canonical};
@@ -48,3 +49,4 @@ pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,
 };
+pub use vsock::{MAX_VSOCK_CONNECTIONS, VsockSpec};

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::resources::check_memory as check_pages;
-use super::{CpuSpec, DeviceId, MemorySpec, NvmeSpec, RateLimits, Topology, VfWish};
+use super::{CpuSpec, DeviceId, MemorySpec, NvmeSpec, RateLimits, Topology, VfWish, VsockSpec};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -214,6 +214,7 @@ pub struct VmSpec {
     memory: MemorySpec,
     cpus: CpuSpec,
     nvmes: Vec<NvmeSpec>,
+    vsock: Option<VsockSpec>,
 }
 
 impl VmSpec {
@@ -255,9 +256,7 @@ impl VmSpec {
                 return Err(SpecError::new(format!("spec.nics[{index}].queues"), reason));
             }
         }
-        // A disk has one; a virtual function its container and itself.
-        let of_nic = |nic: &NicSpec| nic.tap().map_or(2, |tap| usize::from(tap.queues));
-        let descriptors = disks.len() + nics.iter().map(of_nic).sum::<usize>();
+        let descriptors = descriptors(&disks, &nics);
         if descriptors > MAX_DEVICE_DESCRIPTORS {
             let reason =
                 format!("{descriptors} queues of NICs and disks, at most {MAX_DEVICE_DESCRIPTORS} are allowed");
@@ -271,7 +270,7 @@ impl VmSpec {
             }
         }
         let (memory, cpus) = (MemorySpec::default(), CpuSpec::default());
-        Ok(Self { vcpus, memory_mib, boot, disks, nics, nvmes: Vec::new(), memory, cpus })
+        Ok(Self { vcpus, memory_mib, boot, disks, nics, nvmes: Vec::new(), vsock: None, memory, cpus })
     }
 
     /// The same VM with its memory from there.
@@ -312,6 +311,25 @@ impl VmSpec {
         Ok(self)
     }
 
+    /// The same VM with that socket device, or with none.
+    pub fn with_vsock(mut self, vsock: Option<VsockSpec>) -> Result<Self, SpecError> {
+        self.vsock = None;
+        if let Some(vsock) = &vsock {
+            if self.device_ids().any(|id| id == vsock.id()) {
+                let reason = format!("device id {:?} is taken: that is the socket device's", vsock.id().as_str());
+                return Err(SpecError::new("spec.vsock", reason));
+            }
+            if descriptors(&self.disks, &self.nics) >= MAX_DEVICE_DESCRIPTORS {
+                let reason = format!(
+                    "it needs one of {MAX_DEVICE_DESCRIPTORS} queues of devices, and NICs and disks have them all"
+                );
+                return Err(SpecError::new("spec.vsock", reason));
+            }
+        }
+        self.vsock = vsock;
+        Ok(self)
+    }
+
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub fn vcpus(&self) -> u32 {
         self.vcpus
@@ -342,10 +360,11 @@ impl VmSpec {
         &self.boot
     }
 
-    /// Ids of disks, NICs and NVMe devices, in this order.
+    /// Ids of disks, NICs, NVMe devices and the socket device, in this order.
     pub fn device_ids(&self) -> impl Iterator<Item = &DeviceId> {
         let disks = self.disks.iter().map(|disk| &disk.id);
-        disks.chain(self.nics.iter().map(|nic| &nic.id)).chain(self.nvmes.iter().map(|nvme| &nvme.id))
+        let passed = self.nvmes.iter().map(|nvme| &nvme.id);
+        disks.chain(self.nics.iter().map(|nic| &nic.id)).chain(passed).chain(self.vsock.iter().map(VsockSpec::id))
     }
 
     /// Disks, in slot order.
@@ -364,9 +383,9 @@ impl VmSpec {
             DeviceSpec::Disk(disk) => self.disks.push(disk),
             DeviceSpec::Nic(nic) => self.nics.push(nic),
         }
-        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes } = self;
+        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock } = self;
         let spec = Self::new(vcpus, memory_mib, boot, disks, nics)?;
-        spec.with_memory(memory)?.with_cpus(cpus)?.with_nvmes(nvmes)
+        spec.with_memory(memory)?.with_cpus(cpus)?.with_nvmes(nvmes)?.with_vsock(vsock)
     }
 
     /// Takes a device out, if the VM has it.
@@ -386,6 +405,11 @@ impl VmSpec {
     /// NVMe devices, in slot order.
     pub fn nvmes(&self) -> &[NvmeSpec] {
         &self.nvmes
+    }
+
+    /// The socket device, if it has one.
+    pub fn vsock(&self) -> Option<&VsockSpec> {
+        self.vsock.as_ref()
     }
 
     /// The same VM with another vCPU count (a policy patch). A topology that was asked for does not fit it any more: the
@@ -418,6 +442,12 @@ impl VmSpec {
         check_pages(&self.memory, self.memory_bytes())?;
         Ok(self)
     }
+}
+
+/// Descriptors that come with these devices: a disk has one, a virtual function its container and itself.
+fn descriptors(disks: &[DiskSpec], nics: &[NicSpec]) -> usize {
+    let of_nic = |nic: &NicSpec| nic.tap().map_or(2, |tap| usize::from(tap.queues));
+    disks.len() + nics.iter().map(of_nic).sum::<usize>()
 }
 
 fn check_vcpus(vcpus: u32) -> Result<(), SpecError> {

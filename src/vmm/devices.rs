@@ -5,11 +5,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 
 use super::counters::Counting;
 use super::machine::Machine;
 use super::ports::{Alarm, PciFunction};
-use super::virtio::{Block, Net, Rng, Stock, TapControl, VirtioFunction, Workers};
+use super::virtio::{Block, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
 use super::{confine, vfio};
 use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, PciSlot, SPARE_DEVICES};
 use crate::sys::tap;
@@ -58,6 +59,8 @@ impl DeviceError {
 #[derive(Debug)]
 pub struct Devices {
     workers: Workers,
+    /// For what has sockets: a thread that may do more with them, and less besides. It comes at launch only.
+    socket_workers: Workers,
     stock: Stock,
     counting: Counting,
 }
@@ -66,12 +69,14 @@ impl Devices {
     /// None is made yet. What devices do is counted in `counting`.
     pub fn new(counting: &Counting) -> io::Result<Self> {
         confine::Kind::Io.prepare()?;
-        Ok(Self { workers: Workers::new(confine::io), stock: Stock::default(), counting: counting.clone() })
+        let (workers, socket_workers) = (Workers::new(confine::io), Workers::new(confine::sockets));
+        Ok(Self { workers, socket_workers, stock: Stock::default(), counting: counting.clone() })
     }
 
     /// Makes what [`SPARE_DEVICES`] need that come later, and no more from here on.
     pub fn seal(&self) -> io::Result<()> {
         self.stock.fill(SPARE_DEVICES.into())?;
+        self.socket_workers.seal(0)?;
         self.workers.seal(SPARE_DEVICES.into())
     }
 
@@ -105,6 +110,11 @@ impl Devices {
             DeviceKind::Rng => {
                 let [] = exactly(id, descriptors)?;
                 VirtioFunction::new(Rng::new(id.clone()).map_err(failed)?, memory, bar_base, &self.workers)
+            }
+            DeviceKind::Vsock { cid } => {
+                let [listener] = exactly(id, descriptors)?;
+                let vsock = Vsock::new(id.clone(), *cid, UnixListener::from(listener)).map_err(failed)?;
+                VirtioFunction::new(vsock, memory, bar_base, &self.socket_workers)
             }
             DeviceKind::Vfio { host } => {
                 let descriptors = exactly(id, descriptors)?;

@@ -51,7 +51,7 @@ pub struct Inheritance {
     pub console_ring: File,
     /// Where to count; without it nothing is counted.
     pub counters: Option<File>,
-    /// Disk image or tap of each device; container and device of one that is passed through.
+    /// Disk image, tap or socket of each device; container and device of one that is passed through.
     pub devices: HashMap<DeviceId, Vec<OwnedFd>>,
 }
 

@@ -5,7 +5,7 @@ use prost::Message;
 use super::{WireError, proto};
 use crate::model::{
     CpuSpec, DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MacAddr, MemorySpec, PageSize, PciSlot,
-    Rate, RateLimits, Topology,
+    Rate, RateLimits, Topology, VsockSpec,
 };
 
 /// The sealed configuration's bytes.
@@ -103,6 +103,7 @@ pub(super) fn encode_device(device: &DeviceLaunch) -> proto::Device {
             queues: (*queues).into(),
         }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
+        DeviceKind::Vsock { cid } => Kind::Vsock(proto::Vsock { cid: *cid }),
         DeviceKind::Vfio { host } => Kind::Vfio(proto::Vfio { host: host.to_string() }),
     };
     proto::Device { id: device.id.to_string(), slot: device.slot.number().into(), kind: Some(kind) }
@@ -124,6 +125,10 @@ pub(super) fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireE
             DeviceKind::Net { mac: MacAddr(mac), limits: decode_limits(net.limits)?, queues }
         }
         Kind::Rng(_) => DeviceKind::Rng,
+        Kind::Vsock(vsock) => {
+            let vsock = VsockSpec::new(vsock.cid).map_err(|_| WireError::Malformed("context id"))?;
+            DeviceKind::Vsock { cid: vsock.cid() }
+        }
         Kind::Vfio(vfio) => {
             DeviceKind::Vfio { host: vfio.host.parse().map_err(|_| WireError::Malformed("address on the host"))? }
         }
@@ -185,6 +190,7 @@ mod tests {
                     3,
                     DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]), limits: RateLimits::default(), queues: 2 },
                 ),
+                device("vsock", 5, DeviceKind::Vsock { cid: 3 }),
                 device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
             ],
         }

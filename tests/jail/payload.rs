@@ -139,6 +139,7 @@ fn plays_the_vmm_when_jailed() {
     let kind = match *kind {
         "vcpu" => Kind::Vcpu,
         "io" => Kind::Io,
+        "sockets" => Kind::Sockets,
         "control" => Kind::Control,
         "device-vcpu" => Kind::DeviceVcpu,
         "device-control" => Kind::DeviceControl,
@@ -178,6 +179,7 @@ impl Prisoner {
             devices: 0,
             disks: 0,
             passed_through: 0,
+            connections: 0,
             longest_file_bytes: 0,
         };
         let facts = facts.to_args();
@@ -236,7 +238,7 @@ fn the_jail_alone_refuses_the_host_to_a_hostile_program() {
 fn every_forbidden_call_ends_the_process_in_every_kind_of_thread() {
     let dir = tempfile::tempdir().unwrap();
     let tree = tree("ost-payload-filters");
-    let kinds = ["vcpu", "io", "control", "device-vcpu", "device-control"];
+    let kinds = ["vcpu", "io", "sockets", "control", "device-vcpu", "device-control"];
     for kind in kinds {
         let log = || std::fs::read_to_string(dir.path().join("log")).unwrap();
         assert_eq!(Prisoner::start(&tree, dir.path(), &format!("{kind} -")).end(), End::Exited(0), "{kind}: {}", log());

@@ -22,6 +22,11 @@ while read -r module; do
     *) insmod "$module" ;;
     esac
 done </modules
+# Virtio device 19 (VIRTIO 1.3 §5): sockets.
+for id in /sys/bus/virtio/devices/*/device; do
+    [ "$(cat "$id")" = 0x0013 ] || continue
+    while read -r module; do insmod "$module"; done </modules.vsock
+done
 
 while read -r key value rest; do
     [ "$key" = MemTotal: ] && echo "ostler-guest: cpus $(nproc) memory $value kB" && break

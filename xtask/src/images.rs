@@ -34,10 +34,11 @@ pub(crate) fn make(workspace: &Workspace) -> Result<PathBuf> {
         return Ok(directory);
     }
     step("making guest images", || {
+        let vsock_peer = initrd::vsock_peer(workspace)?;
         for guest in &packages.guests {
-            boot_files(&packages, guest, &[], &directory.join(&guest.name))?;
+            boot_files(&packages, guest, &vsock_peer, &[], &directory.join(&guest.name))?;
         }
-        boot_files(&packages, &packages.host, &initrd::PHYSICAL, &directory.join(FULL))?;
+        boot_files(&packages, &packages.host, &vsock_peer, &initrd::PHYSICAL, &directory.join(FULL))?;
         hello(&packages, &directory.join("hello.img"))?;
         broken(&directory)
     })?;
@@ -53,12 +54,18 @@ fn key(packages: &Packages) -> Result<String> {
     Ok(format!("{}\n{}.{}\n", releases.join("\n"), program.mtime(), program.mtime_nsec()))
 }
 
-fn boot_files(packages: &Packages, guest: &Kernel, drivers: &[&str], directory: &Path) -> Result<()> {
+fn boot_files(
+    packages: &Packages,
+    guest: &Kernel,
+    vsock_peer: &[u8],
+    drivers: &[&str],
+    directory: &Path,
+) -> Result<()> {
     let image = fs::read(guest.image()).with_context(|| format!("cannot read {}", guest.image().display()))?;
     let vmlinux = kernel::vmlinux(&image).with_context(|| guest.image().display().to_string())?;
     write_changed(&directory.join("bzImage"), &image)?;
     write_changed(&directory.join("vmlinux"), &vmlinux)?;
-    write_changed(&directory.join("initrd"), &initrd::guest(packages, guest, drivers)?)
+    write_changed(&directory.join("initrd"), &initrd::guest(packages, guest, vsock_peer, drivers)?)
 }
 
 fn hello(packages: &Packages, path: &Path) -> Result<()> {

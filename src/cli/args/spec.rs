@@ -47,6 +47,9 @@ pub(crate) struct SpecArgs {
     /// id=disk,controller (may be repeated)
     #[arg(long = "nvme", value_name = "NVME", value_parser = units::parse_nvme)]
     pub(crate) nvmes: Vec<NvmeArg>,
+    /// Streams between guest and host through a socket; with the guest's context id [default: 3]
+    #[arg(long, value_name = "CID", num_args = 0..=1, default_missing_value = "3")]
+    pub(crate) vsock: Option<u32>,
 }
 
 /// Sizes of reserved pages.

@@ -30,6 +30,7 @@ pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
         memory: Some(memory),
         cpus: Some(v1::CpuSpec { host_cpus: arguments.cpus.unwrap_or_default(), topology }),
         nvme: arguments.nvmes.into_iter().map(nvme).collect(),
+        vsock: arguments.vsock.map(|cid| v1::VsockSpec { cid }),
     }
 }
 

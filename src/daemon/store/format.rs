@@ -15,7 +15,7 @@ use super::{PluginRecord, PluginVersion, nvme};
 use crate::daemon::record::{AttachState, Attachment, NicLease, Run, Subnet, VfNic, VmRecord, attachments_of, mac_of};
 use crate::model::{
     BootSpec, CpuSpec, DiskSpec, FailureCause, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, PciSlot,
-    PluginDigest, PolicyScope, Rate, RateLimits, TapSpec, Topology, VfWish, VlanId, VmExit, VmSpec, VmState,
+    PluginDigest, PolicyScope, Rate, RateLimits, TapSpec, Topology, VfWish, VlanId, VmExit, VmSpec, VmState, VsockSpec,
 };
 use crate::sys::process::Identity;
 
@@ -69,6 +69,9 @@ struct StoredSpec {
     taps: BTreeMap<String, StoredTap>,
     #[serde(default)]
     resources: StoredResources,
+    /// The guest's context id.
+    #[serde(default)]
+    vsock: Option<u32>,
 }
 
 /// What a record of before this had by default.
@@ -352,6 +355,7 @@ fn store_spec(spec: &VmSpec) -> StoredSpec {
         taps: spec.nics().iter().filter_map(|nic| Some((nic.id.to_string(), store_tap(nic.tap()?)))).collect(),
         resources: store_resources(spec),
         nvmes: spec.nvmes().iter().map(nvme::store_spec).collect(),
+        vsock: spec.vsock().map(VsockSpec::cid),
     }
 }
 
@@ -487,7 +491,8 @@ fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
     let nics = nics.collect::<Result<_, _>>()?;
     let nvmes = spec.nvmes.into_iter().map(nvme::load_spec).collect::<Result<_, _>>()?;
     let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)?;
-    let whole = whole.with_nvmes(nvmes).map_err(text)?;
+    let vsock = spec.vsock.map(VsockSpec::new).transpose().map_err(text)?;
+    let whole = whole.with_nvmes(nvmes).and_then(|whole| whole.with_vsock(vsock)).map_err(text)?;
     load_resources(whole, spec.resources)
 }
 
@@ -673,6 +678,7 @@ mod tests {
         assert!(json["spec"].as_object_mut().unwrap().remove("resources").is_some());
         assert!(json.as_object_mut().unwrap().remove("nvmes").is_some());
         assert!(json["spec"].as_object_mut().unwrap().remove("nvmes").is_some());
+        assert!(json["spec"].as_object_mut().unwrap().remove("vsock").is_some());
         assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
     }
 

@@ -228,7 +228,7 @@ impl VmTask {
         is_forced: bool,
         is_running: bool,
     ) -> Result<Option<Begun>, HotplugError> {
-        if id.as_str() == RNG {
+        if id.as_str() == RNG || self.vm.spec.vsock().is_some_and(|vsock| *vsock.id() == id) {
             return Err(HotplugError::Fixed(id));
         }
         let attachment = self.vm.attachment(&id).ok_or_else(|| HotplugError::NoSuchDevice(id.clone()))?;

@@ -96,6 +96,7 @@ mod tests {
             devices: 2,
             disks: 1,
             passed_through: 0,
+            connections: 0,
             longest_file_bytes: 0,
         };
         let got = limits(&facts);

@@ -156,6 +156,10 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
         passed
             .extend(shared.devices.open_nvme(function)?.map(|descriptor| (Role::Device(nvme.id.clone()), descriptor)));
     }
+    if let Some(vsock) = vm.spec.vsock() {
+        let listener = UnixListener::bind(paths.vsock()).map_err(host("vsock socket"))?;
+        passed.push((Role::Device(vsock.id().clone()), listener.into()));
+    }
     passed.push((Role::ConsoleListener, console.into()));
     passed.push((Role::ConsoleRing, make_ring(&paths.console_ring()).map_err(host("console ring"))?.into()));
     let counters = make_counters(&paths.counters()).map_err(host("counters"))?;

@@ -1,7 +1,7 @@
 //! Where a VM's files are. Key type: [`VmPaths`].
 //!
 //! ```text
-//!   <run>/vms/<uid>/   control.sock  console.sock               while it has a process
+//!   <run>/vms/<uid>/   control.sock  console.sock  vsock.sock   while it has a process
 //!   <data>/vms/<uid>/  console.ring  exit-<instance>  vmm.log   until it is destroyed
 //! ```
 
@@ -49,6 +49,11 @@ impl VmPaths {
     /// Where the vmm serves its console.
     pub fn console(&self) -> PathBuf {
         self.run.join("console.sock")
+    }
+
+    /// Where the vmm serves programs that speak with the guest, if the VM has a socket device.
+    pub fn vsock(&self) -> PathBuf {
+        self.run.join("vsock.sock")
     }
 
     /// The console's past (`wire::console_ring`).

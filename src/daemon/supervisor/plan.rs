@@ -15,7 +15,7 @@ pub(super) enum PlanError {
     NoLease,
 }
 
-/// The launch of `vm` as `instance`: rng in slot 1, disks, NICs and NVMe devices in theirs.
+/// The launch of `vm` as `instance`: rng in slot 1, disks, NICs, NVMe devices and the socket device in theirs.
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
     let own = spec.device_ids().map(|id| device(vm, id)).collect::<Result<Vec<_>, _>>()?;
@@ -49,6 +49,8 @@ pub(super) fn device(vm: &VmRecord, id: &DeviceId) -> Result<DeviceLaunch, PlanE
         DeviceKind::Block { is_read_only: disk.is_read_only, queues: disk.queues, limits: disk.limits }
     } else if let Some(nic) = spec.nics().iter().find(|nic| nic.id == *id) {
         nic_kind(vm, nic)?
+    } else if let Some(vsock) = spec.vsock().filter(|vsock| vsock.id() == id) {
+        DeviceKind::Vsock { cid: vsock.cid() }
     } else {
         let device = vm.nvmes.iter().find(|device| device.id == *id);
         DeviceKind::Vfio { host: device.and_then(|device| device.function).ok_or(PlanError::NoLease)? }

@@ -22,6 +22,8 @@ pub enum Kind {
     Vcpu,
     /// Owns a device.
     Io,
+    /// Owns the device through which programs of the host speak with the guest.
+    Sockets,
     /// Owns the machine.
     Control,
     /// Runs a vCPU of a VM that has devices of the host.
@@ -82,13 +84,15 @@ impl Row {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Vcpu, Self::Io, Self::Control, Self::DeviceVcpu, Self::DeviceControl];
+    pub const ALL: [Self; 6] =
+        [Self::Vcpu, Self::Io, Self::Sockets, Self::Control, Self::DeviceVcpu, Self::DeviceControl];
 
     /// The calls that threads of this kind may make; a call that stands twice may have the arguments of either row.
     pub fn rows(self) -> impl Iterator<Item = &'static Row> {
         let (own, besides): (_, &[Row]) = match self {
             Self::Vcpu => (tables::VCPU, &[]),
             Self::Io => (tables::IO, &[]),
+            Self::Sockets => (tables::SOCKETS, &[]),
             Self::Control => (tables::CONTROL, &[]),
             Self::DeviceVcpu => (tables::VCPU, tables::DEVICE_VCPU),
             Self::DeviceControl => (tables::CONTROL, tables::DEVICE_CONTROL),
@@ -133,6 +137,11 @@ pub fn io() -> io::Result<()> {
     Kind::Io.apply()
 }
 
+/// Confines the thread of a device that has sockets.
+pub fn sockets() -> io::Result<()> {
+    Kind::Sockets.apply()
+}
+
 /// What confines the threads of one machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Threads {
@@ -163,7 +172,7 @@ mod tests {
         for kind in Kind::ALL {
             let most = match kind {
                 Kind::Vcpu | Kind::DeviceVcpu => 21,
-                Kind::Io => 30,
+                Kind::Io | Kind::Sockets => 30,
                 Kind::Control | Kind::DeviceControl => 34,
             };
             let mut names = names(kind);
@@ -273,10 +282,9 @@ mod tests {
             }
         }
         let listed = documented.lines().filter(|line| line.starts_with("| `")).count();
-        let own =
-            [tables::COMMON, tables::VCPU, tables::IO, tables::CONTROL, tables::DEVICE_VCPU, tables::DEVICE_CONTROL];
-        let own = own.map(<[Row]>::len);
-        assert_eq!(listed, own.iter().sum::<usize>(), "docs/jail.md lists a call that no table has");
+        let own = [tables::VCPU, tables::IO, tables::SOCKETS, tables::CONTROL, tables::DEVICE_VCPU];
+        let own = own.into_iter().chain([tables::COMMON, tables::DEVICE_CONTROL]).map(<[Row]>::len);
+        assert_eq!(listed, own.sum::<usize>(), "docs/jail.md lists a call that no table has");
     }
 
     #[test]

@@ -93,6 +93,22 @@ pub(super) const IO: &[Row] = &[
     ),
 ];
 
+/// The thread of a device that has sockets.
+pub(super) const SOCKETS: &[Row] = &[
+    Row::any("epoll_wait", libc::SYS_epoll_wait, "waits for kicks, commands, programs"),
+    Row::any("epoll_ctl", libc::SYS_epoll_ctl, "programs of the host come"),
+    Row::any("accept4", libc::SYS_accept4, "the same, at the VM's socket, which the daemon bound"),
+    Row::any("readv", libc::SYS_readv, "bytes of a program for the guest"),
+    Row::any("writev", libc::SYS_writev, "bytes of the guest for a program"),
+    Row::any("shutdown", libc::SYS_shutdown, "the guest has no more for a program, or wants no more"),
+    Row::new(
+        "setsockopt",
+        libc::SYS_setsockopt,
+        Args::OneOf(2, &[("SO_SNDBUF", libc::SO_SNDBUF as u64)]),
+        "bounds what the kernel holds of a guest's bytes",
+    ),
+];
+
 /// The control thread.
 pub(super) const CONTROL: &[Row] = &[
     Row::any("epoll_wait", libc::SYS_epoll_wait, "waits for everything below"),

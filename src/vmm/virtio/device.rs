@@ -58,6 +58,13 @@ pub enum Next {
     Again,
 }
 
+impl Next {
+    /// What two parts of a device want together.
+    pub(super) fn or(self, other: Self) -> Self {
+        if self == Self::Again { self } else { other }
+    }
+}
+
 /// Why a device cannot go on. Both set `DEVICE_NEEDS_RESET`; only the log differs.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {

@@ -1,7 +1,9 @@
 //! Drivers that break every rule, against every device: each case ends in `NEEDS_RESET` or an answered request, the
 //! worker lives, and a reset brings the device back.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 
 use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
 
@@ -25,9 +27,11 @@ enum Kind {
     NetTransmit,
     NetControl,
     Rng,
+    VsockReceive,
+    VsockTransmit,
 }
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 10] = [
     Kind::BlockRead,
     Kind::BlockWrite,
     Kind::BlockDiscard,
@@ -36,6 +40,8 @@ const KINDS: [Kind; 8] = [
     Kind::NetTransmit,
     Kind::NetControl,
     Kind::Rng,
+    Kind::VsockReceive,
+    Kind::VsockTransmit,
 ];
 
 /// A device, its driver, and what a good request to it looks like.
@@ -43,10 +49,14 @@ struct Target {
     kind: Kind,
     driver: Driver,
     network: Option<OwnedFd>,
+    /// Where programs speak with the guest, and those that do.
+    socket: Option<(std::path::PathBuf, tempfile::TempDir)>,
+    programs: Vec<UnixStream>,
 }
 
 impl Target {
     fn new(kind: Kind) -> Self {
+        let mut socket = None;
         let (driver, network) = match kind {
             Kind::BlockRead | Kind::BlockWrite | Kind::BlockDiscard | Kind::BlockZero => {
                 (Driver::probe(block(64, false).0), None)
@@ -57,13 +67,18 @@ impl Target {
                 (Driver::probe(net), Some(network))
             }
             Kind::Rng => (Driver::probe(rng()), None),
+            Kind::VsockReceive | Kind::VsockTransmit => {
+                let (vsock, path, directory) = vsock();
+                socket = Some((path, directory));
+                (Driver::probe(vsock), None)
+            }
         };
-        Self { kind, driver, network }
+        Self { kind, driver, network, socket, programs: Vec::new() }
     }
 
     fn queue(&self) -> u16 {
         match self.kind {
-            Kind::NetTransmit => 1,
+            Kind::NetTransmit | Kind::VsockTransmit => 1,
             Kind::NetControl => 4,
             _ => 0,
         }
@@ -80,6 +95,8 @@ impl Target {
             Kind::NetReceive => vec![piece(DATA, 12, WRITE), piece(DATA + PAGE, 1514, WRITE)],
             Kind::NetTransmit => vec![piece(DATA, 12, 0), piece(DATA + PAGE, 60, 0)],
             Kind::Rng => vec![piece(DATA, 64, WRITE)],
+            Kind::VsockReceive => vec![piece(DATA, 44, WRITE), piece(DATA + PAGE, 1024, WRITE)],
+            Kind::VsockTransmit => vec![piece(DATA, 44, 0), piece(DATA + PAGE, 1024, 0)],
         }
     }
 
@@ -93,7 +110,20 @@ impl Target {
             Kind::BlockDiscard => self.driver.write(DATA, &[11]),
             Kind::BlockZero => self.driver.write(DATA, &[13]),
             Kind::NetControl => self.driver.write(DATA, &[4, 0, 2, 0]),
+            // A request from port 1 to port 2, from context 3 to context 2; nobody waits for it.
+            Kind::VsockTransmit => {
+                self.driver.write(DATA, &[0; 44]);
+                for (at, value) in [(0, 3), (8, 2), (16, 1), (20, 2), (28, 1), (30, 1)] {
+                    self.driver.write(DATA + at, &[value]);
+                }
+            }
             _ => {}
+        }
+        if let (Kind::VsockReceive, Some((path, _))) = (self.kind, &self.socket) {
+            // Something to tell the guest; earlier ones ended with a reset.
+            let mut program = UnixStream::connect(path).unwrap();
+            program.write_all(b"CONNECT 5\n").unwrap();
+            self.programs = vec![program];
         }
         match (self.kind, &self.network) {
             (Kind::NetReceive, Some(network)) => {
@@ -124,9 +154,15 @@ impl Target {
             Kind::NetReceive => len.max(13),
             Kind::NetTransmit => 0,
             Kind::Rng => 64,
+            Kind::VsockReceive => 44,
+            Kind::VsockTransmit => 0,
         };
         assert_eq!((id, len), (head.into(), wanted), "{:?} after {after}", self.kind);
-        if !matches!(self.kind, Kind::NetReceive | Kind::NetTransmit | Kind::Rng) {
+        let has_status = matches!(
+            self.kind,
+            Kind::BlockRead | Kind::BlockWrite | Kind::BlockDiscard | Kind::BlockZero | Kind::NetControl
+        );
+        if has_status {
             assert_eq!(self.driver.read(DATA + 2 * PAGE, 1), [0]);
         }
     }

@@ -1,13 +1,14 @@
-//! Virtio devices behind PCI (VIRTIO 1.2 §4.1, modern only): block, net, rng.
+//! Virtio devices behind PCI (VIRTIO 1.2 §4.1, modern only): block, net, rng, vsock.
 //!
 //! ```text
 //!   vCPU thread ─▶ VirtioFunction (transport: registers, status) ──Start/Stop──▶ Worker thread ─▶ Device
 //!                        └─ CommonConfig (pure)                                   └─ Ring ─▶ Chain ─▶ request
 //! ```
-//! Key types: [`VirtioFunction`], [`Block`], [`Net`], [`Rng`]. `vmm/machine` constructs them and drives them through
+//! Key types: [`VirtioFunction`], [`Block`], [`Net`], [`Rng`], [`Vsock`]. `vmm/machine` constructs them and drives them through
 //! `vmm/ports.rs`. A device comes before or while the VM runs, and may leave: its thread, ring and timers go to the next
 //! one ([`Workers`], [`Stock`]). Those exist before system calls are restricted; a device's own later are
-//! epoll_pwait, read, write, readv, writev, getrandom, io_uring_enter, timerfd_settime, lseek, two ioctls of taps, and futex.
+//! epoll_pwait, read, write, readv, writev, getrandom, io_uring_enter, timerfd_settime, lseek, two ioctls of taps, and futex;
+//! where there are sockets, accept4, epoll_ctl, shutdown and setsockopt instead of those of rings, taps and entropy.
 //!
 //! Whatever a driver writes, the worst outcome is `DEVICE_NEEDS_RESET`, counted by [`VirtioFunction::faults`].
 
@@ -28,6 +29,7 @@ mod stock;
 #[cfg(test)]
 mod testing;
 mod transport;
+mod vsock;
 mod worker;
 mod workers;
 
@@ -39,4 +41,5 @@ pub use rng::Rng;
 pub use signals::Signals;
 pub use stock::Stock;
 pub use transport::VirtioFunction;
+pub use vsock::Vsock;
 pub use workers::Workers;

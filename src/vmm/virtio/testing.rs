@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Block, Device, Net, Rng, TapControl, VirtioFunction, Workers};
+use super::{Block, Device, Net, Rng, TapControl, VirtioFunction, Vsock, Workers};
 use crate::model::{MacAddr, RateLimits};
 use crate::sys::tap::Offloads;
 use crate::vmm::ports::{Effect, GuestMemory, PciFunction};
@@ -67,6 +67,14 @@ pub(in crate::vmm::virtio) fn net_with(pairs: usize, known: Offloads) -> (Net, V
 
 pub(in crate::vmm::virtio) fn rng() -> Rng {
     Rng::new("rng".parse().unwrap()).unwrap()
+}
+
+/// A socket device, with the socket's path and the directory that it lies in.
+pub(in crate::vmm::virtio) fn vsock() -> (Vsock, std::path::PathBuf, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    (Vsock::new("vsock".parse().unwrap(), 3, listener).unwrap(), path, directory)
 }
 
 /// A descriptor in a test's words.
