@@ -54,7 +54,6 @@ fn serve_config(arguments: ServeArgs) -> Result<ServeConfig, String> {
         has_public_metrics: arguments.metrics_public,
         data_dir: arguments.data_dir,
         jail: (!arguments.no_jail).then_some(JailConfig { cgroup: arguments.cgroup, first_user: arguments.first_user }),
-        ..ServeConfig::default()
     })
 }
 

@@ -159,7 +159,6 @@ fn compare_fixed(wanted: &v1::VirtualMachineSpec, has: &v1::VirtualMachineSpec, 
         ("pages or NUMA node", wanted.memory == has.memory),
         ("host CPUs or topology", wanted.cpus == has.cpus),
         ("NVMe devices", wanted.nvme == has.nvme),
-        ("vsock", wanted.vsock == has.vsock),
         ("other settings", rest(wanted) == rest(has)),
     ] {
         if !is_same {
@@ -180,7 +179,6 @@ fn rest(spec: &v1::VirtualMachineSpec) -> v1::VirtualMachineSpec {
         disks: Vec::new(),
         nics: Vec::new(),
         nvme: Vec::new(),
-        vsock: None,
         memory: None,
         cpus: None,
         ..spec.clone()
