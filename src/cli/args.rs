@@ -329,7 +329,7 @@ pub(crate) enum Hugepages {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "device", args = ["disk", "nic"], required = true, multiple = false)]
+#[group(id = "device", args = ["disk", "nic", "nvme"], required = true, multiple = false)]
 pub(crate) struct AttachArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
@@ -339,6 +339,9 @@ pub(crate) struct AttachArgs {
     /// A network interface: id=eth1, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN]
     #[arg(long, value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nic: Option<NicArg>,
+    /// An NVMe device: [id=ID,]size=64G, or [id=ID,]controller
+    #[arg(long, value_name = "NVME", value_parser = units::parse_nvme)]
+    pub(crate) nvme: Option<NvmeArg>,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
@@ -349,7 +352,7 @@ pub(crate) struct AttachArgs {
 pub(crate) struct DetachArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
-    /// The disk or network interface, by its id
+    /// The disk, network interface or NVMe device, by its id
     #[arg(value_name = "ID")]
     pub(crate) device: String,
     /// How long the guest may take to let it go [default: 10s]
@@ -787,6 +790,7 @@ mod tests {
         {
             assert!(parse(line).is_ok(), "{line}");
         }
+        assert!(parse("vm attach web --nvme id=data,size=64G").is_ok());
         assert!(parse("vm attach web --nic id=eth1").is_ok() && parse("vm detach web data --timeout 3s").is_ok());
     }
 }
