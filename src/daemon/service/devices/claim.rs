@@ -166,3 +166,6 @@ fn prepare_on_host(key: VfKey, wanted: &VfConfig) -> Result<(), String> {
     }
     hostdev::prepare(&place_of(pf, vf)?, wanted).map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests;
