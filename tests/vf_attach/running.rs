@@ -8,7 +8,7 @@ use ostler::api::v1::device_status::State as DeviceState;
 use super::*;
 use crate::support::console::Console;
 use crate::support::guest::{appears, boot, vanishes};
-use crate::support::holdings::holdings;
+use crate::support::holdings::{Holdings, holdings};
 
 /// Longest that a guest may take to let a device go: emulated, and busy.
 const PATIENCE_MS: u64 = 60_000;
@@ -99,8 +99,6 @@ fn a_function_comes_to_a_running_guest_and_leaves_it_under_traffic() {
     assert!(refused.message.contains("policy plugin own"), "{refused:?}");
     assert!(acme.get("web").unwrap().devices.is_empty());
     assert_eq!((card.shown(), holdings(pid)), (before, held));
-    let table = host.command("acme-user").args(["decision", "list", "--hook", "select-vf"]).output().unwrap();
-    println!("{}", String::from_utf8_lossy(&table.stdout));
 }
 
 /// Waits until the VM has settled after a daemon's death: it has the function with its lease, or nothing is left of it.
@@ -168,7 +166,9 @@ fn a_daemon_killed_while_a_function_comes_or_goes_finishes_or_undoes_it() {
     }
     let after = holdings(pid);
     assert_eq!((after.device_mappings, &after.lockable), (0, &held.lockable));
-    assert_eq!((after.threads, after.descriptors.len()), (held.threads, held.descriptors.len()));
+    // Consoles and daemons come and go.
+    let lasting = |held: &Holdings| held.descriptors.iter().filter(|descriptor| *descriptor != "socket").count();
+    assert_eq!((after.threads, lasting(&after)), (held.threads, lasting(&held)));
 }
 
 #[test]
