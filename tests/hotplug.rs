@@ -16,7 +16,8 @@ use ostler::api::v1::virtual_machine::State;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 use support::console::Console;
-use support::guest::{boot, bootable, disk, linux, linux_with, nic};
+use support::guest::{appears, boot, bootable, disk, linux, linux_with, nic, vanishes};
+use support::holdings::holdings;
 use support::host::taps;
 use support::wait::{SOON, until};
 use support::{Caller, Host, facts};
@@ -40,47 +41,6 @@ fn make_image(host: &Host, tenant: &str, name: &str) -> PathBuf {
     let path = host.volume(tenant, name);
     fs::File::create(&path).unwrap().set_len(IMAGE_LEN).unwrap();
     path
-}
-
-/// What a vmm has of the host: descriptors by kind, threads, mappings of devices and rings.
-#[derive(Debug, PartialEq, Eq)]
-struct Holdings {
-    descriptors: Vec<String>,
-    watched: usize,
-    threads: usize,
-    rings: usize,
-}
-
-fn holdings(pid: u32) -> Holdings {
-    let dir = PathBuf::from(format!("/proc/{pid}"));
-    let mut watched = 0;
-    let mut descriptors: Vec<_> = fs::read_dir(dir.join("fd"))
-        .unwrap()
-        .map(|entry| {
-            let path = entry.unwrap().path();
-            let info = fs::read_to_string(dir.join("fdinfo").join(path.file_name().unwrap())).unwrap_or_default();
-            watched += info.lines().filter(|line| line.starts_with("tfd:")).count();
-            let target = fs::read_link(&path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-            // Sockets and eventfds differ in number only.
-            target.split(|c: char| c == ':' && !target.starts_with("anon")).next().unwrap().to_owned()
-        })
-        .collect();
-    descriptors.sort();
-    let kernel_workers = |name: &str| name.starts_with("iou-");
-    let threads = fs::read_dir(dir.join("task")).unwrap().filter(|entry| {
-        let name = fs::read_to_string(entry.as_ref().unwrap().path().join("comm")).unwrap_or_default();
-        !kernel_workers(&name)
-    });
-    let rings = fs::read_to_string(dir.join("maps")).unwrap().lines().filter(|line| line.contains("io_uring")).count();
-    Holdings { descriptors, watched, threads: threads.count(), rings }
-}
-
-fn appears(console: &mut Console, path: &str) {
-    console.run(&format!("until [ -e {path} ]; do usleep 20000; done"));
-}
-
-fn vanishes(console: &mut Console, path: &str) {
-    console.run(&format!("while [ -e {path} ]; do usleep 20000; done"));
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -6,6 +6,9 @@
 
 mod support;
 
+#[path = "nvme/running.rs"]
+mod running;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;

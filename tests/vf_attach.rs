@@ -5,6 +5,9 @@
 
 mod support;
 
+#[path = "vf_attach/running.rs"]
+mod running;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -28,7 +28,8 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let nics =
         spec.nics.into_iter().enumerate().map(|(index, nic)| nic_from_proto(&format!("spec.nics[{index}]"), &nic));
     let nics = nics.collect::<Result<_, _>>()?;
-    let nvmes = spec.nvme.into_iter().enumerate().map(|(index, nvme)| nvme_from_proto(index, &nvme));
+    let nvmes = spec.nvme.into_iter().enumerate();
+    let nvmes = nvmes.map(|(index, nvme)| nvme_from_proto(&format!("spec.nvme[{index}]"), &nvme));
     let nvmes = nvmes.collect::<Result<_, _>>()?;
     let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?.with_nvmes(nvmes)?;
     let whole = whole.with_vsock(spec.vsock.map(vsock_from_proto).transpose()?)?;
@@ -229,7 +230,8 @@ pub fn device_from_proto(device: Option<v1::attach_device_request::Device>) -> R
     match device {
         Some(Device::Disk(disk)) => disk_from_proto("disk", disk).map(DeviceSpec::Disk),
         Some(Device::Nic(nic)) => nic_from_proto("nic", &nic).map(DeviceSpec::Nic),
-        None => Err(SpecError::new("device", "is missing: name a disk or a nic")),
+        Some(Device::Nvme(nvme)) => nvme_from_proto("nvme", &nvme).map(DeviceSpec::Nvme),
+        None => Err(SpecError::new("device", "is missing: name a disk, a nic or an nvme")),
     }
 }
 
@@ -299,15 +301,15 @@ fn nic_from_proto(field: &str, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> 
     Ok(NicSpec { id, backend: NicBackend::Sriov(VfWish { mac, vlan }) })
 }
 
-fn nvme_from_proto(index: usize, nvme: &v1::NvmeSpec) -> Result<NvmeSpec, SpecError> {
+fn nvme_from_proto(field: &str, nvme: &v1::NvmeSpec) -> Result<NvmeSpec, SpecError> {
     use v1::nvme_spec::Kind;
-    let id = device_id(format!("spec.nvme[{index}].id"), &nvme.id)?;
+    let id = device_id(format!("{field}.id"), &nvme.id)?;
     let wish = match &nvme.kind {
         Some(Kind::Namespace(namespace)) => NvmeWish::Namespace { min_bytes: namespace.min_bytes },
         Some(Kind::Controller(v1::NvmeController {})) => NvmeWish::Controller,
         None => {
             let reason = "says neither namespace nor controller";
-            return Err(SpecError::new(format!("spec.nvme[{index}].kind"), reason));
+            return Err(SpecError::new(format!("{field}.kind"), reason));
         }
     };
     Ok(NvmeSpec { id, wish })

@@ -81,13 +81,7 @@ pub const REASONS: &[Reason] = &[
         "DEVICE_FIXED",
         "FAILED_PRECONDITION",
         "the device belongs to every VM; metadata: device",
-        "detach disks and NICs only",
-    ),
-    reason(
-        "DEVICE_HOLDS_DATA",
-        "FAILED_PRECONDITION",
-        "an NVMe device keeps its data as long as the VM exists; metadata: device",
-        "destroy the VM to give the device back",
+        "detach disks, NICs and NVMe devices only",
     ),
     reason(
         "DEVICE_IN_USE",
@@ -106,6 +100,12 @@ pub const REASONS: &[Reason] = &[
         "FAILED_PRECONDITION",
         "there is nothing to release; metadata: address",
         "nothing: the device is free",
+    ),
+    reason(
+        "DEVICE_NOT_LENT",
+        "FAILED_PRECONDITION",
+        "the host, or policy, has no function or namespace for the device; metadata: device, cause",
+        "see the cause; free a device of the host, or ask for another",
     ),
     reason(
         "DEVICE_UNCLEAN",
@@ -161,12 +161,6 @@ pub const REASONS: &[Reason] = &[
         "UNAVAILABLE",
         "a device could not be brought to rest, and the VM goes on; metadata: cause",
         "try again later",
-    ),
-    reason(
-        "NOT_WHILE_RUNNING",
-        "FAILED_PRECONDITION",
-        "a device of this kind comes and goes only while the VM is off; metadata: device",
-        "stop the VM first",
     ),
     reason(
         "NO_PROCESS",

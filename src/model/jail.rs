@@ -25,6 +25,8 @@ const MEMORY_PER_CONNECTION_BYTES: u64 = 64 << 10;
 /// Guest memory divided by this is what its page tables take at most: 8 bytes per 4 KiB page, twice (the process' and
 /// the guest's second level), and as much again.
 const PAGE_TABLES_SHARE: u64 = 128;
+/// The same for the tables of an IOMMU, by device: 8 bytes per 4 KiB page.
+const IOMMU_TABLES_SHARE: u64 = 512;
 /// Memory that may be locked without passthrough, in bytes: nothing is.
 const LOCKED_BYTES: u64 = 0;
 /// Memory locked beside the guest's when devices are passed through, in bytes.
@@ -88,12 +90,9 @@ impl JailFacts {
         self.memory_bytes.max(self.longest_file_bytes)
     }
 
-    /// Bytes of memory that may be locked: DMA mappings lock the whole guest, once for each device's own address space.
+    /// Bytes of memory that may be locked at first.
     pub fn locked_bytes(&self) -> u64 {
-        match self.passed_through {
-            0 => LOCKED_BYTES,
-            count => self.memory_bytes.saturating_mul(count.into()).saturating_add(LOCKED_SLACK_BYTES),
-        }
+        locked_bytes(self.memory_bytes, self.passed_through)
     }
 
     /// Bytes of memory that the process may take, the guest's included.
@@ -101,7 +100,10 @@ impl JailFacts {
         let threads = u64::from(self.vcpus) + u64::from(self.devices);
         let connections = u64::from(self.connections) * MEMORY_PER_CONNECTION_BYTES;
         let own = OWN_MEMORY_BYTES + threads * MEMORY_PER_THREAD_BYTES + connections;
-        let overhead = own + self.memory_bytes / PAGE_TABLES_SHARE;
+        // Those that may still come are devices of the host in the worst case.
+        let passed_through = u64::from(self.passed_through) + u64::from(SPARE_DEVICES);
+        let tables = self.memory_bytes / PAGE_TABLES_SHARE + self.memory_bytes / IOMMU_TABLES_SHARE * passed_through;
+        let overhead = own + tables;
         self.memory_bytes.saturating_add(overhead)
     }
 
@@ -144,6 +146,15 @@ impl JailFacts {
             None if facts.uid == 0 => Err(JailArgsError("uid".to_owned())),
             None => Ok(facts),
         }
+    }
+}
+
+/// Bytes of memory that a VM with so many devices of the host may lock: DMA mappings lock the whole guest, once for each
+/// device's own address space.
+pub fn locked_bytes(memory_bytes: u64, passed_through: u32) -> u64 {
+    match passed_through {
+        0 => LOCKED_BYTES,
+        count => memory_bytes.saturating_mul(count.into()).saturating_add(LOCKED_SLACK_BYTES),
     }
 }
 

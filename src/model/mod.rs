@@ -27,7 +27,7 @@ pub use decision::{AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, Po
 pub use digest::{DigestError, PluginDigest, RecordHash};
 pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};
-pub use jail::{JailArgsError, JailFacts};
+pub use jail::{JailArgsError, JailFacts, locked_bytes};
 pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,
     Denial, Enforcement, EnforcementEntry, Explanation, FaultKind, JournalEntry, JournalRecord, Row, Said,

@@ -14,7 +14,7 @@ use super::{Bdf, DeviceId, LastTenant, Mark, Opinion, TenantId, VmName};
 const MIN_BYTES: u64 = 1 << 20;
 
 /// An NVMe device of a VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NvmeSpec {
     /// Name of the device.
     pub id: DeviceId,

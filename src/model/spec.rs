@@ -191,6 +191,8 @@ pub enum DeviceSpec {
     Disk(DiskSpec),
     /// A network interface.
     Nic(NicSpec),
+    /// An NVMe device.
+    Nvme(NvmeSpec),
 }
 
 impl DeviceSpec {
@@ -199,6 +201,7 @@ impl DeviceSpec {
         match self {
             Self::Disk(disk) => &disk.id,
             Self::Nic(nic) => &nic.id,
+            Self::Nvme(nvme) => &nvme.id,
         }
     }
 }
@@ -382,6 +385,7 @@ impl VmSpec {
         match device {
             DeviceSpec::Disk(disk) => self.disks.push(disk),
             DeviceSpec::Nic(nic) => self.nics.push(nic),
+            DeviceSpec::Nvme(nvme) => self.nvmes.push(nvme),
         }
         let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock } = self;
         let spec = Self::new(vcpus, memory_mib, boot, disks, nics)?;
@@ -392,6 +396,7 @@ impl VmSpec {
     pub fn remove_device(&mut self, id: &DeviceId) {
         self.disks.retain(|disk| disk.id != *id);
         self.nics.retain(|nic| nic.id != *id);
+        self.nvmes.retain(|nvme| nvme.id != *id);
     }
 
     /// Whether it has just this device.
@@ -399,6 +404,7 @@ impl VmSpec {
         match device {
             DeviceSpec::Disk(disk) => self.disks.contains(disk),
             DeviceSpec::Nic(nic) => self.nics.contains(nic),
+            DeviceSpec::Nvme(nvme) => self.nvmes.contains(nvme),
         }
     }
 

@@ -86,6 +86,13 @@ impl Process {
         Ok(())
     }
 
+    /// Lets it lock just so many bytes of memory (`RLIMIT_MEMLOCK`). What it has locked stays so.
+    pub fn limit_locked(&self, bytes: u64) -> io::Result<()> {
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        rustix::process::prlimit(Some(to_pid(self.identity.pid)?), Resource::Memlock, limit)?;
+        Ok(())
+    }
+
     /// Reaps it if it has ended and is a child of ours; does not wait. `None`: still running.
     pub fn try_reap(&self) -> io::Result<Option<End>> {
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)

@@ -12,6 +12,7 @@ use std::sync::mpsc::Receiver;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::alarms::Alarms;
 use super::hotplug::Attached;
 use super::machine::{Machine, MachineError, Mailbox, Message, Pause};
 use super::ports::{Alarm, AlarmKind};
@@ -32,7 +33,7 @@ enum Token {
     Mailbox,
     InputTaken,
     Console(console::Token),
-    /// By its index in `Parts::alarms`.
+    /// By its number in `Parts::alarms`.
     Alarm(u32),
 }
 
@@ -49,7 +50,7 @@ impl Token {
             Self::Console(console::Token::Listener) => 4,
             Self::Console(console::Token::Output) => 5,
             Self::Console(console::Token::Connection(id)) => CONSOLE_CONNECTION | u64::from(id),
-            Self::Alarm(index) => ALARM | u64::from(index),
+            Self::Alarm(number) => ALARM | u64::from(number),
         }
     }
 
@@ -61,7 +62,7 @@ impl Token {
             3 => Self::InputTaken,
             4 => Self::Console(console::Token::Listener),
             5 => Self::Console(console::Token::Output),
-            // The lower half is the index, or the connection's id.
+            // The lower half is the number, or the connection's id.
             alarm if alarm & ALARM != 0 => Self::Alarm((alarm & 0xffff_ffff) as u32),
             id => Self::Console(console::Token::Connection((id & 0xffff_ffff) as u32)),
         }
@@ -103,9 +104,7 @@ pub struct Parts {
     /// Signalled when the guest has taken its input.
     pub input_taken: Arc<EventFd>,
     /// What the host may have to tell of devices that are passed through.
-    pub alarms: Vec<Alarm>,
-    /// What this thread and the vCPUs' are confined with.
-    pub threads: confine::Threads,
+    pub alarms: Alarms,
     /// The loop's epoll instance.
     pub epoll: Epoll,
 }
@@ -122,8 +121,8 @@ impl Control {
         control.watch(&control.parts.listener, Token::LinkListener)?;
         control.watch_raw(control.parts.mailbox_wake.as_raw_fd(), Token::Mailbox)?;
         control.watch_raw(control.parts.input_taken.as_raw_fd(), Token::InputTaken)?;
-        for (index, alarm) in (0..).zip(&control.parts.alarms) {
-            control.watch_raw(alarm.event.as_raw_fd(), Token::Alarm(index))?;
+        for (number, alarm) in control.parts.alarms.iter() {
+            control.watch_raw(alarm.event.as_raw_fd(), Token::Alarm(number))?;
         }
         if let Some(link) = &control.parts.link {
             control.watch(link, Token::Link)?;
@@ -133,8 +132,7 @@ impl Control {
 
     /// Starts the vCPUs; this thread and theirs are confined from here on.
     pub fn start(&mut self, mailbox: &Mailbox) -> Result<(), MachineError> {
-        let confine::Threads { vcpu, control } = self.parts.threads;
-        self.parts.machine.run(mailbox, vcpu, control)
+        self.parts.machine.run(mailbox, confine::vcpu, confine::control)
     }
 
     /// Runs until the run is over, and says how it ended. The daemon has been told by then.
@@ -183,7 +181,7 @@ impl Control {
                     let _ = self.parts.input_taken.read();
                     None
                 }
-                Token::Alarm(index) => self.hear_alarm(index),
+                Token::Alarm(number) => self.hear_alarm(number),
                 Token::Console(token) => {
                     self.parts.console.handle(token, event.event_set(), &self.parts.epoll);
                     None
@@ -267,8 +265,13 @@ impl Control {
                 None
             }
             ToVmm::Attach(device) => {
-                let Parts { attached, machine, alarms, .. } = &mut self.parts;
-                let answer = attached.attach(machine, &device, descriptors, alarms);
+                let Parts { attached, machine, .. } = &mut self.parts;
+                let mut alarms = Vec::new();
+                let answer = attached.attach(machine, &device, descriptors, &mut alarms);
+                // Those of a device that was refused are closed with it.
+                if matches!(answer, FromVmm::Attached(_)) {
+                    self.expect_alarms(alarms);
+                }
                 self.send(&answer);
                 None
             }
@@ -347,7 +350,7 @@ impl Control {
     fn detached(&mut self, done: Result<Option<FromVmm>, MachineError>) -> Option<VmExit> {
         match done {
             Ok(Some(message)) => {
-                self.send(&message);
+                self.tell_of_device(&message);
                 None
             }
             Ok(None) => None,
@@ -360,13 +363,31 @@ impl Control {
         let Parts { attached, machine, .. } = &mut self.parts;
         machine.remind();
         for message in attached.departed(machine) {
-            self.send(&message);
+            self.tell_of_device(&message);
+        }
+    }
+
+    fn tell_of_device(&mut self, message: &FromVmm) {
+        if let FromVmm::Detached(id) = message {
+            self.parts.alarms.forget(id);
+        }
+        self.send(message);
+    }
+
+    /// Watches what the host may have to tell of a device that has come.
+    fn expect_alarms(&mut self, alarms: Vec<Alarm>) {
+        for alarm in alarms {
+            let (device, descriptor) = (alarm.device.clone(), alarm.event.as_raw_fd());
+            let number = self.parts.alarms.add(alarm);
+            if let Err(error) = self.watch_raw(descriptor, Token::Alarm(number)) {
+                tracing::warn!(%device, %error, "the host's alarms of the device will not be heard");
+            }
         }
     }
 
     /// The host tells something of a device.
-    fn hear_alarm(&self, index: u32) -> Option<VmExit> {
-        let alarm = self.parts.alarms.get(index as usize)?;
+    fn hear_alarm(&mut self, number: u32) -> Option<VmExit> {
+        let alarm = self.parts.alarms.get(number)?;
         let _ = alarm.event.read();
         let device = &alarm.device;
         match alarm.kind {
@@ -374,7 +395,9 @@ impl Control {
                 Some(VmExit::HostError(format!("device {device}: the host saw an uncorrectable error of it")))
             }
             AlarmKind::Request => {
-                tracing::warn!(%device, "the host wants the device back and waits: stop the VM to release it");
+                tracing::warn!(%device, "the host wants the device back");
+                let wanted = FromVmm::DeviceWanted(device.clone());
+                self.send(&wanted);
                 None
             }
         }

@@ -10,6 +10,7 @@
 //!   vio-<device>   ── queues, disk or tap; irqfd ──▶ guest              one per device, and some for those that come later
 //! ```
 
+mod alarms;
 pub mod boot;
 pub mod confine;
 mod console;
@@ -35,7 +36,7 @@ use std::time::Instant;
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::model::{DeviceKind, Launch, PciSlot, SPARE_DEVICES, VmExit};
+use crate::model::{Launch, PciSlot, SPARE_DEVICES, VmExit};
 use crate::sys;
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::counters::Phase;
@@ -187,8 +188,6 @@ fn assemble(
     }
     attached.seal()?;
     let (mailbox, receiver, mailbox_wake) = Mailbox::new()?;
-    let has_devices = launch.devices.iter().any(|device| matches!(device.kind, DeviceKind::Vfio { .. }));
-    let threads = if has_devices { confine::Threads::WITH_DEVICES } else { confine::Threads::EMULATED };
     let parts = Parts {
         identity: Identity { vm: launch.vm, instance: launch.instance },
         machine,
@@ -199,8 +198,7 @@ fn assemble(
         mailbox: receiver,
         mailbox_wake,
         input_taken,
-        alarms,
-        threads,
+        alarms: alarms.into_iter().collect(),
         epoll,
     };
     Ok((parts, mailbox))

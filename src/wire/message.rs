@@ -147,6 +147,8 @@ pub enum FromVmm {
         /// Why.
         cause: String,
     },
+    /// The host waits for the device to be given up.
+    DeviceWanted(DeviceId),
 }
 
 impl ToVmm {
@@ -230,6 +232,7 @@ impl FromVmm {
             Self::DetachFailed { id, cause } => {
                 Body::DetachFailed(proto::DetachFailed { id: id.to_string(), cause: cause.clone() })
             }
+            Self::DeviceWanted(id) => Body::DeviceWanted(proto::DeviceWanted { id: id.to_string() }),
         };
         proto::FromVmm { body: Some(body) }.encode_to_vec()
     }
@@ -261,6 +264,7 @@ impl FromVmm {
             Body::DetachAsked(asked) => Ok(Self::DetachAsked(asked.id.parse()?)),
             Body::Detached(detached) => Ok(Self::Detached(detached.id.parse()?)),
             Body::DetachFailed(failed) => Ok(Self::DetachFailed { id: failed.id.parse()?, cause: failed.cause }),
+            Body::DeviceWanted(wanted) => Ok(Self::DeviceWanted(wanted.id.parse()?)),
         }
     }
 }
@@ -421,7 +425,8 @@ mod tests {
             FromVmm::AttachFailed { id: data.clone(), cause: "no ring".into(), is_exhausted: true },
             FromVmm::DetachAsked(data.clone()),
             FromVmm::Detached(data.clone()),
-            FromVmm::DetachFailed { id: data, cause: "absent".into() },
+            FromVmm::DetachFailed { id: data.clone(), cause: "absent".into() },
+            FromVmm::DeviceWanted(data),
         ];
         for message in ends.into_iter().chain(others).chain(changed) {
             assert_eq!(FromVmm::decode(&message.encode()).unwrap(), message);

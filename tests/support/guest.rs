@@ -50,3 +50,13 @@ pub fn boot(host: &Host, caller: &Caller, vm: &str, spec: v1::VirtualMachineSpec
     let printed = console.expect_ready();
     (console, printed)
 }
+
+/// Waits until the guest has a file.
+pub fn appears(console: &mut Console, path: &str) {
+    console.run(&format!("until [ -e {path} ]; do usleep 20000; done"));
+}
+
+/// Waits until the guest does not have a file any more.
+pub fn vanishes(console: &mut Console, path: &str) {
+    console.run(&format!("while [ -e {path} ]; do usleep 20000; done"));
+}

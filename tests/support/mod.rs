@@ -18,6 +18,7 @@ pub mod certs;
 pub mod client;
 pub mod console;
 pub mod guest;
+pub mod holdings;
 pub mod host;
 pub mod vmm;
 pub mod wait;

@@ -87,6 +87,8 @@ impl attach_hook::Guest for Admission {
         let judged = match request.device {
             Device::Disk(_) => limits.judge_disks(request.vm.disks.saturating_add(1)),
             Device::Nic(_) => limits.judge_nics(request.vm.nics.saturating_add(1)),
+            // Whether there is one for it is for plugins with the hook `select-nvme`.
+            Device::Nvme(_) => Ok(()),
         };
         Ok(match judged {
             Ok(()) => AttachVerdict::Allow,

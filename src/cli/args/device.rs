@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::super::units::{self, DiskArg, NicArg};
+use super::super::units::{self, DiskArg, NicArg, NvmeArg};
 use super::vm::NameArg;
 use super::{ChangeArgs, EtagArg};
 
 #[derive(Debug, Args)]
-#[group(id = "device", args = ["disk", "nic"], required = true, multiple = false)]
+#[group(id = "device", args = ["disk", "nic", "nvme"], required = true, multiple = false)]
 pub(crate) struct AttachArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
@@ -19,6 +19,9 @@ pub(crate) struct AttachArgs {
     /// A network interface: id=eth1, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN]
     #[arg(long, value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nic: Option<NicArg>,
+    /// An NVMe device: [id=ID,]size=64G, or [id=ID,]controller
+    #[arg(long, value_name = "NVME", value_parser = units::parse_nvme)]
+    pub(crate) nvme: Option<NvmeArg>,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
@@ -29,7 +32,7 @@ pub(crate) struct AttachArgs {
 pub(crate) struct DetachArgs {
     #[command(flatten)]
     pub(crate) name: NameArg,
-    /// The disk or network interface, by its id
+    /// The disk, network interface or NVMe device, by its id
     #[arg(value_name = "ID")]
     pub(crate) device: String,
     /// How long the guest may take to let it go [default: 10s]

@@ -208,6 +208,7 @@ mod tests {
         {
             assert!(parse(line).is_ok(), "{line}");
         }
+        assert!(parse("vm attach web --nvme id=data,size=64G").is_ok());
         assert!(parse("vm attach web --nic id=eth1").is_ok() && parse("vm detach web data --timeout 3s").is_ok());
     }
 }

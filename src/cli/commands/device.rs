@@ -10,16 +10,18 @@ use super::super::args::{AttachArgs, ChangeArgs, DetachArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::view::short;
-use super::spec::{disk, nic};
+use super::spec::{disk, nic, nvme};
 use super::vm::show_state;
 
-/// For the host to open what is behind a device, and the guest's share in a detachment that asks nobody.
-const MARGIN: Duration = Duration::from_secs(60);
+/// For the host to open, lend and take back what is behind a device, and the guest's share in a detachment that asks
+/// nobody. A function may take a minute to come back from its reset.
+const MARGIN: Duration = Duration::from_secs(120);
 
 pub(crate) async fn attach(mut client: Client, arguments: AttachArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let shown = short(&name);
     let device = arguments.disk.map(disk).map(Device::Disk).or(arguments.nic.map(nic).map(Device::Nic));
+    let device = device.or(arguments.nvme.map(nvme).map(Device::Nvme));
     let ChangeArgs { request_id, validate_only } = arguments.change;
     let request = v1::AttachDeviceRequest { name, device, request_id, etag: arguments.etag.etag, validate_only };
     let call = client.vms.attach_device(within(MARGIN, request));

@@ -39,7 +39,7 @@ pub(super) fn disk(disk: DiskArg) -> v1::DiskSpec {
     v1::DiskSpec { id, volume, read_only: is_read_only, direct: is_direct, queues, limits: limits(rates) }
 }
 
-fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
+pub(super) fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
     use v1::nvme_spec::Kind;
     let kind = match nvme.min_bytes {
         Some(min_bytes) => Kind::Namespace(v1::NvmeNamespace { min_bytes }),

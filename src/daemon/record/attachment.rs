@@ -87,6 +87,7 @@ impl VmRecord {
         self.devices.retain(|attachment| attachment.id != *id);
         self.nics.retain(|nic| nic.id != *id);
         self.vfs.retain(|vf| vf.id != *id);
+        self.nvmes.retain(|nvme| nvme.id != *id);
     }
 
     /// Sets what is under way with a device.
@@ -98,21 +99,33 @@ impl VmRecord {
 
     /// The run is over: nothing can come to it any more, and what was to leave it has left.
     pub fn settle_devices(&mut self) {
-        self.settle(|_| false);
-    }
-
-    /// The run goes on under another daemon, with these devices.
-    pub fn settle_devices_with(&mut self, present: &[DeviceId]) {
-        self.settle(|id| present.contains(id));
-    }
-
-    fn settle(&mut self, is_present: impl Fn(&DeviceId) -> bool) {
         for Attachment { id, state, .. } in self.devices.clone() {
-            match (state, is_present(&id)) {
-                (AttachState::Attaching, true) => self.set_device(&id, AttachState::Attached),
-                (AttachState::Attaching | AttachState::Detaching, false) => self.remove_device(&id),
-                (AttachState::Attached, _) | (AttachState::Detaching, true) => {}
+            self.settle(&id, state, false);
+        }
+    }
+
+    /// The run goes on under another daemon, with these devices. One of the host that is not among them stays on record:
+    /// it is to be given back first.
+    pub fn settle_devices_with(&mut self, present: &[DeviceId]) {
+        let of_host = self.devices_of_host();
+        for Attachment { id, state, .. } in self.devices.clone() {
+            if present.contains(&id) || !of_host.contains(&id) {
+                self.settle(&id, state, present.contains(&id));
             }
+        }
+    }
+
+    /// Devices of the spec that are the host's: virtual functions and NVMe.
+    pub fn devices_of_host(&self) -> Vec<DeviceId> {
+        let vfs = self.spec.nics().iter().filter(|nic| nic.vf_wish().is_some()).map(|nic| &nic.id);
+        vfs.chain(self.spec.nvmes().iter().map(|nvme| &nvme.id)).cloned().collect()
+    }
+
+    fn settle(&mut self, id: &DeviceId, state: AttachState, is_present: bool) {
+        match (state, is_present) {
+            (AttachState::Attaching, true) => self.set_device(id, AttachState::Attached),
+            (AttachState::Attaching | AttachState::Detaching, false) => self.remove_device(id),
+            (AttachState::Attached, _) | (AttachState::Detaching, true) => {}
         }
     }
 }

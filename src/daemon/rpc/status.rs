@@ -120,10 +120,12 @@ fn hotplug(error: &HotplugError, text: String) -> Status {
                 false => status(Code::FailedPrecondition, text, "ATTACH_FAILED", metadata),
             }
         }
-        HotplugError::NotWhileRunning(id) => status(Code::FailedPrecondition, text, "NOT_WHILE_RUNNING", with(id)),
+        HotplugError::NotLent { id, cause } => {
+            let metadata = with(id).into_iter().chain([("cause", cause.clone())]);
+            status(Code::FailedPrecondition, text, "DEVICE_NOT_LENT", metadata)
+        }
         HotplugError::NoSuchDevice(id) => status(Code::NotFound, text, "NO_SUCH_DEVICE", with(id)),
         HotplugError::Fixed(id) => status(Code::FailedPrecondition, text, "DEVICE_FIXED", with(id)),
-        HotplugError::HoldsData(id) => status(Code::FailedPrecondition, text, "DEVICE_HOLDS_DATA", with(id)),
         HotplugError::Busy(id) => status(Code::FailedPrecondition, text, "DEVICE_BUSY", with(id)),
         HotplugError::NotLetGo { id, waited } => {
             let metadata = with(id).into_iter().chain([("waited_ms", waited.as_millis().to_string())]);

@@ -8,6 +8,7 @@ use super::register::overruled_by;
 use super::{AttachState, CallError, HotplugError, Node, Principal, ServiceError, Terms};
 use crate::daemon::policy::Unrecorded;
 use crate::daemon::record::{NicLease, VmRecord, mac_of};
+use crate::daemon::supervisor::DevicesError;
 use crate::daemon::tenants::Use;
 use crate::model::{
     AttachRequest, Decision, DecisionId, DetachRequest, DeviceId, DeviceSpec, Enforcement, Outcome, TenantId, VmFacts,
@@ -53,6 +54,9 @@ impl Node {
         if terms.validate_only {
             allowed(tenant, name, decided.dry_run())?;
             self.check_attach(tenant, &vm, &with, &device).await?;
+            if vm.state == VmState::Running {
+                self.rehearse_attach(&with, &device).await?;
+            }
             return self.prepare_change(&vm, terms).await.map(|_nothing| with);
         }
         let decision = self.permitted(tenant, name, decided).await?;
@@ -76,6 +80,12 @@ impl Node {
         self.check_volume(tenant, device).await
     }
 
+    /// Whether the host would lend what the device needs now.
+    async fn rehearse_attach(&self, with: &VmRecord, device: &DeviceSpec) -> Result<(), ServiceError> {
+        let not_lent = |error: DevicesError| HotplugError::NotLent { id: device.id().clone(), cause: error.0 };
+        Ok(self.devices.rehearse(with).await.map_err(not_lent).map_err(CallError::from)?)
+    }
+
     /// Attaches what policy allows and nothing stands against.
     async fn attach_permitted(
         &self,
@@ -86,7 +96,7 @@ impl Node {
         // Free again, unless the VM's record comes to hold it.
         let lease = match &device {
             DeviceSpec::Nic(nic) if nic.vf_wish().is_none() => Some(self.addresses.lease(1)?),
-            DeviceSpec::Nic(_) | DeviceSpec::Disk(_) => None,
+            DeviceSpec::Nic(_) | DeviceSpec::Disk(_) | DeviceSpec::Nvme(_) => None,
         };
         let Some(handle) = self.prepare_change(vm, terms).await? else { return Ok(vm.clone()) };
         let (uid, id) = (vm.uid, device.id().clone());

@@ -72,6 +72,7 @@ pub(super) fn open(shared: &Shared, vm: &VmRecord, device: &DeviceSpec) -> Resul
             let taps = open_tap(lease.subnet, nic.tap().unwrap_or_default().queues)?;
             Ok(taps.into_iter().map(OwnedFd::from).collect())
         }
+        DeviceSpec::Nvme(_) => Err(BackingError::Host { what: "device", cause: "it is lent, not opened".to_owned() }),
     }
 }
 

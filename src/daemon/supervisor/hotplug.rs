@@ -8,8 +8,10 @@
 //!                                    └── deadline: the call fails; the guest may still agree, or be asked again
 //! ```
 //! The record is the intent: when the run ends, or the daemon, it says what is to be finished or undone. A VM that does
-//! not run is changed in its record alone.
+//! not run is changed in its record alone. What devices of the host need besides is in `lending`.
 
+use std::collections::HashSet;
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::backing::{self, BackingError};
+use super::lending::Opened;
 use super::plan;
 use super::vm_task::{Phase, VmTask};
 use super::{CallError, JournalError, OnlyIf};
@@ -49,18 +52,20 @@ pub enum HotplugError {
         /// The vmm has nothing left for another device.
         is_exhausted: bool,
     },
-    /// A kind of device that comes and goes only while its VM is stopped.
-    #[error("device {0} is a virtual function: stop the VM to attach or detach it")]
-    NotWhileRunning(DeviceId),
+    /// The host has nothing for it, or policy gives nothing.
+    #[error("device {id} cannot be attached: {cause}")]
+    NotLent {
+        /// Which.
+        id: DeviceId,
+        /// Why.
+        cause: String,
+    },
     /// There is none of that name.
     #[error("the VM has no device {0}; `ostler vm get` lists them")]
     NoSuchDevice(DeviceId),
     /// The VM cannot be without it.
     #[error("device {0} is part of every VM and cannot be detached")]
     Fixed(DeviceId),
-    /// Its namespace is claimed until the VM is destroyed.
-    #[error("device {0} is an NVMe device: it stays with the VM, as its data does, until the VM is destroyed")]
-    HoldsData(DeviceId),
     /// Something is under way with it.
     #[error("device {0} is still being attached; try again when it is")]
     Busy(DeviceId),
@@ -116,36 +121,56 @@ struct Waiting {
     reply: oneshot::Sender<Result<VmRecord, CallError>>,
 }
 
-/// What was opened for a device.
-pub(super) type Opened = (DeviceId, Result<Vec<OwnedFd>, BackingError>);
+/// What came of work for a device.
+pub(super) enum Progress {
+    /// Its descriptors are there, or not.
+    Opened(DeviceId, Result<Opened, HotplugError>),
+    /// What the host lent for it is the host's again. Why it was not attached, if that is why.
+    GivenBack(DeviceId, Option<HotplugError>),
+}
 
 /// What is under way with devices.
 #[derive(Default)]
 pub(super) struct Hotplug {
     waiting: Vec<Waiting>,
-    opening: JoinSet<Opened>,
+    work: JoinSet<Progress>,
+    /// What is being given back to the host.
+    pub(super) returning: HashSet<DeviceId>,
+    /// What the host wants back, and when it is taken from the guest.
+    pub(super) reclaims: Vec<(Instant, DeviceId)>,
 }
 
 impl Hotplug {
-    /// The next device whose descriptors are there. Safe to cancel.
-    pub(super) async fn opened(&mut self) -> Opened {
+    /// Begins work in a task of its own, for the same call.
+    pub(super) fn begin(&mut self, work: impl Future<Output = Progress> + Send + 'static) {
+        match RequestId::current() {
+            Some(id) => self.work.spawn(id.scope(work)),
+            None => self.work.spawn(work),
+        };
+    }
+
+    /// The next piece of work that is done. Safe to cancel.
+    pub(super) async fn progress(&mut self) -> Progress {
         loop {
-            match self.opening.join_next().await {
-                Some(Ok(opened)) => return opened,
+            match self.work.join_next().await {
+                Some(Ok(progress)) => return progress,
                 // It panicked: its caller hears of it when the run ends. Nothing else is known of it.
-                Some(Err(error)) => tracing::error!(%error, "opening a device ended early"),
+                Some(Err(error)) => tracing::error!(%error, "work for a device ended early"),
                 None => std::future::pending().await,
             }
         }
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.iter().filter_map(|call| Some(call.detach_by?.0)).min()
+        let calls = self.waiting.iter().filter_map(|call| Some(call.detach_by?.0));
+        calls.chain(self.reclaims.iter().map(|(at, _)| *at)).min()
     }
 
-    /// The run is over: what is opened for it is closed again.
-    pub(super) fn forget_run(&mut self) {
-        self.opening = JoinSet::new();
+    /// The run is over: what is opened for it is closed again. Returns when nothing is under way on the host any more.
+    pub(super) async fn finish(&mut self) {
+        while self.work.join_next().await.is_some() {}
+        self.returning.clear();
+        self.reclaims.clear();
     }
 
     fn answer(&mut self, id: &DeviceId, is_attach: bool, answer: &Result<VmRecord, CallError>) {
@@ -204,10 +229,6 @@ impl VmTask {
         is_running: bool,
     ) -> Result<Option<Begun>, HotplugError> {
         let id = device.id().clone();
-        let is_function = matches!(device, DeviceSpec::Nic(nic) if nic.vf_wish().is_some());
-        if is_running && is_function {
-            return Err(HotplugError::NotWhileRunning(id));
-        }
         let state = if is_running { AttachState::Attaching } else { AttachState::Attached };
         let next = self.vm.with_device(device, nic, state)?;
         held();
@@ -215,8 +236,19 @@ impl VmTask {
         if !is_running {
             return Ok(None);
         }
+        if self.vm.devices_of_host().contains(&id) {
+            self.borrow(id.clone());
+            return Ok(Some((id, None)));
+        }
         let (shared, vm, device) = (Arc::clone(&self.shared), self.vm.clone(), device.clone());
-        self.hotplug.opening.spawn_blocking(move || (device.id().clone(), backing::open(&shared, &vm, &device)));
+        let opening = tokio::task::spawn_blocking(move || backing::open(&shared, &vm, &device));
+        let of = id.clone();
+        self.hotplug.begin(async move {
+            let host = |cause| BackingError::Host { what: "device", cause };
+            let opened = opening.await.unwrap_or_else(|error| Err(host(error.to_string())));
+            let opened = opened.map(|descriptors| Opened { descriptors, function: None });
+            Progress::Opened(of, opened.map_err(HotplugError::from))
+        });
         Ok(Some((id, None)))
     }
 
@@ -231,53 +263,79 @@ impl VmTask {
         if id.as_str() == RNG || self.vm.spec.vsock().is_some_and(|vsock| *vsock.id() == id) {
             return Err(HotplugError::Fixed(id));
         }
-        let attachment = self.vm.attachment(&id).ok_or_else(|| HotplugError::NoSuchDevice(id.clone()))?;
-        if self.vm.spec.nvmes().iter().any(|nvme| nvme.id == id) {
-            return Err(HotplugError::HoldsData(id));
+        if self.vm.attachment(&id).is_none() {
+            return Err(HotplugError::NoSuchDevice(id));
         }
-        let mut next = self.vm.clone();
         if !is_running {
+            let is_of_host = self.vm.devices_of_host().contains(&id);
+            let mut next = self.vm.clone();
             next.remove_device(&id);
             self.record_devices(next).await?;
+            if is_of_host {
+                // What it holds across runs. Its lease tells a daemon after this one that no VM has it any more.
+                self.shared.devices.give_back(self.vm.uid, id).await;
+            }
             return Ok(None);
         }
-        if self.vm.vfs.iter().any(|vf| vf.id == id) {
-            return Err(HotplugError::NotWhileRunning(id));
-        }
+        self.detach_running(&id, is_forced).await?;
+        let waited = if is_forced { FORCED_TIMEOUT } else { timeout };
+        Ok(Some((id, Some((Instant::now() + waited, waited)))))
+    }
+
+    /// Records that the device leaves the run, and tells the vmm.
+    pub(super) async fn detach_running(&mut self, id: &DeviceId, is_forced: bool) -> Result<(), HotplugError> {
+        let attachment = self.vm.attachment(id).ok_or_else(|| HotplugError::NoSuchDevice(id.clone()))?;
         match attachment.state {
-            AttachState::Attaching => return Err(HotplugError::Busy(id)),
+            AttachState::Attaching => return Err(HotplugError::Busy(id.clone())),
             AttachState::Attached => {
-                next.set_device(&id, AttachState::Detaching);
+                let mut next = self.vm.clone();
+                next.set_device(id, AttachState::Detaching);
                 self.record_devices(next).await?;
             }
             // Asked again, maybe by force this time.
             AttachState::Detaching => {}
         }
-        if !self.send(&ToVmm::Detach { id: id.clone(), is_forced }, &[]) {
-            return Err(HotplugError::Unreachable);
+        match self.send(&ToVmm::Detach { id: id.clone(), is_forced }, &[]) {
+            true => Ok(()),
+            false => Err(HotplugError::Unreachable),
         }
-        let waited = if is_forced { FORCED_TIMEOUT } else { timeout };
-        Ok(Some((id, Some((Instant::now() + waited, waited)))))
+    }
+
+    /// Work for a device is done.
+    pub(super) async fn progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Opened(id, opened) => self.opened(id, opened).await,
+            Progress::GivenBack(id, failed) => self.given_back(&id, failed).await,
+        }
     }
 
     /// The descriptors of a device are there, or not: send it, or forget it.
-    pub(super) async fn opened(&mut self, (id, opened): Opened) {
+    async fn opened(&mut self, id: DeviceId, opened: Result<Opened, HotplugError>) {
         // The run that it was opened for may be over.
         if self.vm.attachment(&id).is_none_or(|attachment| attachment.state != AttachState::Attaching) {
             return;
         }
-        let sent = opened.map_err(HotplugError::from).and_then(|descriptors| {
-            let no_plan = |error: plan::PlanError| HotplugError::AttachFailed {
-                id: id.clone(),
-                cause: error.to_string(),
-                is_exhausted: false,
-            };
-            let device = plan::device(&self.vm, &id).map_err(no_plan)?;
-            if self.send(&ToVmm::Attach(device), &descriptors) { Ok(()) } else { Err(HotplugError::Unreachable) }
-        });
+        let sent = match opened {
+            Ok(opened) => self.hand_over(&id, opened).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = sent {
-            self.attach_failed(&id, error).await;
+            self.attach_failed(id, error).await;
         }
+    }
+
+    async fn hand_over(&mut self, id: &DeviceId, opened: Opened) -> Result<(), HotplugError> {
+        let Opened { descriptors, function } = opened;
+        if let Some(function) = function {
+            self.record_function(function).await?;
+        }
+        let no_plan = |error: plan::PlanError| HotplugError::AttachFailed {
+            id: id.clone(),
+            cause: error.to_string(),
+            is_exhausted: false,
+        };
+        let device = plan::device(&self.vm, id).map_err(no_plan)?;
+        if self.send(&ToVmm::Attach(device), &descriptors) { Ok(()) } else { Err(HotplugError::Unreachable) }
     }
 
     /// What the vmm says of a device.
@@ -291,15 +349,17 @@ impl VmTask {
             }
             FromVmm::AttachFailed { id, cause, is_exhausted } => {
                 let error = HotplugError::AttachFailed { id: id.clone(), cause, is_exhausted };
-                self.attach_failed(&id, error).await;
+                self.attach_failed(id, error).await;
             }
             // What the vmm does not have is as good as detached.
             FromVmm::Detached(id) | FromVmm::DetachFailed { id, .. } => {
-                let mut next = self.vm.clone();
-                next.remove_device(&id);
-                self.record_fact(next).await;
-                self.hotplug.answer(&id, false, &Ok(self.vm.clone()));
+                if self.vm.devices_of_host().contains(&id) {
+                    self.give_back(id, None);
+                } else {
+                    self.forget_device(&id, None).await;
+                }
             }
+            FromVmm::DeviceWanted(id) => self.reclaim(id).await,
             FromVmm::DetachAsked(id) => tracing::debug!(uid = %self.vm.uid, device = %id, "the guest was asked"),
             FromVmm::Hello { .. }
             | FromVmm::Ready { .. }
@@ -311,22 +371,35 @@ impl VmTask {
         }
     }
 
-    async fn attach_failed(&mut self, id: &DeviceId, error: HotplugError) {
+    async fn attach_failed(&mut self, id: DeviceId, error: HotplugError) {
+        if self.vm.devices_of_host().contains(&id) {
+            self.give_back(id, Some(error));
+        } else {
+            self.forget_device(&id, Some(error)).await;
+        }
+    }
+
+    /// The VM does not have the device any more, or never got it.
+    pub(super) async fn forget_device(&mut self, id: &DeviceId, failed: Option<HotplugError>) {
         let mut next = self.vm.clone();
         next.remove_device(id);
         self.record_fact(next).await;
-        self.hotplug.answer(id, true, &Err(error.into()));
+        match failed {
+            Some(error) => self.hotplug.answer(id, true, &Err(error.into())),
+            None => self.hotplug.answer(id, false, &Ok(self.vm.clone())),
+        }
     }
 
     /// A vmm of an earlier daemon has `present`: finish or undo what that one began.
     pub(super) async fn take_over_devices(&mut self, present: &[DeviceId]) {
+        self.give_back_absent(present);
         let mut next = self.vm.clone();
         next.settle_devices_with(present);
         if next != self.vm {
             self.record_fact(next).await;
         }
         for attachment in self.vm.devices.clone() {
-            if attachment.state == AttachState::Detaching {
+            if attachment.state == AttachState::Detaching && present.contains(&attachment.id) {
                 // The earlier one may not have come to it.
                 self.send(&ToVmm::Detach { id: attachment.id, is_forced: false }, &[]);
             }

@@ -99,16 +99,16 @@ pub(super) async fn launch(
     mut vm: VmRecord,
     instance: InstanceId,
 ) -> Result<Spawned, LaunchError> {
-    let wants_vfs = vm.spec.nics().iter().any(|nic| nic.vf_wish().is_some());
-    if wants_vfs && vm.vfs.is_empty() {
-        vm.vfs = shared.devices.claim(vm.clone()).await?;
+    if vm.spec.nics().iter().any(|nic| nic.vf_wish().is_some()) {
+        vm.vfs.extend(shared.devices.claim(vm.clone()).await?);
     }
-    let wants_nvmes = !vm.spec.nvmes().is_empty();
-    if wants_nvmes && vm.nvmes.iter().all(|nvme| nvme.function.is_none()) {
-        vm.nvmes = shared.devices.claim_nvmes(vm.clone()).await?;
+    if !vm.spec.nvmes().is_empty() {
+        let given = shared.devices.claim_nvmes(vm.clone()).await?;
+        vm.nvmes.retain(|known| given.iter().all(|device| device.id != known.id));
+        vm.nvmes.extend(given);
     }
-    if wants_vfs || wants_nvmes {
-        shared.devices.attach(vm.uid).await?;
+    for id in vm.devices_of_host() {
+        shared.devices.attach(vm.uid, id).await?;
     }
     // Without a call: the guest has reset, or a daemon before this one was asked.
     let request = CallId::current().unwrap_or_else(|| CallId::new(None)).to_string();

@@ -5,7 +5,7 @@
 //!                       │ ▲                                │
 //!          Journal ◀────┘ └── link (Ready), pidfd (end) ◀──┴── vmm process
 //!         hotplug ◀── devices that come and go while it runs
-//!          Devices ◀── claimed before a launch, released when the run has ended
+//!          Devices ◀── claimed before a launch, released when the run has ended; one by one while it runs (lending)
 //! ```
 //!
 //! Intent goes to the [`Journal`] before each effect; `reconcile` finishes after a restart what the journal says. The
@@ -17,6 +17,7 @@ mod end;
 mod hotplug;
 mod jail;
 mod launch;
+mod lending;
 mod link;
 mod live;
 mod paths;
@@ -78,13 +79,14 @@ pub struct DevicesError(pub String);
 /// Gives VMs devices of the host and takes them back. Whatever it begins it also records, so that a daemon after this
 /// one can finish it.
 pub trait Devices: Send + Sync + 'static {
-    /// Chooses and prepares a virtual function for each NIC of `vm` that is to be one. On an error some may be `vm`'s
-    /// already: [`release`](Self::release) gives them back.
+    /// Chooses and prepares a virtual function for each NIC of `vm` that is to be one and has none; gives these. On an
+    /// error some may be `vm`'s already: [`release`](Self::release) gives them back.
     fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>>;
-    /// The same for each NVMe device: its namespace, unless it has one already, and a controller for this run.
+    /// The same for each NVMe device without a function: its namespace, unless it has one already, and a controller for
+    /// this run.
     fn claim_nvmes(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>>;
-    /// Records that everything that `vm` has is about to go to its process.
-    fn attach(&self, vm: VmId) -> BoxFuture<'_, Result<(), DevicesError>>;
+    /// Records that what `vm` has for its device `id` is about to go to its process.
+    fn attach(&self, vm: VmId, id: DeviceId) -> BoxFuture<'_, Result<(), DevicesError>>;
     /// The descriptors of a virtual function that is its VM's, in the order that a launch has them: its VFIO container,
     /// then the device. Blocks while the kernel resets it.
     fn open(&self, vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError>;
@@ -92,6 +94,9 @@ pub trait Devices: Send + Sync + 'static {
     fn open_nvme(&self, function: Bdf) -> Result<[OwnedFd; 2], DevicesError>;
     /// Takes back everything that `vm` has for a run, clean. What cannot be cleaned is nobody's from then on.
     fn release(&self, vm: VmId) -> BoxFuture<'_, ()>;
+    /// Takes back all that `vm` has for its device `id`, data included, while the others stay. Returns once nothing of it
+    /// can reach the VM; to erase it may take longer. What cannot be cleaned is nobody's from then on.
+    fn give_back(&self, vm: VmId, id: DeviceId) -> BoxFuture<'_, ()>;
     /// Takes back what `vm` had across its runs, before it is forgotten. Returns once that is recorded; to erase it may
     /// take longer.
     fn forget(&self, vm: VmId) -> BoxFuture<'_, ()>;

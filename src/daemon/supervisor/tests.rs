@@ -11,18 +11,20 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{BoxFuture, CallError, Devices, DevicesError, Journal, JournalError, Supervisor, VmHandle};
+use super::{BoxFuture, CallError, Devices, Journal, JournalError, Supervisor, VmHandle};
 use crate::daemon::files::Files;
-use crate::daemon::record::{NvmeDevice, VfNic, VmRecord, attachments_of, samples};
+use crate::daemon::record::{VmRecord, attachments_of, samples};
 use crate::model::{
-    Bdf, BootSpec, DeviceChange, DeviceId, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit,
-    VmId, VmSpec, VmState,
+    BootSpec, DeviceChange, DeviceId, DiskSpec, ImagePath, NicBackend, NicSpec, Rate, RateLimits, VfWish, VmExit, VmId,
+    VmSpec, VmState,
 };
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::sys::process::Process;
 use crate::wire::{FromVmm, MAX_PACKET_LEN, Role, ToVmm, decode_launch, encode_ended};
+use lending::Lender;
 
 mod hotplug;
+mod lending;
 
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -84,7 +86,7 @@ fn plays_the_vmm_when_started_as_one() {
                 (message, script) => {
                     let news = play_along(script, message, fds, &mut held, &mut devices);
                     is_paused = news.as_ref().map_or(is_paused, |news| *news == FromVmm::Paused);
-                    news.into_iter().for_each(|news| link.as_ref().unwrap().send(&news.encode(), &[]).unwrap());
+                    say(link.as_ref().unwrap(), script, news);
                 }
             },
             // The daemon is gone: wait for the next one.
@@ -98,6 +100,15 @@ fn plays_the_vmm_when_started_as_one() {
             }
         }
     }
+}
+
+/// Says it; then, if so written, that the host wants back what has just come.
+fn say(link: &Connection, script: &str, news: Option<FromVmm>) {
+    let wanted = match &news {
+        Some(FromVmm::Attached(id)) if script == "clings-wanted" => Some(FromVmm::DeviceWanted(id.clone())),
+        _ => None,
+    };
+    news.into_iter().chain(wanted).for_each(|news| link.send(&news.encode(), &[]).unwrap());
 }
 
 /// What a vmm says to what it is asked.
@@ -126,7 +137,7 @@ fn play_along(
             devices.push(device.id.clone());
             (script != "silent").then_some(FromVmm::Attached(device.id))
         }
-        (ToVmm::Detach { id, is_forced: false }, "clings") => Some(FromVmm::DetachAsked(id)),
+        (ToVmm::Detach { id, is_forced: false }, "clings" | "clings-wanted") => Some(FromVmm::DetachAsked(id)),
         (ToVmm::Detach { id, .. }, _) => {
             held.retain(|(role, _)| *role != Role::Device(id.clone()));
             devices.retain(|device| *device != id);
@@ -156,51 +167,10 @@ impl Journal for Notebook {
     }
 }
 
-/// A host without devices: it notes what is asked of it.
-#[derive(Default)]
-struct NoDevices {
-    asked: Mutex<Vec<&'static str>>,
-}
-
-impl Devices for NoDevices {
-    fn claim(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
-        self.asked.lock().unwrap().push("claim");
-        Box::pin(std::future::ready(Err(DevicesError("no virtual function is free".into()))))
-    }
-
-    fn attach(&self, _vm: VmId) -> BoxFuture<'_, Result<(), DevicesError>> {
-        self.asked.lock().unwrap().push("attach");
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn open(&self, _vf: &VfNic) -> Result<[OwnedFd; 2], DevicesError> {
-        Err(DevicesError("there is none".into()))
-    }
-
-    fn claim_nvmes(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
-        self.asked.lock().unwrap().push("claim nvmes");
-        Box::pin(std::future::ready(Err(DevicesError("no namespace is free".into()))))
-    }
-
-    fn open_nvme(&self, _function: Bdf) -> Result<[OwnedFd; 2], DevicesError> {
-        Err(DevicesError("there is none".into()))
-    }
-
-    fn release(&self, _vm: VmId) -> BoxFuture<'_, ()> {
-        self.asked.lock().unwrap().push("release");
-        Box::pin(std::future::ready(()))
-    }
-
-    fn forget(&self, _vm: VmId) -> BoxFuture<'_, ()> {
-        self.asked.lock().unwrap().push("forget");
-        Box::pin(std::future::ready(()))
-    }
-}
-
 struct Bench {
     dir: tempfile::TempDir,
     notebook: Arc<Notebook>,
-    devices: Arc<NoDevices>,
+    devices: Arc<Lender>,
     vmm: PathBuf,
 }
 
@@ -324,7 +294,7 @@ async fn a_vm_that_gets_no_device_fails_with_the_reason_and_gives_back_what_it_h
     let vm = bench.vm("run");
     let nic = NicSpec { id: "vf".parse().unwrap(), backend: NicBackend::Sriov(VfWish::default()) };
     let spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![nic]).unwrap();
-    let handle = bench.supervisor().adopt_new(VmRecord { spec, ..vm.clone() });
+    let handle = bench.supervisor().adopt_new(VmRecord { devices: attachments_of(&spec), spec, ..vm.clone() });
     let error = handle.start().await.unwrap_err();
     assert!(error.to_string().contains("no virtual function is free"), "{error}");
     assert_eq!(*bench.devices.asked.lock().unwrap(), ["claim", "release"]);

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::change::{Change, Changes};
 use super::end;
-use super::hotplug::{DeviceCall, Hotplug, Opened};
+use super::hotplug::{DeviceCall, Hotplug, Progress};
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
@@ -115,7 +115,7 @@ pub(super) enum Phase {
 /// Something to react to.
 enum News {
     Request(Option<Request>),
-    Opened(Opened),
+    Device(Progress),
     Spawned(Result<Spawned, LaunchError>),
     Message(FromVmm),
     LinkLost(LinkError),
@@ -167,7 +167,7 @@ impl VmTask {
                     None => self.request(request).await,
                 },
                 News::Request(None) => return,
-                News::Opened(opened) => self.opened(opened).await,
+                News::Device(progress) => self.progress(progress).await,
                 News::Spawned(result) => self.launched(result).await,
                 News::Message(message) => self.message(message).await,
                 News::LinkLost(error) => self.link_lost(&error),
@@ -192,7 +192,7 @@ impl VmTask {
         tokio::select! {
             news = process => news,
             () = sleep_until(timer) => News::Timer,
-            opened = self.hotplug.opened() => News::Opened(opened),
+            progress = self.hotplug.progress() => News::Device(progress),
             request = self.calls.recv() => News::Request(request),
         }
     }
@@ -276,10 +276,16 @@ impl VmTask {
                 self.settle();
                 return;
             }
+            let lent = self.vm.devices_of_host();
             self.enter(state, &effects);
             if effects.contains(&Effect::Release) {
                 // Before it is recorded: what is recorded as ended holds nothing any more.
                 self.perform(Effect::Release).await;
+                self.hotplug.finish().await;
+                // What was coming or going is not the VM's any more, whatever the others are.
+                for id in lent.into_iter().filter(|id| self.vm.attachment(id).is_none()) {
+                    self.shared.devices.give_back(self.vm.uid, id).await;
+                }
                 // A guest that resets keeps its devices: they are its own until it is off.
                 if !effects.contains(&Effect::Launch) {
                     self.shared.devices.release(self.vm.uid).await;
@@ -345,7 +351,6 @@ impl VmTask {
                     self.vm.run = None;
                     self.stop_by = None;
                     self.vm.settle_devices();
-                    self.hotplug.forget_run();
                 }
                 Effect::Pause
                 | Effect::Resume
@@ -558,6 +563,7 @@ impl VmTask {
             }
         }
         self.hotplug.expire(now);
+        self.take_reclaimed(now).await;
         if is_due(self.stop_by) {
             self.stop_by = None;
             self.apply(Event::StopDeadline).await;

@@ -26,10 +26,6 @@ pub enum Kind {
     Sockets,
     /// Owns the machine.
     Control,
-    /// Runs a vCPU of a VM that has devices of the host.
-    DeviceVcpu,
-    /// Owns such a machine.
-    DeviceControl,
 }
 
 /// One allowed system call.
@@ -84,20 +80,17 @@ impl Row {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Vcpu, Self::Io, Self::Sockets, Self::Control, Self::DeviceVcpu, Self::DeviceControl];
+    pub const ALL: [Self; 4] = [Self::Vcpu, Self::Io, Self::Sockets, Self::Control];
 
-    /// The calls that threads of this kind may make; a call that stands twice may have the arguments of either row.
+    /// The calls that threads of this kind may make.
     pub fn rows(self) -> impl Iterator<Item = &'static Row> {
-        let (own, besides): (_, &[Row]) = match self {
-            Self::Vcpu => (tables::VCPU, &[]),
-            Self::Io => (tables::IO, &[]),
-            Self::Sockets => (tables::SOCKETS, &[]),
-            Self::Control => (tables::CONTROL, &[]),
-            Self::DeviceVcpu => (tables::VCPU, tables::DEVICE_VCPU),
-            Self::DeviceControl => (tables::CONTROL, tables::DEVICE_CONTROL),
+        let own = match self {
+            Self::Vcpu => tables::VCPU,
+            Self::Io => tables::IO,
+            Self::Sockets => tables::SOCKETS,
+            Self::Control => tables::CONTROL,
         };
-        tables::COMMON.iter().chain(own).chain(besides)
+        tables::COMMON.iter().chain(own)
     }
 
     /// Confines the calling thread for good.
@@ -142,20 +135,14 @@ pub fn sockets() -> io::Result<()> {
     Kind::Sockets.apply()
 }
 
-/// What confines the threads of one machine.
-#[derive(Debug, Clone, Copy)]
-pub struct Threads {
-    /// A vCPU's.
-    pub vcpu: fn() -> io::Result<()>,
-    /// The control thread.
-    pub control: fn() -> io::Result<()>,
+/// Confines a vCPU's thread.
+pub fn vcpu() -> io::Result<()> {
+    Kind::Vcpu.apply()
 }
 
-impl Threads {
-    /// For a VM whose devices are all emulated.
-    pub const EMULATED: Self = Self { vcpu: || Kind::Vcpu.apply(), control: || Kind::Control.apply() };
-    /// For a VM that has devices of the host: a few calls more.
-    pub const WITH_DEVICES: Self = Self { vcpu: || Kind::DeviceVcpu.apply(), control: || Kind::DeviceControl.apply() };
+/// Confines the control thread.
+pub fn control() -> io::Result<()> {
+    Kind::Control.apply()
 }
 
 #[cfg(test)]
@@ -171,15 +158,11 @@ mod tests {
     fn tables_keep_to_their_bounds_and_name_each_call_once() {
         for kind in Kind::ALL {
             let most = match kind {
-                Kind::Vcpu | Kind::DeviceVcpu => 21,
+                Kind::Vcpu => 21,
                 Kind::Io | Kind::Sockets => 30,
-                Kind::Control | Kind::DeviceControl => 34,
+                Kind::Control => 34,
             };
-            let mut names = names(kind);
-            if kind == Kind::DeviceControl {
-                // Its ioctls stand in both tables, each with other requests.
-                assert_eq!(names.pop(), Some("ioctl"));
-            }
+            let names = names(kind);
             assert!(names.len() <= most, "{kind:?}: {}", names.len());
             assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{kind:?} names a call twice");
             let numbers: BTreeSet<_> = kind.rows().map(|row| row.number).collect();
@@ -226,8 +209,7 @@ mod tests {
     fn only_the_control_thread_kicks_and_with_one_signal() {
         for kind in Kind::ALL {
             let kicks: Vec<_> = kind.rows().filter(|row| row.number == libc::SYS_tgkill).collect();
-            let is_control = matches!(kind, Kind::Control | Kind::DeviceControl);
-            assert_eq!(kicks.len(), usize::from(is_control), "{kind:?}");
+            assert_eq!(kicks.len(), usize::from(kind == Kind::Control), "{kind:?}");
             for row in kicks {
                 let Args::OneOf(2, signals) = row.args else { panic!("{kind:?}: any signal") };
                 assert_eq!(signals, [("SIGUSR1", crate::sys::kick::SIGNAL as u64)]);
@@ -241,7 +223,7 @@ mod tests {
             for row in kind.rows().filter(|row| row.number == libc::SYS_ioctl) {
                 let Args::OneOf(1, requests) = row.args else { panic!("{kind:?}: an ioctl of any request") };
                 let runs = requests.iter().any(|(_, request)| *request == tables::KVM_RUN);
-                assert_eq!(runs, matches!(kind, Kind::Vcpu | Kind::DeviceVcpu));
+                assert_eq!(runs, kind == Kind::Vcpu);
             }
             let memory: Vec<_> = kind.rows().filter(|row| ["mmap", "mprotect"].contains(&row.name)).collect();
             assert!(memory.len() == 2 && memory.iter().all(|row| matches!(row.args, Args::Without(2, 4))));
@@ -256,9 +238,11 @@ mod tests {
         let expected =
             [("KVM_IRQFD", 0x4020_ae76), ("KVM_IOEVENTFD", 0x4040_ae79), ("KVM_SET_GSI_ROUTING", 0x4008_ae6a)];
         assert_eq!(requests[..3], expected);
-        let with_devices: Vec<_> = Kind::DeviceControl.rows().filter(|row| row.name == "ioctl").collect();
-        let Args::OneOf(_, requests) = with_devices[1].args else { panic!("no requests") };
-        assert_eq!(requests, [("KVM_SET_USER_MEMORY_REGION", 0x4020_ae46)]);
+        let number = |name: &str| requests.iter().find(|(request, _)| *request == name).map(|(_, number)| *number);
+        assert_eq!(number("KVM_SET_USER_MEMORY_REGION"), Some(0x4020_ae46));
+        // linux/vfio.h.
+        assert_eq!((number("VFIO_GET_API_VERSION"), number("VFIO_IOMMU_MAP_DMA")), (Some(0x3b64), Some(0x3b71)));
+        assert_eq!((number("VFIO_DEVICE_GET_INFO"), number("VFIO_DEVICE_SET_IRQS")), (Some(0x3b6b), Some(0x3b6e)));
         assert_eq!(tables::KVM_RUN, 0xae80);
         // linux/if_tun.h.
         let io: Vec<_> = Kind::Io.rows().filter(|row| row.name == "ioctl").collect();
@@ -282,9 +266,8 @@ mod tests {
             }
         }
         let listed = documented.lines().filter(|line| line.starts_with("| `")).count();
-        let own = [tables::VCPU, tables::IO, tables::SOCKETS, tables::CONTROL, tables::DEVICE_VCPU];
-        let own = own.into_iter().chain([tables::COMMON, tables::DEVICE_CONTROL]).map(<[Row]>::len);
-        assert_eq!(listed, own.sum::<usize>(), "docs/jail.md lists a call that no table has");
+        let own = [tables::COMMON, tables::VCPU, tables::IO, tables::SOCKETS, tables::CONTROL].map(<[Row]>::len);
+        assert_eq!(listed, own.iter().sum::<usize>(), "docs/jail.md lists a call that no table has");
     }
 
     #[test]

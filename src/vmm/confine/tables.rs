@@ -29,6 +29,11 @@ const FIONBIO: u64 = 0x5421;
 /// `BLKSSZGET` (linux/fs.h): `_IO(0x12, 104)`.
 const BLKSSZGET: u64 = 0x1268;
 
+/// ioctls of VFIO (linux/vfio.h): `_IO(VFIO_TYPE, VFIO_BASE + number)`.
+const fn vfio(number: u8) -> u64 {
+    ((b';' as u64) << 8) + 100 + number as u64
+}
+
 /// ioctls of taps (linux/if_tun.h).
 const TUNSETOFFLOAD: u64 = iow(b'T', 208, size_of::<libc::c_uint>());
 const TUNSETQUEUE: u64 = iow(b'T', 217, size_of::<libc::c_int>());
@@ -63,11 +68,7 @@ pub(super) const VCPU: &[Row] = &[
         "runs the guest; interrupts it on an operator's wish; tells its clock of a pause",
     ),
     Row::any("rt_sigreturn", libc::SYS_rt_sigreturn, "a kick by the control thread is over"),
-];
-
-/// vCPU threads of a VM with devices of the host, besides.
-pub(super) const DEVICE_VCPU: &[Row] = &[
-    Row::any("pread64", libc::SYS_pread64, "registers of such a device that share a page with its MSI-X table"),
+    Row::any("pread64", libc::SYS_pread64, "registers of a device of the host that share a page with its MSI-X table"),
     Row::any("pwrite64", libc::SYS_pwrite64, "the same, and the bits of its configuration space that are forwarded"),
 ];
 
@@ -152,21 +153,18 @@ pub(super) const CONTROL: &[Row] = &[
                 ("FIONBIO", FIONBIO),
                 ("BLKSSZGET", BLKSSZGET),
                 ("TUNSETOFFLOAD", TUNSETOFFLOAD),
+                ("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION),
+                ("VFIO_GET_API_VERSION", vfio(0)),
+                ("VFIO_DEVICE_GET_INFO", vfio(7)),
+                ("VFIO_DEVICE_GET_REGION_INFO", vfio(8)),
+                ("VFIO_DEVICE_GET_IRQ_INFO", vfio(9)),
+                ("VFIO_DEVICE_SET_IRQS", vfio(10)),
+                ("VFIO_IOMMU_MAP_DMA", vfio(13)),
             ],
         ),
         "interrupts and doorbells as the guest programs its devices; a console's connection does not block; what the image \
-         or tap of a device that comes later can do",
+         or tap of a device that comes later can do; a device of the host comes, and its BARs move",
     ),
-];
-
-/// The control thread of a VM with devices of the host, besides.
-pub(super) const DEVICE_CONTROL: &[Row] = &[
-    Row::any("pread64", libc::SYS_pread64, "such a device loses its bus mastering at the end"),
-    Row::any("pwrite64", libc::SYS_pwrite64, "the same, at the end"),
-    Row::new(
-        "ioctl",
-        libc::SYS_ioctl,
-        Args::OneOf(1, &[("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION)]),
-        "BARs of such a device move as the guest programs them",
-    ),
+    Row::any("pread64", libc::SYS_pread64, "configuration space of a device of the host that comes or goes"),
+    Row::any("pwrite64", libc::SYS_pwrite64, "the same: its bus mastering ends"),
 ];

@@ -6,7 +6,9 @@ use super::{NO_OPINION, Question, check_denial, deny, first_denial};
 use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::host::bindings::exports::ostler::policy::attach_hook as wit;
 use crate::daemon::policy::host::bindings::ostler::policy::types;
-use crate::model::{AttachRequest, DeviceSpec, Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict, VmFacts};
+use crate::model::{
+    AttachRequest, DeviceSpec, NvmeWish, Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict, VmFacts,
+};
 
 impl Question for AttachRequest {
     type Verdict = Verdict;
@@ -70,6 +72,13 @@ fn question(request: &AttachRequest) -> wit::AttachRequest {
             read_only: disk.is_read_only,
         }),
         DeviceSpec::Nic(nic) => wit::Device::Nic(wit::Nic { id: nic.id.to_string(), sriov: nic.vf_wish().is_some() }),
+        DeviceSpec::Nvme(nvme) => wit::Device::Nvme(wit::Nvme {
+            id: nvme.id.to_string(),
+            min_bytes: match nvme.wish {
+                NvmeWish::Namespace { min_bytes } => Some(min_bytes),
+                NvmeWish::Controller => None,
+            },
+        }),
     };
     wit::AttachRequest {
         tenant: request.tenant.to_string(),

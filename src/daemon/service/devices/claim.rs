@@ -9,7 +9,7 @@ use crate::daemon::inventory::Devices;
 use crate::daemon::record::{Holder, LeaseEvent, NvmeDevice, VfKey, VfLease, VfNic, VmRecord, mac_of};
 use crate::daemon::store::StoreError;
 use crate::daemon::supervisor::{BoxFuture, DevicesError};
-use crate::model::{Bdf, Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId};
+use crate::model::{Bdf, DeviceId, Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId};
 use crate::sys::rtnl::VfConfig;
 
 /// How often policy is asked anew because others took everything that it chose.
@@ -19,19 +19,31 @@ impl crate::daemon::supervisor::Devices for HostDevices {
     fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
         Box::pin(async move {
             let mut given = Vec::new();
-            for (nic, wish) in vm.spec.nics().iter().filter_map(|nic| Some((nic, nic.vf_wish()?))) {
+            let has_none = |nic: &&NicSpec| vm.vfs.iter().all(|vf| vf.id != nic.id);
+            let lacking = vm.spec.nics().iter().filter(has_none);
+            for (nic, wish) in lacking.filter_map(|nic| Some((nic, nic.vf_wish()?))) {
                 given.push(self.claim_one(&vm, nic, wish).await?);
             }
             Ok(given)
         })
     }
 
-    fn attach(&self, uid: VmId) -> BoxFuture<'_, Result<(), DevicesError>> {
+    fn attach(&self, uid: VmId, id: DeviceId) -> BoxFuture<'_, Result<(), DevicesError>> {
         Box::pin(async move {
-            for lease in self.held_by(uid) {
+            for lease in self.held_for(uid, &id) {
                 self.advance(&lease, LeaseEvent::Attached).await.map_err(DevicesError)?;
             }
-            self.nvme().attach(uid).await
+            self.nvme().attach(uid, &id).await
+        })
+    }
+
+    fn give_back(&self, uid: VmId, id: DeviceId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            for lease in self.held_for(uid, &id) {
+                // What went wrong is in the log and in the lease.
+                let _ = self.clean(lease).await;
+            }
+            self.nvme().give_back(uid, &id).await;
         })
     }
 
@@ -154,3 +166,6 @@ fn prepare_on_host(key: VfKey, wanted: &VfConfig) -> Result<(), String> {
     }
     hostdev::prepare(&place_of(pf, vf)?, wanted).map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,10 +25,12 @@ use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
 use crate::daemon::policy::PolicyHost;
-use crate::daemon::record::{Before, HeldFor, Lease, LeaseEvent, LeaseState, NvmeLease, VfKey, VfLease, VmRecord};
+use crate::daemon::record::{
+    Before, HeldFor, Holder, Lease, LeaseEvent, LeaseState, NvmeLease, VfKey, VfLease, VmRecord,
+};
 use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
-use crate::model::{Bdf, VmId};
+use crate::model::{Bdf, DeviceId, VmId};
 use crate::sys::rtnl::VfConfig;
 use choose::key_of;
 use nvme::NvmeDevices;
@@ -152,10 +154,14 @@ impl HostDevices {
         &self.nvme
     }
 
-    /// After a restart, before VMs are taken over: cleans what a VM held that has no process any more.
+    /// After a restart, before VMs are taken over: cleans what a VM held that has no process, or not this device, any
+    /// more. What was coming to a VM that runs, or leaving it, its task finishes or undoes.
     pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord]) {
         self.nvme.reconcile(vms).await;
-        let has_process = |uid: VmId| vms.iter().any(|vm| vm.uid == uid && vm.state.has_process());
+        let is_held = |holder: &Holder| {
+            let holds = |vm: &VmRecord| vm.state.has_process() && vm.attachment(&holder.nic).is_some();
+            vms.iter().any(|vm| vm.uid == holder.vm && holds(vm))
+        };
         let mut cleaning = JoinSet::new();
         for lease in self.store.snapshot().leases.values() {
             match &lease.state {
@@ -167,7 +173,7 @@ impl HostDevices {
                 | LeaseState::Prepared(holder)
                 | LeaseState::Attached(holder)
                 | LeaseState::Releasing(holder) => {
-                    if !has_process(holder.vm) {
+                    if !is_held(holder) {
                         let (devices, lease) = (Arc::clone(self), VfLease::clone(lease));
                         cleaning.spawn(async move { drop(devices.clean(lease).await) });
                     }
@@ -175,6 +181,12 @@ impl HostDevices {
             }
         }
         while cleaning.join_next().await.is_some() {}
+    }
+
+    /// What `uid` holds for its device `id`; what is in quarantine stays there.
+    fn held_for(&self, uid: VmId, id: &DeviceId) -> Vec<VfLease> {
+        let is_for_it = |lease: &VfLease| lease.state.holder().is_some_and(|holder| holder.nic == *id);
+        self.held_by(uid).into_iter().filter(is_for_it).collect()
     }
 
     /// Everything that `uid` holds; what is in quarantine stays there.
@@ -249,7 +261,14 @@ fn clean_on_host(key: VfKey, address: Bdf, original: &VfConfig) -> Result<(), St
         return Ok(());
     };
     let place = place_of(pf, vf)?;
-    hostdev::release(&place, original).map_err(|error| error.to_string())
+    match hostdev::release(&place, original) {
+        // It may have gone meanwhile: the host took it back from its VM to do away with it.
+        Err(error) if Devices::read().is_ok_and(|now| now.vf(address).is_none()) => {
+            tracing::warn!(vf = %address, %error, "virtual function went while it was cleaned");
+            Ok(())
+        }
+        released => released.map_err(|error| error.to_string()),
+    }
 }
 
 fn place_of(pf: &PhysicalFunction, vf: &VirtualFunction) -> Result<hostdev::VfPlace, String> {

@@ -9,7 +9,8 @@ impl HostDevices {
     /// Asks policy about each NIC that is to be a virtual function, and each NVMe device that has nothing yet, with what
     /// is free now. What it says is on no record: nobody acts on it.
     pub(in crate::daemon::service) async fn rehearse(&self, vm: &VmRecord) -> Result<(), DevicesError> {
-        for (nic, wish) in vm.spec.nics().iter().filter_map(|nic| Some((nic, nic.vf_wish()?))) {
+        let lacking = vm.spec.nics().iter().filter(|nic| vm.vfs.iter().all(|vf| vf.id != nic.id));
+        for (nic, wish) in lacking.filter_map(|nic| Some((nic, nic.vf_wish()?))) {
             let devices = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
             let decision = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await.dry_run();

@@ -18,7 +18,9 @@ impl NvmeDevices {
     pub(in super::super) async fn claim(&self, vm: &VmRecord) -> Result<Vec<NvmeDevice>, DevicesError> {
         let _provisioning = self.provisioning.read().await;
         let mut given = Vec::new();
-        for nvme in vm.spec.nvmes() {
+        let has_function =
+            |nvme: &&NvmeSpec| vm.nvmes.iter().any(|device| device.id == nvme.id && device.function.is_some());
+        for nvme in vm.spec.nvmes().iter().filter(|nvme| !has_function(nvme)) {
             let data = match self.own(vm, nvme)? {
                 Some(lease) => lease,
                 None => self.choose(vm, nvme).await?,

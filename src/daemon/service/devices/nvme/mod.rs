@@ -29,7 +29,7 @@ use crate::daemon::policy::PolicyHost;
 use crate::daemon::record::{LeaseEvent, LeaseState, NvmeHolder, NvmeKey, NvmeLease, NvmePart, VmRecord};
 use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
-use crate::model::{Bdf, VmId};
+use crate::model::{Bdf, DeviceId, VmId};
 pub use host::NvmeView;
 
 /// How slowly a namespace may be erased and read back before its controller counts as stuck.
@@ -49,11 +49,12 @@ impl NvmeDevices {
         Self { store, policy, plugins, provisioning: RwLock::default() }
     }
 
-    /// After a restart, before VMs are taken over: cleans what a VM held that has no process, or does not exist, any
-    /// more. Secondary controllers are waited for; erasing goes on in the background.
+    /// After a restart, before VMs are taken over: cleans what a VM held that has no process, or not this device, or does
+    /// not exist, any more. Secondary controllers are waited for; erasing goes on in the background.
     pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord]) {
-        let has_process = |uid: VmId| vms.iter().any(|vm| vm.uid == uid && vm.state.has_process());
-        let is_known = |uid: VmId| vms.iter().any(|vm| vm.uid == uid);
+        let of_holder =
+            |holder: &NvmeHolder| vms.iter().find(|vm| vm.uid == holder.vm && vm.attachment(&holder.device).is_some());
+        let is_running = |holder: &NvmeHolder| of_holder(holder).is_some_and(|vm| vm.state.has_process());
         let mut cleaning = JoinSet::new();
         for lease in self.store.snapshot().nvme_leases.values() {
             let is_over = match &lease.state {
@@ -63,10 +64,10 @@ impl NvmeDevices {
                     false
                 }
                 LeaseState::Releasing(_) => true,
-                LeaseState::Claimed(holder) | LeaseState::Prepared(holder) => !has_process(holder.vm),
+                LeaseState::Claimed(holder) | LeaseState::Prepared(holder) => !is_running(holder),
                 LeaseState::Attached(holder) => match lease.key.part {
-                    NvmePart::Secondary(_) => !has_process(holder.vm),
-                    NvmePart::Namespace(_) | NvmePart::Whole => !is_known(holder.vm),
+                    NvmePart::Secondary(_) => !is_running(holder),
+                    NvmePart::Namespace(_) | NvmePart::Whole => of_holder(holder).is_none(),
                 },
             };
             if is_over {
@@ -80,12 +81,25 @@ impl NvmeDevices {
         while cleaning.join_next().await.is_some() {}
     }
 
-    /// Records that everything that `uid` has is about to go to its process.
-    pub(super) async fn attach(&self, uid: VmId) -> Result<(), DevicesError> {
-        for lease in self.held_by(uid) {
+    /// Records that what `uid` has for its device `id` is about to go to its process.
+    pub(super) async fn attach(&self, uid: VmId, id: &DeviceId) -> Result<(), DevicesError> {
+        for lease in self.held_for(uid, id) {
             self.advance(&lease, LeaseEvent::Attached).await.map_err(DevicesError)?;
         }
         Ok(())
+    }
+
+    /// Takes back all that `uid` has for its device `id`: first the controller, then, in the background, the data.
+    pub(super) async fn give_back(self: &Arc<Self>, uid: VmId, id: &DeviceId) {
+        let (secondaries, data): (Vec<_>, Vec<_>) =
+            self.held_for(uid, id).into_iter().partition(|lease| matches!(lease.key.part, NvmePart::Secondary(_)));
+        for lease in secondaries {
+            // What went wrong is in the log and in the lease.
+            let _ = self.clean(lease).await;
+        }
+        for lease in data {
+            self.clean_later(lease).await;
+        }
     }
 
     /// Takes back what `uid` has for a run, and what it has not got to see.
@@ -114,6 +128,12 @@ impl NvmeDevices {
         for lease in self.held_by(uid) {
             self.clean_later(lease).await;
         }
+    }
+
+    /// What `uid` holds for its device `id`; what is in quarantine, or being cleaned, stays there.
+    fn held_for(&self, uid: VmId, id: &DeviceId) -> Vec<NvmeLease> {
+        let is_for_it = |lease: &NvmeLease| lease.state.holder().is_some_and(|holder| holder.device == *id);
+        self.held_by(uid).into_iter().filter(is_for_it).collect()
     }
 
     /// Everything that `uid` holds; what is in quarantine, or being cleaned, stays there.
