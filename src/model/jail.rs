@@ -107,7 +107,7 @@ impl JailFacts {
         self.memory_bytes.saturating_add(overhead)
     }
 
-    /// As arguments of `ostler jail`.
+    /// As arguments of `ostler-vmm jail`.
     pub fn to_args(&self) -> [String; 8] {
         let Self { uid, vcpus, memory_bytes, devices, disks, passed_through, connections, longest_file_bytes } = *self;
         [
@@ -160,7 +160,7 @@ pub fn locked_bytes(memory_bytes: u64, passed_through: u32) -> u64 {
 
 /// An argument of the role is missing, unknown, double or no number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("bad or missing argument {0:?}; `ostler jail` is started by `ostler serve`")]
+#[error("bad or missing argument {0:?}; `ostler-vmm jail` is started by `ostler serve`")]
 pub struct JailArgsError(String);
 
 fn take<T: FromStr>(found: &mut std::collections::BTreeMap<String, String>, key: &str) -> Result<T, JailArgsError> {

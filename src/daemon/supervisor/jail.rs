@@ -1,6 +1,6 @@
 //! The daemon's part of a jail: what must be there before the process, and gone after it. Key type: [`Jail`].
 //!
-//! The role `ostler jail` does the rest from within. The cgroup carries the VM's uid as its name, so that a daemon that
+//! The role `ostler-vmm jail` does the rest from within. The cgroup carries the VM's uid as its name, so that a daemon that
 //! was killed in between leaves nothing that the next one does not find.
 
 use std::path::Path;
