@@ -143,7 +143,7 @@ pub(super) struct Hotplug {
 impl Hotplug {
     /// Begins work in a task of its own, for the same call.
     pub(super) fn begin(&mut self, work: impl Future<Output = Progress> + Send + 'static) {
-        match RequestId::current() {
+        match CallId::current() {
             Some(id) => self.work.spawn(id.scope(work)),
             None => self.work.spawn(work),
         };

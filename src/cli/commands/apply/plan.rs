@@ -68,6 +68,7 @@ impl Step {
             Self::Detach(id) => id.clone(),
             Self::Attach(Device::Disk(disk)) => format!("disk {} ({})", disk.id, disk.volume),
             Self::Attach(Device::Nic(nic)) => format!("nic {}", nic.id),
+            Self::Attach(Device::Nvme(nvme)) => format!("nvme {}", nvme.id),
             Self::Limit(id, None) => format!("{id} (none)"),
             Self::Limit(id, Some(limits)) => {
                 let word = |rate: u64, what: &str| (rate > 0).then(|| format!("{rate} {what}/s"));
@@ -99,7 +100,7 @@ pub(super) fn plan(wanted: &Wanted, actual: Option<&v1::VirtualMachine>) -> Plan
     let has = actual.spec.clone().unwrap_or_default();
     compare_fixed(&wanted.spec, &has, is_narrowed(actual), &mut plan);
     let mut devices = Vec::new();
-    compare_devices(&wanted.spec, &has, &mut devices, &mut plan.obstacles);
+    compare_devices(&wanted.spec, &has, &mut devices, &mut plan);
     let nothing = Vec::new;
     let (before, after) = match (wanted.goal, actual.state()) {
         (None, _) => (nothing(), nothing()),
@@ -158,7 +159,6 @@ fn compare_fixed(wanted: &v1::VirtualMachineSpec, has: &v1::VirtualMachineSpec, 
     for (what, is_same) in [
         ("pages or NUMA node", wanted.memory == has.memory),
         ("host CPUs or topology", wanted.cpus == has.cpus),
-        ("NVMe devices", wanted.nvme == has.nvme),
         ("other settings", rest(wanted) == rest(has)),
     ] {
         if !is_same {
@@ -185,17 +185,17 @@ fn rest(spec: &v1::VirtualMachineSpec) -> v1::VirtualMachineSpec {
     }
 }
 
-/// Disks and NICs come and go; of one that stays only the limits can change.
+/// Devices come and go; of one that stays only the limits can change.
 fn compare_devices(
     wanted: &v1::VirtualMachineSpec,
     has: &v1::VirtualMachineSpec,
     steps: &mut Vec<Step>,
-    obstacles: &mut Vec<String>,
+    plan: &mut Plan,
 ) {
     let mut limits = Vec::new();
     let mut attach = Vec::new();
     let mut changed = |kind: &str, id: &str| {
-        obstacles
+        plan.obstacles
             .push(format!("{kind} {id} differs: cannot be changed in place (give it another id, or detach it first)"));
     };
     for disk in &wanted.disks {
@@ -218,10 +218,21 @@ fn compare_devices(
             Some(_) => changed("nic", &nic.id),
         }
     }
+    for nvme in &wanted.nvme {
+        match has.nvme.iter().find(|has| has.id == nvme.id) {
+            None => attach.push(Step::Attach(Device::Nvme(nvme.clone()))),
+            Some(has) if has == nvme => {}
+            Some(_) => changed("nvme", &nvme.id),
+        }
+    }
     let gone = has.disks.iter().map(|disk| &disk.id).filter(|id| wanted.disks.iter().all(|disk| disk.id != **id));
     steps.extend(gone.cloned().map(Step::Detach));
     let gone = has.nics.iter().map(|nic| &nic.id).filter(|id| wanted.nics.iter().all(|nic| nic.id != **id));
     steps.extend(gone.cloned().map(Step::Detach));
+    for gone in has.nvme.iter().filter(|has| wanted.nvme.iter().all(|nvme| nvme.id != has.id)) {
+        plan.notes.push(format!("nvme {}: its data is erased", gone.id));
+        steps.push(Step::Detach(gone.id.clone()));
+    }
     steps.append(&mut limits);
     steps.append(&mut attach);
 }

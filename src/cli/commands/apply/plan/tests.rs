@@ -44,6 +44,17 @@ fn what_is_not_there_is_registered_and_brought_into_its_state() {
 }
 
 #[test]
+fn an_nvme_device_comes_and_goes_and_its_data_with_it() {
+    let nvme = |id: &str| v1::NvmeSpec { id: id.into(), ..Default::default() };
+    let with = |id: &str| v1::VirtualMachineSpec { nvme: vec![nvme(id)], ..spec(vec![], vec![]) };
+    let wanted = wanted(with("new"), Some(Goal::Running));
+    let actual = vm(with("old"), State::Running);
+    assert_eq!(steps(&wanted, Some(&actual)), ["detach old", "attach nvme new"]);
+    let notes = plan(&wanted, Some(&actual)).notes;
+    assert_eq!(notes, ["nvme old: its data is erased"]);
+}
+
+#[test]
 fn devices_go_before_others_come_and_limits_change_in_place() {
     let has = spec(vec![disk("root", "a.img", 0), disk("old", "o.img", 0)], vec![nic("eth0")]);
     let wants = spec(vec![disk("root", "a.img", 500), disk("new", "n.img", 0)], vec![nic("eth1")]);
@@ -119,9 +130,11 @@ fn applied(mut spec: v1::VirtualMachineSpec, mut state: State, steps: &[Step]) -
             Step::Detach(id) => {
                 spec.disks.retain(|disk| disk.id != *id);
                 spec.nics.retain(|nic| nic.id != *id);
+                spec.nvme.retain(|nvme| nvme.id != *id);
             }
             Step::Attach(Device::Disk(disk)) => spec.disks.push(disk.clone()),
             Step::Attach(Device::Nic(nic)) => spec.nics.push(nic.clone()),
+            Step::Attach(Device::Nvme(nvme)) => spec.nvme.push(nvme.clone()),
             Step::Limit(id, limits) => {
                 spec.disks.iter_mut().filter(|disk| disk.id == *id).for_each(|disk| disk.limits = *limits);
             }

@@ -13,6 +13,7 @@ use crate::daemon::record::{LeaseState, samples};
 use crate::daemon::service::{Node, Places};
 use crate::daemon::store::Store;
 use crate::model::MacAddr;
+use crate::sys::program::Program;
 
 const TENANTS: usize = 8;
 const FUNCTIONS: u16 = 6;
@@ -180,7 +181,8 @@ async fn run(grants: [u8; TENANTS], requests: Vec<Request>) {
     for path in [&data, &run, &images] {
         std::fs::create_dir(path).unwrap();
     }
-    let places = Places { data, run, images, volumes: place("volumes"), vmm: "/bin/false".into() };
+    let vmm = Program::open("/bin/false".as_ref()).unwrap();
+    let places = Places { data, run, images, volumes: place("volumes"), vmm };
     let node = Node::open(&places, Network::default(), None).await.unwrap();
     let mut world = World::new(Arc::clone(&node.devices), grants);
     for request in requests {
