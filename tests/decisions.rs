@@ -250,18 +250,21 @@ fn a_replay_says_what_another_version_would_have_said() {
         let (code, text, error) = replay("operator-admin", arguments);
         assert!(code == Some(0) && text.starts_with("0 of 13 change"), "{text}{error}");
     }
-    let (code, text, _) = replay("operator-admin", &["--name", "admission", "--setting", "max-vcpus=1"]);
-    assert!(code == Some(0) && text.contains("4 now deny, 0 now allow"), "{text}");
-    assert!(text.contains("acme/") && text.contains("globex/0 admit vms/db: allow → deny (limit.vcpus"), "{text}");
-    let (_, text, _) = replay("operator-admin", &[trap.to_str().unwrap(), "--name", "admission", "--limit", "5"]);
-    assert!(text.contains(" of 5 change") && text.contains("policy.trap"), "{text}");
-    let (_, text, _) = replay("operator-admin", &["--name", "admission", "--hook", "select-vf"]);
-    assert!(text.starts_with("0 of 0 change"), "{text}");
+    let (code, text, error) = replay("operator-admin", &["--name", "admission", "--setting", "max-vcpus=1"]);
+    assert!(code == Some(0) && text.contains("4 now deny, 0 now allow"), "{text}{error}");
+    assert!(
+        text.contains("acme/") && text.contains("globex/0 admit vms/db: allow → deny (limit.vcpus"),
+        "{text}{error}"
+    );
+    let (_, text, error) = replay("operator-admin", &[trap.to_str().unwrap(), "--name", "admission", "--limit", "5"]);
+    assert!(text.contains(" of 5 change") && text.contains("policy.trap"), "{text}{error}");
+    let (_, text, error) = replay("operator-admin", &["--name", "admission", "--hook", "select-vf"]);
+    assert!(text.starts_with("0 of 0 change"), "{text}{error}");
     // A tenant replays in its own chain only; nothing was decided or recorded by all this.
     assert_eq!(replay("tenant-acme", &["--name", "admission", "--operator"]).0, Some(1));
     assert_eq!(replay("tenant-acme", &["--name", "admission"]).0, Some(4));
-    let (code, text, _) = replay("tenant-acme", &[file.to_str().unwrap()]);
-    assert!(code == Some(0) && text.starts_with("0 of 0 change"), "{text}");
+    let (code, text, error) = replay("tenant-acme", &[file.to_str().unwrap()]);
+    assert!(code == Some(0) && text.starts_with("0 of 0 change"), "{text}{error}");
     assert_eq!(all(&host.operator()).len(), before);
 }
 
