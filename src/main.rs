@@ -10,8 +10,10 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Before anything else: it starts with as little as can be.
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(ostler::daemon::policy::COMPILER_ROLE) {
-        return ostler::daemon::policy::compile(arguments);
+    match arguments.next().as_deref() {
+        Some(ostler::daemon::policy::COMPILER_ROLE) => return ostler::daemon::policy::compile(arguments),
+        Some(ostler::daemon::policy::HOST_ROLE) => return ostler::daemon::policy::serve_host(),
+        _ => {}
     }
     match cli::parse() {
         Invocation::Serve(arguments) => serve(arguments),

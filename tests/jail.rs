@@ -10,6 +10,7 @@ use std::path::Path;
 
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
+use ostler::sys::confinement;
 use support::guest::{boot, disk, linux, nic};
 use support::wait::{SOON, until};
 use support::{Host, facts};
@@ -104,6 +105,19 @@ fn inspect(host: &Host, arguments: &[&str]) -> Vec<u8> {
     let output = host.command("tenant-acme").args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
+}
+
+#[test]
+fn the_process_that_runs_plugins_has_a_group_of_its_own() {
+    let host = Host::with_guests();
+    let pid = until("a policy host", SOON, || host.policy_host_pid());
+    let found = confinement::read(pid).unwrap();
+    assert_eq!((found.own_pid, &found.uids), (1, &vec![0x4f01_0000; 4]), "the user behind those of VMs");
+    assert!(found.cgroup.ends_with("policy"), "{:?}", found.cgroup);
+    let files: BTreeMap<_, _> = found.cgroup_files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    assert_eq!(files["memory.max"].parse::<u64>().unwrap(), (2 << 30) + (64 << 20));
+    assert_eq!((files["cpu.max"], files["cpu.weight"]), ("200000 100000", "100"));
+    assert_eq!(files["pids.max"].parse::<usize>().unwrap(), 2 * found.threads.len());
 }
 
 #[test]

@@ -400,7 +400,8 @@ fn compiled_plugins_are_kept_and_forged_ones_are_not_believed() {
 #[test]
 fn plugins_that_misbehave_deny_and_harm_nobody() {
     let mut host = Host::start();
-    let pid = host.daemon_pid();
+    let pids = (host.daemon_pid(), host.policy_host_pid());
+    assert!(pids.1.is_some());
     let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
     for (name, codes) in [
         ("trap", &["policy.trap"][..]),
@@ -428,7 +429,7 @@ fn plugins_that_misbehave_deny_and_harm_nobody() {
     }
     acme.load("tenants/acme/plugins/own", &plugin("hostile/abstain"), &[]).unwrap();
     acme.register("web", small()).unwrap();
-    assert_eq!(host.daemon_pid(), pid);
+    assert_eq!((host.daemon_pid(), host.policy_host_pid()), pids);
 }
 
 #[test]

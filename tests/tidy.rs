@@ -22,7 +22,7 @@ const MAY_IMPORT: [(&str, &[&str]); 35] = [
     ("daemon/authn", &["model"]),
     // Gives identities their tenants.
     ("daemon/tenants", &["daemon/authn", "model"]),
-    ("daemon/policy", &["model", "sys"]),
+    ("daemon/policy", &["model", "wire", "sys"]),
     ("daemon/inventory", &["daemon/record", "model", "sys"]),
     ("daemon/hostdev", &["model", "sys"]),
     ("daemon/store", &["daemon/record", "model", "sys"]),

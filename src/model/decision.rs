@@ -105,6 +105,9 @@ pub enum PolicyFault {
     /// The host could not ask it (queue full, executor gone).
     #[error("policy host is unavailable: {0}")]
     Unavailable(String),
+    /// The process that plugins run in ended or hung before it answered, or is being replaced.
+    #[error("the process that runs plugins was lost and is being replaced; try again")]
+    HostLost,
 }
 
 impl PolicyFault {
@@ -119,6 +122,7 @@ impl PolicyFault {
             Self::BadAnswer(_) => "policy.bad-answer",
             Self::BreakerOpen { .. } => "policy.breaker-open",
             Self::Unavailable(_) => "policy.unavailable",
+            Self::HostLost => "policy.host-lost",
         }
     }
 }

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A PCI function's address: domain, bus, device, function; `0000:03:10.0` as sysfs writes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bdf {
     domain: u16,
     bus: u8,
@@ -53,17 +53,25 @@ impl fmt::Display for Bdf {
 #[error("{0:?} is not a PCI address: expected domain:bus:device.function in hexadecimal, such as 0000:03:10.0")]
 pub struct BdfError(String);
 
-impl TryFrom<String> for Bdf {
-    type Error = BdfError;
-
-    fn try_from(text: String) -> Result<Self, BdfError> {
-        text.parse()
+/// A text where people may read it, else three numbers: a question of policy holds hundreds.
+impl Serialize for Bdf {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            (self.domain, self.bus, self.devfn).serialize(serializer)
+        }
     }
 }
 
-impl From<Bdf> for String {
-    fn from(value: Bdf) -> Self {
-        value.to_string()
+impl<'de> Deserialize<'de> for Bdf {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        } else {
+            let (domain, bus, devfn) = Deserialize::deserialize(deserializer)?;
+            Ok(Self { domain, bus, devfn })
+        }
     }
 }
 
@@ -103,6 +111,16 @@ mod tests {
             assert_eq!(text.parse::<Bdf>().unwrap().to_string(), text);
         }
         assert_eq!("03:10.0".parse::<Bdf>(), "0000:03:10.0".parse());
+    }
+
+    #[test]
+    fn is_a_text_for_people_and_short_for_programs() {
+        let address: Bdf = "abcd:ff:1f.7".parse().unwrap();
+        assert_eq!(serde_json::to_string(&address).unwrap(), "\"abcd:ff:1f.7\"");
+        assert_eq!(serde_json::from_str::<Bdf>("\"abcd:ff:1f.7\"").unwrap(), address);
+        assert!(serde_json::from_str::<Bdf>("\"abcd:ff:20.0\"").is_err());
+        let bytes = postcard::to_allocvec(&address).unwrap();
+        assert_eq!((postcard::from_bytes(&bytes), bytes.len()), (Ok(address), 5));
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! Machine code of a WebAssembly component, made by a compiler that is this program's own. Key type: [`Artefact`].
 //!
-//! Whoever can choose the bytes of an artefact runs code in the process that loads it. So the bytes have three origins and
-//! no other: a child that was started here, over a socket that was made here; this process itself; or a file with an
-//! authentication code under a key that only this node has. Called by `daemon/policy`.
+//! Whoever can choose the bytes of an artefact runs code in the process that loads it. So the bytes have four origins and
+//! no other: a child that was started here, over a socket that was made here; this process itself; a file with an
+//! authentication code under a key that only this node has; or, in the process that runs plugins, the daemon that started
+//! it, over a socket that it got from there. Called by `daemon/policy`.
 #![allow(unsafe_code, reason = "machine code becomes callable")]
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,7 +20,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::packet::{Connection, Received};
 use super::process::End;
+use super::sealed;
 use super::spawn::{self, Isolation};
 
 /// Length of an authentication code, in bytes (HMAC-SHA256: RFC 2104, FIPS 180-4).
@@ -33,6 +36,12 @@ const MAX_REFUSAL_LEN: usize = 4096;
 
 /// Serialized machine code that may be loaded.
 pub struct Artefact(Vec<u8>);
+
+/// Sends artefacts to the process that runs them.
+pub struct ArtefactSender(Connection);
+
+/// Receives artefacts from the daemon.
+pub struct ArtefactReceiver(Connection);
 
 /// The node's key for artefacts in files.
 #[derive(Clone)]
@@ -132,14 +141,46 @@ impl Artefact {
     /// Makes it callable. Refuses an artefact of another engine.
     pub fn component(&self, engine: &Engine) -> wasmtime::Result<Component> {
         // SAFETY: the bytes are what wasmtime's serialization made: the field is private, and set only by `compile`, by
-        // `by_child` from a process that it started itself from this program, over a socket that nobody else has, and by
-        // `unseal` after the authentication code of `seal` was verified.
+        // `by_child` from a process that it started itself from this program, over a socket that nobody else has, by
+        // `unseal` after the authentication code of `seal` was verified, and by `ArtefactReceiver::receive` from a process
+        // that sends an `Artefact`, whose bytes have one of these origins there.
         unsafe { Component::deserialize(engine, &self.0) }
     }
 
     /// Its length, in bytes.
     pub fn size(&self) -> usize {
         self.0.len()
+    }
+}
+
+impl ArtefactSender {
+    /// A sender, and the socket for its [`ArtefactReceiver`].
+    pub fn new() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = Connection::pair()?;
+        Ok((Self(ours), theirs.into_fd()))
+    }
+
+    /// Sends an artefact under a number, as a sealed memfd.
+    pub fn send(&self, number: u64, artefact: &Artefact) -> io::Result<()> {
+        let sealed = sealed::seal("artefact", &artefact.0)?;
+        self.0.send(&number.to_le_bytes(), &[sealed.as_fd()])
+    }
+}
+
+impl ArtefactReceiver {
+    /// Takes the socket of [`ArtefactSender::new`]. It must have come from the process that started this one, or have been
+    /// made here: what arrives over it is executed.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(Connection::from_fd(fd))
+    }
+
+    /// Waits for the next artefact, of at most `max_len` bytes, and gives it with its number.
+    pub fn receive(&self, max_len: usize) -> io::Result<(u64, Artefact)> {
+        let bad = || io::Error::new(io::ErrorKind::InvalidData, "no artefact");
+        let Received::Packet(number, fds) = self.0.receive(8)? else { return Err(bad()) };
+        let number = u64::from_le_bytes(number.try_into().map_err(|_| bad())?);
+        let fd = fds.into_iter().next().ok_or_else(bad)?;
+        Ok((number, Artefact(sealed::read(fd, max_len)?)))
     }
 }
 
@@ -223,6 +264,23 @@ mod tests {
         assert!(matches!(flood, CompilerEnd::TooLarge), "{flood:?}");
         let late = shell("sleep 600", Duration::from_millis(50), 100).unwrap_err();
         assert!(matches!(late, CompilerEnd::Late), "{late:?}");
+    }
+
+    #[test]
+    fn an_artefact_arrives_as_it_was_sent_and_nothing_else_is_one() {
+        let (sender, theirs) = ArtefactSender::new().unwrap();
+        let receiver = ArtefactReceiver::from_fd(theirs);
+        sender.send(7, &Artefact(b"machine code".to_vec())).unwrap();
+        let (number, artefact) = receiver.receive(100).unwrap();
+        assert_eq!((number, &artefact.0[..]), (7, &b"machine code"[..]));
+        sender.send(7, &Artefact(vec![0; 101])).unwrap();
+        assert!(receiver.receive(100).is_err(), "too long");
+        sender.0.send(&[7; 8], &[]).unwrap();
+        assert!(receiver.receive(100).is_err(), "no descriptor");
+        sender.0.send(&[7; 8], &[tempfile::tempfile().unwrap().as_fd()]).unwrap();
+        assert!(receiver.receive(100).is_err(), "not sealed");
+        drop(sender);
+        assert!(receiver.receive(100).is_err(), "closed");
     }
 
     #[test]

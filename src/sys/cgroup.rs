@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   /sys/fs/cgroup/…/ostler/vms/<name>/     a group per VM: made before its process, removed after its end
+//!                           policy/         the group of the process that runs plugins
 //! ```
 //! `daemon/supervisor` is the only user; everything below the tree's directory is its own.
 
@@ -75,6 +76,7 @@ pub struct Limits {
 #[derive(Debug, Clone)]
 pub struct Tree {
     vms: PathBuf,
+    policy: PathBuf,
 }
 
 impl Tree {
@@ -93,7 +95,7 @@ impl Tree {
         }
         make(&vms)?;
         pass_on(&vms)?;
-        Ok(Self { vms })
+        Ok(Self { vms, policy: path.join("policy") })
     }
 
     /// The group of the VM `name`.
@@ -104,26 +106,13 @@ impl Tree {
     /// Makes the group `name` and gives its directory, for `sys::spawn`. One that a run before left is used again.
     /// `cpus`: CPUs that it may use, as the kernel writes lists of them; `None`: all.
     pub fn make(&self, name: &str, limits: &Limits, cpus: Option<&str>) -> Result<OwnedFd, CgroupError> {
-        let path = self.path(name);
-        make(&path)?;
-        match write(&path.join("cpuset.cpus"), cpus.unwrap_or("\n")) {
-            Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                if cpus.is_some() {
-                    return Err(CgroupError::NoController { controller: "cpuset", path });
-                }
-            }
-            written => written?,
-        }
-        for (file, value) in files(limits) {
-            match write(&path.join(file), &value) {
-                // A kernel without swap has no such file, and nothing to forbid.
-                Err(CgroupError::Io { source, .. })
-                    if file == "memory.swap.max" && source.kind() == io::ErrorKind::NotFound => {}
-                written => written?,
-            }
-        }
-        rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|source| CgroupError::Io { path, source: source.into() })
+        limited(self.path(name), limits, cpus)
+    }
+
+    /// Makes the group of the process that runs plugins, and gives its directory. It is not removed: the next daemon
+    /// uses it again.
+    pub fn make_policy(&self, limits: &Limits) -> Result<OwnedFd, CgroupError> {
+        limited(self.policy.clone(), limits, None)
     }
 
     /// How many processes of the group `name` the kernel has killed for want of memory since it was made.
@@ -162,6 +151,29 @@ impl Tree {
         }
         Ok(names)
     }
+}
+
+/// Makes a group and gives its directory.
+fn limited(path: PathBuf, limits: &Limits, cpus: Option<&str>) -> Result<OwnedFd, CgroupError> {
+    make(&path)?;
+    match write(&path.join("cpuset.cpus"), cpus.unwrap_or("\n")) {
+        Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            if cpus.is_some() {
+                return Err(CgroupError::NoController { controller: "cpuset", path });
+            }
+        }
+        written => written?,
+    }
+    for (file, value) in files(limits) {
+        match write(&path.join(file), &value) {
+            // A kernel without swap has no such file, and nothing to forbid.
+            Err(CgroupError::Io { source, .. })
+                if file == "memory.swap.max" && source.kind() == io::ErrorKind::NotFound => {}
+            written => written?,
+        }
+    }
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|source| CgroupError::Io { path, source: source.into() })
 }
 
 /// `oom_kill` of memory.events: a line per event, with its number.

@@ -14,6 +14,7 @@ pub mod hugepages;
 pub mod inherit;
 pub mod kernel_log;
 pub mod kick;
+pub mod lane;
 pub mod memory_use;
 pub mod namespaces;
 pub mod numa;

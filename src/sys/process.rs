@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
@@ -93,6 +94,23 @@ impl Process {
         Ok(())
     }
 
+    /// Whether any of its threads runs, waits for a CPU or for a disk: none does in a process that was stopped, or whose
+    /// threads all wait for something (proc_pid_stat(5), field 3).
+    pub fn is_at_work(&self) -> io::Result<bool> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.identity.pid))?;
+        let states = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        Ok(states.into_iter().any(|stat| matches!(stat_field(&stat, 3), Some("R" | "D"))))
+    }
+
+    /// Processor time of all its threads, to some 10 ms (fields 14 and 15).
+    pub fn cpu_time(&self) -> io::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.identity.pid))?;
+        let ticks = |field| stat_field(&stat, field).and_then(|ticks| ticks.parse::<u64>().ok());
+        let ticks = ticks(14).zip(ticks(15)).map(|(user, system)| user.saturating_add(system));
+        let ticks = ticks.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/stat"))?;
+        Ok(Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1)))
+    }
+
     /// Reaps it if it has ended and is a child of ours; does not wait. `None`: still running.
     pub fn try_reap(&self) -> io::Result<Option<End>> {
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
@@ -167,10 +185,14 @@ fn start_time(pid: u32) -> io::Result<u64> {
     parse_start_time(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/stat"))
 }
 
-/// Field 22. Field 2, the name, stands in parentheses and may hold anything, parentheses too.
 fn parse_start_time(stat: &str) -> Option<u64> {
+    stat_field(stat, 22)?.parse().ok()
+}
+
+/// A field from the third on. The second, the name, stands in parentheses and may hold anything, parentheses too.
+fn stat_field(stat: &str, number: usize) -> Option<&str> {
     let (_, after_name) = stat.rsplit_once(") ")?;
-    after_name.split(' ').nth(22 - 3)?.trim_end().parse().ok()
+    after_name.split(' ').nth(number.checked_sub(3)?).map(str::trim_end)
 }
 
 #[cfg(test)]
@@ -199,6 +221,22 @@ mod tests {
         let stat = "7 (a) 1 2) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
         assert_eq!(parse_start_time(stat), Some(4242));
         assert_eq!(parse_start_time("7 (a"), None);
+    }
+
+    #[test]
+    fn tells_who_works_from_who_was_stopped_and_how_long_he_worked() {
+        let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        while process.cpu_time().unwrap() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
+        assert!(process.is_at_work().unwrap());
+        rustix::process::pidfd_send_signal(&process, Signal::STOP).unwrap();
+        while process.is_at_work().unwrap() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

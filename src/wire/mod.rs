@@ -6,6 +6,7 @@ pub mod console_ring;
 pub mod counters;
 mod launch;
 mod message;
+pub mod policy;
 
 pub use launch::{decode_launch, encode_launch};
 pub use message::{FromVmm, Role, ToVmm, WireError, decode_ended, encode_ended};

@@ -188,6 +188,21 @@ impl Host {
         daemon.try_wait().unwrap().is_none().then(|| daemon.id())
     }
 
+    /// The process that runs plugins for this daemon, if there is one.
+    pub fn policy_host_pid(&self) -> Option<u32> {
+        let daemon = self.daemon.as_ref()?.id();
+        let pids =
+            fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        let is_it = |pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let mut fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default().split(' ');
+            let (state, parent) = (fields.next(), fields.next().and_then(|parent| parent.parse::<u32>().ok()));
+            let name = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            state != Some("Z") && parent == Some(daemon) && name.starts_with(b"ostler-policy\0")
+        };
+        pids.into_iter().find(is_it)
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -312,6 +327,11 @@ impl Drop for Host {
             }
         }
         if let Some(cgroup) = &self.cgroup {
+            // The kernel ends the process that runs plugins with the daemon; a moment later its group is empty.
+            let (policy, end) = (cgroup.join("policy"), std::time::Instant::now() + SOON);
+            while fs::remove_dir(&policy).is_err() && policy.exists() && std::time::Instant::now() < end {
+                std::thread::yield_now();
+            }
             for group in self.cgroups().into_iter().chain([cgroup.join("vms"), cgroup.clone()]) {
                 let _ = fs::remove_dir(group);
             }

@@ -1,9 +1,11 @@
-//! `cargo xtask bench`: start-up and memory of Ostler's VMM beside its peers, in one lab boot; load on the daemon, here.
+//! `cargo xtask bench`: start-up and memory of Ostler's VMM beside its peers, in one lab boot; load on the daemon and
+//! decisions of policy, here.
 //!
 //! The figures come from the bench program `boot` (`benches/boot`). Here it is built, carried into the lab in counting
 //! mode (where start-up figures repeat to 1 %, whatever else the machine does) together with the peers that the caller
-//! names, and its table is brought back as `target/bench.json`. QEMU comes with the lab. The other program is `load`
-//! (`benches/load`): it needs no guest, runs on this machine in real time, and leaves `target/load.json`.
+//! names, and its table is brought back as `target/bench.json`. QEMU comes with the lab. The other programs are `load`
+//! (`benches/load`) and `policy` (`benches/policy`): they need no guest, run on this machine in real time, and leave
+//! `target/load.json` and `target/policy.json`.
 
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 const BOOT: &str = "boot";
 const LOAD: &str = "load";
+const POLICY: &str = "policy";
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 const LAB_MEMORY_MIB: u32 = 4096;
 /// Variables that name a peer's binary; each must be a static one, to run in the lab.
@@ -29,7 +32,7 @@ const QEMU: (&str, &str) = ("QEMU", "/usr/bin/qemu-system-x86_64");
 #[derive(Args)]
 #[command(after_help = "FIRECRACKER=/path and CLOUD_HYPERVISOR=/path add these peers (static binaries).")]
 pub(crate) struct BenchArguments {
-    /// Run one of the two only
+    /// Run one of them only
     #[arg(long, value_enum)]
     only: Option<Which>,
     /// Run `boot` on this machine's own KVM, in real time, if it can boot Linux
@@ -47,6 +50,8 @@ enum Which {
     Boot,
     /// Calls of the API over mutual TLS: throughput, latency, growth
     Load,
+    /// Decisions of plugins, in the policy host and in one process
+    Policy,
 }
 
 /// Runs the chore.
@@ -60,15 +65,24 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
             peers.push((name, path));
         }
     }
-    let assets = assets(workspace)?;
+    let is_wanted = |which| arguments.only.is_none_or(|only| only == which);
     let ostler = build_ostler(workspace)?;
-    if arguments.only != Some(Which::Boot) {
-        let status = run_here(workspace, &build(workspace, LOAD)?, &ostler, &assets)?;
-        if status != 0 || arguments.only == Some(Which::Load) {
+    if is_wanted(Which::Policy) {
+        let status = run_policy(workspace, &ostler)?;
+        if status != 0 {
             return Ok(ExitCode::from(status));
         }
     }
-    let program = build(workspace, BOOT)?;
+    if is_wanted(Which::Load) {
+        let status = run_here(workspace, &build(workspace, LOAD)?, &ostler, &assets(workspace)?)?;
+        if status != 0 {
+            return Ok(ExitCode::from(status));
+        }
+    }
+    if !is_wanted(Which::Boot) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (assets, program) = (assets(workspace)?, build(workspace, BOOT)?);
     let status = if arguments.here {
         let verdict = probe::verdict(workspace)?;
         if !verdict.can_run_directly {
@@ -91,6 +105,17 @@ fn build(workspace: &Workspace, name: &str) -> Result<PathBuf> {
         .find(|message| message.is_executable(name, "bench"))
         .and_then(|message| message.executable)
         .context("cargo built no bench program")
+}
+
+fn run_policy(workspace: &Workspace, ostler: &Path) -> Result<u8> {
+    let plugins = workspace.root().join("target/plugins");
+    step("building plugins", || crate::plugins::build(workspace.root(), &plugins))?;
+    let program = build(workspace, POLICY)?;
+    let mut command = Command::new(&program);
+    command.env("OSTLER_BIN", ostler).env("OSTLER_PLUGINS", plugins);
+    command.env("OSTLER_OUT", workspace.root().join("target"));
+    let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 fn run_here(workspace: &Workspace, program: &Path, ostler: &Path, assets: &Path) -> Result<u8> {

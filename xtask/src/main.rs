@@ -42,8 +42,8 @@ enum Chore {
     Images,
     /// Run a command in the lab, an emulated host with KVM, VFIO and taps; without a command: a shell
     Lab(lab::LabArguments),
-    /// Compare start-up and memory with other hypervisors, in one lab boot; load the daemon; writes target/bench.json and
-    /// target/load.json
+    /// Compare start-up and memory with other hypervisors, in one lab boot; load the daemon; measure policy; writes
+    /// target/bench.json, target/load.json and target/policy.json
     Bench(bench::BenchArguments),
     /// Feed the devices, loaders and decoders what no guest, file or peer should send; targets lie in fuzz/
     Fuzz(fuzz::FuzzArguments),

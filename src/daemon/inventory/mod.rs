@@ -17,4 +17,4 @@ pub use facts::HostFacts;
 #[cfg(test)]
 pub use nvme::samples as nvme_samples;
 pub use nvme::{Namespace, NvmeController, NvmeControllers, NvmeFacts, Secondary};
-pub use users::{FIRST_USER, UserLease, UserPool, UsersExhausted};
+pub use users::{FIRST_USER, USERS, UserLease, UserPool, UsersExhausted};

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// First user id unless the daemon is told another: far above those of people, services and usual containers.
 pub const FIRST_USER: u32 = 0x4f00_0000;
 /// User ids in the pool.
-const COUNT: u32 = 1 << 16;
+pub const USERS: u32 = 1 << 16;
 
 /// Every user id of the pool is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("all {COUNT} user ids from {first} on are in use")]
+#[error("all {USERS} user ids from {first} on are in use")]
 pub struct UsersExhausted {
     first: u32,
 }
@@ -33,7 +33,7 @@ impl UserPool {
     /// Reserves the lowest free id. It is free again when the lease is dropped uncommitted.
     pub fn lease(&self) -> Result<UserLease, UsersExhausted> {
         let mut taken = self.taken();
-        let ids = self.first..self.first.saturating_add(COUNT);
+        let ids = self.first..self.first.saturating_add(USERS);
         let Some(id) = ids.into_iter().find(|id| *id != 0 && !taken.contains(id)) else {
             return Err(UsersExhausted { first: self.first });
         };
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn never_gives_root_and_says_when_none_is_left() {
         assert_eq!(UserPool::new(0, []).lease().unwrap().id(), 1);
-        let full = UserPool::new(10, 10..10 + COUNT);
+        let full = UserPool::new(10, 10..10 + USERS);
         assert!(full.lease().unwrap_err().to_string().contains("from 10 on"));
     }
 }

@@ -140,7 +140,9 @@ fn is_failure(fault: &PolicyFault) -> bool {
         | PolicyFault::Deadline(_)
         | PolicyFault::Budget { .. }
         | PolicyFault::Memory { .. }
-        | PolicyFault::BadAnswer(_) => true,
+        | PolicyFault::BadAnswer(_)
+        // It was asked when the host was lost: that may be its doing.
+        | PolicyFault::HostLost => true,
         PolicyFault::Refused(_) | PolicyFault::Unavailable(_) | PolicyFault::BreakerOpen { .. } => false,
     }
 }

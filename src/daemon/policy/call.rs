@@ -1,15 +1,16 @@
-//! One call of a plugin, on a fresh instance that is thrown away behind it. Key types: [`Compiled`], [`Site`].
+//! One call of a plugin, on a fresh instance that is thrown away behind it. Key types: [`Code`], [`Site`].
 //!
 //! The only place that enters WebAssembly: hooks ask for decisions, `load` for a plugin's name and its opinion on
 //! its settings. Every way that a call can end badly becomes a [`PolicyFault`] here.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use crate::model::PolicyFault;
+use crate::wire::policy::Spoken;
 
 use super::engine::Sandbox;
 use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
@@ -17,16 +18,10 @@ use super::host::bindings::exports::ostler::policy::{
     admit_hook, attach_hook, detach_hook, select_nvme_hook, select_vf_hook,
 };
 use super::host::bindings::ostler::policy::types;
-use super::host::{Call, TooManyHostCalls};
+use super::host::{Call, Notes, TooManyHostCalls};
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
-use super::plugin::{About, Settings};
+use super::plugin::Settings;
 use super::text::to_line;
-
-/// A component that was compiled, with what it says about itself.
-pub(super) struct Compiled {
-    pub about: About,
-    pub code: Code,
-}
 
 /// Machine code of a component, linked with what it imports, and where its exports are.
 pub(super) struct Code {
@@ -40,17 +35,28 @@ pub(super) struct Code {
     pub detach: Option<detach_hook::GuestIndices>,
 }
 
-/// Where a call happens: the sandbox, the code, the settings that the plugin sees, and its name in the log.
+/// Where a call happens: the sandbox, the code, and the settings that the plugin sees.
 pub(super) struct Site<'a> {
-    pub sandbox: &'a Sandbox,
-    pub code: &'a Code,
-    pub settings: &'a Settings,
-    pub name: &'a str,
+    sandbox: &'a Sandbox,
+    code: &'a Code,
+    settings: &'a Settings,
     /// What its calls have cost so far, in units of about one WebAssembly instruction.
-    pub fuel: Cell<u64>,
+    fuel: Cell<u64>,
+    /// What they have left for the log.
+    notes: RefCell<Notes>,
 }
 
-impl Site<'_> {
+impl<'a> Site<'a> {
+    pub(super) fn new(sandbox: &'a Sandbox, code: &'a Code, settings: &'a Settings) -> Self {
+        Self { sandbox, code, settings, fuel: Cell::default(), notes: RefCell::default() }
+    }
+
+    /// What was said here, with what the calls cost and left behind.
+    pub(super) fn spoken<T>(self, said: Result<T, PolicyFault>) -> Spoken<T> {
+        let Notes { lines, dropped } = self.notes.into_inner();
+        Spoken { said, fuel: self.fuel.get(), notes: lines, dropped }
+    }
+
     /// What the plugin says about itself, unchecked.
     pub(super) fn describe(&self) -> Result<Manifest, PolicyFault> {
         self.call(|code, store, instance| code.lifecycle.load(&mut *store, instance)?.call_describe(store))
@@ -79,7 +85,7 @@ impl Site<'_> {
         let spent = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         self.fuel.set(self.fuel.get().saturating_add(spent));
         let answer = answer.map_err(|error| fault(&error, store.data(), limits));
-        store.into_data().notes.write(self.name);
+        self.notes.replace(store.into_data().notes);
         answer
     }
 }

@@ -10,7 +10,6 @@
 //! threads are not concerned. What it makes is kept in files that only this node can have written.
 
 use std::ffi::OsStr;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -19,16 +18,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::SeccompAction;
 use wasmtime::Engine;
-use wasmtime::component::Component;
 
 use crate::model::PluginDigest;
 use crate::sys::artefact::{Artefact, ArtefactKey, CompilerEnd, CompilerProcess, MADE, REFUSED};
 use crate::sys::process::End;
 use crate::sys::{inherit, namespaces, spawn};
 
-use super::engine::{self, Sandbox};
+use super::confine;
+use super::engine;
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
 use super::load::LoadError;
 use super::text::to_line;
@@ -44,11 +43,9 @@ const CPU_SECONDS: u64 = 30;
 /// Longest by the clock: the processor is shared.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Longest artefact, in bytes.
-const MAX_ARTEFACT_LEN: u64 = 256 << 20;
+pub(super) const MAX_ARTEFACT_LEN: u64 = 256 << 20;
 /// `nobody`: owns nothing.
 const NOBODY: u32 = 65534;
-/// Number of the last capability that may exist (capabilities(7): 41 in Linux 6).
-const LAST_CAPABILITY: u32 = 40;
 /// Number of the signal for too much processor time (signal(7)).
 const SIGXCPU: i32 = 24;
 const SIGABRT: i32 = 6;
@@ -104,32 +101,32 @@ impl Compiler {
         Self(config)
     }
 
-    /// Machine code of the component with this content. Blocks.
-    pub(super) fn component(
-        &self,
-        sandbox: &Sandbox,
-        digest: PluginDigest,
-        bytes: &[u8],
-    ) -> Result<Component, LoadError> {
-        let engine = sandbox.engine();
-        // Made for this engine a moment ago: what it refuses now is what its pool of instances has no room for.
-        let unusable = |error: wasmtime::Error| LoadError::TooDemanding {
-            reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES),
-        };
-        let Some(config) = &self.0 else {
-            let artefact = Artefact::compile(engine, bytes).map_err(|error| not_compiled(&format!("{error:#}")))?;
-            return artefact.component(engine).map_err(unusable);
-        };
-        let file = CacheFile::of(config, engine, digest);
-        if let Some(component) = file.read().and_then(|artefact| artefact.component(engine).ok()) {
-            return Ok(component);
+    /// What was made of the component with this content before, for engines of this number (see `serve::compatibility`).
+    pub(super) fn kept(&self, compatibility: u64, digest: PluginDigest) -> Option<Artefact> {
+        CacheFile::of(self.0.as_ref()?, compatibility, digest).read()
+    }
+
+    /// Machine code of the component. Blocks.
+    pub(super) fn compile(&self, limits: &Limits, bytes: &[u8]) -> Result<Artefact, LoadError> {
+        match &self.0 {
+            Some(config) => compile(config, limits, bytes),
+            None => {
+                let engine = Engine::new(&engine::config(limits));
+                let made = engine.and_then(|engine| Artefact::compile(&engine, bytes));
+                made.map_err(|error| not_compiled(&format!("{error:#}")))
+            }
         }
-        let artefact = compile(config, sandbox.limits(), bytes)?;
-        let component = artefact.component(engine).map_err(unusable)?;
-        if let Err(error) = file.write(&artefact) {
+    }
+
+    /// Keeps what was made; whether it can be had again with [`kept`](Self::kept).
+    pub(super) fn keep_one(&self, compatibility: u64, digest: PluginDigest, artefact: &Artefact) -> bool {
+        let Some(config) = &self.0 else { return false };
+        let file = CacheFile::of(config, compatibility, digest);
+        let written = file.write(artefact);
+        if let Err(error) = &written {
             tracing::warn!(%error, "a compiled plugin is not kept: {}", file.path.display());
         }
-        Ok(component)
+        written.is_ok()
     }
 
     /// Forgets artefacts of all components but these.
@@ -180,10 +177,8 @@ struct CacheFile<'a> {
 }
 
 impl<'a> CacheFile<'a> {
-    fn of(config: &'a CompilerConfig, engine: &Engine, digest: PluginDigest) -> Self {
-        let mut hasher = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        let name = format!("{}-{:016x}", hex(digest), hasher.finish());
+    fn of(config: &'a CompilerConfig, compatibility: u64, digest: PluginDigest) -> Self {
+        let name = format!("{}-{compatibility:016x}", hex(digest));
         Self { path: config.cache.join(&name), name, key: &config.key }
     }
 
@@ -251,67 +246,23 @@ fn refusal(text: &str) -> Vec<u8> {
 
 /// The engine that artefacts are for, in a process that has given everything else up.
 fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
-    let exactly = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
     // A second more for the hard limit, which kills without a word: the soft one says why.
     setrlimit(Resource::Cpu, Rlimit { current: Some(CPU_SECONDS), maximum: Some(CPU_SECONDS + 1) })?;
-    setrlimit(Resource::As, exactly(MEMORY_BYTES))?;
-    setrlimit(Resource::Core, exactly(0))?;
-    setrlimit(Resource::Fsize, exactly(0))?;
-    setrlimit(Resource::Nofile, exactly(16))?;
+    confine::limit(Resource::As, MEMORY_BYTES)?;
+    confine::limit(Resource::Core, 0)?;
+    confine::limit(Resource::Fsize, 0)?;
+    confine::limit(Resource::Nofile, 16)?;
     // Made before rights and calls are given up: it looks at the processor.
     let engine = Engine::new(&engine::config(limits)).map_err(io::Error::other)?;
-    match leave() {
+    match confine::leave(NOBODY) {
         Err(error) if !is_lenient => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    setrlimit(Resource::Nproc, exactly(0))?;
+    confine::limit(Resource::Nproc, 0)?;
     namespaces::gain_no_privileges()?;
-    let filter = filter().map_err(io::Error::other)?;
-    seccompiler::apply_filter(&filter).map_err(io::Error::other)?;
-    Ok(engine)
-}
-
-/// Leaves the host's files, network and users for none.
-fn leave() -> io::Result<()> {
-    namespaces::leave_host()?;
-    namespaces::empty_root()?;
-    namespaces::drop_bounding_set(LAST_CAPABILITY)?;
-    namespaces::become_user(NOBODY)?;
-    namespaces::drop_capabilities()?;
-    namespaces::hide_memory()
-}
-
-/// Memory, the socket and an end; everything else is refused (`EPERM`).
-fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let allowed = [
-        libc::SYS_read,
-        libc::SYS_recvfrom,
-        libc::SYS_write,
-        libc::SYS_sendto,
-        libc::SYS_close,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mremap,
-        libc::SYS_mprotect,
-        libc::SYS_madvise,
-        libc::SYS_brk,
-        libc::SYS_futex,
-        libc::SYS_getrandom,
-        libc::SYS_clock_gettime,
-        libc::SYS_sched_yield,
-        libc::SYS_sigaltstack,
-        libc::SYS_rt_sigaction,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_gettid,
-        libc::SYS_getpid,
-        libc::SYS_tgkill,
-        libc::SYS_exit,
-        libc::SYS_exit_group,
-    ];
-    let rules = allowed.map(|number| (number, Vec::new())).into_iter().collect();
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    SeccompFilter::new(rules, refused, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
+    seccompiler::apply_filter(&confine::filter(Vec::new(), refused)?).map_err(io::Error::other)?;
+    Ok(engine)
 }
 
 #[cfg(test)]

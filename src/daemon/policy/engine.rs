@@ -1,12 +1,12 @@
 //! The WebAssembly engine and its clock. Key types: [`Sandbox`], [`Clock`].
 //!
-//! Instances come from a pool of memory slots and start as copy-on-write images of the component. A plugin is stopped by
-//! fuel (deterministic, the usual way) or by the epoch (wall clock, the backstop). Everything that would make a decision
-//! depend on the machine or the moment is off: threads, relaxed SIMD, NaN bits.
+//! Instances come from a pool of memory slots. A plugin is stopped by fuel (deterministic, the usual way) or by the epoch
+//! (wall clock, the backstop). Everything that would make a decision depend on the machine or the moment is off: threads,
+//! relaxed SIMD, NaN bits.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use wasmtime::{
     WasmBacktraceDetails,
 };
 
-use super::PolicyStartError;
 use super::host::Call;
 use super::limits::Limits;
 
@@ -39,10 +38,9 @@ pub(super) struct Sandbox {
 }
 
 impl Sandbox {
-    pub(super) fn start(limits: Limits) -> Result<Self, PolicyStartError> {
-        let engine =
-            Engine::new(&config(&limits)).map_err(|e| PolicyStartError::Engine { reason: format!("{e:#}") })?;
-        let clock = Arc::new(Clock::start(engine.weak()).map_err(PolicyStartError::Thread)?);
+    /// With an engine of [`config`] for the same limits. Starts a thread.
+    pub(super) fn start(engine: Engine, limits: Limits) -> std::io::Result<Self> {
+        let clock = Arc::new(Clock::start(engine.weak())?);
         Ok(Self { engine, clock, limits })
     }
 
@@ -70,7 +68,7 @@ impl Sandbox {
     }
 }
 
-/// Also the compiler process's: what it makes fits no other.
+/// The policy host's and the compiler's: what one makes fits no other.
 pub(super) fn config(limits: &Limits) -> Config {
     // Somewhat more than the cap, so that the limiter refuses and can say so.
     let slot_bytes = limits.memory_bytes.saturating_mul(2);
@@ -105,7 +103,8 @@ pub(super) fn config(limits: &Limits) -> Config {
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .wasm_backtrace_max_frames(NonZeroUsize::new(8))
         .native_unwind_info(false)
-        .memory_init_cow(true)
+        // Data is copied in: an image would be a memfd per plugin, and nothing bounds what such files take.
+        .memory_init_cow(false)
         .guard_before_linear_memory(true)
         // A reservation below 4 GiB: explicit bounds checks, which the compiler masks against speculation.
         .memory_reservation(slot_bytes as u64)
@@ -133,7 +132,14 @@ impl Clock {
     fn start(engine: EngineWeak) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let seen = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("policy-clock".into()).spawn(move || tick(&seen, &engine))?;
+        let begun = Arc::new(Barrier::new(2));
+        let begins = Arc::clone(&begun);
+        let thread = thread::Builder::new().name("policy-clock".into()).spawn(move || {
+            begins.wait();
+            tick(&seen, &engine);
+        })?;
+        // The policy host gives up system calls next, those of a thread's start among them.
+        begun.wait();
         Ok(Self { shared, thread })
     }
 }

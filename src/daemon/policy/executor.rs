@@ -1,10 +1,9 @@
-//! The one thread that runs decisions. Key types: [`Job`], [`start`].
+//! The one thread that has decisions made. Key types: [`Job`], [`start`].
 //!
-//! One thread, because fresh instances on several threads contend for the process's memory map and are slower together
+//! One thread, because fresh instances on several threads contend for a process's memory map and are slower together
 //! (measured: 31,000 decisions a second on one thread, 23,000 on two). Its queue is bounded and
-//! fair between tenants; what does not fit is denied.
+//! fair between tenants; what does not fit is denied. Plugins run in the policy host; what comes from there is checked here.
 
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -15,9 +14,9 @@ use tokio::sync::oneshot;
 use crate::model::{Opinion, PolicyFault};
 
 use super::breaker::{Breakers, Key};
-use super::call::Site;
-use super::engine::Sandbox;
 use super::hook::{self, Question};
+use super::keeper::Keeper;
+use super::notes;
 use super::plugin::Bound;
 use super::queue::Queue;
 
@@ -27,7 +26,7 @@ pub(super) type Jobs = Queue<Job>;
 /// A decision to make, on the executor's thread.
 pub(super) struct Job(Box<Work>);
 
-type Work = dyn FnOnce(&Sandbox, &Breakers) + Send;
+type Work = dyn FnOnce(&Keeper, &Breakers) + Send;
 
 /// Where the opinions of a decision arrive, in the order asked.
 pub(super) type Opinions<V> = oneshot::Receiver<Vec<Opinion<V>>>;
@@ -41,10 +40,10 @@ impl Job {
         asked: Instant,
     ) -> (Self, Opinions<Q::Verdict>) {
         let (reply, answer) = oneshot::channel();
-        let job = Self(Box::new(move |sandbox, breakers| {
+        let job = Self(Box::new(move |keeper, breakers| {
             if !reply.is_closed() {
                 // Nobody waits any more: nothing to do.
-                let _ = reply.send(ask_all(sandbox, breakers, &chain, &*question, asked));
+                let _ = reply.send(ask_all(keeper, breakers, &chain, &*question, asked));
             }
         }));
         (job, answer)
@@ -52,27 +51,27 @@ impl Job {
 }
 
 /// Starts the thread; it ends when `jobs` is closed.
-pub(super) fn start(sandbox: Sandbox, jobs: Arc<Jobs>, breakers: Arc<Breakers>) -> std::io::Result<()> {
-    thread::Builder::new().name("policy".into()).spawn(move || run(&sandbox, &jobs, &breakers)).map(drop)
+pub(super) fn start(keeper: Arc<Keeper>, jobs: Arc<Jobs>, breakers: Arc<Breakers>) -> std::io::Result<()> {
+    thread::Builder::new().name("policy".into()).spawn(move || run(&keeper, &jobs, &breakers)).map(drop)
 }
 
-fn run(sandbox: &Sandbox, jobs: &Jobs, breakers: &Breakers) {
+fn run(keeper: &Keeper, jobs: &Jobs, breakers: &Breakers) {
     while let Some((tenant, Job(work))) = jobs.pop() {
         let started = Instant::now();
         // A fault in the host's own code costs one decision, not the executor: the dropped sender denies it.
-        let _ = catch_unwind(AssertUnwindSafe(|| work(sandbox, breakers)));
+        let _ = catch_unwind(AssertUnwindSafe(|| work(keeper, breakers)));
         jobs.charge(&tenant, started.elapsed());
     }
 }
 
 fn ask_all<Q: Question>(
-    sandbox: &Sandbox,
+    keeper: &Keeper,
     breakers: &Breakers,
     chain: &[Bound],
     question: &Q,
     asked: Instant,
 ) -> Vec<Opinion<Q::Verdict>> {
-    let patience = sandbox.limits().patience;
+    let patience = keeper.limits().patience;
     let mut opinions = Vec::with_capacity(chain.len());
     for bound in chain {
         let started = Instant::now();
@@ -88,9 +87,12 @@ fn ask_all<Q: Question>(
         } else if let Err(open) = breakers.check(&key(), started) {
             (Err(open), 0)
         } else {
-            let (verdict, fuel) = ask(sandbox, bound, question);
-            breakers.note(key(), &verdict, Instant::now());
-            (verdict, fuel)
+            let asked = ask(keeper, bound, question);
+            // While there is no host nobody is asked, and nobody has failed: one loss is one failure.
+            if let Some((verdict, _)) = &asked {
+                breakers.note(key(), verdict, Instant::now());
+            }
+            asked.unwrap_or((Err(PolicyFault::HostLost), 0))
         };
         let opinion = opinion(bound, verdict, fuel, started.elapsed());
         let is_last = hook::decides::<Q>(&opinion);
@@ -102,15 +104,20 @@ fn ask_all<Q: Question>(
     opinions
 }
 
-/// The answer, and what it cost.
-fn ask<Q: Question>(sandbox: &Sandbox, bound: &Bound, question: &Q) -> (Result<Q::Verdict, PolicyFault>, u64) {
+/// The answer, and what it cost; `None` while there is no policy host.
+fn ask<Q: Question>(keeper: &Keeper, bound: &Bound, question: &Q) -> Option<(Result<Q::Verdict, PolicyFault>, u64)> {
     let (compiled, settings) = match bound.plugin.code() {
         Ok(code) => code,
-        Err(cause) => return (Err(PolicyFault::Unavailable(cause.to_owned())), 0),
+        Err(cause) => return Some((Err(PolicyFault::Unavailable(cause.to_owned())), 0)),
     };
-    let site = Site { sandbox, code: &compiled.code, settings, name: &bound.name, fuel: Cell::default() };
-    let verdict = hook::ask(question, &site, &bound.scope);
-    (verdict, site.fuel.get())
+    let session = keeper.now()?;
+    Some(match session.decide(compiled, settings, question) {
+        Ok(spoken) => {
+            notes::write(&bound.name, spoken.notes, spoken.dropped);
+            (hook::checked(question, spoken.said, &bound.scope), spoken.fuel)
+        }
+        Err(fault) => (Err(fault), 0),
+    })
 }
 
 /// `verdict` as the opinion of `bound`.

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest message of a denial, line of a log, or text of an error, in bytes.
 pub(super) const MAX_MESSAGE_BYTES: usize = 512;
 /// Longest stable code of a denial, in bytes.
@@ -31,7 +33,7 @@ pub(super) const MAX_SETTING_KEY_BYTES: usize = 64;
 pub(super) const MAX_SETTING_VALUE_BYTES: usize = 4096;
 
 /// What plugins may use. The default suits plugins compiled from Rust or C; an interpreter in a component needs more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Linear memory of an instance, in bytes, a multiple of 64 KiB. Default 8 MiB.
     pub memory_bytes: usize,

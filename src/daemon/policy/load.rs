@@ -1,33 +1,23 @@
-//! From a component's bytes to a plugin, refusing whatever the daemon should not run. Key type: [`LoadError`].
+//! What the daemon itself looks at when a plugin is loaded, before and behind the policy host. Key type: [`LoadError`].
 //!
 //! Runs on the blocking pool: compiling takes tens of milliseconds, and never holds up a decision. In this order: size and
-//! kind of the file; compilation; imports; exports; types; memory; what it says about itself; its settings.
+//! kind of the file; compilation, in a process of its own; what the policy host finds (`prepare`); its name; its settings.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, Linker};
 
-use crate::model::{
-    AdmitRequest, AttachRequest, DetachRequest, PluginDigest, PolicyFault, SelectNvmeRequest, SelectVfRequest, VmName,
-};
+use crate::model::{PluginDigest, PolicyFault, VmName};
+use crate::wire::policy::{Loaded, Manifest, Refusal, Spoken};
 
-use super::call::{Code, Compiled, Site};
-use super::compiler::Compiler;
-use super::engine::Sandbox;
-use super::hook::Question;
-use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest};
-use super::host::bindings::exports::ostler::policy::{
-    admit_hook, attach_hook, detach_hook, select_nvme_hook, select_vf_hook,
-};
-use super::host::{Call, GRANTED};
+use super::host::GRANTED;
 use super::limits::{
-    MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SETTINGS_BYTES,
+    Limits, MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SETTINGS_BYTES,
     MAX_SUMMARY_BYTES, MAX_VERSION_BYTES,
 };
-use super::plugin::{About, Settings};
+use super::notes;
+use super::plugin::About;
+use super::prepare::{HOOKS, SHOWN_IMPORT_BYTES, SHOWN_IMPORTS};
 use super::text::{is_line, to_line};
 
 /// First bytes of every WebAssembly file (core specification §5.5.16).
@@ -38,24 +28,6 @@ const CORE_MODULE: &[u8] = &[1, 0, 0, 0];
 const COMPONENT_LAYER: &[u8] = &[1, 0];
 /// First bytes of an object file, which is what a serialized component is (System V ABI, ELF header).
 const ELF: &[u8] = b"\x7fELF";
-/// What every plugin exports.
-const LIFECYCLE: &str = "ostler:policy/lifecycle";
-/// Hooks and the interfaces that carry them: a plugin exports at least one.
-const HOOKS: [(&str, &str); 5] = [
-    (AdmitRequest::HOOK, "ostler:policy/admit-hook"),
-    (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook"),
-    (SelectNvmeRequest::HOOK, "ostler:policy/select-nvme-hook"),
-    (AttachRequest::HOOK, "ostler:policy/attach-hook"),
-    (DetachRequest::HOOK, "ostler:policy/detach-hook"),
-];
-/// The package version that this host speaks; later patches of it too.
-const VERSION: (u64, u64) = (0, 1);
-/// WebAssembly page (core specification §4.2.8).
-const PAGE_BYTES: u64 = 64 << 10;
-/// Names of undeclared imports that an error shows, and their length in bytes.
-const SHOWN_IMPORTS: usize = 8;
-const SHOWN_IMPORT_BYTES: usize = 128;
-
 /// Why a plugin was not loaded. Each text is for the plugin's author.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -181,56 +153,33 @@ pub(super) fn digest(bytes: &[u8]) -> PluginDigest {
     PluginDigest(Sha256::digest(bytes).into())
 }
 
-/// Compiles and checks a component, and asks it for its name.
-pub(super) fn compile(
-    sandbox: &Sandbox,
-    linker: &Linker<Call>,
-    compiler: &Compiler,
-    bytes: &[u8],
-) -> Result<Compiled, LoadError> {
-    check_kind(bytes)?;
-    let component = compiler.component(sandbox, digest(bytes), bytes)?;
-    let hooks = check_interfaces(sandbox, &component)?;
-    let limit_bytes = sandbox.limits().memory_bytes;
-    let wanted_pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
-    let wanted_bytes = wanted_pages.saturating_mul(PAGE_BYTES);
-    if wanted_bytes > limit_bytes as u64 {
-        return Err(LoadError::TooMuchMemory { wanted_bytes, limit_bytes });
-    }
-    let code = link(linker, &component, &hooks)
-        .map_err(|error| LoadError::WrongTypes { reason: to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES) })?;
-    // Spares the first decision the cost.
-    component
-        .initialize_copy_on_write_image()
-        .map_err(|error| LoadError::Unavailable(to_line(&error.to_string(), MAX_MESSAGE_BYTES)))?;
-    let site = Site { sandbox, code: &code, settings: &Arc::default(), name: "(loading)", fuel: Cell::default() };
-    let manifest = site.describe().map_err(|fault| LoadError::Faulted { call: "describe", fault })?;
+/// What the plugin says about itself, of what the host found in it.
+pub(super) fn about(loaded: Loaded, digest: PluginDigest, size_bytes: u64) -> Result<About, LoadError> {
+    let Spoken { said, notes, dropped, .. } = loaded.manifest;
+    notes::write("(loading)", notes, dropped);
+    let manifest = said.map_err(|fault| LoadError::Faulted { call: "describe", fault: notes::shown(fault) })?;
     check_manifest(&manifest).map_err(LoadError::BadManifest)?;
-    let about = About {
-        name: manifest.name,
-        version: manifest.version,
-        summary: manifest.summary,
-        hooks,
-        digest: digest(bytes),
-        size_bytes: bytes.len() as u64,
-    };
-    Ok(Compiled { about, code })
+    let hooks = HOOKS.iter().map(|(hook, _)| *hook).filter(|hook| loaded.hooks.iter().any(|one| one == hook));
+    let hooks: Vec<_> = hooks.collect();
+    let Manifest { name, version, summary } = manifest;
+    Ok(About { name, version, summary, hooks, digest, size_bytes })
 }
 
-fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtime::Result<Code> {
-    let instance = linker.instantiate_pre(component)?;
-    let serves = |hook| hooks.contains(&hook);
-    Ok(Code {
-        lifecycle: lifecycle::GuestIndices::new(&instance)?,
-        admit: serves(AdmitRequest::HOOK).then(|| admit_hook::GuestIndices::new(&instance)).transpose()?,
-        select_vf: serves(SelectVfRequest::HOOK).then(|| select_vf_hook::GuestIndices::new(&instance)).transpose()?,
-        select_nvme: serves(SelectNvmeRequest::HOOK)
-            .then(|| select_nvme_hook::GuestIndices::new(&instance))
-            .transpose()?,
-        attach: serves(AttachRequest::HOOK).then(|| attach_hook::GuestIndices::new(&instance)).transpose()?,
-        detach: serves(DetachRequest::HOOK).then(|| detach_hook::GuestIndices::new(&instance)).transpose()?,
-        instance,
-    })
+/// Why the host does not take the code.
+pub(super) fn refused(refusal: Refusal, limits: &Limits) -> LoadError {
+    let line = |text: String| to_line(&text, MAX_MESSAGE_BYTES);
+    match refusal {
+        Refusal::Unusable(reason) => LoadError::TooDemanding { reason: line(reason) },
+        Refusal::UndeclaredImports(names) => LoadError::UndeclaredImports(
+            names.iter().take(SHOWN_IMPORTS).map(|name| to_line(name, SHOWN_IMPORT_BYTES)).collect(),
+        ),
+        Refusal::MissingExport(name) => LoadError::MissingExport(line(name)),
+        Refusal::WrongTypes(reason) => LoadError::WrongTypes { reason: line(reason) },
+        Refusal::TooMuchMemory(wanted_bytes) => {
+            LoadError::TooMuchMemory { wanted_bytes, limit_bytes: limits.memory_bytes }
+        }
+        Refusal::Failed(reason) => LoadError::Unavailable(line(reason)),
+    }
 }
 
 /// Whether `size_bytes` may be loaded.
@@ -238,47 +187,13 @@ pub(super) fn check_size(size_bytes: usize, limit_bytes: usize) -> Result<(), Lo
     if size_bytes > limit_bytes { Err(LoadError::TooLarge { size_bytes, limit_bytes }) } else { Ok(()) }
 }
 
-fn check_kind(bytes: &[u8]) -> Result<(), LoadError> {
+pub(super) fn check_kind(bytes: &[u8]) -> Result<(), LoadError> {
     match bytes.strip_prefix(MAGIC) {
         Some(rest) if rest.starts_with(CORE_MODULE) => Err(LoadError::CoreModule),
         Some(rest) if rest.get(2..4) == Some(COMPONENT_LAYER) => Ok(()),
         None if bytes.starts_with(ELF) => Err(LoadError::Precompiled),
         _ => Err(LoadError::NotWasm),
     }
-}
-
-/// The hooks that the component exports, if it imports nothing that is not granted.
-fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<Vec<&'static str>, LoadError> {
-    let ty = component.component_type();
-    let undeclared: Vec<String> = ty
-        .imports(sandbox.engine())
-        .map(|(name, _)| name)
-        .filter(|name| !GRANTED.iter().any(|granted| is_interface(name, granted)))
-        .take(SHOWN_IMPORTS)
-        .map(|name| to_line(name, SHOWN_IMPORT_BYTES))
-        .collect();
-    if !undeclared.is_empty() {
-        return Err(LoadError::UndeclaredImports(undeclared));
-    }
-    let exports = |wanted: &str| ty.exports(sandbox.engine()).any(|(name, _)| is_interface(name, wanted));
-    let version = format!("@{}.{}.x", VERSION.0, VERSION.1);
-    if !exports(LIFECYCLE) {
-        return Err(LoadError::MissingExport(format!("{LIFECYCLE}{version}")));
-    }
-    let hooks: Vec<_> = HOOKS.iter().filter(|(_, interface)| exports(interface)).map(|(hook, _)| *hook).collect();
-    if hooks.is_empty() {
-        let any = HOOKS.map(|(_, interface)| format!("{interface}{version}")).join(", ");
-        return Err(LoadError::MissingExport(format!("any hook ({any})")));
-    }
-    Ok(hooks)
-}
-
-/// Whether `name` is `interface` in a version that this host speaks.
-fn is_interface(name: &str, interface: &str) -> bool {
-    let Some((base, version)) = name.split_once('@') else { return false };
-    let mut numbers = version.split('.').map(str::parse);
-    let is_version = numbers.next() == Some(Ok(VERSION.0)) && numbers.next() == Some(Ok(VERSION.1));
-    base == interface && is_version
 }
 
 fn check_manifest(manifest: &Manifest) -> Result<(), String> {
@@ -295,21 +210,22 @@ fn check_manifest(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether the settings are within bounds and the plugin takes them.
-pub(super) fn check_settings(sandbox: &Sandbox, compiled: &Compiled, settings: &Settings) -> Result<(), LoadError> {
-    check_setting_bounds(settings)?;
-    let site = Site { sandbox, code: &compiled.code, settings, name: &compiled.about.name, fuel: Cell::default() };
-    let errors = site.validate_settings().map_err(|fault| LoadError::Faulted { call: "validate-settings", fault })?;
+/// What the plugin found wrong with its settings.
+pub(super) fn settings_taken(spoken: Spoken<Vec<(String, String)>>, name: &str) -> Result<(), LoadError> {
+    notes::write(name, spoken.notes, spoken.dropped);
+    let fault = |fault| LoadError::Faulted { call: "validate-settings", fault: notes::shown(fault) };
+    let errors = spoken.said.map_err(fault)?;
     if errors.is_empty() {
         return Ok(());
     }
     let shown = errors.into_iter().take(MAX_SETTINGS);
     Err(LoadError::BadSettings(
-        shown.map(|e| (to_line(&e.key, MAX_SETTING_KEY_BYTES), to_line(&e.message, MAX_MESSAGE_BYTES))).collect(),
+        shown.map(|(key, why)| (to_line(&key, MAX_SETTING_KEY_BYTES), to_line(&why, MAX_MESSAGE_BYTES))).collect(),
     ))
 }
 
-fn check_setting_bounds(settings: &BTreeMap<String, String>) -> Result<(), LoadError> {
+/// Whether the settings are within bounds.
+pub(super) fn check_setting_bounds(settings: &BTreeMap<String, String>) -> Result<(), LoadError> {
     if settings.len() > MAX_SETTINGS {
         let why = format!("{} settings, at most {MAX_SETTINGS} are allowed", settings.len());
         return Err(LoadError::BadSettings(vec![("settings".into(), why)]));
@@ -336,15 +252,6 @@ fn check_setting_bounds(settings: &BTreeMap<String, String>) -> Result<(), LoadE
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn takes_an_interface_in_compatible_versions_only() {
-        assert!(is_interface("ostler:policy/log@0.1.0", "ostler:policy/log"));
-        assert!(is_interface("ostler:policy/log@0.1.7", "ostler:policy/log"));
-        for name in ["ostler:policy/log", "ostler:policy/log@0.2.0", "ostler:policy/log@1.1.0", "x:y/log@0.1.0"] {
-            assert!(!is_interface(name, "ostler:policy/log"), "{name}");
-        }
-    }
 
     #[test]
     fn bounds_settings_before_the_plugin_sees_them() {

@@ -5,26 +5,35 @@
 //! fails closed: whatever goes wrong with a plugin, a queue or a thread comes out as a denial that names the cause.
 //!
 //! ```text
-//! load(bytes, settings) ─▶ blocking pool: check, compile, describe, validate ─▶ LoadedPlugin
-//! admit(chain, request) ─▶ bounded queue ─▶ executor thread: per plugin a fresh instance ─▶ combine ─▶ Decision
+//! load(bytes, settings) ─▶ blocking pool: check, compile in a process ─┐
+//! admit(chain, request) ─▶ fair queue ─▶ executor thread: per plugin ──┤ lanes: shared memory
+//!                     Decision ◀─ check, combine ◀─ answers ───────────┘
+//!                                                        ostler policy-host: a fresh instance per call
 //! ```
 //!
-//! The host runs inside the daemon's process for now; only the compiler is a process of its own. Only values cross its
-//! door (bytes and settings in, opinions and decisions out), so that it can move out too without changing a caller.
+//! Plugins run in a process of their own (`serve`), the *policy host*: no rights, no files, no devices, no keys. The
+//! daemon loads no machine code. It starts that process, replaces it when it ends or hangs (`keeper`), and believes nothing
+//! that it says: answers are checked as the plugins' own, breakers, queue and records are here.
 
 mod breaker;
 mod call;
 mod compiler;
+mod confine;
 mod engine;
 mod executor;
 mod hook;
 mod host;
+mod keeper;
 mod limits;
 mod load;
+mod notes;
 mod plugin;
+mod prepare;
 mod queue;
 mod record;
 mod replay;
+mod serve;
+mod session;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,29 +42,31 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use wasmtime::component::Linker;
 
 use crate::model::{
     AdmitRequest, AttachRequest, Decision, DetachRequest, NvmeDecision, Opinion, PluginDigest, PolicyFault,
     PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, VfDecision,
 };
+use crate::sys::artefact::Artefact;
+use crate::wire::policy::{Loaded, Refusal};
 
 use breaker::Breakers;
-use call::Compiled;
 use compiler::Compiler;
-use engine::Sandbox;
 use executor::{Job, Jobs};
 use hook::{Question, admit, attach, detach, select_nvme, select_vf};
-use host::Call;
+use keeper::Keeper;
+use plugin::{Compiled, Kept, Released};
 use queue::Full;
 
 pub use breaker::BreakerState;
 pub use compiler::{CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
+pub use keeper::HostProgram;
 pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
 pub use record::Unrecorded;
 pub use replay::{Change, Replayed, Replayer};
+pub use serve::{GROUP as HOST_GROUP, ROLE as HOST_ROLE, run as serve_host};
 
 /// What the host is started with.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +75,8 @@ pub struct PolicyConfig {
     pub limits: Limits,
     /// How components are compiled; `None`: in this process, and nothing is kept.
     pub compiler: Option<CompilerConfig>,
+    /// The process that runs plugins; `None`: threads of this one, for tests of this module and to measure by.
+    pub host: Option<HostProgram>,
 }
 
 /// Why the host could not start: the cause is the daemon's host, not a plugin.
@@ -78,6 +91,26 @@ pub enum PolicyStartError {
     /// No thread.
     #[error("cannot start a policy thread")]
     Thread(#[source] std::io::Error),
+    /// No process.
+    #[error("cannot start the process that runs plugins")]
+    Process(#[source] std::io::Error),
+    /// The process cannot confine itself.
+    #[error(
+        "the process that runs plugins cannot be confined: {reason}; run the daemon as root on a kernel with namespaces \
+         (or, to try things out, with --no-jail)"
+    )]
+    Confined {
+        /// Its words.
+        reason: String,
+    },
+    /// The process did not come to serve.
+    #[error("the process that runs plugins ended, or said nothing, at its start ({end:?})")]
+    Silent {
+        /// How it ended.
+        end: crate::sys::process::End,
+        /// What was heard of it.
+        source: std::io::Error,
+    },
 }
 
 /// Loads plugins and makes decisions. Cheap to clone; its threads end with the last clone.
@@ -85,12 +118,12 @@ pub enum PolicyStartError {
 pub struct PolicyHost(Arc<Inner>);
 
 struct Inner {
-    sandbox: Sandbox,
-    linker: Linker<Call>,
+    keeper: Arc<Keeper>,
     queue: Arc<Jobs>,
     breakers: Arc<Breakers>,
     compilers: Arc<Semaphore>,
-    compiler: Compiler,
+    compiler: Arc<Compiler>,
+    released: Arc<Released>,
     /// Rank: leaf. Guards the components in use, by content: the same one is compiled once.
     compiled: Mutex<HashMap<PluginDigest, Weak<Compiled>>>,
 }
@@ -99,18 +132,22 @@ struct Inner {
 const GRACE: Duration = Duration::from_secs(1);
 
 impl PolicyHost {
-    /// Starts the engine, its clock and the executor thread.
+    /// Starts the process that runs plugins, and the executor thread.
     pub fn start(config: PolicyConfig) -> Result<Self, PolicyStartError> {
-        let sandbox = Sandbox::start(config.limits)?;
-        let linker =
-            host::linker(sandbox.engine()).map_err(|e| PolicyStartError::Engine { reason: format!("{e:#}") })?;
+        let keeper = Keeper::start(config.host, config.limits)?;
         let queue = Arc::new(Jobs::new(config.limits.queue_depth, config.limits.queue_whole));
         let breakers = Arc::<Breakers>::default();
-        executor::start(sandbox.clone(), Arc::clone(&queue), Arc::clone(&breakers))
+        executor::start(Arc::clone(&keeper), Arc::clone(&queue), Arc::clone(&breakers))
             .map_err(PolicyStartError::Thread)?;
         let compilers = Arc::new(Semaphore::new(config.limits.compilers.max(1)));
-        let compiler = Compiler::new(config.compiler);
-        Ok(Self(Arc::new(Inner { sandbox, linker, queue, breakers, compilers, compiler, compiled: Mutex::default() })))
+        let compiler = Arc::new(Compiler::new(config.compiler));
+        let (released, compiled) = (Arc::default(), Mutex::default());
+        Ok(Self(Arc::new(Inner { keeper, queue, breakers, compilers, compiler, released, compiled })))
+    }
+
+    /// Id of the process that runs plugins now; `None` while there is none, or it is this one.
+    pub fn process_id(&self) -> Option<u32> {
+        self.0.keeper.now()?.process().map(|process| process.identity().pid)
     }
 
     /// Checks, compiles and describes a component, and lets it check its settings.
@@ -131,7 +168,7 @@ impl PolicyHost {
         bytes: Vec<u8>,
         settings: Option<BTreeMap<String, String>>,
     ) -> Result<LoadedPlugin, LoadError> {
-        let limits = *self.0.sandbox.limits();
+        let limits = *self.0.keeper.limits();
         load::check_size(bytes.len(), limits.component_bytes)?;
         let turn = timeout(limits.patience, Arc::clone(&self.0.compilers).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else {
@@ -145,7 +182,7 @@ impl PolicyHost {
             let checked = settings.is_some();
             let settings = Arc::new(settings.unwrap_or_default());
             if checked {
-                load::check_settings(&inner.sandbox, &compiled, &settings)?;
+                inner.check_settings(&compiled, &settings)?;
             }
             Ok(LoadedPlugin::ready(compiled, settings))
         });
@@ -232,7 +269,7 @@ impl PolicyHost {
         let Some(first) = chain.first() else { return Vec::new() };
         let (job, answer) = Job::new(Arc::clone(chain), Arc::clone(question), asked);
         let cause = match self.0.queue.push(question.tenant(), job) {
-            Ok(()) => match timeout(self.0.sandbox.limits().patience + GRACE, answer).await {
+            Ok(()) => match timeout(self.0.keeper.limits().patience + GRACE, answer).await {
                 Ok(Ok(opinions)) => return opinions,
                 Ok(Err(_)) => "the executor dropped the decision",
                 Err(_) => "the executor does not answer",
@@ -256,6 +293,7 @@ struct Asked<Q: Question> {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.close();
+        self.keeper.close();
     }
 }
 
@@ -263,16 +301,63 @@ impl Inner {
     /// The component, compiled now or before.
     fn compile(&self, bytes: &[u8]) -> Result<Arc<Compiled>, LoadError> {
         let digest = load::digest(bytes);
-        let known = self.compiled.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).and_then(Weak::upgrade);
-        if let Some(compiled) = known {
+        if let Some(compiled) = self.compiled().get(&digest).and_then(Weak::upgrade) {
             return Ok(compiled);
         }
-        let compiled = Arc::new(load::compile(&self.sandbox, &self.linker, &self.compiler, bytes)?);
-        let mut table = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        load::check_kind(bytes)?;
+        let released = self.released.take();
+        if !released.is_empty()
+            && let Some(session) = self.keeper.now()
+        {
+            session.forget(released);
+        }
+        let code = self.released.number();
+        let (loaded, artefact) = self.loaded(code, digest, bytes)?;
+        let about = load::about(loaded, digest, bytes.len() as u64).inspect_err(|_| self.released.release(code))?;
+        let compiled = Arc::new(Compiled::new(about, code, artefact, Arc::clone(&self.released)));
+        let mut table = self.compiled();
         table.retain(|_, compiled| compiled.strong_count() > 0);
         table.insert(digest, Arc::downgrade(&compiled));
         Ok(compiled)
     }
+
+    /// Has the policy host take the component's machine code, from the compiler's files or made now.
+    fn loaded(&self, code: u64, digest: PluginDigest, bytes: &[u8]) -> Result<(Loaded, Kept), LoadError> {
+        let limits = self.keeper.limits();
+        let compatibility = self.keeper.in_background(|session| Ok(session.compatibility)).map_err(unavailable)?;
+        let load = |artefact: &Artefact| {
+            self.keeper.in_background(|session| session.load(code, artefact)).map_err(unavailable)
+        };
+        if let Some(artefact) = self.compiler.kept(compatibility, digest) {
+            match load(&artefact)? {
+                Ok(loaded) => return Ok((loaded, Kept::File(Arc::clone(&self.compiler), compatibility))),
+                // Made anew.
+                Err(Refusal::Unusable(_)) => {}
+                Err(refusal) => return Err(load::refused(refusal, limits)),
+            }
+        }
+        let artefact = self.compiler.compile(limits, bytes)?;
+        let loaded = load(&artefact)?.map_err(|refusal| load::refused(refusal, limits))?;
+        let is_kept = self.compiler.keep_one(compatibility, digest, &artefact);
+        let kept = if is_kept { Kept::File(Arc::clone(&self.compiler), compatibility) } else { Kept::Memory(artefact) };
+        Ok((loaded, kept))
+    }
+
+    /// Whether the settings are within bounds and the plugin takes them.
+    fn check_settings(&self, compiled: &Compiled, settings: &plugin::Settings) -> Result<(), LoadError> {
+        load::check_setting_bounds(settings)?;
+        let checked = self.keeper.in_background(|session| session.validate(compiled, settings));
+        load::settings_taken(checked.map_err(unavailable)?, &compiled.about.name)
+    }
+
+    fn compiled(&self) -> std::sync::MutexGuard<'_, HashMap<PluginDigest, Weak<Compiled>>> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fault of the host while something is loaded: nothing that the plugin did.
+fn unavailable(fault: PolicyFault) -> LoadError {
+    LoadError::Unavailable(fault.to_string())
 }
 
 #[cfg(test)]

@@ -1,14 +1,78 @@
 //! A plugin that is loaded, or that should be and is not. Key types: [`LoadedPlugin`], [`Bound`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::{PluginDigest, PolicyScope};
+use crate::sys::artefact::Artefact;
 
-use super::call::Compiled;
+use super::compiler::Compiler;
 
 /// A plugin's settings: key to text, fixed while it is loaded.
 pub(super) type Settings = Arc<BTreeMap<String, String>>;
+
+/// A component that was compiled, with what it says about itself. The policy host has its code under a number.
+pub(super) struct Compiled {
+    pub about: About,
+    pub code: u64,
+    artefact: Kept,
+    released: Arc<Released>,
+}
+
+/// Where machine code is had again for another policy host.
+pub(super) enum Kept {
+    /// In the compiler's files, for engines of this number.
+    File(Arc<Compiler>, u64),
+    /// Here: nobody keeps it elsewhere.
+    Memory(Artefact),
+}
+
+/// Numbers of codes: those to come, and those that nobody asks for any more.
+#[derive(Debug, Default)]
+pub(super) struct Released {
+    next: AtomicU64,
+    /// Rank: leaf. Guards the list; held for a push or a swap.
+    codes: Mutex<Vec<u64>>,
+}
+
+impl Released {
+    /// A number for a code, never used before.
+    pub(super) fn number(&self) -> u64 {
+        // Relaxed: only that it differs counts.
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Nobody asks for this code any more.
+    pub(super) fn release(&self, code: u64) {
+        self.codes.lock().unwrap_or_else(PoisonError::into_inner).push(code);
+    }
+
+    /// Takes the list: the caller has the host forget them.
+    pub(super) fn take(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.codes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Compiled {
+    pub(super) fn new(about: About, code: u64, artefact: Kept, released: Arc<Released>) -> Self {
+        Self { about, code, artefact, released }
+    }
+
+    /// Has `send` pass the machine code on; `None`: it is gone.
+    pub(super) fn with_artefact<T>(&self, send: impl FnOnce(&Artefact) -> T) -> Option<T> {
+        match &self.artefact {
+            Kept::Memory(artefact) => Some(send(artefact)),
+            Kept::File(compiler, compatibility) => compiler.kept(*compatibility, self.about.digest).as_ref().map(send),
+        }
+    }
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        self.released.release(self.code);
+    }
+}
 
 /// A plugin with its settings, ready to be asked. Cheap to clone; the same component is compiled once.
 #[derive(Clone)]

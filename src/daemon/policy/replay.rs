@@ -1,10 +1,9 @@
 //! Asks a plugin again what was asked before, off the request path. Key type: [`Replayer`].
 //!
-//! The same sandbox and limits as for decisions, on the caller's thread: nothing waits for it. What a plugin answers
+//! The same sandbox and limits as for decisions, on a lane and a thread of its own: nothing waits for it. What a plugin answers
 //! depends on its content, its settings and the question, and on nothing else; so the same content must answer the same,
 //! and for the same fuel.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,8 +15,8 @@ use crate::model::{
 };
 
 use super::PolicyHost;
-use super::call::Site;
 use super::hook::{self, Question};
+use super::notes;
 use super::plugin::{LoadedPlugin, Settings};
 use super::record::value;
 
@@ -79,7 +78,7 @@ impl Replayer {
     }
 
     /// Asks again. `None` if the decision says nothing about it: the binding was not asked, this plugin lacks the hook, or
-    /// the clock or the host had the last word then. Takes as long as the plugin does, at most the limits' deadline.
+    /// the clock or the host had the last word, then or now. Takes as long as the plugin does, at most the limits' deadline.
     pub fn again(&mut self, entry: &DecisionEntry) -> Option<Replayed> {
         let is_it = |link: &ChainLink| link.plugin == self.name && link.scope == self.scope;
         let place = entry.chain.iter().position(is_it)?;
@@ -91,14 +90,42 @@ impl Replayer {
             self.recorded = Arc::new(link.settings.clone());
         }
         let settings = self.settings.as_ref().unwrap_or(&self.recorded);
-        let (compiled, _) = self.plugin.code().ok()?;
-        let sandbox = &self.host.0.sandbox;
-        let site = Site { sandbox, code: &compiled.code, settings, name: &self.name, fuel: Cell::default() };
-        let after = ask(&entry.hook, &entry.question, &site, &self.scope)?;
-        let fuel = site.fuel.get();
+        let (after, fuel) = self.ask(&entry.hook, &entry.question, settings)?;
+        if is_of_the_moment(&after) {
+            return None;
+        }
         let is_same_plugin = link.digest == self.digest() && **settings == link.settings;
         let change = compare(before, &after, fuel, is_same_plugin);
         Some(Replayed { before: before.clone(), after, fuel, change })
+    }
+
+    /// Asks at `hook`; `None` if this host does not know the hook, or not this form of its question.
+    fn ask(&self, hook: &str, question: &Value, settings: &Settings) -> Option<(Said, u64)> {
+        match hook {
+            AdmitRequest::HOOK => self.ask_typed::<AdmitRequest>(question, settings),
+            SelectVfRequest::HOOK => self.ask_typed::<SelectVfRequest>(question, settings),
+            SelectNvmeRequest::HOOK => self.ask_typed::<SelectNvmeRequest>(question, settings),
+            AttachRequest::HOOK => self.ask_typed::<AttachRequest>(question, settings),
+            DetachRequest::HOOK => self.ask_typed::<DetachRequest>(question, settings),
+            _ => None,
+        }
+    }
+
+    fn ask_typed<Q: Question>(&self, question: &Value, settings: &Settings) -> Option<(Said, u64)> {
+        let question = Q::deserialize(question).ok()?;
+        let (compiled, _) = self.plugin.code().ok()?;
+        let keeper = &self.host.0.keeper;
+        let asked = keeper.in_background(|session| session.rehearse(compiled, settings, &question));
+        Some(match asked {
+            Ok(spoken) => {
+                notes::write(&self.name, spoken.notes, spoken.dropped);
+                match hook::checked(&question, spoken.said, &self.scope) {
+                    Ok(verdict) => (Said::Verdict(value(&verdict)), spoken.fuel),
+                    Err(fault) => (Said::Fault(fault), spoken.fuel),
+                }
+            }
+            Err(fault) => (Said::Fault(fault), 0),
+        })
     }
 }
 
@@ -106,7 +133,12 @@ impl Replayer {
 fn is_of_the_moment(said: &Said) -> bool {
     matches!(
         said,
-        Said::Fault(PolicyFault::Deadline(_) | PolicyFault::Unavailable(_) | PolicyFault::BreakerOpen { .. })
+        Said::Fault(
+            PolicyFault::Deadline(_)
+                | PolicyFault::Unavailable(_)
+                | PolicyFault::BreakerOpen { .. }
+                | PolicyFault::HostLost
+        )
     )
 }
 
@@ -129,26 +161,6 @@ fn is_denial(said: &Said) -> bool {
         Said::Verdict(verdict) => verdict.get("deny").is_some(),
         Said::Fault(_) => true,
     }
-}
-
-/// Asks at `hook`; `None` if this host does not know the hook, or not this form of its question.
-fn ask(hook: &str, question: &Value, site: &Site<'_>, scope: &PolicyScope) -> Option<Said> {
-    match hook {
-        AdmitRequest::HOOK => ask_typed::<AdmitRequest>(question, site, scope),
-        SelectVfRequest::HOOK => ask_typed::<SelectVfRequest>(question, site, scope),
-        SelectNvmeRequest::HOOK => ask_typed::<SelectNvmeRequest>(question, site, scope),
-        AttachRequest::HOOK => ask_typed::<AttachRequest>(question, site, scope),
-        DetachRequest::HOOK => ask_typed::<DetachRequest>(question, site, scope),
-        _ => None,
-    }
-}
-
-fn ask_typed<Q: Question>(question: &Value, site: &Site<'_>, scope: &PolicyScope) -> Option<Said> {
-    let question = Q::deserialize(question).ok()?;
-    Some(match hook::ask(&question, site, scope) {
-        Ok(verdict) => Said::Verdict(value(&verdict)),
-        Err(fault) => Said::Fault(fault),
-    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The host with real components: the admission plugin and the hostile fixtures. Needs `cargo xtask plugins`.
+//! The host with real components: the admission plugin and the hostile fixtures. Needs `cargo xtask plugins`. With `OSTLER_BIN`
+//! (`cargo xtask test` sets it) plugins run in the process that they run in, confined as ever; else in threads.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,7 +25,9 @@ fn host() -> PolicyHost {
 }
 
 fn host_with(change: impl FnOnce(&mut Limits)) -> PolicyHost {
-    let mut config = PolicyConfig::default();
+    let program = std::env::var_os("OSTLER_BIN").map(PathBuf::from);
+    let host = program.map(|program| HostProgram { program, user: 65534, is_lenient: true, cgroup: None });
+    let mut config = PolicyConfig { host, ..PolicyConfig::default() };
     change(&mut config.limits);
     PolicyHost::start(config).unwrap()
 }
@@ -349,7 +352,7 @@ async fn decide_two_thousand_times() {
     for round in 0..2200 {
         // The first tenth warms the pool and the allocator.
         if round == 200 {
-            before = resident_bytes();
+            before = resident_bytes(&host);
             took.clear();
         }
         let decision = host.admit(chain([&good]), request()).await.dry_run();
@@ -361,7 +364,7 @@ async fn decide_two_thousand_times() {
             }
         }
     }
-    let grown = resident_bytes().saturating_sub(before);
+    let grown = resident_bytes(&host).saturating_sub(before);
     for (what, mut times) in [
         ("plugin, fresh instance", took.iter().map(|t| t.0).collect::<Vec<_>>()),
         ("decision, queue included", took.iter().map(|t| t.1).collect()),
@@ -373,8 +376,12 @@ async fn decide_two_thousand_times() {
     assert!(grown < 1 << 20, "grew by {grown} bytes");
 }
 
-/// Resident set of this process, from `/proc/self/statm` (second field, pages of 4 KiB).
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() << 12
+/// Resident sets of this process and of the one that runs plugins, from `/proc/<pid>/statm` (second field, pages of 4 KiB).
+fn resident_bytes(host: &PolicyHost) -> u64 {
+    let pids = std::iter::once(std::process::id()).chain(host.process_id());
+    let pages = |pid| {
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    pids.map(pages).sum::<u64>() << 12
 }

@@ -14,8 +14,8 @@ use super::plugins::Plugins;
 use super::request::Requests;
 use super::turns::Turns;
 use super::{JailConfig, Node, Places};
-use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, UserPool, UsersExhausted};
-use crate::daemon::policy::{CompilerConfig, PolicyConfig, PolicyHost, PolicyStartError};
+use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, USERS, UserPool, UsersExhausted};
+use crate::daemon::policy::{CompilerConfig, HOST_GROUP, HostProgram, PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::store::{Store, StoreError};
 use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
 use crate::daemon::tenants::{TenantsFileError, follow};
@@ -46,6 +46,19 @@ pub enum BootError {
     Policy(#[from] PolicyStartError),
 }
 
+/// The policy host, as the user behind those of VMs and in a cgroup beside theirs.
+fn start_policy(places: &Places, first_user: u32, jail: Option<&Jail>) -> Result<PolicyHost, BootError> {
+    let is_lenient = jail.is_none();
+    let cgroup = jail.map(|jail| jail.make_policy(&HOST_GROUP)).transpose().map_err(JailError::Cgroup)?.map(Arc::new);
+    let program = Path::new("/proc/self/exe");
+    let compiler = CompilerConfig::in_dir(&places.data, program, is_lenient).map_err(BootError::Compiler)?;
+    let user = first_user.saturating_add(USERS);
+    let host = HostProgram { program: program.to_owned(), user, is_lenient, cgroup };
+    // A unit test is not the program that has this role; `tests/policy_host.rs` runs the program.
+    let host = (!cfg!(test)).then_some(host);
+    Ok(PolicyHost::start(PolicyConfig { compiler: Some(compiler), host, ..PolicyConfig::default() })?)
+}
+
 impl Node {
     /// Opens what a daemon before this one left in `places`, or begins anew. When it returns, every VM has its
     /// task again: what runs is taken over, what ended meanwhile is about to be told.
@@ -63,9 +76,7 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
-        let compiler = CompilerConfig::in_dir(&places.data, Path::new("/proc/self/exe"), jail.is_none())
-            .map_err(BootError::Compiler)?;
-        let policy = PolicyHost::start(PolicyConfig { compiler: Some(compiler), ..PolicyConfig::default() })?;
+        let policy = start_policy(places, first_user, jail.as_ref())?;
         let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, &policy).await);
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
         devices.reconcile(&found.vms).await;

@@ -49,6 +49,7 @@ enum StoredVerdict {
     BadAnswer(String),
     BreakerOpen { retry_s: u64 },
     Unavailable(String),
+    HostLost,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,6 +107,7 @@ fn store_opinion(opinion: &Opinion) -> StoredOpinion {
             Err(PolicyFault::BadAnswer(cause)) => StoredVerdict::BadAnswer(cause),
             Err(PolicyFault::BreakerOpen { retry_s }) => StoredVerdict::BreakerOpen { retry_s },
             Err(PolicyFault::Unavailable(cause)) => StoredVerdict::Unavailable(cause),
+            Err(PolicyFault::HostLost) => StoredVerdict::HostLost,
         },
         fuel: opinion.fuel,
         took_ns: to_ns(opinion.took),
@@ -129,6 +131,7 @@ fn load_opinion(opinion: StoredOpinion) -> Result<Opinion, Unusable> {
             StoredVerdict::BadAnswer(cause) => Err(PolicyFault::BadAnswer(cause)),
             StoredVerdict::BreakerOpen { retry_s } => Err(PolicyFault::BreakerOpen { retry_s }),
             StoredVerdict::Unavailable(cause) => Err(PolicyFault::Unavailable(cause)),
+            StoredVerdict::HostLost => Err(PolicyFault::HostLost),
         },
         fuel: opinion.fuel,
         took: Duration::from_nanos(opinion.took_ns),

@@ -58,6 +58,11 @@ impl Jail {
         self.tree.make(&uid.to_string(), &limits(facts), cpus.map(ToString::to_string).as_deref())
     }
 
+    /// Makes the cgroup of the process that runs plugins, beside those of VMs, and gives its directory.
+    pub fn make_policy(&self, limits: &Limits) -> Result<std::os::fd::OwnedFd, CgroupError> {
+        self.tree.make_policy(limits)
+    }
+
     /// Removes the cgroup of a VM, with whatever still runs in it. Blocks.
     pub(super) fn remove(&self, uid: VmId) -> Result<(), CgroupError> {
         self.tree.remove(&uid.to_string())

@@ -19,6 +19,7 @@ use crate::model::{Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict
 
 use super::call::Site;
 use super::limits::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES};
+use super::notes;
 use super::plugin::Bound;
 use super::text::is_line;
 
@@ -30,7 +31,7 @@ const RESERVED_PREFIX: &str = "policy.";
 /// A request that a hook is asked about. It and its answers are recorded as serde writes them.
 pub(super) trait Question: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// What a plugin answers.
-    type Verdict: Serialize + Send + 'static;
+    type Verdict: Serialize + DeserializeOwned + Send + 'static;
     /// The hook's name, as [`LoadedPlugin::hooks`](super::LoadedPlugin::hooks) lists it.
     const HOOK: &'static str;
 
@@ -40,10 +41,11 @@ pub(super) trait Question: Serialize + DeserializeOwned + Send + Sync + 'static 
     /// What it is about, within the tenant, as a path: `vms/web`.
     fn subject(&self) -> String;
 
-    /// Asks one plugin that exports the hook. The answer is not checked yet.
+    /// Asks one plugin that exports the hook, in the policy host. The answer is not checked yet.
     fn ask(&self, site: &Site<'_>) -> Result<Self::Verdict, PolicyFault>;
 
-    /// What of the answer breaks the contract in `wit/`; `scope` is whose plugin gave it.
+    /// What of the answer breaks the contract in `wit/`; `scope` is whose plugin gave it. The daemon looks, whatever the
+    /// policy host may have seen.
     fn check(&self, verdict: &Self::Verdict, scope: &PolicyScope) -> Result<(), String>;
 
     /// Whether this answer decides whatever later plugins would say.
@@ -58,9 +60,13 @@ pub(super) fn asked<Q: Question>(chain: Arc<[Bound]>) -> Arc<[Bound]> {
     chain.iter().filter(|bound| bound.plugin.serves(Q::HOOK)).cloned().collect()
 }
 
-/// Asks one plugin and checks its answer.
-pub(super) fn ask<Q: Question>(question: &Q, site: &Site<'_>, scope: &PolicyScope) -> Result<Q::Verdict, PolicyFault> {
-    let verdict = question.ask(site)?;
+/// An answer that keeps to the contract, or what is wrong.
+pub(super) fn checked<Q: Question>(
+    question: &Q,
+    said: Result<Q::Verdict, PolicyFault>,
+    scope: &PolicyScope,
+) -> Result<Q::Verdict, PolicyFault> {
+    let verdict = said.map_err(notes::shown)?;
     question.check(&verdict, scope).map_err(PolicyFault::BadAnswer)?;
     Ok(verdict)
 }

@@ -1,0 +1,126 @@
+//! From machine code to code that can be asked, in the policy host. Key function: [`prepare`].
+//!
+//! In this order: the engine; imports; exports; memory; types; what it says about itself. The daemon has looked at the
+//! component's bytes before (`load`), and looks at what is said here once more.
+
+use wasmtime::component::{Component, Linker};
+
+use crate::model::{AdmitRequest, AttachRequest, DetachRequest, SelectNvmeRequest, SelectVfRequest};
+use crate::sys::artefact::Artefact;
+use crate::wire::policy::{Loaded, Manifest, Refusal, Settings};
+
+use super::call::{Code, Site};
+use super::engine::Sandbox;
+use super::hook::Question;
+use super::host::bindings::exports::ostler::policy::{
+    admit_hook, attach_hook, detach_hook, lifecycle, select_nvme_hook, select_vf_hook,
+};
+use super::host::{Call, GRANTED};
+use super::limits::MAX_MESSAGE_BYTES;
+use super::text::to_line;
+
+/// What every plugin exports.
+const LIFECYCLE: &str = "ostler:policy/lifecycle";
+/// Hooks and the interfaces that carry them: a plugin exports at least one.
+pub(super) const HOOKS: [(&str, &str); 5] = [
+    (AdmitRequest::HOOK, "ostler:policy/admit-hook"),
+    (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook"),
+    (SelectNvmeRequest::HOOK, "ostler:policy/select-nvme-hook"),
+    (AttachRequest::HOOK, "ostler:policy/attach-hook"),
+    (DetachRequest::HOOK, "ostler:policy/detach-hook"),
+];
+/// The package version that this host speaks; later patches of it too.
+const VERSION: (u64, u64) = (0, 1);
+/// WebAssembly page (core specification §4.2.8).
+const PAGE_BYTES: u64 = 64 << 10;
+/// Names of undeclared imports that an error shows, and their length in bytes.
+pub(super) const SHOWN_IMPORTS: usize = 8;
+pub(super) const SHOWN_IMPORT_BYTES: usize = 128;
+
+/// Links the code, and asks it for its name.
+pub(super) fn prepare(
+    sandbox: &Sandbox,
+    linker: &Linker<Call>,
+    artefact: &Artefact,
+) -> Result<(Code, Loaded), Refusal> {
+    let line = |error: wasmtime::Error| to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES);
+    let component = artefact.component(sandbox.engine()).map_err(|error| Refusal::Unusable(line(error)))?;
+    let hooks = check_interfaces(sandbox, &component)?;
+    let wanted_pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
+    let wanted_bytes = wanted_pages.saturating_mul(PAGE_BYTES);
+    if wanted_bytes > sandbox.limits().memory_bytes as u64 {
+        return Err(Refusal::TooMuchMemory(wanted_bytes));
+    }
+    let code = link(linker, &component, &hooks).map_err(|error| Refusal::WrongTypes(line(error)))?;
+    let none = std::sync::Arc::new(Settings::new());
+    let site = Site::new(sandbox, &code, &none);
+    let said = site.describe();
+    let said =
+        said.map(|manifest| Manifest { name: manifest.name, version: manifest.version, summary: manifest.summary });
+    let manifest = site.spoken(said);
+    Ok((code, Loaded { hooks: hooks.into_iter().map(str::to_owned).collect(), manifest }))
+}
+
+fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtime::Result<Code> {
+    let instance = linker.instantiate_pre(component)?;
+    let serves = |hook| hooks.contains(&hook);
+    Ok(Code {
+        lifecycle: lifecycle::GuestIndices::new(&instance)?,
+        admit: serves(AdmitRequest::HOOK).then(|| admit_hook::GuestIndices::new(&instance)).transpose()?,
+        select_vf: serves(SelectVfRequest::HOOK).then(|| select_vf_hook::GuestIndices::new(&instance)).transpose()?,
+        select_nvme: serves(SelectNvmeRequest::HOOK)
+            .then(|| select_nvme_hook::GuestIndices::new(&instance))
+            .transpose()?,
+        attach: serves(AttachRequest::HOOK).then(|| attach_hook::GuestIndices::new(&instance)).transpose()?,
+        detach: serves(DetachRequest::HOOK).then(|| detach_hook::GuestIndices::new(&instance)).transpose()?,
+        instance,
+    })
+}
+
+/// The hooks that the component exports, if it imports nothing that is not granted.
+fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<Vec<&'static str>, Refusal> {
+    let ty = component.component_type();
+    let undeclared: Vec<String> = ty
+        .imports(sandbox.engine())
+        .map(|(name, _)| name)
+        .filter(|name| !GRANTED.iter().any(|granted| is_interface(name, granted)))
+        .take(SHOWN_IMPORTS)
+        .map(|name| to_line(name, SHOWN_IMPORT_BYTES))
+        .collect();
+    if !undeclared.is_empty() {
+        return Err(Refusal::UndeclaredImports(undeclared));
+    }
+    let exports = |wanted: &str| ty.exports(sandbox.engine()).any(|(name, _)| is_interface(name, wanted));
+    let version = format!("@{}.{}.x", VERSION.0, VERSION.1);
+    if !exports(LIFECYCLE) {
+        return Err(Refusal::MissingExport(format!("{LIFECYCLE}{version}")));
+    }
+    let hooks: Vec<_> = HOOKS.iter().filter(|(_, interface)| exports(interface)).map(|(hook, _)| *hook).collect();
+    if hooks.is_empty() {
+        let any = HOOKS.map(|(_, interface)| format!("{interface}{version}")).join(", ");
+        return Err(Refusal::MissingExport(format!("any hook ({any})")));
+    }
+    Ok(hooks)
+}
+
+/// Whether `name` is `interface` in a version that this host speaks.
+fn is_interface(name: &str, interface: &str) -> bool {
+    let Some((base, version)) = name.split_once('@') else { return false };
+    let mut numbers = version.split('.').map(str::parse);
+    let is_version = numbers.next() == Some(Ok(VERSION.0)) && numbers.next() == Some(Ok(VERSION.1));
+    base == interface && is_version
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_an_interface_in_compatible_versions_only() {
+        assert!(is_interface("ostler:policy/log@0.1.0", "ostler:policy/log"));
+        assert!(is_interface("ostler:policy/log@0.1.7", "ostler:policy/log"));
+        for name in ["ostler:policy/log", "ostler:policy/log@0.2.0", "ostler:policy/log@1.1.0", "x:y/log@0.1.0"] {
+            assert!(!is_interface(name, "ostler:policy/log"), "{name}");
+        }
+    }
+}

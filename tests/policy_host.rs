@@ -1,0 +1,262 @@
+//! The process that runs plugins: what it has, and what becomes of decisions when it is lost. Needs no guest.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ostler::daemon::policy::{Bound, HostProgram, PolicyConfig, PolicyHost};
+use ostler::model::{AdmitRequest, LimitUse, Outcome, PolicyScope};
+use ostler::sys::confinement::{self, Confinement};
+use rustix::process::{Pid, Signal, kill_process};
+use support::assets::{binary, plugin, skip};
+use support::wait::{SOON, until};
+use support::{Caller, Host, facts, small};
+use tonic::{Code, Status};
+
+/// The host's user: the one behind those of VMs.
+const USER: u32 = 0x4f00_0000 + 0x1_0000;
+
+fn present(host: &Host) -> u32 {
+    until("a policy host", SOON, || host.policy_host_pid())
+}
+
+fn another(host: &Host, than: u32) -> u32 {
+    until("another policy host", SOON, || host.policy_host_pid().filter(|pid| *pid != than))
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
+}
+
+/// Whether the process has ended, or all its threads are stopped (proc_pid_stat(5), field 3).
+fn is_still(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    stats.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z', 'X'])))
+}
+
+fn code(refused: &Status) -> String {
+    let facts = facts(refused);
+    assert_eq!((facts.code, facts.reason.as_str()), (Code::PermissionDenied, "POLICY_DENIED"), "{facts:?}");
+    facts.metadata.get("code").cloned().unwrap_or_default()
+}
+
+/// Registers until it is allowed: meanwhile only the lost host is a reason.
+fn admitted(caller: &Caller, vm: &str) {
+    until("an admission", SOON, || match caller.register(vm, small()) {
+        Ok(_) => Some(()),
+        Err(refused) => {
+            assert_eq!(code(&refused), "policy.host-lost");
+            None
+        }
+    });
+}
+
+fn has_nothing(found: &Confinement) {
+    let own: Vec<_> = found.namespaces.iter().filter(|namespace| namespace.is_own).map(|space| space.kind).collect();
+    for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        assert!(own.contains(&kind), "{own:?}");
+    }
+    assert_eq!(found.own_pid, 1);
+    assert_eq!((&found.uids, &found.gids, found.groups.len()), (&vec![USER; 4], &vec![USER; 4], 0));
+    assert_eq!(found.capabilities, [0; 5]);
+    assert!(!found.is_dumpable, "another process of its user could read its memory");
+    assert!(found.root.is_empty(), "{:?}", found.root);
+    let [root] = found.mounts.as_slice() else { panic!("more than a root: {:?}", found.mounts) };
+    assert_eq!((root.path.as_str(), root.kind.as_str()), ("/", "tmpfs"));
+}
+
+/// Ends the work of other threads, even where the test fails.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn plugins_run_in_a_process_that_has_nothing() {
+    let host = Host::start();
+    host.tenant("acme").register("web", small()).unwrap();
+    let found = confinement::read(present(&host)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        has_nothing(&found);
+    } else {
+        skip("plugins_run_in_a_process_that_has_nothing", "root, for namespaces and a user of its own");
+    }
+    assert!(found.gains_no_privileges);
+    assert_eq!(found.environment_bytes, 0);
+    let names: Vec<_> = found.threads.iter().map(|thread| thread.name.as_str()).collect();
+    for name in ["policy", "policy-load", "policy-clock"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    assert!(found.threads.iter().all(|thread| thread.seccomp_mode == 2), "{:?}", found.threads);
+    for name in ["Max core file size", "Max file size", "Max locked memory", "Max processes"] {
+        let limit = found.limits.iter().find(|limit| limit.name == name).unwrap();
+        assert_eq!((limit.soft.as_str(), limit.hard.as_str()), ("0", "0"), "{name}");
+    }
+    // Sockets to the daemon, lanes are mapped and closed, the page map is its own: no device, no file, no key.
+    for descriptor in &found.descriptors {
+        let target = descriptor.target.as_str();
+        let is_expected = target == "/dev/null"
+            || target.starts_with("socket:")
+            || target.starts_with("/memfd:lane")
+            || target.ends_with("/pagemap");
+        assert!(is_expected, "{descriptor:?}");
+    }
+    assert!(found.descriptors.iter().filter(|descriptor| descriptor.target.starts_with("socket:")).count() <= 3);
+}
+
+#[test]
+fn the_daemon_has_no_machine_code_but_its_own() {
+    let mut host = Host::start();
+    host.tenant("acme").register("web", small()).unwrap();
+    let daemon = host.daemon_pid().unwrap();
+    let executable = |pid: u32| {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let lines = maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.contains('x')));
+        // Without a file, and not the kernel's.
+        let anonymous = |line: &&str| line.split_whitespace().nth(5).is_none();
+        lines.filter(anonymous).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(executable(daemon), Vec::<String>::new());
+    assert!(!executable(present(&host)).is_empty(), "the test looks for the wrong thing");
+}
+
+#[test]
+fn a_killed_host_is_replaced_and_decisions_meanwhile_are_denied() {
+    let host = Host::start();
+    let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
+    let is_over = AtomicBool::new(false);
+    let lost = std::thread::scope(|scope| {
+        let load = |caller: Caller| {
+            let is_over = &is_over;
+            move || {
+                let (mut lost, mut allowed) = (0, 0);
+                while !is_over.load(Ordering::Relaxed) {
+                    match caller.register("web", small()) {
+                        Ok(_) => {
+                            allowed += 1;
+                            // Releases ask nobody: they never fail for want of a host.
+                            caller.destroy("web", false).unwrap();
+                        }
+                        Err(refused) => {
+                            assert_eq!(code(&refused), "policy.host-lost");
+                            lost += 1;
+                        }
+                    }
+                }
+                (lost, allowed)
+            }
+        };
+        let over = OnDrop(&is_over);
+        let workers = [scope.spawn(load(acme)), scope.spawn(load(globex))];
+        let mut pid = present(&host);
+        for _ in 0..3 {
+            signal(pid, Signal::KILL);
+            pid = another(&host, pid);
+            admitted(&host.tenant("acme"), "sign-of-life");
+            host.tenant("acme").destroy("sign-of-life", false).unwrap();
+        }
+        drop(over);
+        let counts = workers.map(|worker| worker.join().unwrap());
+        assert!(counts.iter().all(|(_, allowed)| *allowed > 0), "{counts:?}");
+        counts.iter().map(|(lost, _)| lost).sum::<u32>()
+    });
+    println!("{lost} decisions were denied meanwhile\n{}", host.daemon_log());
+    assert!(lost > 0);
+    admitted(&host.tenant("globex"), "after");
+    // What was denied is on record like any denial.
+    let records = host.tenant("acme").decisions(ostler::api::v1::ListDecisionsRequest::default()).unwrap();
+    assert!(records.iter().all(|record| record.code.is_empty() || record.code == "policy.host-lost"));
+}
+
+#[test]
+fn a_host_that_hangs_is_replaced_and_what_it_was_asked_is_denied() {
+    let host = Host::start();
+    let acme = host.tenant("acme");
+    acme.register("old", small()).unwrap();
+    let pid = present(&host);
+    signal(pid, Signal::STOP);
+    // A release asks nobody, whatever the host does.
+    acme.destroy("old", false).unwrap();
+    assert_eq!(code(&acme.register("web", small()).unwrap_err()), "policy.host-lost");
+    let next = another(&host, pid);
+    admitted(&acme, "web");
+    assert_eq!(present(&host), next, "one was enough");
+    assert!(!fs::exists(format!("/proc/{pid}")).unwrap(), "the one that hung is gone");
+    println!("{}", host.daemon_log());
+}
+
+/// What `docs/policy.md` promises, on a machine that is not busy.
+const REPLACED_WITHIN: Duration = Duration::from_millis(200);
+/// Of so many attempts one must keep it: this machine may be busy.
+const ATTEMPTS: usize = 20;
+
+/// How long after `signal` a decision is made again; until then all are denied for that reason.
+fn replaced(signal: Signal) -> Duration {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let process = HostProgram { program: binary(), user: USER, is_lenient: true, cgroup: None };
+    let host = PolicyHost::start(PolicyConfig { host: Some(process), ..PolicyConfig::default() }).unwrap();
+    let plugin = runtime.block_on(host.load(plugin("admission"), BTreeMap::new())).unwrap();
+    let chain: Arc<[_]> = [Bound { name: "admission".to_owned(), scope: PolicyScope::Operator, plugin }].into();
+    let decide = || {
+        let request = AdmitRequest {
+            tenant: "acme".parse().unwrap(),
+            vm: "web".parse().unwrap(),
+            vcpus: 1,
+            memory_mib: 128,
+            disks: 0,
+            nics: 0,
+            in_use: LimitUse::default(),
+        };
+        runtime.block_on(host.admit(Arc::clone(&chain), request)).dry_run().outcome
+    };
+    assert_eq!(decide(), Outcome::Allow(Vec::new()));
+    let pid = host.process_id().unwrap();
+    let lost = Instant::now();
+    self::signal(pid, signal);
+    until("its last instruction", SOON, || is_still(pid).then_some(()));
+    // Without a pause: one loss is one failure, so that no breaker opens, however many ask meanwhile.
+    while let Outcome::Deny { code, .. } = decide() {
+        assert_eq!(code, "policy.host-lost");
+        assert!(lost.elapsed() < SOON, "no decision is made any more");
+    }
+    let took = lost.elapsed();
+    assert_ne!(host.process_id().unwrap(), pid);
+    took
+}
+
+#[test]
+fn a_host_that_ends_or_hangs_is_replaced_as_soon_as_promised() {
+    for signal in [Signal::KILL, Signal::STOP] {
+        let mut attempts = (0..ATTEMPTS).map(|_| replaced(signal));
+        let is_kept = |took: Duration| {
+            println!("{signal:?}: decisions again after {took:?}");
+            took < REPLACED_WITHIN
+        };
+        assert!(attempts.any(is_kept), "{signal:?}");
+    }
+}
+
+#[test]
+fn loads_and_replays_survive_the_loss_of_a_host_and_it_ends_with_the_daemon() {
+    let mut host = Host::start();
+    let (operator, acme) = (host.operator(), host.tenant("acme"));
+    acme.register("web", small()).unwrap();
+    signal(present(&host), Signal::KILL);
+    operator.load("operator/plugins/second", &plugin("admission"), &[("max-vcpus", "1")]).unwrap();
+    admitted(&acme, "next");
+    let big = ostler::api::v1::VirtualMachineSpec { vcpus: 2, ..small() };
+    assert_eq!(code(&acme.register("big", big).unwrap_err()), "limit.vcpus");
+    let pid = present(&host);
+    host.kill_daemon();
+    until("the end of the policy host", SOON, || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
+}
