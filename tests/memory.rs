@@ -58,6 +58,21 @@ fn huge_pages_are_reserved_seen_and_given_back_and_a_lack_of_them_is_told() {
 }
 
 #[test]
+fn without_reserved_ones_memory_comes_in_transparent_huge_pages() {
+    let host = Host::with_guests();
+    let operator = host.operator();
+    operator.register("tenants/acme/vms/web", linux()).unwrap();
+    let running = operator.start("tenants/acme/vms/web").unwrap();
+    host.console(&operator, "tenants/acme/vms/web").expect_ready();
+    let mapping = guest_memory(running.vmm_pid);
+    let kib = |name: &str| -> u64 {
+        let value = mapping.iter().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    };
+    assert!(kib("ShmemPmdMapped:") * 10 > kib("Rss:") * 9, "{mapping:#?}");
+}
+
+#[test]
 fn what_others_would_lack_is_an_operator_s_to_give() {
     let host = Host::with_guests();
     let acme = host.tenant("acme");

@@ -10,6 +10,7 @@ pub mod confinement;
 pub mod counter_page;
 pub mod disk_ring;
 pub mod guest_buffers;
+pub mod guest_ram;
 pub mod hugepages;
 pub mod inherit;
 pub mod kernel_log;

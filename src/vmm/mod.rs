@@ -170,6 +170,7 @@ fn assemble(
         hypervisor: &hypervisor,
         vcpus: launch.vcpus,
         cpus: &launch.cpus,
+        ram: inheritance.ram,
         memory_bytes: launch.memory_bytes,
         memory: launch.memory,
         kernel: &mut inheritance.kernel,

@@ -36,6 +36,8 @@ pub enum Role {
     Config,
     /// `/dev/kvm`.
     Kvm,
+    /// The guest's memory.
+    Ram,
     /// Kernel image.
     Kernel,
     /// Initial RAM disk.
@@ -346,6 +348,7 @@ fn encode_role(role: &Role) -> proto::Descriptor {
         Role::ConsoleListener => (Wire::ConsoleListener, ""),
         Role::ConsoleRing => (Wire::ConsoleRing, ""),
         Role::ExitRecord => (Wire::ExitRecord, ""),
+        Role::Ram => (Wire::Ram, ""),
         Role::Counters => (Wire::Counters, ""),
     };
     proto::Descriptor { role: wire.into(), device_id: device_id.to_owned() }
@@ -363,6 +366,7 @@ fn decode_role(descriptor: proto::Descriptor) -> Result<Role, WireError> {
         Wire::ConsoleListener => Role::ConsoleListener,
         Wire::ConsoleRing => Role::ConsoleRing,
         Wire::ExitRecord => Role::ExitRecord,
+        Wire::Ram => Role::Ram,
         Wire::Counters => Role::Counters,
     })
 }
@@ -384,6 +388,7 @@ mod tests {
             Role::ConsoleListener,
             Role::ConsoleRing,
             Role::ExitRecord,
+            Role::Ram,
             Role::Counters,
         ];
         let limits = RateLimits { bandwidth: Rate::new("f", 10 << 20, 0).ok(), operations: None };

@@ -28,6 +28,7 @@ use crate::daemon::trace::CallId;
 use crate::model::{InstanceId, JailFacts, Launch, NicSpec, PageSize, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
+use crate::sys::guest_ram;
 use crate::sys::packet::Listener;
 use crate::sys::process::Process;
 use crate::sys::spawn::Isolation;
@@ -130,6 +131,7 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     let mut passed = vec![(Role::Config, config)];
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(LaunchError::Kvm)?;
     passed.push((Role::Kvm, kvm.into()));
+    passed.push((Role::Ram, make_ram(&launch)?));
     passed.push((Role::Kernel, shared.files.kernel(&vm.spec)?.into()));
     if let Some(initrd) = shared.files.initrd(&vm.spec)? {
         passed.push((Role::Initrd, initrd.into()));
@@ -172,6 +174,13 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     let process = start(shared, &launch, &facts, control.as_fd(), log)?;
     let (roles, descriptors) = passed.into_iter().unzip();
     Ok(Spawned { process, vfs: vm.vfs.clone(), nvmes: vm.nvmes.clone(), roles, descriptors })
+}
+
+/// The guest's memory. Its pages are charged to who touches them first: the vmm, by its cgroup.
+fn make_ram(launch: &Launch) -> Result<OwnedFd, LaunchError> {
+    let (len, pages) = (launch.memory_bytes, launch.memory.pages);
+    let made = if pages.is_huge() { guest_ram::create_huge(len, pages.bytes() >> 10) } else { guest_ram::create(len) };
+    made.map_err(host("memory"))
 }
 
 /// Says what is lacking before a process is made; the kernel's own word for it is ENOMEM.

@@ -1,36 +1,25 @@
-//! Guest memory: one memfd, mapped once, given to KVM as slots. Key function: [`allocate`].
+//! Guest memory: one file, mapped once, given to KVM as slots. Key function: [`map`].
 //!
-//! The vmm makes it itself, before it is confined: nobody else has a descriptor of it, and its length is sealed. No
-//! transparent huge pages are asked for: for a memfd the kernel ignores the advice unless the host's operator has changed
-//! `transparent_hugepage/shmem_enabled`, and then it needs none.
+//! The daemon made the file (`sys/guest_ram`) and keeps no descriptor of it.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::layout;
-use crate::model::{MemorySpec, PageSize};
+use crate::model::MemorySpec;
 
-/// Maps `memory_bytes` of guest memory from a fresh memfd, all of one kind of page. Ordinary pages are allocated when
-/// they are first touched, or at once if they are to be prefaulted; huge ones are reserved at once either way, so that
-/// none can be missing later.
-pub fn allocate(memory_bytes: u64, spec: &MemorySpec) -> io::Result<GuestMemoryMmap> {
-    let pages = match spec.pages {
-        PageSize::Small => MemfdFlags::empty(),
-        PageSize::Huge2M => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
-        PageSize::Huge1G => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
-    };
-    let memfd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | pages)?;
-    rustix::fs::ftruncate(&memfd, memory_bytes)?;
-    rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+/// Maps `memory_bytes` of guest memory, of which `file` has to have as many. Ordinary pages are allocated when they are
+/// first touched, or at once if they are to be prefaulted; huge ones are reserved at once either way, so that none can be
+/// missing later.
+pub fn map(file: File, memory_bytes: u64, spec: &MemorySpec) -> io::Result<GuestMemoryMmap> {
     // Ordinary pages are not reserved: what the guest never touches costs nothing.
     let reserve = if spec.pages.is_huge() { 0 } else { libc::MAP_NORESERVE };
     let populate = if spec.is_prefaulted { libc::MAP_POPULATE } else { 0 };
-    let file = Arc::new(File::from(memfd));
+    let file = Arc::new(file);
     let mut offset = 0;
     let regions = layout::ram_ranges(memory_bytes)
         .into_iter()
@@ -53,30 +42,34 @@ pub fn allocate(memory_bytes: u64, spec: &MemorySpec) -> io::Result<GuestMemoryM
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use crate::sys::guest_ram;
+    use std::os::unix::fs::MetadataExt;
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    fn ram(memory_bytes: u64) -> File {
+        guest_ram::create(memory_bytes).unwrap().into()
+    }
 
     #[test]
-    fn spans_the_hole_with_one_memfd() {
-        let memory = allocate(5 << 30, &MemorySpec::default()).unwrap();
+    fn spans_the_hole_with_one_file() {
+        let memory = map(ram(5 << 30), 5 << 30, &MemorySpec::default()).unwrap();
         assert_eq!(memory.num_regions(), 2);
         memory.write_obj(7u64, GuestAddress(layout::HIGH_RAM)).unwrap();
         assert!(memory.write_obj(7u64, GuestAddress(layout::MMIO_HOLE)).is_err());
     }
 
     #[test]
-    fn nobody_can_shorten_it() {
-        let memory = allocate(64 << 20, &MemorySpec::default()).unwrap();
-        let region = memory.iter().next().unwrap();
-        let file = region.file_offset().unwrap().file();
-        assert!(file.set_len(4096).is_err() && file.set_len(1 << 30).is_err());
+    fn refuses_a_file_that_ends_before_the_memory_does() {
+        assert!(map(ram(64 << 20), 128 << 20, &MemorySpec::default()).is_err());
     }
 
     #[test]
     fn prefaulted_memory_is_there_before_it_is_touched() {
         let blocks = |is_prefaulted| {
-            let memory = allocate(16 << 20, &MemorySpec { is_prefaulted, ..MemorySpec::default() }).unwrap();
-            let region = memory.iter().next().unwrap();
-            std::os::unix::fs::MetadataExt::blocks(&region.file_offset().unwrap().file().metadata().unwrap()) * 512
+            let file = ram(16 << 20);
+            let spec = MemorySpec { is_prefaulted, ..MemorySpec::default() };
+            let _memory = map(file.try_clone().unwrap(), 16 << 20, &spec).unwrap();
+            file.metadata().unwrap().blocks() * 512
         };
         assert_eq!((blocks(false), blocks(true)), (0, 16 << 20));
     }

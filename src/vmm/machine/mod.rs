@@ -123,9 +123,11 @@ pub struct Plan<'a> {
     pub vcpus: u32,
     /// How they look to the guest, and where they run.
     pub cpus: &'a CpuSpec,
-    /// Guest memory in bytes.
+    /// Guest memory.
+    pub ram: File,
+    /// Its length in bytes.
     pub memory_bytes: u64,
-    /// Where it comes from.
+    /// What kind of pages it has, and where they come from.
     pub memory: MemorySpec,
     /// Kernel image.
     pub kernel: &'a mut File,
@@ -181,7 +183,7 @@ impl Machine {
             numa::bind(node).map_err(|source| MachineError::Node { node, source })?;
         }
         let pages = plan.memory.pages;
-        let memory = memory::allocate(plan.memory_bytes, &plan.memory).map_err(|source| MachineError::Memory {
+        let memory = memory::map(plan.ram, plan.memory_bytes, &plan.memory).map_err(|source| MachineError::Memory {
             mib: plan.memory_bytes >> 20,
             pages,
             source,
