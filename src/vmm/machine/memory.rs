@@ -16,6 +16,11 @@ use crate::model::MemorySpec;
 /// first touched, or at once if they are to be prefaulted; huge ones are reserved at once either way, so that none can be
 /// missing later.
 pub fn map(file: File, memory_bytes: u64, spec: &MemorySpec) -> io::Result<GuestMemoryMmap> {
+    let len = file.metadata()?.len();
+    if len != memory_bytes {
+        // Pages behind its end would end the process when they are touched.
+        return Err(io::Error::other(format!("the file has {len} bytes, not {memory_bytes}")));
+    }
     // Ordinary pages are not reserved: what the guest never touches costs nothing.
     let reserve = if spec.pages.is_huge() { 0 } else { libc::MAP_NORESERVE };
     let populate = if spec.is_prefaulted { libc::MAP_POPULATE } else { 0 };
