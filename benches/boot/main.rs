@@ -24,7 +24,8 @@ const VCPUS: u32 = 1;
 const MEMORY_MIB: u64 = 256;
 /// Rounds that count; one more goes first to warm the page cache.
 const ROUNDS: usize = 3;
-/// The guest's words on its command line: say when userspace is there, then power off.
+/// The guest's words on its command line, behind those that a hypervisor adds itself: say when userspace is there, then
+/// power off.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 ostler.exec=poweroff";
 /// What the initrd prints first.
 const USERSPACE: &str = "ostler-guest: kernel";

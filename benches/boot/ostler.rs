@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use ostler::model::{DeviceKind, DeviceLaunch, PciSlot};
+use ostler::model::{DeviceKind, DeviceLaunch, FIRST_WORDS, PciSlot};
 
 use super::vmm::{DirectVmm, Plan};
 use super::{CMDLINE, Contender, Images, MEMORY_MIB, Sample, USERSPACE, VCPUS, memory};
@@ -49,7 +49,7 @@ fn boot(binary: &std::path::Path, images: &Images, dir: &std::path::Path) -> std
         initrd: &images.initrd,
         vcpus: VCPUS,
         memory_mib: MEMORY_MIB,
-        cmdline: CMDLINE,
+        cmdline: &format!("{FIRST_WORDS} {CMDLINE}"),
         devices: vec![(rng, vec![])],
         patience: None,
     };

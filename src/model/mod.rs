@@ -32,7 +32,9 @@ pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,
     Denial, Enforcement, EnforcementEntry, Explanation, FaultKind, JournalEntry, JournalRecord, Row, Said,
 };
-pub use launch::{DeviceChange, DeviceKind, DeviceLaunch, Launch, MacAddr, MacError, PciSlot, SPARE_DEVICES};
+pub use launch::{
+    DeviceChange, DeviceKind, DeviceLaunch, FIRST_WORDS, Launch, MacAddr, MacError, PciSlot, SPARE_DEVICES,
+};
 pub use lifecycle::{Effect, Event, FailureCause, Refused, VmState, step};
 pub use limits::{Rate, RateLimits};
 pub use nvme::{

@@ -1,7 +1,9 @@
 //! From a VM's record to what its vmm is told; pure. Key function: [`plan`].
 
 use crate::daemon::record::{NicLease, RNG, Subnet, VmRecord};
-use crate::model::{DeviceId, DeviceKind, DeviceLaunch, InstanceId, Launch, NicSpec, PciSlot, TapSpec, VmSpec};
+use crate::model::{
+    DeviceId, DeviceKind, DeviceLaunch, FIRST_WORDS, InstanceId, Launch, NicSpec, PciSlot, TapSpec, VmSpec,
+};
 use crate::sys::tap;
 
 /// A VM cannot be laid out: a record that no longer fits this daemon's limits.
@@ -70,7 +72,7 @@ fn nic_kind(vm: &VmRecord, nic: &NicSpec) -> Result<DeviceKind, PlanError> {
 /// The daemon's words, then the user's, so that the user's win where the kernel takes the last.
 fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
     let own = &spec.boot().cmdline;
-    let mut words = vec!["console=ttyS0".to_owned()];
+    let mut words = vec![FIRST_WORDS.to_owned()];
     if let Some(nic) = first_nic
         && !own.split(' ').any(|word| word.starts_with("ip="))
     {
@@ -112,15 +114,18 @@ mod tests {
     fn tells_the_kernel_its_address_unless_the_user_did() {
         let mut vm = samples::running("acme", "web");
         let cmdline = |vm: &VmRecord| plan(vm, InstanceId::new()).unwrap().cmdline;
-        assert_eq!(cmdline(&vm), "console=ttyS0 ip=172.30.0.6::172.30.0.5:255.255.255.252::eth0:off quiet");
+        assert_eq!(
+            cmdline(&vm),
+            "console=ttyS0 cryptomgr.notests ip=172.30.0.6::172.30.0.5:255.255.255.252::eth0:off quiet"
+        );
         let boot = BootSpec { cmdline: "ip=dhcp quiet".into(), ..vm.spec.boot().clone() };
         vm.spec = VmSpec::new(1, 128, boot, vec![], vm.spec.nics().to_vec()).unwrap();
         vm.devices = attachments_of(&vm.spec);
-        assert_eq!(cmdline(&vm), "console=ttyS0 ip=dhcp quiet");
+        assert_eq!(cmdline(&vm), "console=ttyS0 cryptomgr.notests ip=dhcp quiet");
         let boot = BootSpec { cmdline: String::new(), ..vm.spec.boot().clone() };
         vm.spec = VmSpec::new(1, 128, boot, vec![], vec![]).unwrap();
         vm.nics.clear();
-        assert_eq!(cmdline(&vm), "console=ttyS0");
+        assert_eq!(cmdline(&vm), FIRST_WORDS);
     }
 
     #[test]
