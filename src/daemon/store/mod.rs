@@ -13,6 +13,9 @@
 //! wrong, and a field can be added without rewriting the rest.
 
 mod decision;
+mod disk;
+#[cfg(test)]
+mod faults;
 mod format;
 mod history;
 mod journal;
@@ -30,6 +33,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+use disk::{InFile, Place};
 pub use history::{Compacted, ResumePoint};
 use journal::Append;
 pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
@@ -158,7 +162,7 @@ pub struct Snapshot {
 }
 
 /// What was found in the file.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Every VM.
     pub vms: Vec<VmRecord>,
@@ -205,18 +209,22 @@ impl Store {
 
     /// The same, keeping decision records as `retention` says.
     pub fn open_keeping(path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
-        let (database, found, history) = thread::open(path)?;
+        Self::open_in(InFile::new(path), path, retention)
+    }
+
+    /// The same in any `place`, which `path` names in errors.
+    fn open_in(place: impl Place, path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
+        let (mut disk, found, history) = thread::open(place, path)?;
         let revision = history.end().revision;
-        let database = Arc::new(database);
-        let journal = thread::open_journal(&database, retention)?;
+        let journal = thread::open_journal(&mut disk, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
         let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
         let snapshot = Snapshot { revision, vms, leases, nvme_leases };
         let changes = broadcast::Sender::new(CHANGES_LEN);
-        let shared = Arc::new(Shared::new(snapshot, history, changes, Arc::downgrade(&database)));
+        let shared = Arc::new(Shared::new(snapshot, history, changes, disk.readers()));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
-        thread::spawn(database, journal, queue, Arc::clone(&shared))
+        thread::spawn(disk, journal, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
         Ok((Self { writes, shared }, found))
     }
