@@ -12,8 +12,8 @@ use redb::{Database, StorageBackend};
 
 use super::disk::{Place, builder};
 use super::{Found, Retention, Store, StoreError};
-use crate::daemon::record::{VmRecord, samples};
-use crate::model::VmState;
+use crate::daemon::record::{NvmeProvision, VmRecord, samples};
+use crate::model::{Bdf, VmState};
 
 /// What a disk writes in one piece, in bytes.
 const SECTOR: usize = 512;
@@ -137,6 +137,11 @@ impl StorageBackend for Medium {
     }
 }
 
+fn provision(vfs: u16) -> NvmeProvision {
+    let controller = Bdf::new(0, 2, 0, 0).unwrap();
+    NvmeProvision { controller, serial: "S".into(), vfs, queues: 2, interrupts: 1 }
+}
+
 /// A life of a store: the medium, and after how many steps it was to hold what.
 async fn life() -> (Medium, Vec<(usize, Found)>) {
     let medium = Medium::default();
@@ -168,8 +173,14 @@ async fn life() -> (Medium, Vec<(usize, Found)>) {
     store.update_vm(web.clone()).await.unwrap();
     set(&mut known, &web);
     moments.push((medium.steps(), known.clone()));
+    store.put_provision(provision(2)).await.unwrap();
+    known.provisions = vec![provision(2)];
+    moments.push((medium.steps(), known.clone()));
     store.remove_vm(web.clone()).await.unwrap();
     known.vms.retain(|vm| vm.uid != web.uid);
+    moments.push((medium.steps(), known.clone()));
+    store.forget_provision(provision(2).controller).await.unwrap();
+    known.provisions.clear();
     moments.push((medium.steps(), known.clone()));
     (medium, moments)
 }

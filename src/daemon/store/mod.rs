@@ -31,8 +31,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::daemon::record::{NvmeKey, NvmeLease, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
-use crate::model::{DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
+use crate::model::{Bdf, DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
 use disk::{InFile, Place};
 pub use history::{Compacted, ResumePoint};
 use journal::Append;
@@ -172,6 +172,8 @@ pub struct Found {
     pub leases: Vec<VfLease>,
     /// Every lease of NVMe.
     pub nvme_leases: Vec<NvmeLease>,
+    /// Every controller whose secondaries were being made.
+    pub provisions: Vec<NvmeProvision>,
     /// Every remembered request.
     pub requests: Vec<RequestRecord>,
 }
@@ -316,6 +318,16 @@ impl Store {
     /// As [`put_lease`](Self::put_lease), for NVMe.
     pub async fn put_nvme_lease(&self, lease: NvmeLease) -> Result<(), StoreError> {
         self.write(|done| Write::NvmeLease { lease, done }).await
+    }
+
+    /// Remembers that a controller's secondaries are about to be made.
+    pub async fn put_provision(&self, provision: NvmeProvision) -> Result<(), StoreError> {
+        self.write(|done| Write::Provision { provision, done }).await
+    }
+
+    /// Forgets that: they are, or will not be.
+    pub async fn forget_provision(&self, controller: Bdf) -> Result<(), StoreError> {
+        self.write(|done| Write::ForgetProvision { controller, done }).await
     }
 
     /// Waits until everything is on disk and the file is closed. Later writes are refused.

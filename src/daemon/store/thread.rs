@@ -12,14 +12,15 @@ use super::disk::{Disk, Place, Readers};
 use super::history::{self, Compacted, HISTORY_LEN, History, ResumePoint};
 use super::journal::{self, Append, Journal, Retention};
 use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, format, lease, nvme, request};
-use crate::daemon::record::{NvmeLease, RequestKey, RequestRecord, VfLease, VmRecord};
-use crate::model::DecisionId;
+use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord};
+use crate::model::{Bdf, DecisionId};
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
 const NVME_LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_leases");
 const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
+const PROVISIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_provisions");
 /// By revision: whether the VM is gone, and its record.
 const HISTORY: TableDefinition<u64, (bool, &[u8])> = TableDefinition::new("history");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
@@ -61,6 +62,14 @@ pub(super) enum Write {
     },
     NvmeLease {
         lease: NvmeLease,
+        done: Done,
+    },
+    Provision {
+        provision: NvmeProvision,
+        done: Done,
+    },
+    ForgetProvision {
+        controller: Bdf,
         done: Done,
     },
     Request {
@@ -193,6 +202,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(LEASES)?;
     transaction.open_table(NVME_LEASES)?;
     transaction.open_table(REQUESTS)?;
+    transaction.open_table(PROVISIONS)?;
     transaction.open_table(HISTORY)?;
     transaction.open_table(COUNTERS)?;
     journal::make_tables(&transaction)?;
@@ -213,11 +223,12 @@ fn read_all(database: &Database) -> Result<(Found, History), StoreError> {
     let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
     let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
     let nvme_leases = read_table(&transaction, NVME_LEASES, "nvme_leases", nvme::decode_lease)?;
+    let provisions = read_table(&transaction, PROVISIONS, "nvme_provisions", nvme::decode_provision)?;
     let requests = read_table(&transaction, REQUESTS, "requests", request::decode_request)?;
     let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
     let history = History::load(read_history(&transaction)?, revision);
-    Ok((Found { vms, plugins, leases, nvme_leases, requests }, history))
+    Ok((Found { vms, plugins, leases, nvme_leases, provisions, requests }, history))
 }
 
 fn read_history(transaction: &redb::ReadTransaction) -> Result<Vec<Change>, StoreError> {
@@ -434,6 +445,14 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
             let (key, value) = (lease.key.to_string(), Some(nvme::encode_lease(&lease)));
             let lease = Some(AnyLease::Nvme(Arc::new(lease)));
             Planned { table: NVME_LEASES, key, value, change: None, lease, is_new: false, done }
+        }
+        Write::Provision { provision, done } => {
+            let (key, value) = (provision.controller.to_string(), Some(nvme::encode_provision(&provision)));
+            Planned { table: PROVISIONS, key, value, change: None, lease: None, is_new: false, done }
+        }
+        Write::ForgetProvision { controller, done } => {
+            let key = controller.to_string();
+            Planned { table: PROVISIONS, key, value: None, change: None, lease: None, is_new: false, done }
         }
         Write::Request { request, done } => {
             let (key, value) = (request::request_key(&request.key), Some(request::encode_request(&request)));
