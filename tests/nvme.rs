@@ -12,9 +12,7 @@ mod running;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
 
 use ostler::api::v1;
 use ostler::api::v1::device_lease::State as Lease;
@@ -22,83 +20,13 @@ use ostler::api::v1::nvme_spec::Kind;
 use ostler::api::v1::virtual_machine::State;
 use ostler::sys::nvme::Admin;
 use support::console::Console;
+use support::drives::Drives;
 use support::guest::bootable;
-use support::wait::{BOOT, SOON, until};
+use support::shell::{DEVICES, run};
+use support::wait::{BOOT, until};
 use support::{Caller, Host, assets, facts};
 
-const DEVICES: &str = "/sys/bus/pci/devices";
 const MIB: u64 = 1 << 20;
-/// There is one such controller: tests take turns.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The lab's NVMe for the time of a test.
-struct Drives {
-    _turn: MutexGuard<'static, ()>,
-    /// PCI address of the controller with the serial number LAB.
-    lab: String,
-}
-
-impl Drives {
-    fn find() -> Option<Self> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        run("modprobe", &["-a", "nvme", "vfio-pci"]);
-        let of_serial = |serial: &str| {
-            let mut names = fs::read_dir("/sys/class/nvme").ok()?.map(|entry| entry.unwrap().path());
-            let path = names.find(|path| read(path.join("serial")) == serial)?;
-            Some(read(path.join("address")))
-        };
-        let lab = until("the lab's controllers", SOON, || {
-            let is_live = |entry: PathBuf| read(entry.join("state")) == "live";
-            let mut all = fs::read_dir("/sys/class/nvme").ok()?.map(|entry| entry.unwrap().path());
-            all.all(is_live).then_some(())?;
-            Some(of_serial("LAB"))
-        })?;
-        Some(Self { _turn: turn, lab })
-    }
-
-    fn dir(&self) -> PathBuf {
-        Path::new(DEVICES).join(&self.lab)
-    }
-
-    /// What the host itself shows: functions with their drivers and overrides, and its disks.
-    fn shown(&self) -> Vec<String> {
-        let entries = fs::read_dir(DEVICES).unwrap().map(|entry| entry.unwrap().path());
-        let is_nvme = |path: &PathBuf| read(path.join("class")) == "0x010802";
-        let mut shown: Vec<_> = entries
-            .filter(is_nvme)
-            .map(|path| {
-                let driver = fs::read_link(path.join("driver")).ok();
-                let driver = driver.and_then(|driver| Some(driver.file_name()?.to_str()?.to_owned()));
-                format!("{} {driver:?} {}", path.display(), read(path.join("driver_override")))
-            })
-            .collect();
-        let disks = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        shown.extend(disks.filter(|name| name.starts_with("nvme")));
-        shown.sort();
-        shown
-    }
-
-    /// The host's disks come and go a moment after what was done.
-    fn expect_shown(&self, expected: &[String]) {
-        until("the host as it was", SOON, || (self.shown() == expected).then_some(()));
-    }
-}
-
-impl Drop for Drives {
-    fn drop(&mut self) {
-        let _ = fs::write(self.dir().join("sriov_numvfs"), "0");
-    }
-}
 
 /// A node whose operator lets tenants have namespaces, and the controller ALONE as a whole.
 fn host() -> Host {

@@ -39,7 +39,7 @@ fn the_script_of_the_docs_does_what_it_says() {
     let states: Vec<_> =
         printed.lines().filter_map(|line| line.strip_prefix("watch: tenants/acme/vms/hello ")).collect();
     // The watch may begin after the VM was asked to start.
-    let expected = ["STARTING", "RUNNING", "STOPPING", "STOPPED", "DESTROYED"];
+    let expected = ["STARTING", "RUNNING", "STOPPING", "STOPPED", "DESTROYING", "DESTROYED"];
     assert!(expected.iter().all(|state| states.contains(state)), "{printed}");
     assert!(printed.contains("ostler-guest: ready") && printed.contains("GNU/Linux"), "{printed}");
     assert_eq!(host.tenant("acme").list("").unwrap(), vec![]);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may import with `use crate::…`, besides itself and what lies below it. The longest prefix counts.
-const MAY_IMPORT: [(&str, &[&str]); 35] = [
+const MAY_IMPORT: [(&str, &[&str]); 36] = [
     ("lib", &[]),
     ("model", &[]),
     ("sys", &[]),
@@ -24,9 +24,10 @@ const MAY_IMPORT: [(&str, &[&str]); 35] = [
     ("daemon/tenants", &["daemon/authn", "model"]),
     ("daemon/policy", &["model", "wire", "sys"]),
     ("daemon/inventory", &["daemon/record", "model", "sys"]),
-    ("daemon/hostdev", &["model", "sys"]),
+    ("daemon/hostdev", &["daemon/crash", "model", "sys"]),
     ("daemon/store", &["daemon/record", "model", "sys"]),
-    ("daemon/supervisor", &["daemon/record", "daemon/files", "daemon/trace", "model", "wire", "sys"]),
+    ("daemon/supervisor", &["daemon/record", "daemon/files", "daemon/trace", "daemon/crash", "model", "wire", "sys"]),
+    ("daemon/crash", &[]),
     ("daemon/trace", &[]),
     ("daemon/record", &["model", "sys"]),
     ("daemon/files", &["model", "sys"]),

@@ -9,92 +9,15 @@ mod support;
 mod running;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ostler::api::v1;
 use ostler::api::v1::device_lease::State as Lease;
 use ostler::api::v1::virtual_machine::State;
+use support::card::Card;
 use support::guest::bootable;
+use support::shell::{run, write};
 use support::wait::{BOOT, SOON, until};
 use support::{Caller, Host, assets, facts};
-
-const DEVICES: &str = "/sys/bus/pci/devices";
-/// There is one card: tests take turns.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
-}
-
-fn write(path: impl AsRef<Path>, text: &str) {
-    fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
-}
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The lab's network card with some virtual functions, for the time of a test.
-struct Card {
-    _turn: MutexGuard<'static, ()>,
-    directory: PathBuf,
-    interface: String,
-}
-
-impl Card {
-    fn with_vfs(count: u32) -> Option<Self> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        run("modprobe", &["-a", "igb", "vfio-pci"]);
-        let mut functions = fs::read_dir(DEVICES).unwrap().map(|entry| entry.unwrap().path());
-        let directory = functions.find(|path| path.join("sriov_numvfs").exists() && path.join("net").exists())?;
-        let interface =
-            fs::read_dir(directory.join("net")).unwrap().next()?.unwrap().file_name().into_string().unwrap();
-        let card = Self { _turn: turn, directory, interface };
-        run("ip", &["link", "set", &card.interface, "up"]);
-        card.wait_for_carrier();
-        write(card.directory.join("sriov_drivers_autoprobe"), "0");
-        write(card.directory.join("sriov_numvfs"), &count.to_string());
-        // Making functions resets the card.
-        card.wait_for_carrier();
-        Some(card)
-    }
-
-    fn wait_for_carrier(&self) {
-        let carrier = format!("/sys/class/net/{}/carrier", self.interface);
-        until("the card's carrier", SOON, || (read(&carrier) == "1").then_some(()));
-    }
-
-    /// What the card shows of its virtual functions.
-    fn shown(&self) -> Vec<serde_json::Value> {
-        let link: serde_json::Value =
-            serde_json::from_str(&run("ip", &["-j", "link", "show", "dev", &self.interface])).unwrap();
-        link[0]["vfinfo_list"].as_array().unwrap().clone()
-    }
-
-    /// A virtual function's directory.
-    fn vf(&self, index: u64) -> PathBuf {
-        fs::canonicalize(self.directory.join(format!("virtfn{index}"))).unwrap()
-    }
-
-    /// No function has a driver, or is kept for one.
-    fn assert_unbound(&self, count: u64) {
-        for index in 0..count {
-            let vf = self.vf(index);
-            assert!(!vf.join("driver").exists(), "{} is bound", vf.display());
-            assert_eq!(read(vf.join("driver_override")), "(null)");
-        }
-    }
-}
-
-impl Drop for Card {
-    fn drop(&mut self) {
-        let _ = fs::write(self.directory.join("sriov_numvfs"), "0");
-    }
-}
 
 /// A VM with a virtual function as `vf`.
 fn with_vf(mac: &str, vlan: u32, words: &str) -> v1::VirtualMachineSpec {

@@ -7,11 +7,12 @@
 //!   metrics   the same numbers for a scraper
 //!   service   use cases: the order of things, and who may
 //!   authn · policy · inventory · hostdev · store · supervisor      know nothing of each other
-//!   record · files · trace · config                              the daemon's own vocabulary
+//!   record · files · trace · config · crash                           the daemon's own vocabulary
 //! ```
 
 pub mod authn;
 mod config;
+pub mod crash;
 pub mod files;
 pub mod hostdev;
 pub mod inventory;

@@ -1,13 +1,17 @@
 //! A daemon with its directories. Dropping it leaves nothing behind; dropping it in a failed test tells what happened.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+
+use ostler::daemon::crash::Point;
 
 use super::certs::Identity;
 use super::client::{Caller, connect};
 use super::console::Console;
-use super::wait::{SOON, until};
+use super::shell::run;
+use super::wait::{BOOT, SOON, until};
 use super::{TENANTS, assets};
 
 /// Attempts to find a port that nobody takes between looking and listening.
@@ -26,6 +30,10 @@ pub struct Host {
     port: u16,
     /// Further options of the next daemon that is started.
     pub options: Vec<String>,
+    /// Where the next daemon that is started dies.
+    armed: Option<Point>,
+    /// Its data directory is a disk of its own.
+    is_mounted: bool,
 }
 
 impl Host {
@@ -52,7 +60,19 @@ impl Host {
 
     /// A node that boots guests: with the lab's images, and volumes for both tenants.
     pub fn with_guests() -> Self {
-        let host = Self::launch(Some(assets::images()));
+        Self::prepared(Self::launch(Some(assets::images())))
+    }
+
+    /// The same, whose data lies on a disk of so many MiB.
+    pub fn with_guests_on(mib: u32) -> Self {
+        let directory = new_directory();
+        let data = directory.path().join("data");
+        fs::create_dir(&data).unwrap();
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", data.to_str().unwrap()]);
+        Self::prepared(Self::launch_in(directory, Some(assets::images()), true))
+    }
+
+    fn prepared(host: Self) -> Self {
         host.admit_all();
         for tenant in TENANTS {
             host.add_volume(tenant, "hello.img", &fs::read(host.images.join("hello.img")).unwrap());
@@ -61,7 +81,10 @@ impl Host {
     }
 
     fn launch(images: Option<PathBuf>) -> Self {
-        let directory = tempfile::Builder::new().prefix("ost").tempdir_in("/tmp").unwrap();
+        Self::launch_in(new_directory(), images, false)
+    }
+
+    fn launch_in(directory: tempfile::TempDir, images: Option<PathBuf>, is_mounted: bool) -> Self {
         let cgroup = images.is_some().then(|| Path::new("/sys/fs/cgroup").join(directory.path().file_name().unwrap()));
         let images = images.unwrap_or_else(|| {
             let images = directory.path().join("data/images");
@@ -80,7 +103,8 @@ impl Host {
         }
         let made = init.output().unwrap();
         assert!(made.status.success(), "certs init: {}", String::from_utf8_lossy(&made.stderr));
-        let mut host = Self { directory, images, cgroup, daemon: None, port: 0, options: Vec::new() };
+        let mut host =
+            Self { directory, images, cgroup, daemon: None, port: 0, options: Vec::new(), armed: None, is_mounted };
         host.start_daemon();
         host
     }
@@ -127,6 +151,9 @@ impl Host {
             Some(cgroup) => command.arg("serve").arg("--cgroup").arg(cgroup),
             None => command.args(["serve", "--no-jail"]),
         };
+        if let Some(point) = self.armed {
+            command.env("OSTLER_CRASH_AT", point.name());
+        }
         command
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .arg("--data-dir")
@@ -166,6 +193,36 @@ impl Host {
         let _ = daemon.kill();
         let output = daemon.wait_with_output().unwrap();
         (!has_ended, String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Starts a daemon that dies at `point`, and waits until it answers.
+    pub fn start_daemon_armed(&mut self, point: Point) {
+        self.armed = Some(point);
+        self.start_daemon();
+        self.armed = None;
+    }
+
+    /// Starts a daemon that dies at `point` of its own start.
+    pub fn boot_daemon_armed(&mut self, point: Point) {
+        self.armed = Some(point);
+        self.daemon = Some(self.spawn_daemon());
+        self.armed = None;
+        self.await_crash(point);
+    }
+
+    /// Waits for the end of a daemon that was armed for `point`, which must be that.
+    pub fn await_crash(&mut self, point: Point) {
+        let mut daemon = self.daemon.take().expect("no daemon runs");
+        let ended = until(&format!("the crash at {}", point.name()), BOOT, || daemon.try_wait().unwrap());
+        assert_eq!(ended.signal(), Some(libc::SIGKILL), "{}: {ended}", point.name());
+        let log = self.daemon_log();
+        let said = format!("crash point {}", point.name());
+        assert!(log.lines().any(|line| line.ends_with(&said)), "not at {}:\n{log}", point.name());
+    }
+
+    /// Whether VMs of this host have a jail.
+    pub fn is_jailed(&self) -> bool {
+        self.cgroup.is_some()
     }
 
     /// Ends the daemon with SIGKILL.
@@ -296,6 +353,10 @@ pub fn taps() -> Vec<String> {
     names.filter(|name| name.starts_with("ost")).collect()
 }
 
+fn new_directory() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("ost").tempdir_in("/tmp").unwrap()
+}
+
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -325,6 +386,9 @@ impl Drop for Host {
             if let Some(pid) = pid {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+        }
+        if self.is_mounted {
+            let _ = Command::new("umount").arg("-l").arg(self.data()).status();
         }
         if let Some(cgroup) = &self.cgroup {
             // The kernel ends the process that runs plugins with the daemon; a moment later its group is empty.

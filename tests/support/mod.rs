@@ -14,12 +14,16 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses another part")]
 
 pub mod assets;
+pub mod card;
 pub mod certs;
 pub mod client;
 pub mod console;
+pub mod crash;
+pub mod drives;
 pub mod guest;
 pub mod holdings;
 pub mod host;
+pub mod shell;
 pub mod vmm;
 pub mod wait;
 

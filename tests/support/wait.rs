@@ -10,13 +10,20 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub const BOOT: Duration = Duration::from_secs(150);
 
 /// Waits until `look` gives something; panics with `what` after `limit`.
-pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, limit: Duration, look: impl FnMut() -> Option<T>) -> T {
+    within(limit, look).unwrap_or_else(|| panic!("{what}: not within {limit:?}"))
+}
+
+/// Waits until `look` gives something; `None` if it does not within `limit`.
+pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
-            return found;
+            return Some(found);
         }
-        assert!(Instant::now() < end, "{what}: not within {limit:?}");
+        if Instant::now() >= end {
+            return None;
+        }
         std::thread::sleep(STEP);
     }
 }

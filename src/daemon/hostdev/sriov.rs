@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::HostdevError;
 use super::bind::PciBus;
 use super::reset::reset;
+use crate::daemon::crash::{self, Point};
 use crate::model::{Bdf, MacAddr};
 use crate::sys::rtnl::{Link, Rtnl, VfChange, VfConfig};
 
@@ -38,10 +39,14 @@ pub fn prepare(place: &VfPlace, wanted: &VfConfig) -> Result<(), HostdevError> {
     let mut card = Card::open(place)?;
     card.wait_for_carrier()?;
     card.settle(wanted, Direction::There)?;
+    crash::reach(Point::VfSet);
     bus.bind_to_vfio(place.address)?;
+    crash::reach(Point::VfBound);
     reset(&bus.dir(place.address), place.address)?;
     // Some cards forget part of it in a reset; and what is shown now is what the guest gets.
-    card.settle(wanted, Direction::There)
+    card.settle(wanted, Direction::There)?;
+    crash::reach(Point::VfReady);
+    Ok(())
 }
 
 /// Cleans a virtual function: reset, unbound from vfio-pci, settings as `original`. It stays without a driver. Blocks
@@ -50,8 +55,12 @@ pub fn release(place: &VfPlace, original: &VfConfig) -> Result<(), HostdevError>
     let bus = PciBus::of_host();
     let mut card = Card::open(place)?;
     reset(&bus.dir(place.address), place.address)?;
+    crash::reach(Point::VfReset);
     bus.leave_vfio(place.address)?;
-    card.settle(original, Direction::Back)
+    crash::reach(Point::VfUnbound);
+    card.settle(original, Direction::Back)?;
+    crash::reach(Point::VfRestored);
+    Ok(())
 }
 
 /// Which way settings go.

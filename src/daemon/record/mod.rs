@@ -19,7 +19,7 @@ use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmNa
 use crate::sys::process::Identity;
 pub use attachment::{AddError, AttachState, Attachment, RNG, attachments_of};
 pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
-pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart};
+pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart, NvmeProvision};
 pub use request::{Before, Progress, RequestKey, RequestRecord};
 #[cfg(test)]
 pub use vf::samples as lease_samples;

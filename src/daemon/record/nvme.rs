@@ -87,3 +87,18 @@ pub struct NvmeDevice {
     /// Bytes that the guest sees.
     pub size_bytes: u64,
 }
+
+/// What an operator wants a controller's secondaries to be: on record while it is being done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NvmeProvision {
+    /// The controller.
+    pub controller: Bdf,
+    /// Its serial number.
+    pub serial: String,
+    /// Virtual functions, each with a secondary controller.
+    pub vfs: u16,
+    /// Queue pairs of each.
+    pub queues: u16,
+    /// Interrupt vectors of each.
+    pub interrupts: u16,
+}

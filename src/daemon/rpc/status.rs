@@ -96,6 +96,7 @@ fn call(error: &CallError, text: String) -> Status {
         CallError::NotPaused { cause } => status(Code::Unavailable, text, "NOT_PAUSED", [("cause", cause.clone())]),
         CallError::Deaf => status(Code::Unavailable, text, "VMM_DEAF", []),
         CallError::Device(error) => hotplug(error, text),
+        CallError::NotRecorded(_) => status(Code::Internal, text, "STORE_FAILED", []),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::decisions::{overruled, record, told};
 use super::register::overruled_by;
 use super::{AttachState, CallError, HotplugError, Node, Principal, ServiceError, Terms};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::Unrecorded;
 use crate::daemon::record::{NicLease, VmRecord, mac_of};
 use crate::daemon::supervisor::DevicesError;
@@ -60,6 +61,7 @@ impl Node {
             return self.prepare_change(&vm, terms).await.map(|_nothing| with);
         }
         let decision = self.permitted(tenant, name, decided).await?;
+        crash::reach(Point::AttachDecided);
         let attached = match self.check_attach(tenant, &vm, &with, &device).await {
             Ok(()) => self.attach_permitted(&vm, device, terms).await,
             Err(error) => Err(error),
@@ -135,6 +137,7 @@ impl Node {
             }
             Principal::Operator(_) => None,
         };
+        crash::reach(Point::DetachDecided);
         let detached = self.detach_permitted(&vm, id, manner, terms).await;
         if let Some(decision) = decision {
             self.tell_of(decision, &detached).await;

@@ -14,8 +14,10 @@ use super::plugins::Plugins;
 use super::request::Requests;
 use super::turns::Turns;
 use super::{JailConfig, Node, Places};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, USERS, UserPool, UsersExhausted};
 use crate::daemon::policy::{CompilerConfig, HOST_GROUP, HostProgram, PolicyConfig, PolicyHost, PolicyStartError};
+use crate::daemon::record::VmRecord;
 use crate::daemon::store::{Store, StoreError};
 use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
 use crate::daemon::tenants::{TenantsFileError, follow};
@@ -79,7 +81,8 @@ impl Node {
         let policy = start_policy(places, first_user, jail.as_ref())?;
         let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, &policy).await);
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
-        devices.reconcile(&found.vms).await;
+        devices.reconcile(&found.vms, &found.provisions).await;
+        crash::reach(Point::BootDevices);
         let taken = found.vms.iter().flat_map(|vm| vm.nics.iter().map(|nic| nic.subnet));
         let addresses = AddressPool::new(network, taken);
         let users = UserPool::new(first_user, found.vms.iter().map(|vm| vm.user).filter(|user| *user != 0));
@@ -106,13 +109,9 @@ impl Node {
             Arc::clone(&devices) as Arc<dyn Devices>,
         ));
         supervisor.sweep(&found.vms.iter().map(|vm| vm.uid).collect::<Vec<_>>()).await;
-        let mut resumed = JoinSet::new();
-        for vm in found.vms {
-            let (supervisor, handles) = (Arc::clone(&supervisor), handles.clone());
-            // The handle is in the table before the task can want to take it out again.
-            resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
-        }
-        while resumed.join_next().await.is_some() {}
+        crash::reach(Point::BootSwept);
+        resume(&supervisor, &handles, found.vms).await;
+        crash::reach(Point::BootResumed);
         tokio::spawn(decisions::sweep_hourly(store.clone()));
         let requests = Requests::new(store.clone(), found.requests);
         Ok(Self {
@@ -137,4 +136,15 @@ impl Node {
     pub async fn close(&self) {
         self.store.close().await;
     }
+}
+
+/// Gives every VM its task again.
+async fn resume(supervisor: &Arc<Supervisor>, handles: &Handles, vms: Vec<VmRecord>) {
+    let mut resumed = JoinSet::new();
+    for vm in vms {
+        let (supervisor, handles) = (Arc::clone(supervisor), handles.clone());
+        // The handle is in the table before the task can want to take it out again.
+        resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
+    }
+    while resumed.join_next().await.is_some() {}
 }

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::access::require_own;
 use super::{Node, Principal, ServiceError, Terms, Whose};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, plugin_etag};
 use crate::daemon::tenants::Use;
@@ -227,8 +228,10 @@ impl Node {
         written
             .unwrap_or_else(|ended| Err(io::Error::other(ended)))
             .map_err(|source| ServiceError::Host { what: "the component", source })?;
+        crash::reach(Point::PluginWritten);
         let request = terms.success(&view);
         self.store.put_plugin_for(record.clone(), request.clone()).await?;
+        crash::reach(Point::PluginRecorded);
         self.requests.written(request).await;
         tracing::info!(plugin = %record.name, %digest, scope = ?record.scope, %principal, "plugin loaded");
         self.plugins.bind(view.clone());
@@ -262,6 +265,7 @@ impl Node {
         }
         let request = terms.success(&view);
         self.store.put_plugin_for(record.clone(), request.clone()).await?;
+        crash::reach(Point::PluginRecorded);
         self.requests.written(request).await;
         tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin rolled back");
         self.plugins.bind(view.clone());
@@ -292,6 +296,7 @@ impl Node {
         }
         let request = terms.success(&());
         self.store.remove_plugin_for(record.clone(), request.clone()).await?;
+        crash::reach(Point::PluginUnloaded);
         self.requests.written(request).await;
         tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin unloaded");
         self.plugins.unbind(&record);

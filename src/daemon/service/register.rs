@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::access::require_own;
 use super::decisions::{record, told};
 use super::{CallError, Node, Principal, ServiceError, Terms};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::Unrecorded;
 use crate::daemon::record::{NicLease, VmRecord, attachments_of, mac_of};
 use crate::daemon::tenants::Use;
@@ -38,6 +39,7 @@ impl Node {
         }
         let (id, mut decision) = record(&self.store, decided).await?;
         decision.id = Some(id.clone());
+        crash::reach(Point::RegisterDecided);
         if let Outcome::Deny { .. } = decision.outcome {
             return Err(ServiceError::Denied { tenant, name, decision: Box::new(decision) });
         }
@@ -100,6 +102,7 @@ impl Node {
             self.handles.remove(uid);
             return Err(error.into());
         }
+        crash::reach(Point::RegisterRecorded);
         lease.commit();
         user.commit();
         self.requests.written(request).await;

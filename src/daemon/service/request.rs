@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use super::turns::Turns;
 use super::{Node, ServiceError};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{Before, Progress, RequestKey, RequestRecord};
 use crate::daemon::store::Store;
 use crate::model::RequestId;
@@ -136,7 +137,10 @@ impl Node {
         let terms = Terms { claim: Some(Claim { left, ..claim }), ..terms };
         let outcome = work(terms.clone()).await;
         match &outcome {
-            Ok(value) => self.requests.succeeded(&terms, value).await,
+            Ok(value) => {
+                self.requests.succeeded(&terms, value).await;
+                crash::reach(Point::RequestAnswered);
+            }
             // Whether it happened is not known: the next attempt finds out.
             Err(ServiceError::Ending | ServiceError::Store(_)) => {}
             Err(_failed) => self.requests.forget(terms.claim.as_ref().map(|claim| &claim.key)).await,
@@ -148,7 +152,9 @@ impl Node {
     /// case with effects on the host does once all its checks have passed.
     pub(super) async fn begin<T>(&self, terms: &Terms<T>, before: Before) -> Result<(), ServiceError> {
         let Some(claim) = &terms.claim else { return Ok(()) };
-        self.requests.put(claim.record(Progress::Begun(before))).await
+        self.requests.put(claim.record(Progress::Begun(before))).await?;
+        crash::reach(Point::RequestBegun);
+        Ok(())
     }
 }
 

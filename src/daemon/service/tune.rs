@@ -4,6 +4,7 @@
 //! Both come to the same if they are made twice: after a crash a repetition is just made again.
 
 use super::{Node, Principal, ServiceError, Terms};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::record::VmRecord;
 use crate::daemon::supervisor::VmHandle;
 use crate::model::{DeviceId, RateLimits, Refused, SpecError, TenantId, VmName, VmState};
@@ -40,6 +41,7 @@ impl Node {
             false => files.grown(&tenant, index, &spec, size),
         });
         let len = grown.await.map_err(|_ended| ServiceError::Ending)??;
+        crash::reach(Point::DiskGrown);
         if let Some(handle) = handle {
             handle.resized(disk, len).await?;
         }

@@ -13,6 +13,9 @@
 //! wrong, and a field can be added without rewriting the rest.
 
 mod decision;
+mod disk;
+#[cfg(test)]
+mod faults;
 mod format;
 mod history;
 mod journal;
@@ -28,8 +31,9 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::daemon::record::{NvmeKey, NvmeLease, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
-use crate::model::{DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
+use crate::model::{Bdf, DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+use disk::{InFile, Place};
 pub use history::{Compacted, ResumePoint};
 use journal::Append;
 pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
@@ -158,7 +162,7 @@ pub struct Snapshot {
 }
 
 /// What was found in the file.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Every VM.
     pub vms: Vec<VmRecord>,
@@ -168,6 +172,8 @@ pub struct Found {
     pub leases: Vec<VfLease>,
     /// Every lease of NVMe.
     pub nvme_leases: Vec<NvmeLease>,
+    /// Every controller whose secondaries were being made.
+    pub provisions: Vec<NvmeProvision>,
     /// Every remembered request.
     pub requests: Vec<RequestRecord>,
 }
@@ -205,18 +211,22 @@ impl Store {
 
     /// The same, keeping decision records as `retention` says.
     pub fn open_keeping(path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
-        let (database, found, history) = thread::open(path)?;
+        Self::open_in(InFile::new(path), path, retention)
+    }
+
+    /// The same in any `place`, which `path` names in errors.
+    fn open_in(place: impl Place, path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
+        let (mut disk, found, history) = thread::open(place, path)?;
         let revision = history.end().revision;
-        let database = Arc::new(database);
-        let journal = thread::open_journal(&database, retention)?;
+        let journal = thread::open_journal(&mut disk, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
         let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
         let snapshot = Snapshot { revision, vms, leases, nvme_leases };
         let changes = broadcast::Sender::new(CHANGES_LEN);
-        let shared = Arc::new(Shared::new(snapshot, history, changes, Arc::downgrade(&database)));
+        let shared = Arc::new(Shared::new(snapshot, history, changes, disk.readers()));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
-        thread::spawn(database, journal, queue, Arc::clone(&shared))
+        thread::spawn(disk, journal, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
         Ok((Self { writes, shared }, found))
     }
@@ -308,6 +318,16 @@ impl Store {
     /// As [`put_lease`](Self::put_lease), for NVMe.
     pub async fn put_nvme_lease(&self, lease: NvmeLease) -> Result<(), StoreError> {
         self.write(|done| Write::NvmeLease { lease, done }).await
+    }
+
+    /// Remembers that a controller's secondaries are about to be made.
+    pub async fn put_provision(&self, provision: NvmeProvision) -> Result<(), StoreError> {
+        self.write(|done| Write::Provision { provision, done }).await
+    }
+
+    /// Forgets that: they are, or will not be.
+    pub async fn forget_provision(&self, controller: Bdf) -> Result<(), StoreError> {
+        self.write(|done| Write::ForgetProvision { controller, done }).await
     }
 
     /// Waits until everything is on disk and the file is closed. Later writes are refused.

@@ -1,9 +1,10 @@
-//! NVMe in JSON documents: leases, and what specs and VMs have of it. Key functions: [`encode_lease`], [`decode_lease`].
+//! NVMe in JSON documents: leases, what specs and VMs have of it, and what is being made. Key functions:
+//! [`encode_lease`], [`decode_lease`], [`encode_provision`].
 
 use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, text, to_json};
-use crate::daemon::record::{LeaseState, NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart};
+use crate::daemon::record::{LeaseState, NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart, NvmeProvision};
 use crate::model::{NvmeSpec, NvmeWish};
 
 #[derive(Serialize, Deserialize)]
@@ -45,6 +46,16 @@ struct StoredHolder {
     vm: String,
     tenant: String,
     device: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredProvision {
+    format: u32,
+    controller: String,
+    serial: String,
+    vfs: u16,
+    queues: u16,
+    interrupts: u16,
 }
 
 /// A device of a spec.
@@ -136,6 +147,16 @@ fn load_holder(holder: StoredHolder) -> Result<NvmeHolder, Unusable> {
     })
 }
 
+pub(super) fn encode_provision(provision: &NvmeProvision) -> Vec<u8> {
+    let NvmeProvision { controller, serial, vfs, queues, interrupts } = provision.clone();
+    to_json(&StoredProvision { format: FORMAT, controller: controller.to_string(), serial, vfs, queues, interrupts })
+}
+
+pub(super) fn decode_provision(bytes: &[u8]) -> Result<NvmeProvision, Unusable> {
+    let StoredProvision { format: _, controller, serial, vfs, queues, interrupts } = from_json(bytes)?;
+    Ok(NvmeProvision { controller: controller.parse().map_err(text)?, serial, vfs, queues, interrupts })
+}
+
 pub(super) fn store_spec(nvme: &NvmeSpec) -> StoredSpec {
     let min_bytes = match nvme.wish {
         NvmeWish::Namespace { min_bytes } => Some(min_bytes),
@@ -203,6 +224,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_being_made_round_trips() {
+        let controller = Bdf::new(0, 2, 0, 0).unwrap();
+        let provision = NvmeProvision { controller, serial: "S/1".into(), vfs: 4, queues: 2, interrupts: 1 };
+        assert_eq!(decode_provision(&encode_provision(&provision)), Ok(provision));
+    }
+
+    #[test]
     fn refuses_a_held_one_without_its_holder() {
         let json = String::from_utf8(encode_lease(&lease(NvmePart::Whole, LeaseState::Free))).unwrap();
         let held = json.replace("\"free\"", "\"attached\"");
@@ -213,6 +241,7 @@ mod tests {
         #[test]
         fn never_panics_on_foreign_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
             let _ = decode_lease(&bytes);
+            let _ = decode_provision(&bytes);
         }
     }
 }

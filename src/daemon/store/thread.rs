@@ -1,31 +1,31 @@
 //! The thread that owns the database: commits in batches, then publishes. Key types: [`Write`], [`Shared`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::disk::{Disk, Place, Readers};
 use super::history::{self, Compacted, HISTORY_LEN, History, ResumePoint};
 use super::journal::{self, Append, Journal, Retention};
 use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, format, lease, nvme, request};
-use crate::daemon::record::{NvmeLease, RequestKey, RequestRecord, VfLease, VmRecord};
-use crate::model::DecisionId;
+use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord};
+use crate::model::{Bdf, DecisionId};
 
 const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
 const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
 const NVME_LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_leases");
 const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
+const PROVISIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_provisions");
 /// By revision: whether the VM is gone, and its record.
 const HISTORY: TableDefinition<u64, (bool, &[u8])> = TableDefinition::new("history");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const REVISION: &str = "revision";
 
-/// Memory for pages, in bytes: records are read once and kept as values, so few are read again.
-const CACHE_LEN: usize = 8 << 20;
 /// Writes that share one flush to disk.
 const BATCH_LEN: usize = 64;
 
@@ -62,6 +62,14 @@ pub(super) enum Write {
     },
     NvmeLease {
         lease: NvmeLease,
+        done: Done,
+    },
+    Provision {
+        provision: NvmeProvision,
+        done: Done,
+    },
+    ForgetProvision {
+        controller: Bdf,
         done: Done,
     },
     Request {
@@ -104,8 +112,8 @@ pub(super) struct Shared {
     /// Rank: leaf. Guards what is current and the order of `changes`; held for a swap and a send, or a copy, only.
     current: RwLock<Current>,
     changes: broadcast::Sender<Change>,
-    /// The thread's, while it runs.
-    database: Weak<Database>,
+    /// The thread's, while it has it open.
+    readers: Arc<Readers>,
 }
 
 #[derive(Debug)]
@@ -119,14 +127,14 @@ impl Shared {
         snapshot: Snapshot,
         history: History,
         changes: broadcast::Sender<Change>,
-        database: Weak<Database>,
+        readers: Arc<Readers>,
     ) -> Self {
-        Self { current: RwLock::new(Current { snapshot: Arc::new(snapshot), history }), changes, database }
+        Self { current: RwLock::new(Current { snapshot: Arc::new(snapshot), history }), changes, readers }
     }
 
     /// For reading what is in no snapshot.
     pub(super) fn database(&self) -> Result<Arc<Database>, StoreError> {
-        self.database.upgrade().ok_or(StoreError::Closed)
+        self.readers.database().ok_or(StoreError::Closed)
     }
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
@@ -178,12 +186,13 @@ impl Shared {
 }
 
 /// Opens the file, makes its tables, reads everything.
-pub(super) fn open(path: &Path) -> Result<(Database, Found, History), StoreError> {
+pub(super) fn open(place: impl Place, path: &Path) -> Result<(Disk, Found, History), StoreError> {
     let opening = |source: redb::Error| StoreError::Open { path: path.display().to_string(), source: Box::new(source) };
-    let database = Database::builder().set_cache_size(CACHE_LEN).create(path).map_err(|error| opening(error.into()))?;
-    make_tables(&database).map_err(opening)?;
-    let (found, history) = read_all(&database)?;
-    Ok((database, found, history))
+    let mut disk = Disk::open(place).map_err(opening)?;
+    let (database, _) = disk.database().map_err(opening)?;
+    make_tables(database).map_err(opening)?;
+    let (found, history) = read_all(database)?;
+    Ok((disk, found, history))
 }
 
 fn make_tables(database: &Database) -> Result<(), redb::Error> {
@@ -193,6 +202,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(LEASES)?;
     transaction.open_table(NVME_LEASES)?;
     transaction.open_table(REQUESTS)?;
+    transaction.open_table(PROVISIONS)?;
     transaction.open_table(HISTORY)?;
     transaction.open_table(COUNTERS)?;
     journal::make_tables(&transaction)?;
@@ -200,7 +210,8 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
 }
 
 /// Reads where the chains of decision records end.
-pub(super) fn open_journal(database: &Database, retention: Retention) -> Result<Journal, StoreError> {
+pub(super) fn open_journal(disk: &mut Disk, retention: Retention) -> Result<Journal, StoreError> {
+    let (database, _) = disk.database().map_err(StoreError::io)?;
     let transaction = database.begin_read().map_err(StoreError::io)?;
     Journal::open(&transaction, retention)
 }
@@ -212,11 +223,12 @@ fn read_all(database: &Database) -> Result<(Found, History), StoreError> {
     let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
     let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
     let nvme_leases = read_table(&transaction, NVME_LEASES, "nvme_leases", nvme::decode_lease)?;
+    let provisions = read_table(&transaction, PROVISIONS, "nvme_provisions", nvme::decode_provision)?;
     let requests = read_table(&transaction, REQUESTS, "requests", request::decode_request)?;
     let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
     let history = History::load(read_history(&transaction)?, revision);
-    Ok((Found { vms, plugins, leases, nvme_leases, requests }, history))
+    Ok((Found { vms, plugins, leases, nvme_leases, provisions, requests }, history))
 }
 
 fn read_history(transaction: &redb::ReadTransaction) -> Result<Vec<Change>, StoreError> {
@@ -259,15 +271,17 @@ fn read_table<T>(
 
 /// Starts the thread; it ends when every sender is gone.
 pub(super) fn spawn(
-    database: Arc<Database>,
+    disk: Disk,
     journal: Journal,
     queue: mpsc::Receiver<Write>,
     shared: Arc<Shared>,
 ) -> std::io::Result<()> {
-    std::thread::Builder::new().name("store".into()).spawn(move || run(database, journal, queue, &shared)).map(drop)
+    std::thread::Builder::new().name("store".into()).spawn(move || run(disk, journal, queue, &shared)).map(drop)
 }
 
-fn run(database: Arc<Database>, mut journal: Journal, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
+fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
+    // VMs of which the file may say something else than what is known, since a write failed.
+    let mut unwritten = BTreeSet::new();
     let mut batch = Vec::with_capacity(BATCH_LEN);
     let mut closing = None;
     while closing.is_none() && queue.blocking_recv_many(&mut batch, BATCH_LEN) > 0 {
@@ -281,7 +295,8 @@ fn run(database: Arc<Database>, mut journal: Journal, mut queue: mpsc::Receiver<
                 Write::Close { done } => closing = Some(done),
                 Write::Append(append) => appends.push(append),
                 Write::Sweep { done } => {
-                    let _ = done.send(sweep(&database, &mut journal).map_err(StoreError::io));
+                    let swept = sweep(&mut disk, &mut journal).inspect_err(|error| disk.failed(error));
+                    let _ = done.send(swept.map_err(StoreError::io));
                 }
                 Write::Lease { lease, done }
                     if !follows(&mut generations, lease.key.to_string(), lease.generation, || {
@@ -300,13 +315,22 @@ fn run(database: Arc<Database>, mut journal: Journal, mut queue: mpsc::Receiver<
                 write => planned.extend(plan(write, &mut revision)),
             }
         }
-        let committed = commit(&database, &planned, revision, &mut journal, &appends).map_err(Arc::new);
-        if let Err(error) = &committed {
-            tracing::error!(error = error as &dyn std::error::Error, "store refuses a write");
+        let known = unwritten.iter().map(|uid| (*uid, snapshot.vms.get(uid)));
+        let known = known.map(|(uid, vm)| (uid.to_string(), vm.map(|vm| format::encode_vm(vm)))).collect::<Vec<_>>();
+        let batch = Batch { known: &known, planned: &planned, revision, appends: &appends };
+        let committed = commit(&mut disk, &mut journal, &batch);
+        match &committed {
+            Ok(_) if planned.is_empty() && appends.is_empty() => {}
+            Ok(_) => unwritten.clear(),
+            Err(error) => {
+                tracing::error!(error = error as &dyn std::error::Error, "store refuses a write");
+                disk.failed(error);
+                unwritten.extend(planned.iter().filter_map(|write| Some(write.change.as_ref()?.vm.uid)));
+            }
         }
-        answer(planned, appends, committed, shared);
+        answer(planned, appends, committed.map_err(Arc::new), shared);
     }
-    drop(database);
+    drop(disk);
     if let Some(done) = closing {
         let _ = done.send(Ok(()));
     }
@@ -344,8 +368,8 @@ fn answer(
     }
 }
 
-fn sweep(database: &Database, journal: &mut Journal) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
+fn sweep(disk: &mut Disk, journal: &mut Journal) -> Result<(), redb::Error> {
+    let transaction = reopened(disk, journal)?.begin_write()?;
     let advance = journal.sweep(&transaction, SystemTime::now())?;
     transaction.commit()?;
     journal.advance(advance);
@@ -422,6 +446,14 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
             let lease = Some(AnyLease::Nvme(Arc::new(lease)));
             Planned { table: NVME_LEASES, key, value, change: None, lease, is_new: false, done }
         }
+        Write::Provision { provision, done } => {
+            let (key, value) = (provision.controller.to_string(), Some(nvme::encode_provision(&provision)));
+            Planned { table: PROVISIONS, key, value, change: None, lease: None, is_new: false, done }
+        }
+        Write::ForgetProvision { controller, done } => {
+            let key = controller.to_string();
+            Planned { table: PROVISIONS, key, value: None, change: None, lease: None, is_new: false, done }
+        }
         Write::Request { request, done } => {
             let (key, value) = (request::request_key(&request.key), Some(request::encode_request(&request)));
             Planned { table: REQUESTS, key, value, change: None, lease: None, is_new: false, done }
@@ -435,24 +467,51 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
     })
 }
 
-/// Writes rows and records in one transaction; gives the places of the records.
-fn commit(
-    database: &Database,
-    planned: &[Planned],
+/// The database, opened anew if it had to be closed: then the chains end where the file says.
+fn reopened<'a>(disk: &'a mut Disk, journal: &mut Journal) -> Result<&'a Database, redb::Error> {
+    let (database, is_reopened) = disk.database()?;
+    if is_reopened {
+        journal.reload(&database.begin_read()?).map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+    }
+    Ok(database)
+}
+
+/// What is written at once.
+struct Batch<'a> {
+    /// VMs as they are known, where an earlier write failed.
+    known: &'a [(String, Option<Vec<u8>>)],
+    planned: &'a [Planned],
     revision: u64,
-    journal: &mut Journal,
-    appends: &[Append],
-) -> Result<Vec<DecisionId>, redb::Error> {
+    appends: &'a [Append],
+}
+
+/// Writes a row; without a value removes it.
+fn put(
+    transaction: &WriteTransaction,
+    table: TableDefinition<&'static str, &'static [u8]>,
+    key: &str,
+    value: Option<&[u8]>,
+) -> Result<(), redb::Error> {
+    let mut table = transaction.open_table(table)?;
+    match value {
+        Some(value) => drop(table.insert(key, value)?),
+        None => drop(table.remove(key)?),
+    }
+    Ok(())
+}
+
+/// Writes rows and records in one transaction; gives the places of the records.
+fn commit(disk: &mut Disk, journal: &mut Journal, batch: &Batch<'_>) -> Result<Vec<DecisionId>, redb::Error> {
+    let Batch { known, planned, revision, appends } = *batch;
     if planned.is_empty() && appends.is_empty() {
         return Ok(Vec::new());
     }
-    let transaction = database.begin_write()?;
+    let transaction = reopened(disk, journal)?.begin_write()?;
+    for (key, value) in known {
+        put(&transaction, VMS, key, value.as_deref())?;
+    }
     for write in planned {
-        let mut table = transaction.open_table(write.table)?;
-        match &write.value {
-            Some(value) => drop(table.insert(write.key.as_str(), value.as_slice())?),
-            None => drop(table.remove(write.key.as_str())?),
-        }
+        put(&transaction, write.table, &write.key, write.value.as_deref())?;
         if let Some(Change { revision, vm, is_gone, .. }) = &write.change {
             let mut history = transaction.open_table(HISTORY)?;
             history.insert(revision, (*is_gone, format::encode_vm(vm).as_slice()))?;

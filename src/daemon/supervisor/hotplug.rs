@@ -25,6 +25,7 @@ use super::lending::Opened;
 use super::plan;
 use super::vm_task::{Phase, VmTask};
 use super::{CallError, JournalError, OnlyIf};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{AddError, AttachState, NicLease, RNG, VmRecord};
 use crate::daemon::trace::CallId;
 use crate::model::{DeviceId, DeviceSpec, Refused, VmState};
@@ -233,6 +234,7 @@ impl VmTask {
         let next = self.vm.with_device(device, nic, state)?;
         held();
         self.record_devices(next).await?;
+        crash::reach(Point::AttachRecorded);
         if !is_running {
             return Ok(None);
         }
@@ -271,6 +273,7 @@ impl VmTask {
             let mut next = self.vm.clone();
             next.remove_device(&id);
             self.record_devices(next).await?;
+            crash::reach(Point::DetachRecorded);
             if is_of_host {
                 // What it holds across runs. Its lease tells a daemon after this one that no VM has it any more.
                 self.shared.devices.give_back(self.vm.uid, id).await;
@@ -291,14 +294,14 @@ impl VmTask {
                 let mut next = self.vm.clone();
                 next.set_device(id, AttachState::Detaching);
                 self.record_devices(next).await?;
+                crash::reach(Point::DetachRecorded);
             }
             // Asked again, maybe by force this time.
             AttachState::Detaching => {}
         }
-        match self.send(&ToVmm::Detach { id: id.clone(), is_forced }, &[]) {
-            true => Ok(()),
-            false => Err(HotplugError::Unreachable),
-        }
+        let is_sent = self.send(&ToVmm::Detach { id: id.clone(), is_forced }, &[]);
+        crash::reach(Point::DetachSent);
+        if is_sent { Ok(()) } else { Err(HotplugError::Unreachable) }
     }
 
     /// Work for a device is done.
@@ -315,6 +318,7 @@ impl VmTask {
         if self.vm.attachment(&id).is_none_or(|attachment| attachment.state != AttachState::Attaching) {
             return;
         }
+        crash::reach(Point::AttachOpened);
         let sent = match opened {
             Ok(opened) => self.hand_over(&id, opened).await,
             Err(error) => Err(error),
@@ -335,16 +339,20 @@ impl VmTask {
             is_exhausted: false,
         };
         let device = plan::device(&self.vm, id).map_err(no_plan)?;
-        if self.send(&ToVmm::Attach(device), &descriptors) { Ok(()) } else { Err(HotplugError::Unreachable) }
+        let is_sent = self.send(&ToVmm::Attach(device), &descriptors);
+        crash::reach(Point::AttachSent);
+        if is_sent { Ok(()) } else { Err(HotplugError::Unreachable) }
     }
 
     /// What the vmm says of a device.
     pub(super) async fn device_news(&mut self, message: FromVmm) {
         match message {
             FromVmm::Attached(id) => {
+                crash::reach(Point::AttachHeard);
                 let mut next = self.vm.clone();
                 next.set_device(&id, AttachState::Attached);
                 self.record_fact(next).await;
+                crash::reach(Point::AttachSettled);
                 self.hotplug.answer(&id, true, &Ok(self.vm.clone()));
             }
             FromVmm::AttachFailed { id, cause, is_exhausted } => {
@@ -353,6 +361,7 @@ impl VmTask {
             }
             // What the vmm does not have is as good as detached.
             FromVmm::Detached(id) | FromVmm::DetachFailed { id, .. } => {
+                crash::reach(Point::DetachHeard);
                 if self.vm.devices_of_host().contains(&id) {
                     self.give_back(id, None);
                 } else {
@@ -384,6 +393,7 @@ impl VmTask {
         let mut next = self.vm.clone();
         next.remove_device(id);
         self.record_fact(next).await;
+        crash::reach(Point::DetachSettled);
         match failed {
             Some(error) => self.hotplug.answer(id, true, &Err(error.into())),
             None => self.hotplug.answer(id, false, &Ok(self.vm.clone())),

@@ -23,6 +23,7 @@ use super::backing::{BackingError, lock, open_tap};
 use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::CallId;
 use crate::model::{InstanceId, JailFacts, Launch, NicSpec, PageSize, SpecError, VmId};
@@ -124,8 +125,10 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     let launch = Launch { request, ..plan(vm, instance)? };
     check_hugepages(launch.memory.pages, launch.memory_bytes)?;
     make_dirs(&paths)?;
+    crash::reach(Point::LaunchDirectories);
     let control = Listener::bind(&paths.control()).map_err(host("control socket"))?;
     let console = UnixListener::bind(paths.console()).map_err(host("console socket"))?;
+    crash::reach(Point::LaunchSockets);
 
     let config = sys::sealed::seal("ostler-launch", &encode_launch(&launch)).map_err(host("configuration"))?;
     let mut passed = vec![(Role::Config, config)];
@@ -162,6 +165,7 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
         let listener = UnixListener::bind(paths.vsock()).map_err(host("vsock socket"))?;
         passed.push((Role::Device(vsock.id().clone()), listener.into()));
     }
+    crash::reach(Point::LaunchOpened);
     passed.push((Role::ConsoleListener, console.into()));
     passed.push((Role::ConsoleRing, make_ring(&paths.console_ring()).map_err(host("console ring"))?.into()));
     let counters = make_counters(&paths.counters()).map_err(host("counters"))?;
@@ -170,8 +174,10 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     passed.push((Role::ExitRecord, exit_record.into()));
 
     let log = create(&paths.log()).map_err(host("vmm log"))?;
+    crash::reach(Point::LaunchFiles);
     let facts = JailFacts::new(&launch, vm.user, longest_file_bytes);
     let process = start(shared, &launch, &facts, control.as_fd(), log)?;
+    crash::reach(Point::LaunchSpawned);
     let (roles, descriptors) = passed.into_iter().unzip();
     Ok(Spawned { process, vfs: vm.vfs.clone(), nvmes: vm.nvmes.clone(), roles, descriptors })
 }
@@ -209,6 +215,7 @@ fn start(
         None => sys::spawn::detached(program, &name, &["vmm".as_ref()], control, log),
         Some(jail) => {
             let cgroup = jail.make(launch.vm, facts, launch.cpus.host_cpus.as_ref())?;
+            crash::reach(Point::LaunchCgroup);
             let args: Vec<String> =
                 [format!("request={}", launch.request)].into_iter().chain(facts.to_args()).collect();
             let args: Vec<&OsStr> = std::iter::once("jail".as_ref()).chain(args.iter().map(OsStr::new)).collect();

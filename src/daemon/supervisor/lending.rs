@@ -19,6 +19,7 @@ use super::backing::BackingError;
 use super::hotplug::{HotplugError, Progress};
 use super::vm_task::{Phase, VmTask};
 use super::{DevicesError, Shared};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{AttachState, NvmeDevice, VfNic, VmRecord};
 use crate::model::{DeviceId, locked_bytes};
 
@@ -91,6 +92,7 @@ impl VmTask {
             self.vm = before;
             return Err(error.into());
         }
+        crash::reach(Point::FunctionRecorded);
         self.limit_locked()
             .map_err(|error| BackingError::Host { what: "the limit of locked memory", cause: error.to_string() }.into())
     }
@@ -110,6 +112,7 @@ impl VmTask {
 
     /// Nobody holds anything of the device any more.
     pub(super) async fn given_back(&mut self, id: &DeviceId, failed: Option<HotplugError>) {
+        crash::reach(Point::FunctionReturned);
         self.hotplug.returning.remove(id);
         self.forget_device(id, failed).await;
         if let Err(error) = self.limit_locked() {

@@ -12,6 +12,7 @@
 //! vmm processes outlive the daemon: nothing here ends them when it is dropped.
 
 mod backing;
+mod call;
 mod change;
 mod end;
 mod hotplug;
@@ -42,12 +43,13 @@ use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLi
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
 pub use backing::BackingError;
+use call::{Call, Request, Wanted};
 use change::Change;
 pub use hotplug::HotplugError;
 use hotplug::{DeviceCall, DeviceWanted};
 pub use jail::{Jail, JailError};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
-use vm_task::{Call, Request, VmTask, Wanted};
+use vm_task::VmTask;
 
 /// Calls that may wait for one VM.
 const CALLS_LEN: usize = 16;
@@ -132,6 +134,9 @@ pub enum CallError {
     /// A device cannot come or go.
     #[error(transparent)]
     Device(#[from] HotplugError),
+    /// What it would do could not be recorded, so it was not done.
+    #[error(transparent)]
+    NotRecorded(#[from] JournalError),
     /// The VM was destroyed meanwhile.
     #[error("the VM is gone")]
     Gone,

@@ -7,103 +7,28 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::call::{Call, Reply, Request, Wanted, verdict};
 use super::change::{Change, Changes};
 use super::end;
-use super::hotplug::{DeviceCall, Hotplug, Progress};
+use super::hotplug::{Hotplug, Progress};
 use super::launch::{self, LaunchError, Spawned};
 use super::link::{Link, LinkError};
 use super::live::{KILL_TIMEOUT, Live};
 use super::reconcile::Resumption;
-use super::{CallError, OnlyIf, Shared, VmPaths};
+use super::{CallError, JournalError, Shared, VmPaths};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{AttachState, Attachment, Run, VmRecord};
-use crate::daemon::trace::{self, CallId};
+use crate::daemon::trace;
 use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
 use crate::sys::process::{End, Process};
 use crate::wire::{FromVmm, ToVmm};
 
 /// How long a vmm may take from its launch message to running vCPUs.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a call wants to come true.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Wanted {
-    Running,
-    Stopped {
-        grace: Duration,
-    },
-    /// Off and on again.
-    Rebooted {
-        grace: Duration,
-    },
-    Paused,
-    Resumed,
-    Gone {
-        is_forced: bool,
-    },
-    /// Answered by the vmm, or at once if there is none.
-    Changed(Change),
-    /// The power button pressed, once.
-    Pressed,
-    /// Every vCPU interrupted, once.
-    Interrupted,
-}
-
-impl Wanted {
-    fn event(&self) -> Event {
-        match self {
-            Self::Running => Event::Start,
-            Self::Stopped { grace } => Event::Stop { grace: *grace },
-            Self::Rebooted { grace } => Event::Reboot { grace: *grace },
-            Self::Paused => Event::Pause,
-            Self::Resumed => Event::Resume,
-            Self::Gone { is_forced } => Event::Destroy { is_forced: *is_forced },
-            Self::Pressed => Event::PowerButton,
-            Self::Interrupted => Event::Nmi,
-            Self::Changed(_) => unreachable!("a change is no step of the lifecycle"),
-        }
-    }
-
-    /// Whether only the vmm can make it true.
-    fn needs_the_vmm(&self) -> bool {
-        match self {
-            Self::Paused | Self::Resumed | Self::Pressed | Self::Interrupted => true,
-            Self::Running | Self::Stopped { .. } | Self::Rebooted { .. } | Self::Gone { .. } | Self::Changed(_) => {
-                false
-            }
-        }
-    }
-}
-
-/// A call with where its answer goes, once what it wants is true or cannot become so.
-#[derive(Debug)]
-pub(super) struct Call {
-    pub(super) wanted: Wanted,
-    pub(super) only_if: Option<OnlyIf>,
-    pub(super) reply: Reply,
-    /// For whom it is done.
-    pub(super) request: Option<CallId>,
-}
-
-type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
-
-/// What a handle asks.
-pub(super) enum Request {
-    Lifecycle(Call),
-    Device(DeviceCall),
-}
-
-impl Request {
-    fn id(&self) -> Option<CallId> {
-        match self {
-            Self::Lifecycle(call) => call.request.clone(),
-            Self::Device(call) => call.request.clone(),
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -276,32 +201,24 @@ impl VmTask {
                 self.settle();
                 return;
             }
-            let lent = self.vm.devices_of_host();
+            let before = self.vm.clone();
             self.enter(state, &effects);
+            if matches!(event, Event::Destroy { .. }) {
+                if let Err(error) = self.shared.journal.update(self.vm.clone()).await {
+                    return self.not_destroyed(before, &error).await;
+                }
+                crash::reach(Point::DestroyRecorded);
+            }
             if effects.contains(&Effect::Release) {
                 // Before it is recorded: what is recorded as ended holds nothing any more.
-                self.perform(Effect::Release).await;
-                self.hotplug.finish().await;
-                // What was coming or going is not the VM's any more, whatever the others are.
-                for id in lent.into_iter().filter(|id| self.vm.attachment(id).is_none()) {
-                    self.shared.devices.give_back(self.vm.uid, id).await;
-                }
-                // A guest that resets keeps its devices: they are its own until it is off.
-                if !effects.contains(&Effect::Launch) {
-                    self.shared.devices.release(self.vm.uid).await;
-                    self.vm.vfs.clear();
-                    // Their namespaces stay its own: there lies its data.
-                    self.vm.nvmes.iter_mut().for_each(|nvme| nvme.function = None);
-                }
-                if effects.contains(&Effect::Remove) {
-                    self.shared.devices.forget(self.vm.uid).await;
-                }
+                self.release(&before, &effects).await;
             }
-            let recorded = if effects.contains(&Effect::Remove) {
-                Ok(()) // removed below, once everything is released
-            } else {
-                self.shared.journal.update(self.vm.clone()).await
+            let recorded = match &event {
+                Event::Destroy { .. } => Ok(()),                  // above
+                _ if effects.contains(&Effect::Remove) => Ok(()), // removed below, once everything is released
+                _ => self.shared.journal.update(self.vm.clone()).await,
             };
+            recorded_step(&event);
             if let (Err(error), true) = (&recorded, effects.contains(&Effect::Launch)) {
                 // No intent on disk, no process.
                 next_event = Some(Event::Exited(VmExit::LaunchFailed(error.to_string())));
@@ -323,6 +240,40 @@ impl VmTask {
                 }
             }
             self.settle();
+        }
+    }
+
+    /// Gives back what a run held, and what the VM held across its runs if it is to be forgotten.
+    async fn release(&mut self, before: &VmRecord, effects: &[Effect]) {
+        self.perform(Effect::Release).await;
+        self.hotplug.finish().await;
+        // What was coming or going is not the VM's any more, whatever the others are.
+        for id in before.devices_of_host().into_iter().filter(|id| self.vm.attachment(id).is_none()) {
+            self.shared.devices.give_back(self.vm.uid, id).await;
+        }
+        // A guest that resets keeps its devices: they are its own until it is off.
+        if !effects.contains(&Effect::Launch) {
+            self.shared.devices.release(self.vm.uid).await;
+            self.vm.vfs.clear();
+            // Their namespaces stay its own: there lies its data.
+            self.vm.nvmes.iter_mut().for_each(|nvme| nvme.function = None);
+        }
+        if effects.contains(&Effect::Remove) {
+            self.shared.devices.forget(self.vm.uid).await;
+        }
+        crash::reach(Point::EndReleased);
+    }
+
+    /// The intent to destroy the VM is not on disk: nothing was done about it, and the VM is what it was.
+    async fn not_destroyed(&mut self, before: VmRecord, error: &JournalError) {
+        self.vm = before;
+        // Whoever watches has seen it DESTROYING.
+        if let Err(error) = self.shared.journal.update(self.vm.clone()).await {
+            tracing::warn!(uid = %self.vm.uid, %error, "not destroyed, and not on disk as it was either");
+        }
+        for call in self.waiting.extract_if(.., |call| matches!(call.wanted, Wanted::Gone { .. })) {
+            // Nobody waits for the answer any more: fine.
+            let _ = call.reply.send(Err(CallError::NotRecorded(error.clone())));
         }
     }
 
@@ -368,25 +319,35 @@ impl VmTask {
             Effect::Pause => self.tell(&ToVmm::Pause),
             Effect::Resume => self.tell(&ToVmm::Resume),
             Effect::InjectNmi => self.tell(&ToVmm::Nmi),
-            Effect::PressPowerButton => self.tell(&ToVmm::PowerButton),
+            Effect::PressPowerButton => {
+                self.tell(&ToVmm::PowerButton);
+                crash::reach(Point::StopPressed);
+            }
             Effect::ArmStopDeadline(_) => {} // armed when it was recorded
-            Effect::Kill => match &mut self.phase {
-                Phase::Live(live) => live.kill(),
-                Phase::Launching { is_unwanted, .. } => *is_unwanted = true,
-                Phase::Idle => {}
-            },
+            Effect::Kill => {
+                match &mut self.phase {
+                    Phase::Live(live) => live.kill(),
+                    Phase::Launching { is_unwanted, .. } => *is_unwanted = true,
+                    Phase::Idle => {}
+                }
+                crash::reach(Point::StopKilled);
+            }
             Effect::Release => {
                 self.phase = Phase::Idle;
                 let run_dir = self.paths.run_dir().to_owned();
                 blocking(move || launch::remove_dir(&run_dir), "run directory").await;
+                crash::reach(Point::EndDirectory);
                 self.shared.remove_cgroup(self.vm.uid).await;
+                crash::reach(Point::EndCgroup);
             }
             Effect::Remove => {
                 let state_dir = self.paths.state_dir().to_owned();
                 blocking(move || launch::remove_dir(&state_dir), "state directory").await;
+                crash::reach(Point::DestroyErased);
                 if let Err(error) = self.shared.journal.remove(self.vm.clone()).await {
                     tracing::error!(uid = %self.vm.uid, %error, "destroyed, but not forgotten: the next start will");
                 }
+                crash::reach(Point::DestroyForgotten);
                 self.is_gone = true;
             }
         }
@@ -414,6 +375,7 @@ impl VmTask {
         self.vm.vfs.clone_from(&spawned.vfs);
         self.vm.nvmes.clone_from(&spawned.nvmes);
         let recorded = self.shared.journal.update(self.vm.clone()).await;
+        crash::reach(Point::LaunchRecorded);
         let (process, link, last_word) = match recorded {
             Err(error) => (spawned.process, None, Some(VmExit::LaunchFailed(error.to_string()))),
             Ok(()) if is_unwanted => (spawned.process, None, Some(VmExit::Killed)),
@@ -422,6 +384,7 @@ impl VmTask {
                 Err((process, error)) => (process, None, Some(VmExit::LaunchFailed(error.to_string()))),
             },
         };
+        crash::reach(Point::LaunchSent);
         if let Err(error) = process_killed_unless(&process, last_word.is_none()) {
             tracing::error!(%error, uid = %self.vm.uid, "cannot kill a vmm process");
         }
@@ -483,6 +446,7 @@ impl VmTask {
         match message {
             FromVmm::Ready { build_ns } => {
                 tracing::debug!(uid = %self.vm.uid, build_ns, "vmm is ready");
+                crash::reach(Point::RunReady);
                 if let Phase::Live(live) = &mut self.phase {
                     live.ready_by = None;
                 }
@@ -518,6 +482,7 @@ impl VmTask {
     }
 
     async fn ended(&mut self) {
+        crash::reach(Point::EndSeen);
         while let Phase::Live(live) = &self.phase
             && let Some(message) = live.link.as_ref().and_then(Link::try_receive)
         {
@@ -585,43 +550,6 @@ impl VmTask {
     }
 }
 
-/// The answer to a call as far as the VM's state gives one.
-fn verdict(wanted: &Wanted, vm: &VmRecord, is_gone: bool) -> Option<Result<VmRecord, CallError>> {
-    use VmState as S;
-    let interrupted = || Some(Err(CallError::Interrupted { state: vm.state.name() }));
-    let done = || Some(Ok(vm.clone()));
-    match (wanted, &vm.state) {
-        (Wanted::Gone { .. }, _) => is_gone.then(|| Ok(vm.clone())),
-        (Wanted::Changed(_), _) => unreachable!("changes wait with their process"),
-        (Wanted::Pressed | Wanted::Interrupted, _) => done(),
-        (_, S::Destroying) if is_gone => Some(Err(CallError::Gone)),
-        (_, S::Destroying) => interrupted(),
-
-        (Wanted::Running | Wanted::Rebooted { .. }, S::Starting) => None,
-        (Wanted::Running | Wanted::Rebooted { .. }, S::Running) => done(),
-        (Wanted::Running | Wanted::Rebooted { .. }, S::Failed(cause)) => {
-            Some(Err(CallError::StartFailed(cause.clone())))
-        }
-        (Wanted::Rebooted { .. }, S::Rebooting) => None,
-        (Wanted::Running, S::Registered | S::Paused | S::Stopping | S::Rebooting | S::Stopped) => interrupted(),
-        (Wanted::Rebooted { .. }, S::Registered | S::Paused | S::Stopping | S::Stopped) => interrupted(),
-
-        (Wanted::Stopped { .. }, S::Stopping) => None,
-        (Wanted::Stopped { .. }, S::Stopped) => done(),
-        (
-            Wanted::Stopped { .. },
-            S::Registered | S::Starting | S::Running | S::Paused | S::Rebooting | S::Failed(_),
-        ) => interrupted(),
-
-        (Wanted::Paused, S::Running) | (Wanted::Resumed, S::Paused) => None,
-        (Wanted::Paused, S::Paused) | (Wanted::Resumed, S::Running) => done(),
-        (
-            Wanted::Paused | Wanted::Resumed,
-            S::Registered | S::Starting | S::Stopping | S::Rebooting | S::Stopped | S::Failed(_),
-        ) => interrupted(),
-    }
-}
-
 async fn live_news(live: &mut Live) -> News {
     let link = async {
         match &live.link {
@@ -633,6 +561,25 @@ async fn live_news(live: &mut Live) -> News {
         biased; // what it said comes before its end
         message = link => message.map_or_else(News::LinkLost, News::Message),
         _ready = live.process.readable() => News::Ended,
+    }
+}
+
+/// What has just come to be on record.
+fn recorded_step(event: &Event) {
+    match event {
+        Event::Start => crash::reach(Point::StartRecorded),
+        Event::Ready => crash::reach(Point::RunRecorded),
+        Event::Stop { .. } => crash::reach(Point::StopRecorded),
+        Event::Exited(_) => crash::reach(Point::EndRecorded),
+        Event::Reboot { .. }
+        | Event::Pause
+        | Event::Paused
+        | Event::Resume
+        | Event::Resumed
+        | Event::PowerButton
+        | Event::Nmi
+        | Event::StopDeadline
+        | Event::Destroy { .. } => {}
     }
 }
 

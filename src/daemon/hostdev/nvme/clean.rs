@@ -14,6 +14,7 @@ use rustix::fs::FallocateFlags;
 
 use super::super::HostdevError;
 use super::{open, refused, set_attached};
+use crate::daemon::crash::{self, Point};
 use crate::sys::nvme::{Admin, block};
 
 /// Looks at a block device that is about to appear, and the time between them.
@@ -30,8 +31,12 @@ pub fn clean_namespace(device: &str, nsid: u32) -> Result<(), HostdevError> {
     let admin = open(device)?;
     let primary = admin.identify_controller().map_err(refused(device))?;
     set_attached(&admin, device, nsid, Some(primary.id))?;
+    crash::reach(Point::NamespaceTaken);
     erase(&admin, device, nsid)?;
-    set_attached(&admin, device, nsid, None)
+    crash::reach(Point::NamespaceErased);
+    set_attached(&admin, device, nsid, None)?;
+    crash::reach(Point::NamespaceLeft);
+    Ok(())
 }
 
 /// Erases every namespace that is attached to a controller which is nobody's, and leaves them attached.

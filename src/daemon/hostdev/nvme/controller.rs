@@ -7,6 +7,7 @@ use super::super::HostdevError;
 use super::super::bind::PciBus;
 use super::super::reset::reset;
 use super::clean_controller;
+use crate::daemon::crash::{self, Point};
 use crate::model::Bdf;
 
 /// Looks at a driver that is about to take the controller back, and the time between them.
@@ -17,7 +18,9 @@ const STEP: Duration = Duration::from_millis(50);
 pub fn lend_controller(address: Bdf) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
     bus.bind_to_vfio(address)?;
-    reset(&bus.dir(address), address)
+    reset(&bus.dir(address), address)?;
+    crash::reach(Point::ControllerLent);
+    Ok(())
 }
 
 /// Resets a controller that vfio-pci keeps for its VM.
@@ -34,6 +37,7 @@ pub fn take_controller_back(address: Bdf) -> Result<(), HostdevError> {
     bus.probe(address)?;
     for _ in 0..LOOKS {
         if let Some(device) = live_device(&bus, address) {
+            crash::reach(Point::ControllerReturned);
             return clean_controller(&device);
         }
         std::thread::sleep(STEP);

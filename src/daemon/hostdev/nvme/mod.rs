@@ -17,6 +17,7 @@ mod provision;
 use super::HostdevError;
 use super::bind::PciBus;
 use super::reset::reset;
+use crate::daemon::crash::{self, Point};
 use crate::model::Bdf;
 use crate::sys::nvme::{Admin, CommandError};
 pub use clean::{clean_controller, clean_namespace};
@@ -41,8 +42,11 @@ pub fn connect(place: &NvmePlace, nsid: u32) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
     bus.bind_to_vfio(place.function)?;
     reset(&bus.dir(place.function), place.function)?;
+    crash::reach(Point::SecondaryBound);
     detach_all(&admin, &place.primary, place.controller)?;
-    set_attached(&admin, &place.primary, nsid, Some(place.controller))
+    set_attached(&admin, &place.primary, nsid, Some(place.controller))?;
+    crash::reach(Point::SecondaryConnected);
+    Ok(())
 }
 
 /// Takes a secondary controller back: reset, unbound from vfio-pci, nothing attached to it. Gives the ids of namespaces
@@ -52,7 +56,10 @@ pub fn disconnect(place: &NvmePlace) -> Result<Vec<u32>, HostdevError> {
     let bus = PciBus::of_host();
     reset(&bus.dir(place.function), place.function)?;
     bus.leave_vfio(place.function)?;
-    detach_all(&admin, &place.primary, place.controller)
+    crash::reach(Point::SecondaryUnbound);
+    let detached = detach_all(&admin, &place.primary, place.controller)?;
+    crash::reach(Point::SecondaryEmptied);
+    Ok(detached)
 }
 
 /// The same for a controller whose function is gone.

@@ -12,6 +12,7 @@ use super::super::HostdevError;
 use super::super::bind::PciBus;
 use super::super::reset::reset;
 use super::{detach_all, open, refused};
+use crate::daemon::crash::{self, Point};
 use crate::model::Bdf;
 use crate::sys::nvme::identify::SecondaryController;
 use crate::sys::nvme::{Admin, Resource, block};
@@ -36,22 +37,26 @@ pub struct Shares {
 pub fn provision(device: &str, address: Bdf, shares: Shares) -> Result<(), HostdevError> {
     let admin = open(device)?;
     if is_done(&admin.secondary_controllers().map_err(refused(device))?, shares) {
-        return Ok(());
+        // Who was cut off may not have come to this.
+        return secondaries(&admin, device, shares)?.iter().try_for_each(|one| empty(&admin, device, one));
     }
     require_unused(device)?;
     let bus = PciBus::of_host();
     bus.set(address, "switch off the virtual functions", "sriov_numvfs", "0")?;
+    crash::reach(Point::ProvisionCleared);
     for resource in [Resource::Queues, Resource::Interrupts] {
         admin.set_primary_share(resource, 0).map_err(refused(device))?;
     }
     reset(&bus.dir(address), address)?;
     wait_until_live(device, address)?;
+    crash::reach(Point::ProvisionReset);
     if shares.vfs == 0 {
         return Ok(());
     }
     // Only who names a driver for it (`driver_override`) gets one of these functions.
     bus.set(address, "keep host drivers from the virtual functions", "sriov_drivers_autoprobe", "0")?;
     bus.set(address, "make virtual functions", "sriov_numvfs", &shares.vfs.to_string())?;
+    crash::reach(Point::ProvisionEnabled);
     for secondary in secondaries(&admin, device, shares)? {
         bring_up(&admin, device, &secondary, shares)?;
     }
@@ -81,7 +86,12 @@ fn bring_up(admin: &Admin, device: &str, secondary: &SecondaryController, shares
     admin.assign(secondary.id, Resource::Queues, shares.queues).map_err(&refused)?;
     admin.assign(secondary.id, Resource::Interrupts, shares.interrupts).map_err(&refused)?;
     admin.bring_online(secondary.id).map_err(&refused)?;
-    // A controller attaches its shared namespaces to new ones by itself: nobody asked for that.
+    crash::reach(Point::ProvisionOnline);
+    empty(admin, device, secondary)
+}
+
+/// A controller attaches its shared namespaces to new ones by itself: nobody asked for that.
+fn empty(admin: &Admin, device: &str, secondary: &SecondaryController) -> Result<(), HostdevError> {
     detach_all(admin, device, secondary.id).map(drop)
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use super::super::decisions::{overruled, record, told};
 use super::choose::{self, Candidate, key_of};
 use super::{HostDevices, hostdev, on_host, place_of, read};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::inventory::Devices;
 use crate::daemon::record::{Holder, LeaseEvent, NvmeDevice, VfKey, VfLease, VfNic, VmRecord, mac_of};
 use crate::daemon::store::StoreError;
@@ -32,6 +33,7 @@ impl crate::daemon::supervisor::Devices for HostDevices {
         Box::pin(async move {
             for lease in self.held_for(uid, &id) {
                 self.advance(&lease, LeaseEvent::Attached).await.map_err(DevicesError)?;
+                crash::reach(Point::VfAttached);
             }
             self.nvme().attach(uid, &id).await
         })
@@ -143,7 +145,10 @@ impl HostDevices {
         let claim = candidate.lease.after(LeaseEvent::Claim(holder));
         let claim = claim.map_err(|refused| DevicesError(refused.to_string()))?;
         match self.store.put_lease(claim.clone()).await {
-            Ok(()) => Ok(Some(claim)),
+            Ok(()) => {
+                crash::reach(Point::VfClaimed);
+                Ok(Some(claim))
+            }
             Err(StoreError::Stale(_)) => Ok(None),
             Err(error) => Err(DevicesError(error.to_string())),
         }
@@ -153,7 +158,9 @@ impl HostDevices {
     async fn make_ready(&self, lease: &VfLease, wanted: VfConfig) -> Result<(), DevicesError> {
         let key = lease.key;
         on_host(move || prepare_on_host(key, &wanted)).await.map_err(DevicesError)?;
-        self.advance(lease, LeaseEvent::Prepared).await.map(drop).map_err(DevicesError)
+        self.advance(lease, LeaseEvent::Prepared).await.map_err(DevicesError)?;
+        crash::reach(Point::VfPrepared);
+        Ok(())
     }
 }
 

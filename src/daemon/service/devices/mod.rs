@@ -22,11 +22,12 @@ use tokio::task::JoinSet;
 
 use super::plugins::Plugins;
 use super::{Node, Principal, ServiceError, Terms};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
 use crate::daemon::policy::PolicyHost;
 use crate::daemon::record::{
-    Before, HeldFor, Holder, Lease, LeaseEvent, LeaseState, NvmeLease, VfKey, VfLease, VmRecord,
+    Before, HeldFor, Holder, Lease, LeaseEvent, LeaseState, NvmeLease, NvmeProvision, VfKey, VfLease, VmRecord,
 };
 use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
@@ -156,8 +157,8 @@ impl HostDevices {
 
     /// After a restart, before VMs are taken over: cleans what a VM held that has no process, or not this device, any
     /// more. What was coming to a VM that runs, or leaving it, its task finishes or undoes.
-    pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord]) {
-        self.nvme.reconcile(vms).await;
+    pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord], provisions: &[NvmeProvision]) {
+        self.nvme.reconcile(vms, provisions).await;
         let is_held = |holder: &Holder| {
             let holds = |vm: &VmRecord| vm.state.has_process() && vm.attachment(&holder.nic).is_some();
             vms.iter().any(|vm| vm.uid == holder.vm && holds(vm))
@@ -206,10 +207,13 @@ impl HostDevices {
         let Some(holder) = lease.state.holder() else { return Err(DeviceError::NotHeld(address)) };
         let (key, original) = (lease.key, holder.original);
         let releasing = self.advance(&lease, LeaseEvent::Release).await.map_err(unclean)?;
+        crash::reach(Point::VfReleasing);
         match on_host(move || clean_on_host(key, address, &original)).await {
             Ok(()) => {
                 tracing::info!(vf = %address, "virtual function is clean and free");
-                self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)
+                let free = self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)?;
+                crash::reach(Point::VfFree);
+                Ok(free)
             }
             Err(reason) => {
                 tracing::error!(vf = %address, reason, "virtual function goes to quarantine");

@@ -121,6 +121,12 @@ impl Journal {
         Ok(Self { heads, last_ns, retention })
     }
 
+    /// Reads the ends of all chains again.
+    pub(super) fn reload(&mut self, transaction: &redb::ReadTransaction) -> Result<(), StoreError> {
+        *self = Self::open(transaction, self.retention)?;
+        Ok(())
+    }
+
     /// Appends in their order, within `transaction`; gives each its place. To be taken over with
     /// [`advance`](Self::advance) once the transaction is on disk.
     pub(super) fn append(

@@ -3,6 +3,7 @@
 use super::super::super::decisions::{overruled, record, told};
 use super::choose::{self, key_of, lease_of};
 use super::{DevicesError, HOST_TIMEOUT, NvmeDevices, controller_of, hostdev, on_host_within, on_own_thread, read};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev::nvme::NvmePlace;
 use crate::daemon::record::{LeaseEvent, LeaseState, NvmeDevice, NvmeHolder, NvmeLease, NvmePart, VmRecord};
 use crate::daemon::store::StoreError;
@@ -113,7 +114,13 @@ impl NvmeDevices {
         let holder = NvmeHolder { vm: vm.uid, tenant: vm.tenant.clone(), device: nvme.id.clone() };
         let claim = free.after(LeaseEvent::Claim(holder)).map_err(|refused| DevicesError(refused.to_string()))?;
         match self.store.put_nvme_lease(claim.clone()).await {
-            Ok(()) => Ok(Some(claim)),
+            Ok(()) => {
+                crash::reach(match claim.key.part {
+                    NvmePart::Secondary(_) => Point::SecondaryClaimed,
+                    NvmePart::Namespace(_) | NvmePart::Whole => Point::DataClaimed,
+                });
+                Ok(Some(claim))
+            }
             Err(StoreError::Stale(_)) => Ok(None),
             Err(error) => Err(DevicesError(error.to_string())),
         }
@@ -129,7 +136,9 @@ impl NvmeDevices {
             let patience = self.patience(&key).await.map_err(DevicesError)?;
             on_own_thread(patience, move || super::host::erase_before_use(&key)).await.map_err(DevicesError)?;
         }
-        self.advance(&lease, LeaseEvent::Prepared).await.map_err(DevicesError)
+        let prepared = self.advance(&lease, LeaseEvent::Prepared).await.map_err(DevicesError)?;
+        crash::reach(Point::DataPrepared);
+        Ok(prepared)
     }
 
     /// Puts a secondary controller between the namespace and the guest.
@@ -163,6 +172,7 @@ impl NvmeDevices {
             let work = move || hostdev::nvme::connect(&place, nsid).map_err(|error| error.to_string());
             on_host_within(HOST_TIMEOUT, work).await.map_err(DevicesError)?;
             self.advance(&lease, LeaseEvent::Prepared).await.map_err(DevicesError)?;
+            crash::reach(Point::SecondaryPrepared);
             return Ok(device(nvme, data, Some(nsid), function.address, namespace.size_bytes));
         }
         Err(DevicesError(format!("other VMs took every secondary controller for NVMe device {}; try again", nvme.id)))

@@ -7,12 +7,13 @@ use super::super::super::Terms;
 use super::super::{Released, lease_etag};
 use super::choose::{key_of, unfit};
 use super::{
-    Bdf, DeviceError, HOST_TIMEOUT, LeaseState, Node, NvmeController, NvmeControllers, NvmeKey, NvmeLease, NvmePart,
-    Principal, ServiceError, controller_of, hostdev, on_host_within, read, require_operator,
+    Bdf, DeviceError, HOST_TIMEOUT, LeaseState, Node, NvmeController, NvmeControllers, NvmeDevices, NvmeKey, NvmeLease,
+    NvmePart, Principal, ServiceError, controller_of, hostdev, on_host_within, read, require_operator,
 };
+use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev::nvme::{NvmePlace, Shares};
 use crate::daemon::inventory::NvmeFacts;
-use crate::daemon::record::Before;
+use crate::daemon::record::{Before, NvmeProvision};
 
 /// Queue pairs that a controller needs at least: the admin queue, and one for data (NVM Express Base 2.0, §8.26).
 const MIN_QUEUES: u32 = 2;
@@ -114,6 +115,28 @@ fn shares(controller: &NvmeController, facts: &NvmeFacts, vfs: u32) -> Result<Sh
     })
 }
 
+impl NvmeDevices {
+    /// Makes what is on record, and forgets it then: also what cannot be made, which is for the operator to see to.
+    pub(super) async fn provision(&self, provision: &NvmeProvision) -> Result<(), String> {
+        let done = self.make_secondaries(provision).await;
+        crash::reach(Point::ProvisionDone);
+        if let Err(error) = self.store.forget_provision(provision.controller).await {
+            tracing::warn!(controller = %provision.controller, %error, "the next start makes the secondaries again");
+        }
+        done
+    }
+
+    async fn make_secondaries(&self, provision: &NvmeProvision) -> Result<(), String> {
+        let NvmeProvision { controller: address, serial, vfs, queues, interrupts } = provision.clone();
+        let shares = Shares { vfs, queues, interrupts };
+        let found = read().await?;
+        let key = NvmeKey { controller: address, serial, part: NvmePart::Whole };
+        let device = controller_of(&found, &key)?.device.clone().unwrap_or_default();
+        let work = move || hostdev::nvme::provision(&device, address, shares).map_err(|error| error.to_string());
+        on_host_within(HOST_TIMEOUT, work).await
+    }
+}
+
 /// Whether the secondaries are so already.
 fn is_provisioned(facts: &NvmeFacts, shares: Shares) -> bool {
     let online: Vec<_> = facts.secondaries.iter().filter(|secondary| secondary.is_online).collect();
@@ -176,11 +199,14 @@ impl Node {
         if terms.validate_only {
             return Ok(self.nvme_view(controller.clone()));
         }
-        // A repetition after a crash finds it so already, or does the same again: nothing is to be remembered before.
         tracing::info!(controller = %address, vfs, %principal, "secondary controllers asked for");
-        let device = controller.device.clone().unwrap_or_default();
-        let work = move || hostdev::nvme::provision(&device, address, shares).map_err(|error| error.to_string());
-        let done = on_host_within(HOST_TIMEOUT, work).await;
+        // A repetition after a crash finds it so already, since the daemon's start has finished it.
+        let Shares { vfs, queues, interrupts } = shares;
+        let serial = facts.identity.serial.clone();
+        let provision = NvmeProvision { controller: address, serial, vfs, queues, interrupts };
+        self.store.put_provision(provision.clone()).await?;
+        crash::reach(Point::ProvisionRecorded);
+        let done = self.devices.nvme().provision(&provision).await;
         done.map_err(|reason| DeviceError::Nvme { address, reason })?;
         let found = read().await.map_err(DeviceError::Unreadable)?;
         let controller = found.get(address).ok_or(DeviceError::NoSuchDevice(address))?;

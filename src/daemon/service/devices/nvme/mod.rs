@@ -23,10 +23,13 @@ use tokio::task::JoinSet;
 use super::super::plugins::Plugins;
 use super::super::{Node, Principal, ServiceError};
 use super::{DeviceError, HOST_TIMEOUT, on_host_within, require_operator};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{NvmeController, NvmeControllers, VFIO_DRIVER};
 use crate::daemon::policy::PolicyHost;
-use crate::daemon::record::{LeaseEvent, LeaseState, NvmeHolder, NvmeKey, NvmeLease, NvmePart, VmRecord};
+use crate::daemon::record::{
+    LeaseEvent, LeaseState, NvmeHolder, NvmeKey, NvmeLease, NvmePart, NvmeProvision, VmRecord,
+};
 use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
 use crate::model::{Bdf, DeviceId, VmId};
@@ -51,7 +54,16 @@ impl NvmeDevices {
 
     /// After a restart, before VMs are taken over: cleans what a VM held that has no process, or not this device, or does
     /// not exist, any more. Secondary controllers are waited for; erasing goes on in the background.
-    pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord]) {
+    pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord], provisions: &[NvmeProvision]) {
+        for provision in provisions {
+            let controller = provision.controller;
+            match self.provision(provision).await {
+                Ok(()) => tracing::info!(%controller, "secondary controllers are made, which was cut off before"),
+                Err(error) => {
+                    tracing::error!(%controller, error, "not made: `ostler host nvme provision` tries again");
+                }
+            }
+        }
         let of_holder =
             |holder: &NvmeHolder| vms.iter().find(|vm| vm.uid == holder.vm && vm.attachment(&holder.device).is_some());
         let is_running = |holder: &NvmeHolder| of_holder(holder).is_some_and(|vm| vm.state.has_process());
@@ -85,6 +97,7 @@ impl NvmeDevices {
     pub(super) async fn attach(&self, uid: VmId, id: &DeviceId) -> Result<(), DevicesError> {
         for lease in self.held_for(uid, id) {
             self.advance(&lease, LeaseEvent::Attached).await.map_err(DevicesError)?;
+            crash::reach(Point::NvmeAttached);
         }
         Ok(())
     }
@@ -151,6 +164,7 @@ impl NvmeDevices {
     async fn clean_later(self: &Arc<Self>, lease: NvmeLease) {
         match self.advance(&lease, LeaseEvent::Release).await {
             Ok(releasing) => {
+                crash::reach(Point::DataReleasing);
                 let devices = Arc::clone(self);
                 tokio::spawn(async move { drop(devices.finish(releasing).await) });
             }
@@ -162,7 +176,9 @@ impl NvmeDevices {
     async fn clean(&self, lease: NvmeLease) -> Result<NvmeLease, DeviceError> {
         let address = lease.address;
         let releasing = self.advance(&lease, LeaseEvent::Release).await;
-        self.finish(releasing.map_err(|reason| DeviceError::Unclean { address, reason })?).await
+        let releasing = releasing.map_err(|reason| DeviceError::Unclean { address, reason })?;
+        crash::reach(Point::SecondaryReleasing);
+        self.finish(releasing).await
     }
 
     async fn finish(&self, releasing: NvmeLease) -> Result<NvmeLease, DeviceError> {
@@ -179,7 +195,12 @@ impl NvmeDevices {
         match cleaned {
             Ok(()) => {
                 tracing::info!(nvme = %releasing.key, "clean and free");
-                self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)
+                let free = self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)?;
+                crash::reach(match free.key.part {
+                    NvmePart::Secondary(_) => Point::SecondaryFree,
+                    NvmePart::Namespace(_) | NvmePart::Whole => Point::DataFree,
+                });
+                Ok(free)
             }
             Err(reason) => {
                 tracing::error!(nvme = %releasing.key, reason, "goes to quarantine");

@@ -1,0 +1,272 @@
+//! The daemon dies at every step of changes that need no guest, and nothing is lost, doubled or left behind (feature
+//! `lab`, whose daemon can be told where to die). Guests: `crash_runs`; devices of the host: `crash_devices`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use ostler::api::v1;
+use ostler::api::v1::attach_device_request::Device;
+use ostler::api::v1::virtual_machine::State;
+use ostler::daemon::crash::Point;
+use support::assets::plugin;
+use support::crash::{Call, DEVICES, Footprint, RECORDS, RUNS, assert_consistent, new_id};
+use support::guest::{disk, nic};
+use support::{Caller, Host, small};
+
+const WEB: &str = "tenants/acme/vms/web";
+const OWN: &str = "tenants/acme/plugins/own";
+/// A component that nobody has loaded yet.
+const OTHER: &str = "sriov-net";
+const GROWN: u64 = 2 << 20;
+
+/// A change that is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Register,
+    Destroy,
+    Attach,
+    Detach,
+    Resize,
+    Load,
+    RollBack,
+    Unload,
+}
+
+/// Which changes pass a point. Those of a daemon's start are tried for themselves.
+fn changes(point: Point) -> &'static [Change] {
+    use Change::{Attach, Destroy, Detach, Load, Register, Resize, RollBack, Unload};
+    match point {
+        Point::RequestBegun => &[Destroy, Attach, Detach, Resize],
+        Point::RequestAnswered => &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Unload],
+        Point::RegisterDecided | Point::RegisterRecorded => &[Register],
+        Point::PluginWritten => &[Load],
+        Point::PluginRecorded => &[Load, RollBack],
+        Point::PluginUnloaded => &[Unload],
+        Point::DiskGrown => &[Resize],
+        Point::EndDirectory
+        | Point::EndCgroup
+        | Point::EndReleased
+        | Point::DestroyRecorded
+        | Point::DestroyErased
+        | Point::DestroyForgotten => &[Destroy],
+        Point::AttachDecided | Point::AttachRecorded => &[Attach],
+        Point::DetachDecided | Point::DetachRecorded => &[Detach],
+        Point::BootDevices | Point::BootSwept | Point::BootResumed => &[],
+        other => panic!("{} is not tried here", other.name()),
+    }
+}
+
+/// A VM that is off, with a disk and a NIC.
+fn spec() -> v1::VirtualMachineSpec {
+    v1::VirtualMachineSpec { disks: vec![disk("root", "web.img", false)], nics: vec![nic("eth0")], ..small() }
+}
+
+fn load(caller: &Caller, component: &str, settings: &[(&str, &str)], id: &str) -> Call<v1::Plugin> {
+    use v1::load_plugin_request::{Header, Part};
+    let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let header = Header { name: OWN.into(), settings, request_id: id.into(), ..Default::default() };
+    let bytes = plugin(component);
+    let chunks = bytes.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
+    let parts =
+        std::iter::once(Part::Header(header)).chain(chunks).map(|part| v1::LoadPluginRequest { part: Some(part) });
+    let (parts, mut client) = (tokio_stream::iter(parts.collect::<Vec<_>>()), caller.plugins.clone());
+    Call::new(async move { client.load_plugin(parts).await })
+}
+
+impl Change {
+    /// What is there before it.
+    fn prepare(self, acme: &Caller) {
+        match self {
+            Self::Register => {}
+            Self::Destroy | Self::Attach | Self::Resize => drop(acme.register("web", spec()).unwrap()),
+            Self::Detach => {
+                acme.register("web", spec()).unwrap();
+                acme.attach("web", Device::Nic(nic("eth1"))).unwrap();
+            }
+            Self::Load => {}
+            Self::Unload => drop(load(acme, OTHER, &[], &new_id()).make().unwrap()),
+            Self::RollBack => {
+                load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap();
+                load(acme, "admission", &[("max-vcpus", "4")], &new_id()).make().unwrap();
+            }
+        }
+    }
+
+    /// The call, under a request id.
+    fn call(self, host: &Host, id: &str) -> Call<()> {
+        let acme = host.tenant("acme");
+        let (mut vms, mut plugins, id) = (acme.vms.clone(), acme.plugins.clone(), id.to_owned());
+        match self {
+            Self::Register => {
+                let vm = v1::VirtualMachine { name: WEB.into(), spec: Some(spec()), ..Default::default() };
+                let request = v1::RegisterVirtualMachineRequest {
+                    virtual_machine: Some(vm),
+                    request_id: id,
+                    ..Default::default()
+                };
+                Call::new(async move { vms.register_virtual_machine(request).await.map(|answer| answer.map(drop)) })
+            }
+            Self::Destroy => {
+                let request =
+                    v1::DestroyVirtualMachineRequest { name: WEB.into(), request_id: id, ..Default::default() };
+                Call::new(async move { vms.destroy_virtual_machine(request).await.map(|answer| answer.map(drop)) })
+            }
+            Self::Attach => {
+                let device = Some(Device::Nic(nic("eth1")));
+                let request =
+                    v1::AttachDeviceRequest { name: WEB.into(), device, request_id: id, ..Default::default() };
+                Call::new(async move { vms.attach_device(request).await.map(|answer| answer.map(drop)) })
+            }
+            Self::Detach => {
+                let device_id = "eth1".to_owned();
+                let request =
+                    v1::DetachDeviceRequest { name: WEB.into(), device_id, request_id: id, ..Default::default() };
+                Call::new(async move { vms.detach_device(request).await.map(|answer| answer.map(drop)) })
+            }
+            Self::Resize => {
+                let mut vms = host.operator().vms;
+                let request = v1::ResizeVirtualMachineDiskRequest {
+                    name: WEB.into(),
+                    disk: "root".into(),
+                    size_bytes: GROWN,
+                    request_id: id,
+                    ..Default::default()
+                };
+                Call::new(async move { vms.resize_virtual_machine_disk(request).await.map(|answer| answer.map(drop)) })
+            }
+            Self::Load => {
+                let loaded = load(&acme, OTHER, &[], &id).0;
+                Call(Box::pin(async move { loaded.await.map(drop) }))
+            }
+            Self::RollBack => {
+                let request = v1::RollBackPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
+                Call::new(async move { plugins.roll_back_plugin(request).await.map(|answer| answer.map(drop)) })
+            }
+            Self::Unload => {
+                let request = v1::UnloadPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
+                Call::new(async move { plugins.unload_plugin(request).await.map(|answer| answer.map(drop)) })
+            }
+        }
+    }
+
+    /// What it has brought about, once.
+    fn assert_done(self, host: &Host, what: &str) {
+        let acme = host.tenant("acme");
+        let vms = acme.list("").unwrap();
+        let own: Vec<_> =
+            acme.plugins("tenants/acme").unwrap().into_iter().filter(|plugin| plugin.name == OWN).collect();
+        let nics = |vm: &v1::VirtualMachine| vm.nics.iter().map(|nic| nic.id.clone()).collect::<Vec<_>>();
+        match self {
+            Self::Register | Self::Resize => assert!(
+                matches!(&vms[..], [vm] if vm.state() == State::Registered && nics(vm) == ["eth0"]),
+                "{what}: {vms:?}"
+            ),
+            Self::Destroy => assert!(vms.is_empty(), "{what}: {vms:?}"),
+            Self::Attach => assert!(matches!(&vms[..], [vm] if nics(vm) == ["eth0", "eth1"]), "{what}: {vms:?}"),
+            Self::Detach => assert!(matches!(&vms[..], [vm] if nics(vm) == ["eth0"]), "{what}: {vms:?}"),
+            Self::Load => assert_eq!(own.len(), 1, "{what}"),
+            Self::RollBack => assert_eq!(own[0].settings["max-vcpus"], "3", "{what}"),
+            Self::Unload => assert!(own.is_empty(), "{what}: {own:?}"),
+        }
+        if self == Self::Resize {
+            assert_eq!(fs::metadata(host.volume("acme", "web.img")).unwrap().len(), GROWN, "{what}");
+        }
+    }
+
+    /// Takes away what is left of it.
+    fn undo(self, host: &Host) {
+        let acme = host.tenant("acme");
+        match self {
+            Self::Register | Self::Attach | Self::Detach | Self::Resize => acme.destroy("web", false).unwrap(),
+            Self::Load | Self::RollBack => acme.unload(OWN, false).unwrap(),
+            Self::Destroy | Self::Unload => {}
+        }
+    }
+}
+
+/// A node with the VM of another tenant, which nothing here may touch.
+fn host() -> Host {
+    let host = Host::start();
+    host.tenant("globex").register("other", small()).unwrap();
+    host
+}
+
+fn other(host: &Host) -> v1::VirtualMachine {
+    host.tenant("globex").get("other").unwrap()
+}
+
+#[test]
+fn a_change_that_is_cut_off_at_any_step_is_done_once_when_it_is_repeated() {
+    let mut host = host();
+    let bystander = other(&host);
+    host.add_volume("acme", "web.img", &[1; 4096]);
+    let before = Footprint::of_fresh(&mut host);
+    let mut tried = BTreeSet::new();
+    for point in RECORDS.iter().copied() {
+        for change in changes(point) {
+            let what = format!("{change:?} at {}", point.name());
+            host.add_volume("acme", "web.img", &[1; 4096]);
+            change.prepare(&host.tenant("acme"));
+            let id = new_id();
+            host.crash(point, |host| change.call(host, &id));
+            assert_consistent(&host, &what);
+            assert_eq!(other(&host), bystander, "{what}");
+            change.call(&host, &id).make().unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            change.assert_done(&host, &what);
+            // And again: the answer of then, and nothing else.
+            change.call(&host, &id).make().unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            change.assert_done(&host, &what);
+            change.undo(&host);
+            before.expect_again(&mut host, &what);
+            tried.insert(point);
+        }
+    }
+    tried.extend([Point::BootDevices, Point::BootSwept, Point::BootResumed]);
+    assert_eq!(tried, RECORDS.iter().copied().collect::<BTreeSet<_>>(), "not every point was tried");
+}
+
+/// A new point belongs to one of the lists, and so to a program that must come to it.
+#[test]
+fn every_point_is_tried_by_a_program() {
+    let tried: BTreeSet<_> = [RECORDS, RUNS, DEVICES].into_iter().flatten().collect();
+    let all: BTreeSet<_> = Point::ALL.iter().collect();
+    assert_eq!(tried, all);
+}
+
+/// Whoever does not repeat the call finds it done, or nothing of it.
+#[test]
+fn a_destroy_that_is_cut_off_is_finished_by_the_next_daemon_whatever_happens_to_that() {
+    let mut host = host();
+    let bystander = other(&host);
+    let acme = host.tenant("acme");
+    host.add_volume("acme", "web.img", &[1; 4096]);
+    let before = Footprint::of_fresh(&mut host);
+    drop(acme);
+    for point in [
+        Point::BootDevices,
+        Point::BootSwept,
+        Point::BootResumed,
+        Point::EndDirectory,
+        Point::EndReleased,
+        Point::DestroyErased,
+        Point::DestroyForgotten,
+    ] {
+        let what = format!("destroyed, and the next daemon dies at {}", point.name());
+        host.tenant("acme").register("web", spec()).unwrap();
+        host.kill_daemon();
+        host.start_daemon_armed(Point::DestroyRecorded);
+        let call = Change::Destroy.call(&host, &new_id());
+        support::client::spawn(async move { drop(call.0.await) });
+        host.await_crash(Point::DestroyRecorded);
+        host.boot_daemon_armed(point);
+        host.start_daemon();
+        assert_consistent(&host, &what);
+        assert_eq!(host.tenant("acme").list("").unwrap(), [], "{what}");
+        assert_eq!(other(&host), bystander, "{what}");
+        before.expect_again(&mut host, &what);
+    }
+}
