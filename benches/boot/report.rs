@@ -70,7 +70,10 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        writeln!(f, "(×r): Ostler's value divided by that contender's; below 1 is in Ostler's favour")
+        writeln!(
+            f,
+            "(×r): Ostler's value divided by that contender's; below 1 is in Ostler's favour. Each kernel has the words of its own hypervisor"
+        )
     }
 }
 

@@ -190,3 +190,8 @@ pub struct Decision {
     /// Where it is on record, once it is.
     pub id: Option<DecisionId>,
 }
+
+/// Whose denial it is, for people.
+pub fn denier(plugin: Option<&str>) -> String {
+    plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"))
+}

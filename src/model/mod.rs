@@ -23,7 +23,9 @@ mod vsock;
 
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use canonical::{NotCanonical, canonical};
-pub use decision::{AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict};
+pub use decision::{
+    AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict, denier,
+};
 pub use digest::{DigestError, PluginDigest, RecordHash};
 pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};

@@ -13,12 +13,12 @@ use crate::model::PolicyFault;
 use crate::wire::policy::Spoken;
 
 use super::engine::Sandbox;
-use super::host::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
-use super::host::bindings::exports::ostler::policy::{
+use super::imports::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
+use super::imports::bindings::exports::ostler::policy::{
     admit_hook, attach_hook, detach_hook, select_nvme_hook, select_vf_hook,
 };
-use super::host::bindings::ostler::policy::types;
-use super::host::{Call, Notes, TooManyHostCalls};
+use super::imports::bindings::ostler::policy::types;
+use super::imports::{Call, Notes, TooManyHostCalls};
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
 use super::plugin::Settings;
 use super::text::to_line;

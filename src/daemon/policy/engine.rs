@@ -15,7 +15,7 @@ use wasmtime::{
     WasmBacktraceDetails,
 };
 
-use super::host::Call;
+use super::imports::Call;
 use super::limits::Limits;
 
 /// How often the epoch moves while a plugin runs. A call is cut at most about two ticks after its deadline.

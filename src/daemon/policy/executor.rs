@@ -52,7 +52,7 @@ impl Job {
 
 /// Starts the thread; it ends when `jobs` is closed.
 pub(super) fn start(keeper: Arc<Keeper>, jobs: Arc<Jobs>, breakers: Arc<Breakers>) -> std::io::Result<()> {
-    thread::Builder::new().name("policy".into()).spawn(move || run(&keeper, &jobs, &breakers)).map(drop)
+    thread::Builder::new().name("policy-ask".into()).spawn(move || run(&keeper, &jobs, &breakers)).map(drop)
 }
 
 fn run(keeper: &Keeper, jobs: &Jobs, breakers: &Breakers) {

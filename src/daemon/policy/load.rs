@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::model::{PluginDigest, PolicyFault, VmName};
 use crate::wire::policy::{Loaded, Manifest, Refusal, Spoken};
 
-use super::host::GRANTED;
+use super::imports::GRANTED;
 use super::limits::{
     Limits, MAX_MESSAGE_BYTES, MAX_SETTING_KEY_BYTES, MAX_SETTING_VALUE_BYTES, MAX_SETTINGS, MAX_SETTINGS_BYTES,
     MAX_SUMMARY_BYTES, MAX_VERSION_BYTES,

@@ -22,7 +22,7 @@ mod confine;
 mod engine;
 mod executor;
 mod hook;
-mod host;
+mod imports;
 mod keeper;
 mod limits;
 mod load;

@@ -12,10 +12,10 @@ use crate::wire::policy::{Loaded, Manifest, Refusal, Settings};
 use super::call::{Code, Site};
 use super::engine::Sandbox;
 use super::hook::Question;
-use super::host::bindings::exports::ostler::policy::{
+use super::imports::bindings::exports::ostler::policy::{
     admit_hook, attach_hook, detach_hook, lifecycle, select_nvme_hook, select_vf_hook,
 };
-use super::host::{Call, GRANTED};
+use super::imports::{Call, GRANTED};
 use super::limits::MAX_MESSAGE_BYTES;
 use super::text::to_line;
 

@@ -38,7 +38,7 @@ use super::call::{Code, Site};
 use super::compiler::MAX_ARTEFACT_LEN;
 use super::engine::{self, Sandbox};
 use super::hook::Question;
-use super::host::{self, Call};
+use super::imports::{self, Call};
 use super::limits::Limits;
 use super::plugin::Settings;
 use super::{confine, prepare};
@@ -83,7 +83,7 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn new(sandbox: Sandbox) -> wasmtime::Result<Self> {
-        let linker = host::linker(sandbox.engine())?;
+        let linker = imports::linker(sandbox.engine())?;
         Ok(Self { sandbox, linker, codes: Mutex::default() })
     }
 
@@ -265,7 +265,7 @@ pub(super) fn in_process(launch: Launch, lanes: [(OwnedFd, OwnedFd); 2]) -> io::
     for (lane, artefacts) in lanes {
         let mut lane = Server::map(lane, LOOKS_FOR)?;
         let (host, artefacts) = (Arc::clone(&host), ArtefactReceiver::from_fd(artefacts));
-        thread::Builder::new().name("policy".into()).spawn(move || host.serve(&mut lane, &artefacts))?;
+        thread::Builder::new().name("policy-host".into()).spawn(move || host.serve(&mut lane, &artefacts))?;
     }
     Ok(compatibility)
 }

@@ -14,7 +14,7 @@ use crate::api::{decision_name, reasons};
 use crate::daemon::service::{
     AddError, BackingError, CallError, Compacted, DeviceError, Exceeded, HotplugError, Limits, ServiceError,
 };
-use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName};
+use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName, denier};
 
 const DOMAIN: &str = "ostler";
 
@@ -287,7 +287,7 @@ fn denied(tenant: &TenantId, name: &VmName, decision: &Decision) -> Status {
     let Outcome::Deny { code, message, plugin } = &decision.outcome else {
         return status(Code::PermissionDenied, format!("policy denies {tenant}/{name}"), "POLICY_DENIED", []);
     };
-    let who = plugin.as_ref().map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+    let who = denier(plugin.as_deref());
     let hint = if code == "policy.no-opinion" { "; load an admission plugin with `ostler plugin load`" } else { "" };
     let text = format!("{who} denies {tenant}/{name}: {message} ({code}){hint}");
     let mut metadata = vec![("code", code.clone()), ("message", message.clone())];

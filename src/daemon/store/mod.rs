@@ -21,8 +21,11 @@ mod history;
 mod journal;
 mod lease;
 mod nvme;
+mod plugin;
 mod request;
+mod spec;
 mod thread;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -180,12 +183,12 @@ pub struct Found {
 
 /// What changes with everything that is remembered of the VM, and only then: quoted, as RFC 9110 §8.8.3 has it.
 pub fn vm_etag(vm: &VmRecord) -> String {
-    etag(&format::encode_vm(vm))
+    etag(&vm::encode_vm(vm))
 }
 
 /// The same of a plugin.
 pub fn plugin_etag(plugin: &PluginRecord) -> String {
-    etag(&format::encode_plugin(plugin))
+    etag(&plugin::encode_plugin(plugin))
 }
 
 /// Of a record as it is on disk, so that it is the same after a restart. 64 bits: it tells versions of one resource

@@ -11,7 +11,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::disk::{Disk, Place, Readers};
 use super::history::{self, Compacted, HISTORY_LEN, History, ResumePoint};
 use super::journal::{self, Append, Journal, Retention};
-use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, format, lease, nvme, request};
+use super::plugin::{decode_plugin, encode_plugin, plugin_key};
+use super::vm::{decode_vm, encode_vm};
+use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, lease, nvme, request};
 use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord};
 use crate::model::{Bdf, DecisionId};
 
@@ -219,8 +221,8 @@ pub(super) fn open_journal(disk: &mut Disk, retention: Retention) -> Result<Jour
 fn read_all(database: &Database) -> Result<(Found, History), StoreError> {
     let io = |error: redb::Error| StoreError::Io(Arc::new(error));
     let transaction = database.begin_read().map_err(|error| io(error.into()))?;
-    let vms = read_table(&transaction, VMS, "vms", format::decode_vm)?;
-    let plugins = read_table(&transaction, PLUGINS, "plugins", format::decode_plugin)?;
+    let vms = read_table(&transaction, VMS, "vms", decode_vm)?;
+    let plugins = read_table(&transaction, PLUGINS, "plugins", decode_plugin)?;
     let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
     let nvme_leases = read_table(&transaction, NVME_LEASES, "nvme_leases", nvme::decode_lease)?;
     let provisions = read_table(&transaction, PROVISIONS, "nvme_provisions", nvme::decode_provision)?;
@@ -239,7 +241,7 @@ fn read_history(transaction: &redb::ReadTransaction) -> Result<Vec<Change>, Stor
         let (revision, value) = row.map_err(|error| io(error.into()))?;
         let (revision, (is_gone, record)) = (revision.value(), value.value());
         let check = history::check(revision, is_gone, record);
-        match format::decode_vm(record) {
+        match decode_vm(record) {
             Ok(vm) => changes.push(Change { revision, vm: Arc::new(vm), is_gone, check }),
             // Of a daemon of another version: those who were behind it begin anew.
             Err(reason) => tracing::warn!(revision, reason, "a change of the past cannot be read"),
@@ -316,7 +318,7 @@ fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, s
             }
         }
         let known = unwritten.iter().map(|uid| (*uid, snapshot.vms.get(uid)));
-        let known = known.map(|(uid, vm)| (uid.to_string(), vm.map(|vm| format::encode_vm(vm)))).collect::<Vec<_>>();
+        let known = known.map(|(uid, vm)| (uid.to_string(), vm.map(|vm| encode_vm(vm)))).collect::<Vec<_>>();
         let batch = Batch { known: &known, planned: &planned, revision, appends: &appends };
         let committed = commit(&mut disk, &mut journal, &batch);
         match &committed {
@@ -409,12 +411,12 @@ struct Planned {
 fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
     let mut change = |vm: VmRecord, is_gone| {
         *revision += 1;
-        let check = history::check(*revision, is_gone, &format::encode_vm(&vm));
+        let check = history::check(*revision, is_gone, &encode_vm(&vm));
         Some(Change { revision: *revision, vm: Arc::new(vm), is_gone, check })
     };
     Some(match write {
         Write::Vm { vm, is_new, done } => {
-            let (key, value) = (vm.uid.to_string(), Some(format::encode_vm(&vm)));
+            let (key, value) = (vm.uid.to_string(), Some(encode_vm(&vm)));
             Planned { table: VMS, key, value, change: change(vm, false), lease: None, is_new, done }
         }
         Write::RemoveVm { vm, done } => {
@@ -422,11 +424,11 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
             Planned { table: VMS, key, value: None, change: change(vm, true), lease: None, is_new: false, done }
         }
         Write::Plugin { plugin, done } => {
-            let (key, value) = (format::plugin_key(&plugin), Some(format::encode_plugin(&plugin)));
+            let (key, value) = (plugin_key(&plugin), Some(encode_plugin(&plugin)));
             Planned { table: PLUGINS, key, value, change: None, lease: None, is_new: false, done }
         }
         Write::RemovePlugin { plugin, done } => {
-            let key = format::plugin_key(&plugin);
+            let key = plugin_key(&plugin);
             Planned { table: PLUGINS, key, value: None, change: None, lease: None, is_new: false, done }
         }
         Write::Lease { lease, done } => {
@@ -514,7 +516,7 @@ fn commit(disk: &mut Disk, journal: &mut Journal, batch: &Batch<'_>) -> Result<V
         put(&transaction, write.table, &write.key, write.value.as_deref())?;
         if let Some(Change { revision, vm, is_gone, .. }) = &write.change {
             let mut history = transaction.open_table(HISTORY)?;
-            history.insert(revision, (*is_gone, format::encode_vm(vm).as_slice()))?;
+            history.insert(revision, (*is_gone, encode_vm(vm).as_slice()))?;
             history.remove(revision.saturating_sub(HISTORY_LEN))?;
         }
     }

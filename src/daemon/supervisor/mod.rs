@@ -12,6 +12,7 @@
 //! vmm processes outlive the daemon: nothing here ends them when it is dropped.
 
 mod backing;
+mod begin;
 mod call;
 mod change;
 mod end;

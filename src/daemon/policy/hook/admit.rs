@@ -5,8 +5,8 @@
 //! narrowest holds.
 
 use crate::daemon::policy::call::{Site, refusal};
-use crate::daemon::policy::host::bindings::exports::ostler::policy::admit_hook;
-use crate::daemon::policy::host::bindings::ostler::policy::types;
+use crate::daemon::policy::imports::bindings::exports::ostler::policy::admit_hook;
+use crate::daemon::policy::imports::bindings::ostler::policy::types;
 use crate::daemon::policy::limits::MAX_PATCHES;
 use crate::model::{AdmitRequest, Opinion, Outcome, Patch, PolicyFault, PolicyScope, TenantId, Verdict};
 

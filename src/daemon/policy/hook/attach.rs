@@ -4,8 +4,8 @@
 
 use super::{NO_OPINION, Question, check_denial, deny, first_denial};
 use crate::daemon::policy::call::{Site, refusal};
-use crate::daemon::policy::host::bindings::exports::ostler::policy::attach_hook as wit;
-use crate::daemon::policy::host::bindings::ostler::policy::types;
+use crate::daemon::policy::imports::bindings::exports::ostler::policy::attach_hook as wit;
+use crate::daemon::policy::imports::bindings::ostler::policy::types;
 use crate::model::{
     AttachRequest, DeviceSpec, NvmeWish, Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict, VmFacts,
 };

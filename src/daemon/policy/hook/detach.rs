@@ -5,7 +5,7 @@
 use super::attach::vm;
 use super::{Question, check_denial, first_denial};
 use crate::daemon::policy::call::{Site, refusal};
-use crate::daemon::policy::host::bindings::exports::ostler::policy::detach_hook as wit;
+use crate::daemon::policy::imports::bindings::exports::ostler::policy::detach_hook as wit;
 use crate::model::{DetachRequest, Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict};
 
 impl Question for DetachRequest {

@@ -3,8 +3,8 @@
 //! Plugins are asked in order; the first that denies or fails decides. How marks add up is in [`Tally`].
 
 use crate::daemon::policy::call::{Site, refusal};
-use crate::daemon::policy::host::bindings::exports::ostler::policy::select_nvme_hook as wit;
-use crate::daemon::policy::host::bindings::ostler::policy::types;
+use crate::daemon::policy::imports::bindings::exports::ostler::policy::select_nvme_hook as wit;
+use crate::daemon::policy::imports::bindings::ostler::policy::types;
 use crate::daemon::policy::limits::MAX_REASONS;
 use crate::model::{
     LastTenant, Mark, NvmeControllerView, NvmeOutcome, NvmeRanking, NvmeVerdict, NvmeWish, Opinion, PolicyFault,

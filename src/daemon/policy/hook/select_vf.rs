@@ -4,8 +4,8 @@
 //! trust and missing spoof checks only by the operator's grant, one MAC address and one VLAN or a denial.
 
 use crate::daemon::policy::call::{Site, refusal};
-use crate::daemon::policy::host::bindings::exports::ostler::policy::select_vf_hook as wit;
-use crate::daemon::policy::host::bindings::ostler::policy::types;
+use crate::daemon::policy::imports::bindings::exports::ostler::policy::select_vf_hook as wit;
+use crate::daemon::policy::imports::bindings::ostler::policy::types;
 use crate::daemon::policy::limits::{MAX_REASONS, MAX_VF_SETTINGS};
 use crate::model::{
     LastTenant, MacAddr, Mark, Opinion, PfView, PolicyFault, PolicyScope, SelectVfRequest, TenantId, VfOutcome,

@@ -10,7 +10,7 @@ use crate::daemon::inventory::Devices;
 use crate::daemon::record::{Holder, LeaseEvent, NvmeDevice, VfKey, VfLease, VfNic, VmRecord, mac_of};
 use crate::daemon::store::StoreError;
 use crate::daemon::supervisor::{BoxFuture, DevicesError};
-use crate::model::{Bdf, DeviceId, Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId};
+use crate::model::{Bdf, DeviceId, Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId, denier};
 use crate::sys::rtnl::VfConfig;
 
 /// How often policy is asked anew because others took everything that it chose.
@@ -89,7 +89,7 @@ impl HostDevices {
             let (order, settings) = match decision {
                 VfDecision { outcome: VfOutcome::Select { order, settings }, .. } => (order, settings),
                 VfDecision { outcome: VfOutcome::Deny { code, message, plugin }, .. } => {
-                    let who = plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+                    let who = denier(plugin.as_deref());
                     return Err(DevicesError(format!("{who} gives NIC {} no VF: {message} ({code})", nic.id)));
                 }
             };

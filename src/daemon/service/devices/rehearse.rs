@@ -3,7 +3,7 @@
 use super::{HostDevices, choose, read};
 use crate::daemon::record::VmRecord;
 use crate::daemon::supervisor::DevicesError;
-use crate::model::VfOutcome;
+use crate::model::{VfOutcome, denier};
 
 impl HostDevices {
     /// Asks policy about each NIC that is to be a virtual function, and each NVMe device that has nothing yet, with what
@@ -15,7 +15,7 @@ impl HostDevices {
             let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
             let decision = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await.dry_run();
             if let VfOutcome::Deny { code, message, plugin } = decision.outcome {
-                let who = plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+                let who = denier(plugin.as_deref());
                 return Err(DevicesError(format!("{who} gives NIC {} no VF: {message} ({code})", nic.id)));
             }
         }

@@ -7,7 +7,7 @@ use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev::nvme::NvmePlace;
 use crate::daemon::record::{LeaseEvent, LeaseState, NvmeDevice, NvmeHolder, NvmeLease, NvmePart, VmRecord};
 use crate::daemon::store::StoreError;
-use crate::model::{Bdf, Enforcement, NvmeDecision, NvmeOutcome, NvmeSpec};
+use crate::model::{Bdf, Enforcement, NvmeDecision, NvmeOutcome, NvmeSpec, denier};
 
 /// How often policy is asked anew because others took everything that it chose; and how often another secondary
 /// controller is looked for.
@@ -197,7 +197,7 @@ fn order_of(nvme: &NvmeSpec, decision: NvmeDecision) -> Result<Vec<usize>, Devic
     match decision.outcome {
         NvmeOutcome::Select { order } => Ok(order),
         NvmeOutcome::Deny { code, message, plugin } => {
-            let who = plugin.map_or_else(|| "policy".to_owned(), |plugin| format!("policy plugin {plugin}"));
+            let who = denier(plugin.as_deref());
             Err(DevicesError(format!("{who} gives NVMe device {} nothing: {message} ({code})", nvme.id)))
         }
     }

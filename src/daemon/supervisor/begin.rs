@@ -1,0 +1,95 @@
+//! How a run begins, or is taken over from an earlier daemon: the part of a VM's task that is about it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::launch::{self, LaunchError, Spawned};
+use super::live::Live;
+use super::vm_task::{Phase, READY_TIMEOUT, VmTask};
+use crate::daemon::crash::{self, Point};
+use crate::daemon::record::VmRecord;
+use crate::daemon::trace;
+use crate::model::{Event, VmExit, VmState};
+use crate::sys::process::Process;
+use crate::wire::ToVmm;
+
+impl VmTask {
+    pub(super) fn launch(&mut self) {
+        let Some(run) = &self.vm.run else { return };
+        let (shared, vm, instance) = (Arc::clone(&self.shared), self.vm.clone(), run.instance);
+        // In a task of its own: calls are answered meanwhile, and a claim is finished even if nobody waits for it.
+        let spawn = trace::spawn(launch::launch(shared, vm, instance));
+        self.phase = Phase::Launching { spawn, is_unwanted: false };
+    }
+
+    /// The process is there, or not: record it, then send it its launch.
+    pub(super) async fn launched(&mut self, result: Result<Spawned, LaunchError>) {
+        let is_unwanted = matches!(self.phase, Phase::Launching { is_unwanted: true, .. });
+        self.phase = Phase::Idle;
+        let spawned = match result {
+            Ok(spawned) => spawned,
+            Err(error) => return self.apply(Event::Exited(VmExit::LaunchFailed(error.to_string()))).await,
+        };
+        if let Some(run) = &mut self.vm.run {
+            run.process = Some(spawned.process.identity());
+        }
+        self.vm.vfs.clone_from(&spawned.vfs);
+        self.vm.nvmes.clone_from(&spawned.nvmes);
+        let recorded = self.shared.journal.update(self.vm.clone()).await;
+        crash::reach(Point::LaunchRecorded);
+        let (process, link, last_word) = match recorded {
+            Err(error) => (spawned.process, None, Some(VmExit::LaunchFailed(error.to_string()))),
+            Ok(()) if is_unwanted => (spawned.process, None, Some(VmExit::Killed)),
+            Ok(()) => match spawned.send(&self.paths) {
+                Ok((process, link)) => (process, Some(link), None),
+                Err((process, error)) => (process, None, Some(VmExit::LaunchFailed(error.to_string()))),
+            },
+        };
+        crash::reach(Point::LaunchSent);
+        if let Err(error) = process_killed_unless(&process, last_word.is_none()) {
+            tracing::error!(%error, uid = %self.vm.uid, "cannot kill a vmm process");
+        }
+        match Live::new(process, link) {
+            Ok(mut live) => {
+                live.ready_by = last_word.is_none().then(|| Instant::now() + READY_TIMEOUT);
+                live.last_word = last_word;
+                self.phase = Phase::Live(Box::new(live));
+            }
+            Err(error) => {
+                // Unwatched, it must not live: the handle is gone with the error, its name is not.
+                launch_leftovers_killed(&self.vm);
+                self.apply(Event::Exited(VmExit::HostError(format!("cannot watch the vmm: {error}")))).await;
+            }
+        }
+    }
+
+    /// A process of an earlier daemon: go on with what that one was doing.
+    pub(super) fn take_over(&mut self) {
+        match self.vm.state {
+            VmState::Stopping | VmState::Rebooting => {
+                let left = self.vm.run.as_ref().and_then(|run| run.kill_at);
+                let left = left.and_then(|at| at.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+                self.stop_by = Some(Instant::now() + left);
+                self.tell(&ToVmm::PowerButton); // the earlier one may not have come to it
+            }
+            VmState::Destroying => {
+                if let Phase::Live(live) = &mut self.phase {
+                    live.kill();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn process_killed_unless(process: &Process, is_wanted: bool) -> std::io::Result<()> {
+    if is_wanted { Ok(()) } else { process.kill() }
+}
+
+fn launch_leftovers_killed(vm: &VmRecord) {
+    for process in crate::sys::process::find_by_arg0(&launch::arg0(vm.uid), vm.user).unwrap_or_default() {
+        let _ = process.kill();
+    }
+}
