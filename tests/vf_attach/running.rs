@@ -1,6 +1,7 @@
 //! Functions that come to a running guest and leave it.
 
 use std::thread;
+use std::time::Duration;
 
 use ostler::api::v1::attach_device_request::Device;
 use ostler::api::v1::device_status::State as DeviceState;
@@ -14,6 +15,8 @@ use crate::support::holdings::{Holdings, holdings};
 const PATIENCE_MS: u64 = 60_000;
 /// Times that a function comes to one guest and leaves it.
 const CYCLES: usize = 20;
+/// Longer than a guest has for a device that the host wants back.
+const RECLAIM: Duration = Duration::from_secs(6);
 const MAC: &str = "02:aa:00:00:00:07";
 /// The lab's gateway, on the card's network.
 const GATEWAY: &str = "10.0.2.2";
@@ -243,6 +246,8 @@ fn a_card_that_fails_under_a_running_guest_costs_it_the_function_alone() {
     assert!(matches!(states(&host)[..], [Lease::Free]));
     acme.attach("web", function()).unwrap();
     uses(&mut console, 5);
+    thread::sleep(RECLAIM);
+    assert_eq!(states(&host), [Lease::Attached], "it is not the one that the host wanted back");
     let (driver, address) = (fs::canonicalize(card.directory.join("driver")).unwrap(), card.directory.clone());
     let address = address.file_name().unwrap().to_str().unwrap().to_owned();
     let unbinding = {

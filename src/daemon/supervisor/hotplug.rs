@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::backing::{self, BackingError};
-use super::lending::Opened;
+use super::lending::{Opened, Reclaims};
 use super::plan;
 use super::vm_task::{Phase, VmTask};
 use super::{CallError, JournalError, OnlyIf};
@@ -138,7 +138,7 @@ pub(super) struct Hotplug {
     /// What is being given back to the host.
     pub(super) returning: HashSet<DeviceId>,
     /// What the host wants back, and when it is taken from the guest.
-    pub(super) reclaims: Vec<(Instant, DeviceId)>,
+    pub(super) reclaims: Reclaims,
 }
 
 impl Hotplug {
@@ -164,7 +164,7 @@ impl Hotplug {
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let calls = self.waiting.iter().filter_map(|call| Some(call.detach_by?.0));
-        calls.chain(self.reclaims.iter().map(|(at, _)| *at)).min()
+        calls.chain(self.reclaims.next()).min()
     }
 
     /// The run is over: what is opened for it is closed again. Returns when nothing is under way on the host any more.
@@ -390,6 +390,7 @@ impl VmTask {
 
     /// The VM does not have the device any more, or never got it.
     pub(super) async fn forget_device(&mut self, id: &DeviceId, failed: Option<HotplugError>) {
+        self.hotplug.reclaims.forget(id);
         let mut next = self.vm.clone();
         next.remove_device(id);
         self.record_fact(next).await;

@@ -1,5 +1,5 @@
 //! Devices of the host that come to a running VM and leave it: the part of its task that is about them. Key types:
-//! [`Function`], [`Opened`]. Key function: [`lend`].
+//! [`Function`], [`Opened`], [`Reclaims`]. Key function: [`lend`].
 //!
 //! ```text
 //!   attach   record ATTACHING ──▶ lend: claimed, prepared, lease ATTACHED, opened (own task) ──▶ record has the function
@@ -9,6 +9,7 @@
 //! Any failure on the way gives back what is held, then the record forgets the device: it has it for as long as a lease
 //! may name it. When the run ends, what is under way here is waited for before anything else is given back.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -42,6 +43,38 @@ pub(super) struct Opened {
     pub(super) descriptors: Vec<OwnedFd>,
     /// The function, if it is one.
     pub(super) function: Option<Function>,
+}
+
+/// What the host wants back, and when it is taken from the guest. A device that has gone is not wanted any more: the next
+/// of its name is another one.
+#[derive(Debug, Default)]
+pub(super) struct Reclaims(BTreeMap<DeviceId, Instant>);
+
+impl Reclaims {
+    /// `id` is taken at `at`, if it is not wanted already.
+    fn want(&mut self, id: DeviceId, at: Instant) {
+        self.0.entry(id).or_insert(at);
+    }
+
+    /// The device has gone.
+    pub(super) fn forget(&mut self, id: &DeviceId) {
+        self.0.remove(id);
+    }
+
+    /// All have gone.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// When something is to be taken next.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.0.values().min().copied()
+    }
+
+    /// What is to be taken now.
+    fn take_due(&mut self, now: Instant) -> Vec<DeviceId> {
+        self.0.extract_if(.., |_, at| *at <= now).map(|(id, _)| id).collect()
+    }
 }
 
 /// Gives the device `id` of `vm`, which has none yet, a function of the host, and opens it. On an error something may be
@@ -127,18 +160,15 @@ impl VmTask {
         }
         tracing::warn!(uid = %self.vm.uid, device = %id, "the host wants the device back: it is detached");
         match self.detach_running(&id, false).await {
-            Ok(()) => self.hotplug.reclaims.push((Instant::now() + RECLAIM_TIMEOUT, id)),
+            Ok(()) => self.hotplug.reclaims.want(id, Instant::now() + RECLAIM_TIMEOUT),
             Err(error) => tracing::error!(uid = %self.vm.uid, device = %id, %error, "not detached"),
         }
     }
 
     /// Takes what the host wants back and the guest has not let go.
     pub(super) async fn take_reclaimed(&mut self, now: Instant) {
-        let due: Vec<_> = self.hotplug.reclaims.extract_if(.., |(at, _)| *at <= now).collect();
-        for (_, id) in due {
-            if self.vm.attachment(&id).is_some()
-                && let Err(error) = self.detach_running(&id, true).await
-            {
+        for id in self.hotplug.reclaims.take_due(now) {
+            if let Err(error) = self.detach_running(&id, true).await {
                 tracing::error!(uid = %self.vm.uid, device = %id, %error, "not taken");
             }
         }
@@ -163,5 +193,26 @@ impl VmTask {
         // Bounded by the number of PCI slots.
         let count = u32::try_from(self.vm.vfs.len() + nvmes.count()).unwrap_or(u32::MAX);
         live.process.get_ref().limit_locked(locked_bytes(self.vm.spec.memory_bytes(), count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_gone_is_not_taken_and_what_is_wanted_twice_is_taken_when_it_was_wanted_first() {
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let id = |name: &str| -> DeviceId { name.parse().unwrap() };
+        let mut reclaims = Reclaims::default();
+        reclaims.want(id("net1"), after(1));
+        reclaims.want(id("net2"), after(2));
+        reclaims.want(id("net2"), after(9));
+        reclaims.forget(&id("net1"));
+        assert_eq!(reclaims.next(), Some(after(2)));
+        assert!(reclaims.take_due(after(1)).is_empty());
+        assert_eq!(reclaims.take_due(after(2)), [id("net2")]);
+        assert!(reclaims.next().is_none() && reclaims.take_due(after(99)).is_empty());
     }
 }
