@@ -2,8 +2,6 @@
 //!
 //! After a change of them: `OSTLER_BLESS=1 cargo xtask test --program api_reference`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;

@@ -1,15 +1,11 @@
 //! VMs from a file: what differs is shown and checked, then made so, once. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::Write;
 use std::process::Stdio;
 
+use crate::support::{Host, assets, small};
 use ostler::api::v1::virtual_machine::State;
 use serde_json::Value;
-use support::{Host, assets, small};
 
 /// `ostler apply -f -` with this file: exit code, stdout, stderr.
 fn apply(host: &Host, identity: &str, file: &str, arguments: &[&str]) -> (i32, String, String) {

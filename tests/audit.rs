@@ -1,13 +1,9 @@
 //! Who changed what is written down. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs;
 
-use support::assets::plugin;
-use support::{Host, small};
+use crate::support::assets::plugin;
+use crate::support::{Host, small};
 
 /// Caller, method, resource, outcome and reason of each line.
 fn lines(host: &Host) -> Vec<[String; 5]> {

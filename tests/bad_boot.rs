@@ -1,17 +1,13 @@
 //! Kernels that are none, and devices that are taken: the VM fails with the cause, the daemon lives on. Needs a KVM
 //! that can boot Linux (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::support::guest::{boot, disk, linux};
+use crate::support::wait::{SOON, until};
+use crate::support::{Host, facts};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
-use support::guest::{boot, disk, linux};
-use support::wait::{SOON, until};
-use support::{Host, facts};
 use tonic::Code;
 
 #[test]
@@ -19,7 +15,7 @@ fn kernels_that_do_not_boot_fail_each_with_its_own_cause() {
     let mut host = Host::with_guests();
     let pid = host.daemon_pid();
     let acme = host.tenant("acme");
-    let broken = support::assets::images().join("broken");
+    let broken = crate::support::assets::images().join("broken");
     let mut names: Vec<_> =
         std::fs::read_dir(&broken).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();

@@ -1,15 +1,11 @@
 //! Requests that make no sense: each has its own error, and the daemon lives on. Needs no guest; see `bad_boot` for
 //! kernels that do not boot.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeMap;
 
+use crate::support::console::Console;
+use crate::support::{ErrorFacts, Host, facts, small};
 use ostler::api::v1;
-use support::console::Console;
-use support::{ErrorFacts, Host, facts, small};
 use tonic::{Code, Status};
 
 fn changed(change: impl FnOnce(&mut v1::VirtualMachineSpec)) -> Option<v1::VirtualMachineSpec> {
@@ -121,7 +117,7 @@ fn calls_about_no_vm_or_in_the_wrong_state_say_so() {
     }
     for malformed in ["", "ghost", "tenants/acme", "tenants/acme/vms/a/b"] {
         let request = v1::GetVirtualMachineRequest { name: malformed.into() };
-        let refused = support::client::wait(acme.vms.clone().get_virtual_machine(request)).unwrap_err();
+        let refused = crate::support::client::wait(acme.vms.clone().get_virtual_machine(request)).unwrap_err();
         assert_eq!(facts(&refused).code, Code::InvalidArgument, "{malformed:?}: {refused:?}");
     }
     acme.register("web", small()).unwrap();
@@ -140,7 +136,7 @@ fn a_grace_is_between_zero_and_ten_minutes() {
     let stop = |seconds, nanos| {
         let grace = Some(prost_types::Duration { seconds, nanos });
         let request = v1::StopVirtualMachineRequest { name: acme.name("web"), grace, ..Default::default() };
-        support::client::wait(acme.vms.clone().stop_virtual_machine(request)).unwrap_err()
+        crate::support::client::wait(acme.vms.clone().stop_virtual_machine(request)).unwrap_err()
     };
     for (seconds, nanos) in [(-1, 0), (0, -1), (601, 0), (i64::MAX, 0), (0, i32::MAX)] {
         let facts = facts(&stop(seconds, nanos));
@@ -209,7 +205,7 @@ fn a_request_without_end_is_cut_and_others_go_on() {
 fn a_second_daemon_on_the_same_directory_is_refused() {
     let mut host = Host::start();
     let pid = host.daemon_pid();
-    let second = std::process::Command::new(support::assets::binary())
+    let second = std::process::Command::new(crate::support::assets::binary())
         .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
         .arg(host.data())
         .arg("--run-dir")

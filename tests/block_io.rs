@@ -1,23 +1,19 @@
 //! Disks under a stock driver: what is written is read back and lies on the host, in every mode; holes, zeroes, queues,
 //! growth and limits while the guest runs. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::Host;
+use crate::support::console::Console;
+use crate::support::guest::{boot, linux};
+use crate::support::wait::{SOON, until};
+use crate::support::{Caller, facts};
 use ostler::api::v1;
 use sha2::{Digest, Sha256};
-use support::Host;
-use support::console::Console;
-use support::guest::{boot, linux};
-use support::wait::{SOON, until};
-use support::{Caller, facts};
 use tonic::Code;
 
 const MIB: u64 = 1 << 20;
@@ -184,7 +180,7 @@ fn images_that_make_no_disk_are_refused_by_name() {
     for (len, word) in [(0, "empty"), (1000, "1000 bytes"), (513, "513 bytes")] {
         host.add_volume("acme", "odd.img", &vec![0; len]);
         let refused = acme.register("web", with_disks(vec![disk("odd.img")])).unwrap_err();
-        let facts = support::facts(&refused);
+        let facts = crate::support::facts(&refused);
         assert!(facts.metadata["field"].contains("spec.disks[0].volume"), "{facts:?}");
         assert!(facts.message.contains(word), "{facts:?}");
     }

@@ -1,17 +1,13 @@
 //! Changes that are repeated, conditional, or only tried. Needs no guest; `lifecycle` repeats them on running VMs.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::assets::plugin;
+use crate::support::client::{spawn, wait};
+use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
-use support::assets::plugin;
-use support::client::{spawn, wait};
-use support::{Caller, Host, facts, small};
 use tonic::{Code, Status};
 
 fn new_id() -> String {
@@ -244,7 +240,7 @@ fn what_is_only_validated_leaves_no_trace_and_is_refused_as_the_real_call_would_
     acme.register("web", small()).unwrap();
     let mut watch = acme.watch("").unwrap();
     watch.next();
-    let (before, taps) = (traces(&host), support::host::taps());
+    let (before, taps) = (traces(&host), crate::support::host::taps());
     let id = new_id();
     let dry = |name: &str| v1::RegisterVirtualMachineRequest { validate_only: true, ..registration(name, &id) };
     let shown = register(&acme, dry("tenants/acme/vms/new")).unwrap();
@@ -287,7 +283,7 @@ fn what_is_only_validated_leaves_no_trace_and_is_refused_as_the_real_call_would_
 
     // One registration was made: what was only validated is on no record.
     assert_eq!(operator.decisions(v1::ListDecisionsRequest::default()).unwrap().len(), 1);
-    assert_eq!(support::host::taps(), taps);
+    assert_eq!(crate::support::host::taps(), taps);
     let after = traces(&host);
     let differs: Vec<_> =
         after.iter().filter(|(name, bytes)| before.get(*name) != Some(bytes)).map(|(n, _)| n).collect();

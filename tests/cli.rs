@@ -1,13 +1,9 @@
 //! The command line as its users see it: output, errors with hints, exit codes. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::process::Command;
 
-use support::certs::{Authority, Wish};
-use support::{Host, assets};
+use crate::support::certs::{Authority, Wish};
+use crate::support::{Host, assets};
 
 /// Exit code, stdout, stderr.
 fn run(command: &mut Command) -> (i32, String, String) {

@@ -1,21 +1,17 @@
 //! The daemon dies at every step of changes that need no guest, and nothing is lost, doubled or left behind (feature
 //! `lab`, whose daemon can be told where to die). Guests: `crash_runs`; devices of the host: `crash_devices`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 
+use crate::support::assets::plugin;
+use crate::support::crash::{Call, DEVICES, Footprint, RECORDS, RUNS, assert_consistent, new_id};
+use crate::support::guest::{disk, nic};
+use crate::support::{Caller, Host, small};
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
 use ostler::api::v1::virtual_machine::State;
 use ostler::daemon::crash::Point;
-use support::assets::plugin;
-use support::crash::{Call, DEVICES, Footprint, RECORDS, RUNS, assert_consistent, new_id};
-use support::guest::{disk, nic};
-use support::{Caller, Host, small};
 
 const WEB: &str = "tenants/acme/vms/web";
 const OWN: &str = "tenants/acme/plugins/own";
@@ -260,7 +256,7 @@ fn a_destroy_that_is_cut_off_is_finished_by_the_next_daemon_whatever_happens_to_
         host.kill_daemon();
         host.start_daemon_armed(Point::DestroyRecorded);
         let call = Change::Destroy.call(&host, &new_id());
-        support::client::spawn(async move { drop(call.0.await) });
+        crate::support::client::spawn(async move { drop(call.0.await) });
         host.await_crash(Point::DestroyRecorded);
         host.boot_daemon_armed(point);
         host.start_daemon();

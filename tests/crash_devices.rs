@@ -1,24 +1,20 @@
 //! The daemon dies at every step of lending and taking back a virtual function, a namespace and a controller, and of
 //! making secondary controllers. Needs the lab's devices (feature `lab`); guests run, and need not come up.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::support::card::Card;
+use crate::support::crash::{Call, DEVICES, Footprint, assert_consistent, new_id, until_erased};
+use crate::support::drives::Drives;
+use crate::support::guest::linux;
+use crate::support::{Host, assets};
 use ostler::api::convert::duration_to_proto;
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
 use ostler::api::v1::nvme_spec::Kind;
 use ostler::api::v1::virtual_machine::State;
 use ostler::daemon::crash::Point;
-use support::card::Card;
-use support::crash::{Call, DEVICES, Footprint, assert_consistent, new_id, until_erased};
-use support::drives::Drives;
-use support::guest::linux;
-use support::{Host, assets};
 
 const WEB: &str = "tenants/acme/vms/web";
 const MIB: u64 = 1 << 20;

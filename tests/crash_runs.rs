@@ -1,23 +1,19 @@
 //! The daemon dies at every step of a VM's start, stop and end, and of devices that come to a running guest and leave it.
 //! Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::time::Duration;
 
+use crate::support::crash::{Call, Footprint, RUNS, assert_consistent, new_id};
+use crate::support::guest::{boot, disk, linux, nic};
+use crate::support::{Host, facts};
 use ostler::api::convert::duration_to_proto;
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
 use ostler::api::v1::virtual_machine::State;
 use ostler::daemon::crash::Point;
-use support::crash::{Call, Footprint, RUNS, assert_consistent, new_id};
-use support::guest::{boot, disk, linux, nic};
-use support::{Host, facts};
 
 const WEB: &str = "tenants/acme/vms/web";
 /// Longer than what the guest's kernel needs to see a button, and short where it sees none.

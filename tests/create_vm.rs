@@ -1,14 +1,10 @@
 //! A VM from its registration to its shell: kernels, entry formats, sizes and devices. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::{Read, Seek, SeekFrom};
 
+use crate::support::Host;
+use crate::support::guest::{boot, bootable, disk, linux, nic};
 use ostler::api::v1;
-use support::Host;
-use support::guest::{boot, bootable, disk, linux, nic};
 
 /// Boots a kernel without devices and asks it for its release.
 fn boots(kernel: &str, file: &str, release: &str) {
@@ -150,7 +146,7 @@ fn vms_of_two_tenants_run_side_by_side() {
     theirs.run("echo globex > /tmp/who");
     assert!(ours.run("cat /tmp/who").contains("acme\r"));
     assert!(theirs.run("cat /tmp/who").contains("globex\r"));
-    let address = |caller: &support::Caller| caller.get("web").unwrap().nics.remove(0).guest_address;
+    let address = |caller: &crate::support::Caller| caller.get("web").unwrap().nics.remove(0).guest_address;
     assert_ne!(address(&acme), address(&globex));
     assert_eq!(host.vmm_processes().len(), 2);
 }

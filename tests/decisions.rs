@@ -1,18 +1,14 @@
 //! Every decision is on record before anything is done about it, and records cannot be changed unseen. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::assets::plugin;
+use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
 use ostler::api::v1::decision_record::enforcement::State;
-use support::assets::plugin;
-use support::wait::{SOON, until};
-use support::{Caller, Host, facts, small};
 use tonic::Code;
 
 fn all(caller: &Caller) -> Vec<v1::DecisionRecord> {
@@ -146,7 +142,7 @@ fn chains_are_whole_after_the_daemon_was_killed_at_any_moment() {
             }
             // As far as it comes: another number of records each time.
             let enough = 5 + 11 * usize::try_from(round).unwrap();
-            support::wait::until("some records", support::wait::SOON, || {
+            crate::support::wait::until("some records", crate::support::wait::SOON, || {
                 (host
                     .operator()
                     .decisions(v1::ListDecisionsRequest { page_size: 1000, ..Default::default() })

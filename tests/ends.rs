@@ -1,16 +1,11 @@
 //! Ends that nobody asked for are told apart: a panic, no memory, a forbidden system call. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::guest::{boot, linux, linux_with};
+use crate::support::wait::{BOOT, SOON, until};
+use crate::support::{Caller, Host};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
-use support::guest::{boot, linux, linux_with};
-use support::wait::{BOOT, SOON, until};
-use support::{Caller, Host};
 
-#[path = "ends/trace.rs"]
 mod trace;
 
 fn failed(caller: &Caller, vm: &str) -> v1::VirtualMachine {

@@ -1,16 +1,12 @@
 //! Waiting for VMs and following what happens to them, on the command line. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 
+use crate::support::wait::{SOON, until};
+use crate::support::{Host, assets, small};
 use ostler::api::v1::virtual_machine::State;
 use serde_json::Value;
-use support::wait::{SOON, until};
-use support::{Host, assets, small};
 
 /// Exit code, stdout, stderr.
 fn acme(host: &Host, arguments: &[&str]) -> (i32, String, String) {

@@ -1,10 +1,6 @@
 //! Clients with a certificate that do what no client should: each is refused with an error of its own, and a bystander is
 //! served meanwhile. Needs no guest. The bystander's latencies are printed; no time is asserted.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,14 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::support::certs::Identity;
+use crate::support::client::{connect, spawn, tls, wait};
+use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host, facts, small};
 use http_body::{Body as HttpBody, Frame};
 use ostler::api::v1;
 use prost::Message;
 use rustls_pki_types::ServerName;
-use support::certs::Identity;
-use support::client::{connect, spawn, tls, wait};
-use support::wait::{SOON, until};
-use support::{Caller, Host, facts, small};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;

@@ -1,26 +1,22 @@
 //! Devices that come to a running guest and leave it, through the API: the guest sees them without being told to look.
 //! Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
+use crate::support::console::Console;
+use crate::support::guest::{appears, boot, bootable, disk, linux, linux_with, nic, vanishes};
+use crate::support::holdings::holdings;
+use crate::support::host::taps;
+use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host, facts};
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
 use ostler::api::v1::device_status::State as DeviceState;
 use ostler::api::v1::virtual_machine::State;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
-use support::console::Console;
-use support::guest::{appears, boot, bootable, disk, linux, linux_with, nic, vanishes};
-use support::holdings::holdings;
-use support::host::taps;
-use support::wait::{SOON, until};
-use support::{Caller, Host, facts};
 use tonic::Code;
 
 /// Longest that a guest may take to let a device go: emulated, and busy.

@@ -1,22 +1,17 @@
 //! What a VM's process has and can do: the jail as the kernel shows it, and as a hostile program finds it. Boots guests
 //! (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::support::guest::{boot, disk, linux, nic};
+use crate::support::wait::{SOON, until};
+use crate::support::{Host, facts};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
 use ostler::sys::confinement;
-use support::guest::{boot, disk, linux, nic};
-use support::wait::{SOON, until};
-use support::{Host, facts};
 use tonic::Code;
 
-#[path = "jail/payload.rs"]
 mod payload;
 
 fn spec() -> v1::VirtualMachineSpec {
@@ -196,13 +191,13 @@ fn a_jail_that_cannot_be_built_is_a_failed_start_that_says_why() {
 fn a_daemon_on_a_host_without_cgroups_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let made = std::process::Command::new(support::assets::binary())
+    let made = std::process::Command::new(crate::support::assets::binary())
         .args(["certs", "init", "--dir"])
         .arg(path("data/certs"))
         .output()
         .unwrap();
     assert!(made.status.success());
-    let output = std::process::Command::new(support::assets::binary())
+    let output = std::process::Command::new(crate::support::assets::binary())
         .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
         .arg(path("data"))
         .arg("--run-dir")

@@ -1,22 +1,18 @@
 //! How a VM stops, restarts and fails, and what watchers see of it. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::client::{spawn, wait};
+use crate::support::guest::{boot, linux, linux_with, nic};
+use crate::support::host::taps;
+use crate::support::wait::{BOOT, SOON, until};
+use crate::support::{Host, facts};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
-use support::client::{spawn, wait};
-use support::guest::{boot, linux, linux_with, nic};
-use support::host::taps;
-use support::wait::{BOOT, SOON, until};
-use support::{Host, facts};
 use tonic::Code;
 
 /// Waits until the VM is in a state, as a client would see it.
-fn reaches(caller: &support::Caller, vm: &str, state: State) -> v1::VirtualMachine {
+fn reaches(caller: &crate::support::Caller, vm: &str, state: State) -> v1::VirtualMachine {
     until(state.as_str_name(), BOOT, || caller.get(vm).ok().filter(|vm| vm.state() == state))
 }
 
@@ -333,7 +329,7 @@ fn new_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-fn start_as(caller: &support::Caller, request_id: &str) -> Result<v1::VirtualMachine, tonic::Status> {
+fn start_as(caller: &crate::support::Caller, request_id: &str) -> Result<v1::VirtualMachine, tonic::Status> {
     let (name, request_id) = (caller.name("web"), request_id.to_owned());
     let request = v1::StartVirtualMachineRequest { name, request_id, ..Default::default() };
     wait(caller.vms.clone().start_virtual_machine(request)).map(tonic::Response::into_inner)

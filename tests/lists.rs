@@ -1,14 +1,10 @@
 //! Lists page by page, filtered and in order. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::process::Command;
 
+use crate::support::client::wait;
+use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
-use support::client::wait;
-use support::{Caller, Host, facts, small};
 use tonic::{Code, Status};
 
 fn ask(caller: &Caller, request: &v1::ListVirtualMachinesRequest) -> Result<v1::ListVirtualMachinesResponse, Status> {

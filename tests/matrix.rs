@@ -3,20 +3,16 @@
 //!
 //! `docs/access.md` is this table; after a change of it: `OSTLER_BLESS=1 cargo xtask test --program matrix`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use crate::support::certs::{Authority, Wish};
+use crate::support::client::{connect, wait};
+use crate::support::{Caller, Host, small};
 use ostler::api::v1;
 use prost::Message;
-use support::certs::{Authority, Wish};
-use support::client::{connect, wait};
-use support::{Caller, Host, small};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -159,7 +155,7 @@ const ROWS: &[Row] = &[
             use v1::load_plugin_request::{Header, Part};
             let name = format!("tenants/{tenant}/plugins/own");
             let header = Header { name, validate_only: true, ..Default::default() };
-            let component = support::assets::plugin("admission");
+            let component = crate::support::assets::plugin("admission");
             let chunks = component.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
             caller.load_parts(std::iter::once(Part::Header(header)).chain(chunks).collect()).map(drop)
         },
@@ -209,7 +205,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         method: "VirtualMachineService/Console",
-        tried: |caller, tenant| support::console::Console::attach(caller, &vm(tenant)).end().1,
+        tried: |caller, tenant| crate::support::console::Console::attach(caller, &vm(tenant)).end().1,
         outcomes: [[QUIET, NO_VM, NO_VM], [QUIET, NO_VM, NO_VM], [QUIET, QUIET, NO_VM]],
     },
     Row {

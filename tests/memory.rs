@@ -1,14 +1,10 @@
 //! Where a VM's memory and CPUs come from, seen on the host and by the guest. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::guest::{boot, linux};
+use crate::support::wait::{SOON, until};
+use crate::support::{Host, facts};
 use ostler::api::v1;
 use ostler::api::v1::memory_spec::Hugepages;
-use support::guest::{boot, linux};
-use support::wait::{SOON, until};
-use support::{Host, facts};
 use tonic::Code;
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";

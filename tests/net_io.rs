@@ -1,20 +1,16 @@
 //! NICs on taps under a stock driver: what was negotiated is in use, data arrives whole in both directions, queues, limits.
 //! Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::support::Host;
+use crate::support::console::Console;
+use crate::support::guest::{boot, linux};
+use crate::support::wait::{SOON, until};
 use ostler::api::v1;
 use sha2::{Digest, Sha256};
-use support::Host;
-use support::console::Console;
-use support::guest::{boot, linux};
-use support::wait::{SOON, until};
 
 const MIB: usize = 1 << 20;
 

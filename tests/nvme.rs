@@ -2,11 +2,6 @@
 //! whole controller. Boots guests (feature `lab`). The lab has an SR-IOV controller LAB with a namespace of the host and
 //! detached ones of 16, 64, 64 and 96 MiB, and a controller ALONE of 32 MiB.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
-#[path = "nvme/running.rs"]
 mod running;
 
 use std::fs::{self, File};
@@ -14,17 +9,17 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::support::console::Console;
+use crate::support::drives::Drives;
+use crate::support::guest::bootable;
+use crate::support::shell::{DEVICES, run};
+use crate::support::wait::{BOOT, until};
+use crate::support::{Caller, Host, assets, facts};
 use ostler::api::v1;
 use ostler::api::v1::device_lease::State as Lease;
 use ostler::api::v1::nvme_spec::Kind;
 use ostler::api::v1::virtual_machine::State;
 use ostler::sys::nvme::Admin;
-use support::console::Console;
-use support::drives::Drives;
-use support::guest::bootable;
-use support::shell::{DEVICES, run};
-use support::wait::{BOOT, until};
-use support::{Caller, Host, assets, facts};
 
 const MIB: u64 = 1 << 20;
 

@@ -1,17 +1,13 @@
 //! A paused VM stands still, and goes on as if nothing had happened. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::console::Console;
+use crate::support::guest::{boot, disk, linux, linux_with, nic};
+use crate::support::wait::until;
+use crate::support::{Host, facts};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
-use support::console::Console;
-use support::guest::{boot, disk, linux, linux_with, nic};
-use support::wait::until;
-use support::{Host, facts};
 use tonic::Code;
 
 /// The next number that the guest counts.
@@ -106,7 +102,7 @@ fn a_paused_vm_is_stopped_rebooted_and_destroyed() {
     acme.pause("web").unwrap();
     assert_eq!(facts(&acme.destroy("web", false).unwrap_err()).code, Code::FailedPrecondition);
     acme.destroy("web", true).unwrap();
-    until("the vmm's end", support::wait::SOON, || host.vmm_processes().is_empty().then_some(()));
+    until("the vmm's end", crate::support::wait::SOON, || host.vmm_processes().is_empty().then_some(()));
 }
 
 #[test]

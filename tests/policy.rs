@@ -1,12 +1,8 @@
 //! Policy decides what is registered: limits, patches, chains, and plugins that misbehave. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::assets::plugin;
+use crate::support::{Caller, ErrorFacts, Host, facts, small};
 use ostler::api::v1;
-use support::assets::plugin;
-use support::{Caller, ErrorFacts, Host, facts, small};
 use tonic::Code;
 
 const ADMISSION: &str = "operator/plugins/admission";

@@ -1,22 +1,18 @@
 //! The process that runs plugins: what it has, and what becomes of decisions when it is lost. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::support::assets::{binary, plugin, skip};
+use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host, facts, small};
 use ostler::daemon::policy::{Bound, HostProgram, PolicyConfig, PolicyHost};
 use ostler::model::{AdmitRequest, LimitUse, Outcome, PolicyScope};
 use ostler::sys::confinement::{self, Confinement};
 use rustix::process::{Pid, Signal, kill_process};
-use support::assets::{binary, plugin, skip};
-use support::wait::{SOON, until};
-use support::{Caller, Host, facts, small};
 use tonic::{Code, Status};
 
 /// The host's user: the one behind those of VMs.

@@ -3,15 +3,11 @@
 //! `buf.yaml` has the rules, `proto/released.json` the public package as of the last release; `cargo xtask protos --release`
 //! renews it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::assets;
+use crate::support::assets;
 
 const LINT: &[&str] = &["lint"];
 const BREAKING: &[&str] = &["breaking", "--against", "proto/released.json"];

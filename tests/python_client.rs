@@ -1,13 +1,9 @@
 //! The Python client against a real daemon: every call through the code that is generated from the protocol files. Needs
 //! no guest; `python_guests` has what boots one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs;
 
-use support::{Host, assets};
+use crate::support::{Host, assets};
 
 /// Runs its own tests, one after the other, on one node.
 #[test]

@@ -1,11 +1,7 @@
 //! VMs driven from Python, among them by the script of the docs. Boots guests (feature `lab`); in the lab with the lab's
 //! own Python.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
-use support::{Host, assets};
+use crate::support::{Host, assets};
 
 #[test]
 fn the_client_does_with_guests_what_its_own_tests_say() {

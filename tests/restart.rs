@@ -1,16 +1,12 @@
 //! VMs outlive the daemon; a VM whose vmm dies leaves nothing. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::Host;
+use crate::support::console::Console;
+use crate::support::guest::{boot, disk, linux, linux_with, nic};
+use crate::support::host::taps;
+use crate::support::wait::{SOON, until};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
-use support::Host;
-use support::console::Console;
-use support::guest::{boot, disk, linux, linux_with, nic};
-use support::host::taps;
-use support::wait::{SOON, until};
 
 /// The next number that the guest counts.
 fn count(console: &mut Console) -> u64 {

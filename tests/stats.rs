@@ -1,17 +1,13 @@
 //! What a VM has done, over the API, the command line and for a scraper. Boots guests (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use crate::support::Host;
+use crate::support::guest::{boot, disk, linux, nic};
+use crate::support::wait::{SOON, until};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine_stats::{Device, Queue};
-use support::Host;
-use support::guest::{boot, disk, linux, nic};
-use support::wait::{SOON, until};
 use tonic::Code;
 
 fn device<'a>(stats: &'a v1::VirtualMachineStats, id: &str) -> &'a Device {

@@ -1,14 +1,10 @@
 //! Who gets in, and what tenants see of each other. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::certs::{Authority, Identity, Wish};
+use crate::support::client::{connect, wait};
+use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
 use prost::Message;
-use support::certs::{Authority, Identity, Wish};
-use support::client::{connect, wait};
-use support::{Caller, Host, facts, small};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Status};
 
@@ -112,7 +108,7 @@ fn does_not_answer_without_tls() {
     use std::io::{Read, Write};
     let host = Host::without_policy();
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", host.port())).unwrap();
-    stream.set_read_timeout(Some(support::wait::SOON)).unwrap();
+    stream.set_read_timeout(Some(crate::support::wait::SOON)).unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
     let mut answer = Vec::new();
     // A TLS alert, or the end; never HTTP/2 SETTINGS (frame type 4).
@@ -131,7 +127,7 @@ fn probes(caller: &Caller, name: &str) -> Vec<Status> {
         caller.inspect_jail(name).unwrap_err(),
         caller.destroy(name, false).unwrap_err(),
         caller.destroy(name, true).unwrap_err(),
-        support::console::Console::attach(caller, name).end().1.unwrap_err(),
+        crate::support::console::Console::attach(caller, name).end().1.unwrap_err(),
         caller.list("tenants/globex").err().unwrap_or_else(|| Status::ok("list is empty")),
         watch,
     ]

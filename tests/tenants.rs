@@ -1,18 +1,14 @@
 //! Tenants, roles, quotas and the bounds of each identity, from the operator's file. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs;
 
+use crate::support::assets::plugin;
+use crate::support::certs::{Authority, Wish};
+use crate::support::client::{connect, spawn, wait};
+use crate::support::console::Console;
+use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
-use support::assets::plugin;
-use support::certs::{Authority, Wish};
-use support::client::{connect, spawn, wait};
-use support::console::Console;
-use support::wait::{SOON, until};
-use support::{Caller, Host, facts, small};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -104,7 +100,7 @@ fn a_file_that_is_not_usable_changes_nothing_and_is_told() {
     let mut host = Host::start();
     let health = |host: &Host| {
         let request = HealthCheckRequest { service: "ostler.tenants".into() };
-        let identity = support::certs::Identity::read(&host.certs().join("operator-admin"));
+        let identity = crate::support::certs::Identity::read(&host.certs().join("operator-admin"));
         let channel = connect(host.port(), &host.certs().join("ca.pem"), Some(identity)).unwrap();
         wait(HealthClient::new(channel).check(request)).unwrap().into_inner().status()
     };
@@ -245,7 +241,7 @@ fn one_identity_is_slowed_down_and_nobody_else() {
     host.tenant("globex").list("").unwrap();
     until("there is a place again", SOON, || {
         let ca = host.certs().join("ca.pem");
-        let identity = support::certs::Identity::read(&host.certs().join("tenant-acme"));
+        let identity = crate::support::certs::Identity::read(&host.certs().join("tenant-acme"));
         let channel = connect(host.port(), &ca, Some(identity)).ok()?;
         Caller::new(channel, "acme").list("").ok()
     });

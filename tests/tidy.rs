@@ -485,26 +485,37 @@ fn sleeping_and_ignoring_are_no_tests() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Names of the modules of a test program.
+fn test_modules(program: &str) -> BTreeSet<String> {
+    let code = code_only(&fs::read_to_string(root().join("tests").join(program)).unwrap());
+    let modules = after(&code, "\nmod ").into_iter().map(|rest| rest.split(';').next().unwrap().to_owned());
+    modules.filter(|name| name != "support").collect()
+}
+
 #[test]
-fn every_test_that_boots_guests_is_listed_for_the_lab() {
+fn every_test_is_in_a_program_and_those_that_boot_guests_are_listed_for_the_lab() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let list = manifest.split("[package.metadata.lab]").nth(1).expect("no [package.metadata.lab]");
     let list = list.split('[').nth(1).and_then(|list| list.split(']').next()).unwrap();
     let listed = list.split(',').map(|name| name.trim().trim_matches('"').to_owned()).filter(|name| !name.is_empty());
     let listed: BTreeSet<_> = listed.collect();
-    let mut boots = BTreeSet::new();
+    let programs = ["host", "guests", "tidy"];
+    let (mut boots, mut others) = (BTreeSet::new(), BTreeSet::new());
     for path in fs::read_dir(root().join("tests")).unwrap().map(|entry| entry.unwrap().path()) {
-        if path.extension().is_none_or(|extension| extension != "rs") {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if path.extension().is_none_or(|extension| extension != "rs") || programs.contains(&name.as_str()) {
             continue;
         }
         let code = code_only(&fs::read_to_string(&path).unwrap());
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        if code.contains("Host::with_guests()") || code.contains("DirectVmm::launch(") {
-            let entry = format!("[[test]]\nname = \"{name}\"\nrequired-features = [\"lab\"]");
-            assert!(manifest.contains(&entry), "{name} boots guests and needs required-features in Cargo.toml");
-            boots.insert(name);
-        }
+        let is_guest = code.contains("Host::with_guests()") || code.contains("DirectVmm::launch(");
+        if is_guest {
+            boots.insert(name)
+        } else {
+            others.insert(name)
+        };
     }
+    assert_eq!(boots, test_modules("guests.rs"), "left: files in tests/ that boot guests, right: tests/guests.rs");
+    assert_eq!(others, test_modules("host.rs"), "left: other files in tests/, right: tests/host.rs");
     assert_eq!(boots, listed, "left: tests that boot guests, right: [package.metadata.lab] tests");
 }
 

@@ -1,17 +1,13 @@
 //! Certificates, authorities and revocations change while the daemon serves. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs;
 use std::path::Path;
 
+use crate::support::certs::{Authority, Identity, Wish};
+use crate::support::client::{connect, wait};
+use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host, small};
 use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, SerialNumber};
-use support::certs::{Authority, Identity, Wish};
-use support::client::{connect, wait};
-use support::wait::{SOON, until};
-use support::{Caller, Host, small};
 use time::{Duration, OffsetDateTime};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -158,7 +154,7 @@ fn the_daemons_own_certificate_is_replaced() {
     let mut init = host.command("operator-admin");
     init.args(["certs", "init", "--server-name", "node-2.example", "--dir"]).arg(certs.path());
     assert!(init.output().unwrap().status.success());
-    let served = || support::client::served_certificate(host.port());
+    let served = || crate::support::client::served_certificate(host.port());
     let before = served();
     for name in ["server.key", "server.pem"] {
         replace(&host.certs().join(name), &fs::read_to_string(certs.path().join(name)).unwrap());

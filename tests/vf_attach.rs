@@ -1,23 +1,18 @@
 //! Virtual functions of the lab's network card for VMs: chosen by policy, set, given, taken back. Boots guests (feature
 //! `lab`). What the card shows is asked with `ip`, not with the code under test.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
-#[path = "vf_attach/running.rs"]
 mod running;
 
 use std::fs;
 
+use crate::support::card::Card;
+use crate::support::guest::bootable;
+use crate::support::shell::{run, write};
+use crate::support::wait::{BOOT, SOON, until};
+use crate::support::{Caller, Host, assets, facts};
 use ostler::api::v1;
 use ostler::api::v1::device_lease::State as Lease;
 use ostler::api::v1::virtual_machine::State;
-use support::card::Card;
-use support::guest::bootable;
-use support::shell::{run, write};
-use support::wait::{BOOT, SOON, until};
-use support::{Caller, Host, assets, facts};
 
 /// A VM with a virtual function as `vf`.
 fn with_vf(mac: &str, vlan: u32, words: &str) -> v1::VirtualMachineSpec {

@@ -2,10 +2,6 @@
 //!
 //! Below the API: the test prepares the device, opens it as the daemon does, and launches a vmm.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,11 +9,11 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::support::assets;
+use crate::support::vmm::{DirectVmm, Plan};
+use crate::support::wait::{BOOT, SOON, until};
 use ostler::daemon::hostdev::{OpenError, open};
 use ostler::model::{Bdf, DeviceKind, DeviceLaunch, PciSlot};
-use support::assets;
-use support::vmm::{DirectVmm, Plan};
-use support::wait::{BOOT, SOON, until};
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 const MAC: &str = "02:00:5e:10:00:07";

@@ -2,21 +2,17 @@
 //! their own; what is refused; and what a restart of the daemon, a pause and a reset leave of them. Boots guests
 //! (feature `lab`).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use crate::support::console::Console;
+use crate::support::guest::{boot, disk, linux};
+use crate::support::wait::{BOOT, SOON, until};
+use crate::support::{Caller, Host, facts};
 use ostler::api::v1;
-use support::console::Console;
-use support::guest::{boot, disk, linux};
-use support::wait::{BOOT, SOON, until};
-use support::{Caller, Host, facts};
 
 /// What is to be shown: so many streams at once.
 const MANY: usize = 1000;

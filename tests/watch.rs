@@ -1,13 +1,9 @@
 //! Watches that break and go on. Needs no guest.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::client::{spawn, wait};
+use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
-use support::client::{spawn, wait};
-use support::{Caller, Host, facts, small};
 use tonic::Code;
 
 /// Registers and destroys VMs, several at a time: three changes for each of `count`.

@@ -181,7 +181,7 @@ impl Prisoner {
             longest_file_bytes: 0,
         };
         let facts = facts.to_args();
-        let part = ["--exact", "payload::plays_the_jail_when_started_as_one", "--nocapture"];
+        let part = ["--exact", "jail::payload::plays_the_jail_when_started_as_one", "--nocapture"];
         let args: Vec<&std::ffi::OsStr> =
             part.into_iter().chain(facts.iter().map(String::as_str)).map(AsRef::as_ref).collect();
         let isolation = Isolation { cgroup: Some(cgroup.as_fd()), has_own_pids: true };

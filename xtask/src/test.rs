@@ -1,7 +1,8 @@
 //! `cargo xtask test`: builds everything, runs every test where it can run, and adds the results up.
 //!
-//! Tests that boot guests are named in the root package's `[package.metadata.lab] tests`; they run on this machine if
-//! its KVM can boot Linux, else each in a lab of its own, in the order of that list. The others run here. A guest test finds
+//! The tests of a program are run as suites: its modules if it is `host` or `guests`, else all of it. The suites of
+//! `guests` are named in the root package's `[package.metadata.lab] tests`; they run on this machine if its KVM can boot
+//! Linux, else each in a lab of its own, in the order of that list. The others run here. A guest test finds
 //! `OSTLER_BIN` (the `ostler` program), `OSTLER_ASSETS` (a directory with `images/`, `plugins/`, `client/` and `python/`),
 //! `OSTLER_PYTHON` (in the lab: its own interpreter) and `OSTLER_SKIPPED`
 //! (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns).
@@ -20,7 +21,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// For one program; it ends itself, and says more, after 25 minutes.
+/// For one suite; it ends itself, and says more, after 25 minutes.
 const LAB_LIMIT: Duration = Duration::from_secs(30 * 60);
 const LAB_MEMORY_MIB: u32 = 8192;
 /// Labs at once: each takes up to [`LAB_MEMORY_MIB`].
@@ -34,17 +35,30 @@ pub(crate) struct TestArguments {
     /// Run the guest tests in the lab even if this machine could run them
     #[arg(long)]
     in_lab: bool,
-    /// Run only the test programs of this name (`lib`, `tidy`, `create_vm`, …)
+    /// Run only the suites of this name: a test program (`lib`, `tidy`, …), or a module of `host` or `guests`
+    /// (`policy`, `create_vm`, …)
     #[arg(long = "program", value_name = "NAME")]
-    programs: Vec<String>,
+    suites: Vec<String>,
 }
 
+/// Test programs whose modules are suites.
+const HOST: &str = "host";
+const GUESTS: &str = "guests";
+
 /// A test executable that cargo built.
+#[derive(Clone)]
 struct Program {
     name: String,
     executable: PathBuf,
     package_directory: PathBuf,
-    needs_guests: bool,
+}
+
+/// Tests that run together.
+struct Suite {
+    name: String,
+    program: Program,
+    /// Their full names.
+    tests: Vec<String>,
 }
 
 /// What libtest said of one program, or of all.
@@ -92,36 +106,47 @@ impl Message {
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
     let assets = assets(workspace)?;
     add_client(workspace, &assets)?;
-    let (ostler, mut programs) = build_tests(workspace, &arguments.programs)?;
-    if !arguments.programs.is_empty() {
-        if let Some(unknown) = arguments.programs.iter().find(|name| !programs.iter().any(|p| p.name == **name)) {
-            let known: Vec<_> = programs.iter().map(|program| program.name.as_str()).collect();
-            bail!("there is no test program {unknown}; there are {}", known.join(", "));
-        }
-        programs.retain(|program| arguments.programs.contains(&program.name));
+    let order = guest_suites(&workspace.root().join("Cargo.toml"))?;
+    let (ostler, programs) = build_tests(workspace, &arguments.suites, &order)?;
+    let mut suites = Vec::new();
+    for program in &programs {
+        suites.extend(program.suites()?);
+    }
+    let place = |suite: &Suite| order.iter().position(|name| *name == suite.name);
+    if let Some(unlisted) = suites.iter().find(|suite| suite.program.name == GUESTS && place(suite).is_none()) {
+        bail!("Cargo.toml does not list tests/{}.rs in [package.metadata.lab] tests", unlisted.name);
+    }
+    if let Some(unknown) = arguments.suites.iter().find(|name| !suites.iter().any(|suite| suite.name == **name)) {
+        let known: Vec<_> = suites.iter().map(|suite| suite.name.as_str()).collect();
+        bail!("there are no tests named {unknown}; there are {}", known.join(", "));
+    }
+    if !arguments.suites.is_empty() {
+        suites.retain(|suite| arguments.suites.contains(&suite.name));
     }
     if let Some(filter) = &arguments.filter {
-        // A program without such a test is not worth a lab.
-        programs.retain(|program| has_test(program, filter));
+        suites.iter_mut().for_each(|suite| suite.tests.retain(|test| test.contains(filter)));
     }
-    let (guest, host): (Vec<Program>, Vec<Program>) = programs.into_iter().partition(|program| program.needs_guests);
+    // Without a test it is not worth a lab.
+    suites.retain(|suite| !suite.tests.is_empty());
+    suites.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| a.name.cmp(&b.name)));
+    let (guest, host): (Vec<Suite>, Vec<Suite>) = suites.into_iter().partition(|suite| suite.program.name == GUESTS);
     let mut tally = Tally::default();
     let skips = workspace.lab("skipped");
     remove(&skips)?;
-    for program in &host {
-        tally.add(run_here(program, arguments, &ostler, &assets, &skips)?);
+    for suite in &host {
+        tally.add(run_here(suite, &ostler, &assets, &skips)?);
     }
     if !guest.is_empty() {
         let verdict = probe::verdict(workspace)?;
         if verdict.can_run_directly && !arguments.in_lab {
             eprintln!("== guest tests run on this machine: {}", verdict.reason);
-            for program in &guest {
-                tally.add(run_here(program, arguments, &ostler, &assets, &skips)?);
+            for suite in &guest {
+                tally.add(run_here(suite, &ostler, &assets, &skips)?);
             }
         } else {
             let reason = if arguments.in_lab { "as asked for" } else { verdict.reason.as_str() };
             eprintln!("== guest tests run in the lab: {reason}");
-            tally.add(run_in_labs(workspace, &guest, arguments, &ostler)?);
+            tally.add(run_in_labs(workspace, &guest, &ostler)?);
         }
     }
     tally.skip(lines_of(&skips));
@@ -169,58 +194,46 @@ fn link(assets: &Path, targets: [(&str, PathBuf); 2]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the `ostler` program and the test programs in question (all, if none is named), in one call of cargo: two would
-/// choose different features for a few shared crates, and compile all that stands on those twice.
-fn build_tests(workspace: &Workspace, wanted: &[String]) -> Result<(PathBuf, Vec<Program>)> {
-    let (guests, has_feature) = guest_tests(&workspace.root().join("Cargo.toml"))?;
-    let mut command = vec!["test", "--release", "--workspace", "--no-run"];
-    command.extend(targets(wanted, |name| workspace.root().join("tests").join(format!("{name}.rs")).is_file()));
-    if has_feature {
-        command.extend(["--features", "ostler/lab"]);
-    }
+/// Builds the `ostler` program and the test programs that hold the suites in question (all, if none is named), in one call
+/// of cargo: two would choose different features for a few shared crates, and compile all that stands on those twice.
+fn build_tests(workspace: &Workspace, wanted: &[String], guests: &[String]) -> Result<(PathBuf, Vec<Program>)> {
+    let mut command = vec!["test", "--release", "--workspace", "--no-run", "--features", "ostler/lab"];
+    let is_file = |name: &str| workspace.root().join("tests").join(format!("{name}.rs")).is_file();
+    command.extend(targets(wanted, guests, is_file));
     let messages = step("building ostler and its tests", || cargo(workspace, &command))?;
     let ostler = ostler_of(&messages)?;
-    let mut programs: Vec<Program> = messages
-        .into_iter()
-        .filter(|message| message.profile.test)
-        .filter_map(|message| {
-            let package_directory = message.manifest_path.parent()?.to_path_buf();
-            let is_root = package_directory == workspace.root();
-            let name = match message.target.kind.first().map(String::as_str) {
-                Some("lib") if is_root => "lib".to_owned(),
-                _ => message.target.name.clone(),
-            };
-            let is_integration = message.target.kind.iter().any(|kind| kind == "test");
-            let needs_guests = is_root && is_integration && guests.contains(&name);
-            Some(Program { name, executable: message.executable?, package_directory, needs_guests })
-        })
-        .collect();
-    if let Some(unknown) = guests.iter().find(|guest| !workspace.root().join(format!("tests/{guest}.rs")).is_file()) {
-        bail!("Cargo.toml names the guest test {unknown}, but there is no tests/{unknown}.rs");
-    }
-    // Those in labs as they are listed: the longest first, so that none is left to run alone at the end.
-    let place = |program: &Program| guests.iter().position(|guest| *guest == program.name);
-    programs.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| a.name.cmp(&b.name)));
-    Ok((ostler, programs))
+    let program = |message: Message| {
+        let package_directory = message.manifest_path.parent()?.to_path_buf();
+        let name = match message.target.kind.first().map(String::as_str) {
+            Some("lib") if package_directory == workspace.root() => "lib".to_owned(),
+            _ => message.target.name.clone(),
+        };
+        Some(Program { name, executable: message.executable?, package_directory })
+    };
+    Ok((ostler, messages.into_iter().filter(|message| message.profile.test).filter_map(program).collect()))
 }
 
-/// What cargo is to build for the programs in question. A test program brings the `ostler` program with it.
-fn targets(wanted: &[String], is_test: impl Fn(&str) -> bool) -> Vec<&str> {
-    if wanted.is_empty() || wanted.iter().any(|name| name != "lib" && !is_test(name)) {
-        return vec!["--lib", "--bins", "--tests"];
-    }
+/// What cargo is to build for the suites in question. A test program brings the `ostler` program with it.
+fn targets(wanted: &[String], guests: &[String], is_file: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let mut targets = vec!["--test", "tidy"];
     for name in wanted {
-        match name.as_str() {
-            "lib" => targets.push("--lib"),
-            name => targets.extend(["--test", name]),
-        }
+        let more = match name.as_str() {
+            "tidy" => continue,
+            "lib" => &["--lib"][..],
+            name if guests.iter().any(|guest| guest == name) => &["--test", GUESTS],
+            name if is_file(name) => &["--test", HOST],
+            // A program's own unit tests, or nothing that there is.
+            _ => return ALL_TARGETS.to_vec(),
+        };
+        targets.extend(more);
     }
-    targets
+    if wanted.is_empty() { ALL_TARGETS.to_vec() } else { targets }
 }
 
-/// The guest tests that the root package names, and whether they stand behind its feature `lab`.
-fn guest_tests(manifest: &Path) -> Result<(Vec<String>, bool)> {
+const ALL_TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
+
+/// The suites of `guests` as the root package lists them.
+fn guest_suites(manifest: &Path) -> Result<Vec<String>> {
     let output = Command::new(cargo_program())
         .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
         .arg(manifest)
@@ -231,8 +244,7 @@ fn guest_tests(manifest: &Path) -> Result<(Vec<String>, bool)> {
     let root = packages.iter().find(|package| package["manifest_path"].as_str().map(Path::new) == Some(manifest));
     let root = root.context("cargo metadata does not name the root package")?;
     let tests = root["metadata"]["lab"]["tests"].as_array().map_or(&[][..], Vec::as_slice);
-    let tests = tests.iter().filter_map(|test| Some(test.as_str()?.to_owned())).collect();
-    Ok((tests, root["features"]["lab"].is_array()))
+    Ok(tests.iter().filter_map(|test| Some(test.as_str()?.to_owned())).collect())
 }
 
 /// Runs cargo in the workspace and returns what it says of its artifacts; its own messages go to the terminal.
@@ -256,10 +268,42 @@ fn cargo_program() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
-fn run_here(program: &Program, arguments: &TestArguments, ostler: &Path, assets: &Path, skips: &Path) -> Result<Tally> {
-    eprintln!("== test program {}", program.name);
+impl Program {
+    /// Its tests, as they run together.
+    fn suites(&self) -> Result<Vec<Suite>> {
+        let listed = Command::new(&self.executable)
+            .args(["--list", "--format", "terse"])
+            .output()
+            .with_context(|| format!("cannot run {}", self.executable.display()))?;
+        let mut suites: Vec<Suite> = Vec::new();
+        for test in String::from_utf8_lossy(&listed.stdout).lines().filter_map(|line| line.strip_suffix(": test")) {
+            let name = match test.split_once("::") {
+                Some((module, _)) if self.name == HOST || self.name == GUESTS => module,
+                _ => &self.name,
+            };
+            match suites.iter_mut().find(|suite| suite.name == name) {
+                Some(suite) => suite.tests.push(test.to_owned()),
+                None => {
+                    suites.push(Suite { name: name.to_owned(), program: self.clone(), tests: vec![test.to_owned()] })
+                }
+            }
+        }
+        Ok(suites)
+    }
+}
+
+impl Suite {
+    /// The arguments with which its program runs this suite and no more.
+    fn arguments(&self) -> impl Iterator<Item = &str> {
+        std::iter::once("--exact").chain(self.tests.iter().map(String::as_str))
+    }
+}
+
+fn run_here(suite: &Suite, ostler: &Path, assets: &Path, skips: &Path) -> Result<Tally> {
+    let Suite { name, program, .. } = suite;
+    eprintln!("== tests of {name}");
     let mut child = Command::new(&program.executable)
-        .args(&arguments.filter)
+        .args(suite.arguments())
         .current_dir(&program.package_directory)
         .env("CARGO_MANIFEST_DIR", &program.package_directory)
         .env("OSTLER_BIN", ostler)
@@ -277,27 +321,21 @@ fn run_here(program: &Program, arguments: &TestArguments, ostler: &Path, assets:
         line.clear();
     }
     let is_success = child.wait()?.success();
-    Ok(Tally::read(&program.name, &text, is_success))
+    Ok(Tally::read(name, &text, is_success))
 }
 
-/// Whether a program has a test whose name contains `filter`; presumed of one that does not say.
-fn has_test(program: &Program, filter: &str) -> bool {
-    let listed = Command::new(&program.executable).args(["--list", filter]).output();
-    listed.map_or(true, |output| !output.status.success() || output.stdout.windows(6).any(|word| word == b": test"))
-}
-
-/// A lab for each program, as many at once as this machine runs well.
-fn run_in_labs(workspace: &Workspace, programs: &[Program], arguments: &TestArguments, ostler: &Path) -> Result<Tally> {
+/// A lab for each suite, as many at once as this machine runs well.
+fn run_in_labs(workspace: &Workspace, suites: &[Suite], ostler: &Path) -> Result<Tally> {
     let most = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_LABS);
-    let queue = Mutex::new(programs.iter());
+    let queue = Mutex::new(suites.iter());
     let next = || queue.lock().ok()?.next();
     std::thread::scope(|scope| {
         let lanes: Vec<_> = (0..most)
             .map(|_| {
                 scope.spawn(|| {
                     let mut tally = Tally::default();
-                    while let Some(program) = next() {
-                        tally.add(run_in_lab(workspace, program, arguments, ostler)?);
+                    while let Some(suite) = next() {
+                        tally.add(run_in_lab(workspace, suite, ostler)?);
                     }
                     Ok::<_, anyhow::Error>(tally)
                 })
@@ -311,9 +349,9 @@ fn run_in_labs(workspace: &Workspace, programs: &[Program], arguments: &TestArgu
     })
 }
 
-/// Runs one program in a lab of its own: what hangs or breaks there is nobody else's.
-fn run_in_lab(workspace: &Workspace, program: &Program, arguments: &TestArguments, ostler: &Path) -> Result<Tally> {
-    let name = &program.name;
+/// Runs one suite in a lab of its own: what hangs or breaks there is nobody else's.
+fn run_in_lab(workspace: &Workspace, suite: &Suite, ostler: &Path) -> Result<Tally> {
+    let Suite { name, program, .. } = suite;
     let run = format!("{}.{name}", std::process::id());
     let script = workspace.lab(&format!("run-test.{run}.sh"));
     fs::write(&script, include_str!("../assets/run-test.sh"))?;
@@ -332,7 +370,7 @@ fn run_in_lab(workspace: &Workspace, program: &Program, arguments: &TestArgument
     let mut environment = lab::contract();
     environment.push(("OSTLER_PYTHON".to_owned(), "/usr/bin/python3".to_owned()));
     let mut command = vec!["bash".to_owned(), "/lab/run-test.sh".to_owned(), format!("/lab/tests/{name}")];
-    command.extend(arguments.filter.clone());
+    command.extend(suite.arguments().map(str::to_owned));
     let errand = Errand {
         command,
         carried,
@@ -344,7 +382,7 @@ fn run_in_lab(workspace: &Workspace, program: &Program, arguments: &TestArgument
         out: Some(out.clone()),
         ..Errand::default()
     };
-    eprintln!("== test program {name} (in a lab)");
+    eprintln!("== tests of {name} (in a lab)");
     let started = Instant::now();
     let mut status = lab::run(workspace, &errand)?;
     if status == lab::HUNG {
@@ -353,7 +391,7 @@ fn run_in_lab(workspace: &Workspace, program: &Program, arguments: &TestArgument
         remove(&out)?;
         status = lab::run(workspace, &errand)?;
     }
-    eprintln!("== test program {name}: status {status} after {} s", started.elapsed().as_secs());
+    eprintln!("== tests of {name}: status {status} after {} s", started.elapsed().as_secs());
     let text = fs::read(out.join("log")).unwrap_or_default();
     let mut tally = Tally::read(name, &String::from_utf8_lossy(&text), status == 0);
     tally.skip(lines_of(&out.join("skipped")));
@@ -434,10 +472,11 @@ mod tests {
     fn builds_no_more_than_was_asked_for() {
         let targets = |wanted: &[&str]| {
             let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-            targets(&wanted, |name| name == "tidy" || name == "create_vm").join(" ")
+            targets(&wanted, &["create_vm".to_owned()], |name| name != "xtask").join(" ")
         };
         assert_eq!(targets(&[]), "--lib --bins --tests");
-        assert_eq!(targets(&["create_vm", "lib"]), "--test tidy --test create_vm --lib");
+        assert_eq!(targets(&["create_vm", "lib"]), "--test tidy --test guests --lib");
+        assert_eq!(targets(&["tidy", "policy"]), "--test tidy --test host");
         assert_eq!(targets(&["create_vm", "xtask"]), "--lib --bins --tests", "a program's own unit tests");
     }
 

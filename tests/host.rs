@@ -1,0 +1,29 @@
+//! What is tested without a guest: a real daemon, its store, its policy host, its clients. Runs anywhere.
+//!
+//! One program for all: each would link a daemon of its own. `cargo xtask test --program NAME` runs one module alone.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+mod api_reference;
+mod apply;
+mod audit;
+mod bad_input;
+mod changes;
+mod cli;
+#[cfg(feature = "crash-points")]
+mod crash;
+mod decisions;
+mod following;
+mod hostile_clients;
+mod lists;
+mod matrix;
+mod policy;
+mod policy_host;
+mod protos;
+mod python_client;
+mod tenancy;
+mod tenants;
+mod trust;
+mod watch;
