@@ -18,6 +18,8 @@ use super::{TENANTS, assets};
 const PORT_ATTEMPTS: usize = 5;
 /// Lines of each log that a failed test prints.
 const LOG_LINES: usize = 60;
+/// Bytes of a guest's output that it prints.
+const LAST_WORDS: usize = 2000;
 
 /// A node.
 pub struct Host {
@@ -368,12 +370,36 @@ fn tail(path: &Path) -> String {
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
+/// The end of what a guest has printed, whoever was shown it.
+fn last_words(vm: &Path) -> String {
+    let file = fs::read(vm.join("console.ring")).unwrap_or_default();
+    let output = ostler::wire::console_ring::tail(&file).unwrap_or_default();
+    String::from_utf8_lossy(&output[output.len().saturating_sub(LAST_WORDS)..]).into_owned()
+}
+
+/// What the threads of a process do: name, state, processor time in ticks, and where they wait in the kernel.
+fn threads(pid: u32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let line = |task: fs::DirEntry| {
+        let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let stat = read("stat");
+        let field = |number: usize| stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(number - 3));
+        let [state, user, system] = [3, 14, 15].map(|number| field(number).unwrap_or("?").to_owned());
+        format!("{}: {state} {user}+{system} {}", read("comm").trim(), read("wchan"))
+    };
+    tasks.map(line).collect::<Vec<_>>().join("\n")
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- daemon\n{}", self.daemon_log());
             for vm in fs::read_dir(self.data().join("vms")).into_iter().flatten().flatten() {
                 eprintln!("--- {}\n{}", vm.path().display(), tail(&vm.path().join("vmm.log")));
+                eprintln!("--- the last that it printed\n{}", last_words(&vm.path()));
+            }
+            for pid in self.vmm_processes() {
+                eprintln!("--- threads of vmm {pid}\n{}", threads(pid));
             }
         }
         if let Some(mut daemon) = self.daemon.take() {

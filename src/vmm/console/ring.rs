@@ -20,7 +20,8 @@ pub struct Ring {
     /// Gets the moment of the first byte.
     first: OnceLock<Counter>,
     map: MmapRegion,
-    /// Bytes ever written. Release in `append` pairs with Acquire in `written`.
+    /// Bytes ever written. SeqCst, as [`Readers`]' flag is: the writer stores this and then looks at the flag, a reader the
+    /// other way round, and one of them must see the other.
     written: AtomicU64,
 }
 
@@ -52,7 +53,7 @@ impl Ring {
 
     /// Bytes ever written.
     pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Acquire)
+        self.written.load(Ordering::SeqCst)
     }
 
     /// At most `most` bytes from `position` on; empty when there are none yet.
@@ -89,7 +90,7 @@ impl Ring {
             self.data().write_slice(second, 0).map_err(io::Error::other)?;
             written += part.len() as u64;
         }
-        self.written.store(written, Ordering::Release);
+        self.written.store(written, Ordering::SeqCst);
         self.store_header(written)
     }
 
@@ -111,8 +112,7 @@ pub struct Writer {
 
 /// Lets the writer wake the control thread only when somebody reads, and once per wake-up.
 pub struct Readers {
-    /// Set by the control thread while it wants to be woken; cleared by the writer that wakes it. AcqRel on both sides:
-    /// the bytes appended before the swap are visible to the woken thread.
+    /// Set by the control thread while it wants to be woken; cleared by the writer that wakes it.
     is_waiting: AtomicBool,
     event: EventFd,
 }
@@ -164,6 +164,8 @@ mod tests {
     use super::*;
     use crate::wire::console_ring::tail;
     use std::io::{Read, Seek};
+    use std::os::fd::AsRawFd;
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
     fn ring() -> (Arc<Ring>, File) {
         let file = tempfile::tempfile().unwrap();
@@ -201,6 +203,46 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_end(&mut bytes).unwrap();
         assert_eq!(tail(&bytes).unwrap(), chunk.bytes);
+    }
+
+    #[test]
+    fn no_byte_goes_unnoticed_by_a_reader_that_is_about_to_wait() {
+        const ROUNDS: u64 = 300_000;
+        // Of many lengths, so that both sides come to meet at every step.
+        let spin = |times: u64| (0..times).for_each(|_| std::hint::spin_loop());
+        let (ring, _) = ring();
+        let readers = Readers::new().unwrap();
+        let mut writer = Writer::new(Arc::clone(&ring), Arc::clone(&readers));
+        let epoll = Epoll::new().unwrap();
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll.ctl(ControlOperation::Add, readers.event().as_raw_fd(), event).unwrap();
+        let seen = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    spin(round % 40);
+                    writer.write_all(b"x").unwrap();
+                    while seen.load(Ordering::Acquire) < round {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+            while seen.load(Ordering::Relaxed) < ROUNDS {
+                spin(seen.load(Ordering::Relaxed) % 37);
+                readers.wait();
+                // As `Server::send_all` does.
+                if ring.written() == seen.load(Ordering::Relaxed) {
+                    if epoll.wait(1_000, &mut [EpollEvent::default()]).unwrap() == 0 {
+                        // Lets the writer go.
+                        seen.store(u64::MAX, Ordering::Release);
+                        break;
+                    }
+                    readers.event().read().unwrap();
+                }
+                seen.store(ring.written(), Ordering::Release);
+            }
+        });
+        assert_eq!(seen.into_inner(), ROUNDS, "a byte and no wake-up");
     }
 
     #[test]
