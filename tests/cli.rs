@@ -1,8 +1,11 @@
 //! The command line as its users see it: output, errors with hints, exit codes. Needs no guest.
 
-use std::process::Command;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use crate::support::certs::{Authority, Wish};
+use crate::support::wait::SOON;
 use crate::support::{Host, assets};
 
 /// Exit code, stdout, stderr.
@@ -186,4 +189,55 @@ fn a_virtual_function_is_asked_for_shown_and_missed() {
     assert!(code == 1 && (error.contains("SR-IOV virtual function") || error.contains("select-vf")), "{error}");
     let (_, text, _) = acme(&["vm", "get", "web"]);
     assert!(text.contains("FAILED (launch failed: "), "{text}");
+}
+
+#[test]
+fn top_prints_tables_or_json_and_ends() {
+    let host = Host::without_policy();
+    let top = ["top", "--interval", "100ms"];
+    let (code, table, error) = run(host.command("operator-admin").args(top));
+    assert!(code == 0 && table.starts_with("host: ") && table.contains("% busy; "), "{table}{error}");
+    assert!(table.contains("\nTENANT") && table.contains("\nVM "), "{table}");
+    let (code, lines, error) = run(host.command("tenant-acme").args(top).args(["-n", "2", "-o", "json"]));
+    assert_eq!(code, 0, "{error}");
+    let looks: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(looks.len(), 2);
+    assert!(looks.iter().all(|look| look["host"].is_null()), "the host is not for tenants: {lines}");
+    for (wrong, says) in [(["--interval", "1ms"], "100.0 ms at least"), (["--count", "0"], "0 is not in 1..")] {
+        let (code, _, error) = run(host.command("tenant-acme").arg("top").args(wrong));
+        assert!(code == 2 && error.contains(says), "{error}");
+    }
+    let (code, _, error) = run(host.command("tenant-acme").args(["top", "--tenant", "globex"]));
+    assert!(code == 1 && error.contains("NOT_ALLOWED"), "{code} {error}");
+}
+
+#[test]
+fn top_is_a_page_of_its_own_on_a_terminal_until_a_key_ends_it() {
+    let host = Host::without_policy();
+    let top = host.command("operator-admin");
+    // script(1) runs it on a terminal and passes on what that shows.
+    let mut terminal = Command::new("script");
+    terminal.envs(top.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    terminal.args(["-qefc", &format!("{} top --interval 100ms", top.get_program().display()), "/dev/null"]);
+    let mut shown = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bsdutils has script(1)");
+    let (mut keys, mut page) = (shown.stdin.take().unwrap(), shown.stdout.take().unwrap());
+    let mut seen = String::new();
+    let mut until_shown = |words: &str| {
+        let (mut bytes, end) = ([0; 4096], Instant::now() + SOON);
+        while !seen.contains(words) {
+            assert!(Instant::now() < end, "{words:?} is not in {seen:?}");
+            let len = page.read(&mut bytes).unwrap();
+            assert!(len > 0, "{words:?} is not in {seen:?}");
+            seen.push_str(&String::from_utf8_lossy(&bytes[..len]));
+        }
+        std::mem::take(&mut seen)
+    };
+    let first = until_shown("by cpu");
+    assert!(first.contains("\x1b[?1049h"), "{first:?}");
+    until_shown("% busy; ");
+    keys.write_all(b"m").unwrap();
+    until_shown("by memory");
+    keys.write_all(b"q").unwrap();
+    until_shown("\x1b[?1049l");
+    assert_eq!(shown.wait().unwrap().code(), Some(0));
 }

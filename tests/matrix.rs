@@ -121,6 +121,11 @@ const ROWS: &[Row] = &[
         outcomes: [[OK, DENIED, DENIED], [OK, DENIED, DENIED], [OK; 3]],
     },
     Row {
+        method: "HostService/GetHostUsage",
+        tried: |caller, _| done(wait(caller.host.clone().get_host_usage(v1::GetHostUsageRequest {}))),
+        outcomes: [[DENIED; 3], [DENIED; 3], [OK; 3]],
+    },
+    Row {
         method: "HostService/ListHostDevices",
         tried: |caller, _| caller.devices().map(drop),
         outcomes: [[DENIED; 3], [DENIED; 3], [OK; 3]],
@@ -261,6 +266,11 @@ const ROWS: &[Row] = &[
             done(wait(caller.vms.clone().limit_virtual_machine_device(request)))
         },
         outcomes: [[FIELD, NO_VM, NO_VM], [VIEWS; 3], [FIELD, FIELD, NO_VM]],
+    },
+    Row {
+        method: "VirtualMachineService/ListVirtualMachineUsages",
+        tried: |caller, tenant| caller.usages(&format!("tenants/{tenant}")).map(drop),
+        outcomes: [[OK, DENIED, DENIED], [OK, DENIED, DENIED], [OK; 3]],
     },
     Row {
         method: "VirtualMachineService/ListVirtualMachines",

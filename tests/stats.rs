@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::support::Host;
+use crate::support::console::Console;
 use crate::support::guest::{boot, disk, linux, nic};
 use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine_stats::{Device, Queue};
 use tonic::Code;
@@ -16,6 +17,24 @@ fn device<'a>(stats: &'a v1::VirtualMachineStats, id: &str) -> &'a Device {
 
 fn whole(queue: &Queue) -> u64 {
     queue.latency_buckets.iter().sum()
+}
+
+/// Has the guest write 4 MiB, and sees in the cheap numbers what that took.
+fn writes(host: &Host, acme: &Caller, console: &mut Console) {
+    let [before] = acme.usages("").unwrap().try_into().expect("one VM has a process");
+    console.run("dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync 2>/dev/null");
+    let [after] = acme.usages("tenants/acme").unwrap().try_into().expect("one VM has a process");
+    assert_eq!((after.name.as_str(), after.vmm_pid), ("tenants/acme/vms/web", acme.get("web").unwrap().vmm_pid));
+    let cpu = |usage: &v1::VirtualMachineUsage| usage.cpu_time.map(|time| (time.seconds, time.nanos));
+    assert!(cpu(&after) > cpu(&before), "{before:?} {after:?}");
+    assert!(after.disk_bytes - before.disk_bytes >= 4 << 20 && after.disk_operations > before.disk_operations);
+    assert!(after.nic_frames >= before.nic_frames && after.memory_bytes > 32 << 20, "{after:?}");
+    assert_eq!(host.operator().usages("tenants/-").unwrap().len(), 1);
+    assert!(host.tenant("globex").usages("").unwrap().is_empty());
+    let top = host.command("tenant-acme").args(["top", "--interval", "500ms"]).output().unwrap();
+    let top = String::from_utf8_lossy(&top.stdout).into_owned();
+    println!("{top}");
+    assert!(top.contains("acme/web  RUNNING  2"), "{top}");
 }
 
 #[test]
@@ -38,7 +57,7 @@ fn what_a_guest_does_is_counted_and_kept_after_its_end() {
     assert_eq!(before.vcpus.len(), 2);
     assert!(before.vcpus[0].exits.iter().any(|exit| exit.reason == "port_write" && exit.count > 100), "{before:?}");
 
-    console.run("dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync 2>/dev/null");
+    writes(&host, &acme, &mut console);
     let after = acme.stats("web").unwrap();
     let [old, new] = [&before, &after].map(|stats| device(stats, "data").queues[0].clone());
     let written = new.bytes - old.bytes;
@@ -74,6 +93,7 @@ fn what_a_guest_does_is_counted_and_kept_after_its_end() {
     let kept = acme.stats("web").unwrap();
     assert_eq!(device(&kept, "data").queues[0], device(&failed, "data").queues[0]);
     assert!(kept.memory_use.is_none());
+    assert!(acme.usages("").unwrap().is_empty(), "it has no process");
 }
 
 /// What a scraper gets for a path.

@@ -98,6 +98,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         }
         Command::Vm(vm) => on_vms(vm, &global).await,
         Command::Apply(apply) => commands::apply::apply(client().await?, apply).await,
+        Command::Top(top) => commands::top::top(client().await?, top).await,
         Command::Events(events) => commands::events::events(client().await?, events).await,
         Command::Plugin(PluginCommand::Load(load)) => {
             let upload = commands::plugin::Upload::prepare(load)?;

@@ -1,10 +1,11 @@
-//! The user's terminal in raw mode, restored on every way out. Key types: [`RawMode`], [`Escape`].
+//! The user's terminal in raw mode, or as a screen that is drawn anew, restored on every way out. Key types: [`RawMode`],
+//! [`Escape`], [`Screen`].
 //!
-//! `commands::console` uses it while it is attached.
+//! `commands::console` uses it while it is attached, `commands::top` while it is live.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// Ctrl-], as telnet(1) has it: rarely typed to a guest, and on every keyboard.
 const ESCAPE: u8 = 0x1d;
@@ -36,6 +37,64 @@ impl Drop for RawMode {
     }
 }
 
+/// A page of its own, without cursor, on which the terminal's earlier text is not seen (ECMA-48; xterm's private modes 1049
+/// and 25).
+#[derive(Debug)]
+pub(crate) struct Screen {
+    /// So that keys come at once. `None` if stdin is no terminal: then there are no keys.
+    raw: Option<RawMode>,
+}
+
+/// Lines of a terminal that does not say how many it has.
+const USUAL_HEIGHT: usize = 24;
+const USUAL_WIDTH: usize = 80;
+
+impl Screen {
+    /// Takes the terminal over.
+    pub(crate) fn enter() -> io::Result<Self> {
+        let screen = Self { raw: RawMode::enter()? };
+        io::stdout().write_all(b"\x1b[?1049h\x1b[?25l")?;
+        Ok(screen)
+    }
+
+    /// Whether keys can be read from stdin.
+    pub(crate) fn has_keyboard(&self) -> bool {
+        self.raw.is_some()
+    }
+
+    /// Lines and columns as they are now.
+    pub(crate) fn size() -> (usize, usize) {
+        let or = |given: u16, usual| if given == 0 { usual } else { usize::from(given) };
+        match tcgetwinsize(io::stdout()) {
+            Ok(size) => (or(size.ws_row, USUAL_HEIGHT), or(size.ws_col, USUAL_WIDTH)),
+            Err(_) => (USUAL_HEIGHT, USUAL_WIDTH),
+        }
+    }
+
+    /// Shows as much of `text` as there is room for. What was there before is written over, not cleared first: nothing
+    /// flickers.
+    pub(crate) fn draw(&self, text: &str) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(page(text, Self::size()).as_bytes())?;
+        stdout.flush()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // Nothing is left to be done if the terminal is gone.
+        let _ = io::stdout().write_all(b"\x1b[?25h\x1b[?1049l");
+        let _ = io::stdout().flush();
+    }
+}
+
+/// What writes `text` over a page of that many lines and columns.
+fn page(text: &str, (height, width): (usize, usize)) -> String {
+    let lines: Vec<String> = text.lines().take(height).map(|line| line.chars().take(width).collect()).collect();
+    // To each line's end and to the page's end; raw terminals need the carriage's return.
+    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
+}
+
 /// What one read from the keyboard means.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Escape<'a> {
@@ -56,6 +115,12 @@ pub(crate) fn escape(keys: &[u8], is_keyboard: bool) -> Escape<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_no_larger_than_the_terminal() {
+        assert_eq!(page("abc\nde\nf\n", (2, 2)), "\x1b[Hab\x1b[K\r\nde\x1b[K\x1b[J");
+        assert_eq!(page("", (2, 2)), "\x1b[H\x1b[K\x1b[J");
+    }
 
     #[test]
     fn only_a_keyboard_detaches() {

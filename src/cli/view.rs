@@ -7,6 +7,7 @@ pub(crate) mod decision;
 pub(crate) mod host;
 pub(crate) mod nvme;
 pub(crate) mod stats;
+pub(crate) mod top;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -11,6 +11,7 @@ pub mod counter_page;
 pub mod disk_ring;
 pub mod guest_buffers;
 pub mod guest_ram;
+pub mod host_use;
 pub mod hugepages;
 pub mod inherit;
 pub mod kernel_log;

@@ -111,6 +111,13 @@ impl Process {
         Ok(Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1)))
     }
 
+    /// Bytes of memory that it has touched, huge pages included; what it shares with others counts whole. Cheap: nothing
+    /// is walked (`VmRSS` and `HugetlbPages` of proc_pid_status(5)).
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.identity.pid))?;
+        parse_resident(&status).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/status"))
+    }
+
     /// Reaps it if it has ended and is a child of ours; does not wait. `None`: still running.
     pub fn try_reap(&self) -> io::Result<Option<End>> {
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
@@ -185,6 +192,15 @@ fn start_time(pid: u32) -> io::Result<u64> {
     parse_start_time(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/stat"))
 }
 
+fn parse_resident(status: &str) -> Option<u64> {
+    let kib = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    // A kernel without huge pages has no line about them.
+    Some(kib("VmRSS")?.saturating_add(kib("HugetlbPages").unwrap_or(0)).saturating_mul(1024))
+}
+
 fn parse_start_time(stat: &str) -> Option<u64> {
     stat_field(stat, 22)?.parse().ok()
 }
@@ -198,6 +214,15 @@ fn stat_field(stat: &str, number: usize) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_what_is_resident_and_huge() {
+        assert_eq!(parse_resident("Name:\tx\nVmRSS:\t     300 kB\nHugetlbPages:\t    4096 kB\n"), Some(4396 << 10));
+        assert_eq!(parse_resident("VmRSS:\t     300 kB\n"), Some(300 << 10));
+        assert_eq!(parse_resident("Name:\tkthread\n"), None);
+        let own = Process::open(std::process::id()).unwrap();
+        assert!(own.resident_bytes().unwrap() > 100 << 10);
+    }
 
     #[test]
     fn lets_another_process_write_longer_files_and_takes_nothing_away() {

@@ -177,6 +177,11 @@ impl Caller {
         wait(self.vms.clone().list_virtual_machines(request)).map(|list| list.into_inner().virtual_machines)
     }
 
+    pub fn usages(&self, parent: &str) -> Answer<Vec<v1::VirtualMachineUsage>> {
+        let request = v1::ListVirtualMachineUsagesRequest { parent: parent.to_owned(), ..Default::default() };
+        wait(self.vms.clone().list_virtual_machine_usages(request)).map(|list| list.into_inner().usages)
+    }
+
     pub fn start(&self, vm: &str) -> Answer<v1::VirtualMachine> {
         let request = v1::StartVirtualMachineRequest { name: self.name(vm), ..Default::default() };
         wait(self.vms.clone().start_virtual_machine(request)).map(tonic::Response::into_inner)

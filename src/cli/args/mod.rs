@@ -31,7 +31,7 @@ pub(crate) use plugin::{
 };
 pub use serve::ServeArgs;
 pub(crate) use spec::{Hugepages, SpecArgs};
-pub(crate) use stream::{ConsoleArgs, EventsArgs, StatsArgs, WaitArgs, WatchArgs};
+pub(crate) use stream::{ConsoleArgs, EventsArgs, StatsArgs, TopArgs, TopOrder, WaitArgs, WatchArgs};
 pub(crate) use tenant::{TenantCommand, TenantGetArgs};
 pub(crate) use vm::{DestroyArgs, ListArgs, OnVmArgs, RegisterArgs, Removal, RunArgs, StopArgs, VmCommand};
 
@@ -98,6 +98,8 @@ pub(crate) enum Command {
     Apply(ApplyArgs),
     /// Follow what happens to VMs
     Events(EventsArgs),
+    /// Show what the host, tenants and VMs take, live on a terminal
+    Top(TopArgs),
     /// Policy plugins
     #[command(subcommand)]
     Plugin(PluginCommand),

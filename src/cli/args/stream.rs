@@ -1,8 +1,8 @@
-//! What goes on until something ends it: `ostler vm watch|wait|console|stats`, `ostler events`.
+//! What goes on until something ends it: `ostler vm watch|wait|console|stats`, `ostler events|top`.
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::super::condition::Condition;
 use super::super::units;
@@ -84,4 +84,35 @@ pub(crate) struct ConsoleArgs {
     /// When input is not a terminal and has ended: end once the console is quiet for this long
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "2s")]
     pub(crate) linger: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Only this tenant's VMs
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t = TopOrder::Cpu)]
+    pub(crate) sort: TopOrder,
+    /// Over which time rates are taken: 500ms, 2s; at least 100ms
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "2s")]
+    pub(crate) interval: Duration,
+    /// Print so many tables below each other and end [default: a live view on a terminal, else 1]
+    #[arg(long, short = 'n', value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+/// By what VMs are ordered; the largest first, names from a to z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopOrder {
+    /// Processor time
+    Cpu,
+    /// Memory that is touched
+    Memory,
+    /// Bytes to and from disks
+    Disk,
+    /// Bytes to and from networks
+    Net,
+    /// Names
+    Name,
 }

@@ -18,6 +18,7 @@ pub(crate) mod run;
 mod spec;
 pub(crate) mod stats;
 pub(crate) mod tenant;
+pub(crate) mod top;
 pub(crate) mod tune;
 pub(crate) mod vm;
 pub(crate) mod wait;

@@ -12,8 +12,8 @@ use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    AttachState, Attachment, BreakerState, DeviceView, HeldFor, Lease, LeaseState, MemoryUse, PluginStatus,
-    PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, WatchItem, lease_etag,
+    AttachState, Attachment, BreakerState, DeviceView, HeldFor, HostUse, Lease, LeaseState, MemoryUse, PluginStatus,
+    PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag,
     plugin_etag, vm_etag,
 };
 use crate::model::{MacAddr, SpecError, TenantId};
@@ -69,6 +69,34 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
 /// What a VM's process takes.
 pub(super) fn memory_use(memory: MemoryUse) -> v1::MemoryUse {
     v1::MemoryUse { guest_bytes: memory.guest, overhead_bytes: memory.overhead }
+}
+
+/// What a VM takes now.
+pub(super) fn usage(usage: VmUsage) -> v1::VirtualMachineUsage {
+    let VmUsage { vm, cpu_time, memory_bytes, disks, nics } = usage;
+    v1::VirtualMachineUsage {
+        name: vm_name(&vm),
+        state: state_to_proto(&vm.state).into(),
+        vmm_pid: vm.run.as_ref().and_then(|run| run.process).map_or(0, |process| process.pid),
+        vcpus: vm.spec.vcpus(),
+        memory_mib: vm.spec.memory_mib(),
+        cpu_time: Some(duration_to_proto(cpu_time)),
+        memory_bytes,
+        disk_operations: disks.operations,
+        disk_bytes: disks.bytes,
+        nic_frames: nics.operations,
+        nic_bytes: nics.bytes,
+    }
+}
+
+/// What the host takes now.
+pub(super) fn host_use(host: HostUse) -> v1::HostUsage {
+    v1::HostUsage {
+        cpus: host.cpus,
+        cpu_time: Some(duration_to_proto(host.cpu_time)),
+        memory_bytes: host.memory_bytes,
+        memory_available_bytes: host.memory_available_bytes,
+    }
 }
 
 /// What a VM has done.

@@ -54,6 +54,15 @@ impl HostService for HostRpc {
         Ok(Response::new(v1::ListHostDevicesResponse { physical_functions, nvme_controllers, next_page_token }))
     }
 
+    async fn get_host_usage(
+        &self,
+        request: Request<v1::GetHostUsageRequest>,
+    ) -> Result<Response<v1::HostUsage>, Status> {
+        let principal = caller(request.extensions())?;
+        let usage = self.node.host_use(&principal).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(encode::host_use(usage)))
+    }
+
     async fn release_host_device(
         &self,
         request: Request<v1::ReleaseHostDeviceRequest>,

@@ -19,11 +19,13 @@ use crate::api::convert::{
 };
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
-use crate::daemon::service::{ServiceError, SharedNode, Unplug, VmRecord, Whose};
+use crate::daemon::service::{Principal, ServiceError, SharedNode, Unplug, VmRecord, Whose};
 use crate::model::{DeviceId, IdError, SpecError, VmState};
 
 /// Messages of a watch that wait for the client to read; behind them the store's own queue begins.
 const WATCH_QUEUE_LEN: usize = 16;
+/// Bytes of an encoded usage at most: a name of two labels, and numbers.
+const USAGE_LEN: usize = 256;
 
 /// A stream of responses.
 pub(super) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -39,6 +41,18 @@ impl VmRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>, ending: Ending) -> Self {
         let changes = Changes::new(Arc::clone(&node), Arc::clone(&audit));
         Self { node, audit, changes, ending }
+    }
+}
+
+impl VmRpc {
+    /// The VMs that a list is asked for, and the page of them.
+    #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
+    fn listed(&self, principal: &Principal, asked: Query<'_>) -> Result<(Window, Vec<Arc<VmRecord>>), Status> {
+        let whose = whose(asked.parent)?;
+        let window = Window::new(asked).map_err(|error| status::bad_field(&error))?;
+        let filter = Filter::parse(asked.filter, FIELDS).map_err(|error| status::bad_field(&error))?;
+        let vms = self.node.list(principal, &whose).map_err(|error| status::of(&error))?;
+        Ok((window, vms.into_iter().filter(|vm| filter.matches(|name| field(vm, name))).collect()))
     }
 }
 
@@ -88,8 +102,7 @@ impl VirtualMachineService for VmRpc {
     ) -> Result<Response<v1::ListVirtualMachinesResponse>, Status> {
         let principal = caller(request.extensions())?;
         let request = request.into_inner();
-        let whose = whose(&request.parent)?;
-        let window = Window::new(Query {
+        let asked = Query {
             method: "ListVirtualMachines",
             caller: &principal.to_string(),
             parent: &request.parent,
@@ -97,13 +110,32 @@ impl VirtualMachineService for VmRpc {
             order_by: &request.order_by,
             page_size: request.page_size,
             page_token: &request.page_token,
-        });
-        let window = window.map_err(|error| status::bad_field(&error))?;
-        let filter = Filter::parse(&request.filter, FIELDS).map_err(|error| status::bad_field(&error))?;
-        let vms = self.node.list(&principal, &whose).map_err(|error| status::of(&error))?;
-        let listed = vms.into_iter().filter(|vm| filter.matches(|name| field(vm, name)));
+        };
+        let (window, listed) = self.listed(&principal, asked)?;
         let (virtual_machines, next_page_token) = window.page(listed, |vm| encode::vm_name(vm), |vm| encode::vm(vm));
         Ok(Response::new(v1::ListVirtualMachinesResponse { virtual_machines, next_page_token }))
+    }
+
+    async fn list_virtual_machine_usages(
+        &self,
+        request: Request<v1::ListVirtualMachineUsagesRequest>,
+    ) -> Result<Response<v1::ListVirtualMachineUsagesResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let asked = Query {
+            method: "ListVirtualMachineUsages",
+            caller: &principal.to_string(),
+            parent: &request.parent,
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        };
+        let (window, listed) = self.listed(&principal, asked)?;
+        let with_process = listed.into_iter().filter(|vm| vm.run.as_ref().is_some_and(|run| run.process.is_some()));
+        let (page, next_page_token) = window.cut(with_process, |vm| encode::vm_name(vm), |_| USAGE_LEN);
+        let usages = self.node.usages(page).await.into_iter().map(encode::usage).collect();
+        Ok(Response::new(v1::ListVirtualMachineUsagesResponse { usages, next_page_token }))
     }
 
     async fn start_virtual_machine(

@@ -42,6 +42,16 @@ pub(super) fn require_own(principal: &Principal, tenant: &TenantId) -> Result<()
     Err(ServiceError::NotAllowed { needs: "an operator, or the tenant itself" })
 }
 
+/// Refuses to show or change the host to anybody else.
+pub(super) fn require_operator(principal: &Principal) -> Result<(), ServiceError> {
+    match principal {
+        Principal::Operator(_) => Ok(()),
+        Principal::Tenant(_) | Principal::Viewer(_) => {
+            Err(ServiceError::NotAllowed { needs: "an operator may see and change the host" })
+        }
+    }
+}
+
 impl Node {
     /// The VM as it is now.
     pub fn get(&self, principal: &Principal, tenant: &TenantId, name: &VmName) -> Result<Arc<VmRecord>, ServiceError> {

@@ -122,10 +122,10 @@ pub enum ServiceError {
         /// What is wrong.
         source: LoadError,
     },
-    /// A file of the node cannot be written.
-    #[error("the node cannot write {what}")]
+    /// A file of the node cannot be read or written.
+    #[error("the node cannot use {what}")]
     Host {
-        /// Which file.
+        /// Which.
         what: &'static str,
         /// Why.
         source: std::io::Error,

@@ -60,7 +60,7 @@ pub use plugins::{PluginStatus, PluginView};
 pub use replay::{Replay, ReplayEvent, ReplaySummary};
 use request::Requests;
 pub use request::{Answer, Claim, Terms};
-pub use stats::{MemoryUse, VmStats};
+pub use stats::{HostUse, MemoryUse, VmStats, VmUsage};
 pub use tenants::TenantView;
 use turns::Turns;
 pub use watch::WatchItem;

@@ -68,18 +68,32 @@ impl Window {
         name: impl Fn(&T) -> String,
         encode: impl Fn(&T) -> M,
     ) -> (Vec<M>, String) {
+        let mut page = Vec::new();
+        let (_, token) = self.cut(items, name, |item| {
+            page.push(encode(item));
+            page.last().map_or(0, Message::encoded_len)
+        });
+        (page, token)
+    }
+
+    /// The same of items that are encoded later, to as many bytes as `len` gives. It is called for those of the page, in
+    /// their order.
+    pub(in crate::daemon::rpc) fn cut<T>(
+        &self,
+        items: impl IntoIterator<Item = T>,
+        name: impl Fn(&T) -> String,
+        mut len: impl FnMut(&T) -> usize,
+    ) -> (Vec<T>, String) {
         let named = items.into_iter().map(|item| (name(&item), item));
         let mut left: Vec<_> = named.filter(|(name, _)| self.is_ahead(name)).collect();
         left.sort_by(|(a, _), (b, _)| if self.is_descending { b.cmp(a) } else { a.cmp(b) });
-        let mut page = Vec::new();
-        let mut bytes = 0;
-        for (at, (name, item)) in left.iter().enumerate() {
-            let encoded = encode(item);
-            bytes += encoded.encoded_len();
-            page.push(encoded);
-            let is_last = at + 1 == left.len();
-            if !is_last && (page.len() >= self.len || bytes >= MAX_BYTES) {
-                return (page, self.token(name));
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        let mut left = left.into_iter().peekable();
+        while let Some((name, item)) = left.next() {
+            bytes += len(&item);
+            page.push(item);
+            if left.peek().is_some() && (page.len() >= self.len || bytes >= MAX_BYTES) {
+                return (page, self.token(&name));
             }
         }
         (page, String::new())

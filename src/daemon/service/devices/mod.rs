@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+use super::access::require_operator;
 use super::plugins::Plugins;
 use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
@@ -350,13 +351,4 @@ impl Node {
 /// Changes with every change of the lease's state.
 pub fn lease_etag<K: Clone, H: HeldFor>(lease: &Lease<K, H>) -> String {
     format!("\"{}\"", lease.generation)
-}
-
-fn require_operator(principal: &Principal) -> Result<(), ServiceError> {
-    match principal {
-        Principal::Operator(_) => Ok(()),
-        Principal::Tenant(_) | Principal::Viewer(_) => {
-            Err(ServiceError::NotAllowed { needs: "an operator may see and change the host" })
-        }
-    }
 }
