@@ -11,6 +11,7 @@ mod block_io;
 mod crash_devices;
 mod crash_runs;
 mod create_vm;
+mod doctor_guests;
 mod ends;
 mod hotplug;
 mod jail;

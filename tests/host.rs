@@ -15,6 +15,7 @@ mod cli;
 #[cfg(feature = "crash-points")]
 mod crash;
 mod decisions;
+mod doctor;
 mod following;
 mod hostile_clients;
 mod lists;

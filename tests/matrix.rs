@@ -121,6 +121,11 @@ const ROWS: &[Row] = &[
         outcomes: [[OK, DENIED, DENIED], [OK, DENIED, DENIED], [OK; 3]],
     },
     Row {
+        method: "HostService/CheckHost",
+        tried: |caller, _| done(wait(caller.host.clone().check_host(v1::CheckHostRequest {}))),
+        outcomes: [[DENIED; 3], [DENIED; 3], [OK; 3]],
+    },
+    Row {
         method: "HostService/GetHostUsage",
         tried: |caller, _| done(wait(caller.host.clone().get_host_usage(v1::GetHostUsageRequest {}))),
         outcomes: [[DENIED; 3], [DENIED; 3], [OK; 3]],
@@ -148,6 +153,14 @@ const ROWS: &[Row] = &[
             done(wait(caller.host.clone().release_host_device(request)))
         },
         outcomes: [[DENIED; 3], [VIEWS; 3], [DEVICE; 3]],
+    },
+    Row {
+        method: "HostService/RepairHost",
+        tried: |caller, _| {
+            let request = v1::RepairHostRequest { validate_only: true, ..Default::default() };
+            done(wait(caller.host.clone().repair_host(request)))
+        },
+        outcomes: [[DENIED; 3], [VIEWS; 3], [OK; 3]],
     },
     Row {
         method: "PluginService/ListPlugins",

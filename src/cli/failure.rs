@@ -33,6 +33,8 @@ pub(crate) enum Exit {
     OutOfReach = 8,
     /// A fault ended the guest of `vm run`.
     GuestFailed = 9,
+    /// Something is wrong with the node.
+    Findings = 10,
     /// 128 and the signal's number, as shells have it: SIGHUP.
     HungUp = 129,
     /// SIGINT.
@@ -43,7 +45,7 @@ pub(crate) enum Exit {
 
 impl Exit {
     /// Every code with what it means, for people.
-    pub(crate) const ALL: [(&str, &str); 11] = [
+    pub(crate) const ALL: [(&str, &str); 12] = [
         ("0", "done"),
         ("1", "refused or failed"),
         ("2", "the command line or the request is invalid"),
@@ -54,6 +56,7 @@ impl Exit {
         ("7", "what was waited for did not happen in time"),
         ("8", "what was waited for cannot happen any more"),
         ("9", "a fault ended the guest (`vm run`)"),
+        ("10", "something is wrong with the node, and was not repaired (`doctor`)"),
         ("128+n", "signal n ended it, and nothing was left behind (`vm run`)"),
     ];
 }

@@ -127,6 +127,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Host(HostCommand::Nvme(NvmeCommand::Provision(provision))) => {
             commands::host::provision(client().await?, provision).await
         }
+        Command::Doctor(doctor) => commands::doctor::doctor(client().await?, doctor).await,
         Command::Serve(_) => Err(Failure::new(Exit::Usage, "serve is not a client's command")),
     }
 }

@@ -23,6 +23,8 @@ const WELCOME: [&str; 2] = ["io", "cpuset"];
 const MAGIC: i64 = 0x6367_7270;
 /// A period of CPU time, in microseconds (`cpu.max`).
 const PERIOD_US: u64 = 100_000;
+/// Files of limits that no VM is without.
+const LIMITED: [&str; 3] = ["memory.max", "cpu.max", "pids.max"];
 /// How long a group may take to become empty once its processes were killed, and how often it is looked at.
 const EMPTY_WITHIN: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(5);
@@ -118,6 +120,23 @@ impl Tree {
     /// How many processes of the group `name` the kernel has killed for want of memory since it was made.
     pub fn out_of_memory_kills(&self, name: &str) -> io::Result<u64> {
         Ok(parse_kills(&fs::read_to_string(self.path(name).join("memory.events"))?))
+    }
+
+    /// Ids of the processes in the group `name`.
+    pub fn processes(&self, name: &str) -> io::Result<Vec<u32>> {
+        let text = fs::read_to_string(self.path(name).join("cgroup.procs"))?;
+        Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+    }
+
+    /// The first of the group's limits that is none.
+    pub fn unlimited(&self, name: &str) -> io::Result<Option<&'static str>> {
+        for file in LIMITED {
+            let value = fs::read_to_string(self.path(name).join(file))?;
+            if value.split_whitespace().next() == Some("max") {
+                return Ok(Some(file));
+            }
+        }
+        Ok(None)
     }
 
     /// Kills whatever runs in the group `name`, waits until it is empty and removes it; an absent one is fine. Blocks.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
@@ -174,6 +175,51 @@ pub fn find_by_arg0(name: &str, uid: u32) -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
+/// A living process, as /proc shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Which.
+    pub identity: Identity,
+    /// Its `argv[0]`, which it may have chosen itself.
+    pub name: String,
+    /// Its user.
+    pub user: u32,
+    /// It was stopped by a signal, and does nothing.
+    pub is_stopped: bool,
+    /// What its standard output is open on; empty if that cannot be read.
+    pub output: PathBuf,
+}
+
+/// Living processes whose `argv[0]` begins with `prefix`. One that ends while it is looked at is left out.
+pub fn find_by_prefix(prefix: &str) -> io::Result<Vec<Shown>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        found.extend(shown(pid, prefix));
+    }
+    Ok(found)
+}
+
+fn shown(pid: u32, prefix: &str) -> Option<Shown> {
+    let dir = PathBuf::from(format!("/proc/{pid}"));
+    let cmdline = std::fs::read(dir.join("cmdline")).ok()?;
+    let name = std::str::from_utf8(cmdline.split(|&byte| byte == 0).next()?).ok()?;
+    let name = name.starts_with(prefix).then(|| name.to_owned())?;
+    let began = start_time(pid).ok()?;
+    let status = std::fs::read_to_string(dir.join("status")).ok()?;
+    let of = |key: &str| status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next();
+    let process = Shown {
+        identity: Identity { pid, start_time: began },
+        name,
+        user: of("Uid:")?.parse().ok()?,
+        is_stopped: of("State:")? == "T",
+        output: std::fs::read_link(dir.join("fd/1")).unwrap_or_default(),
+    };
+    // The id may have changed hands in between, also before its start was read: then its name is another one.
+    let is_same = std::fs::read(dir.join("cmdline")).ok()? == cmdline && start_time(pid).ok()? == began;
+    is_same.then_some(process)
+}
+
 /// The soft limit in the words of proc_pid_limits(5); `None`: unlimited.
 fn file_len_limit(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"))?;
@@ -262,6 +308,34 @@ mod tests {
         }
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn shows_processes_by_the_beginning_of_their_name_and_whether_they_were_stopped() {
+        use std::os::unix::process::CommandExt;
+        let output = std::fs::File::create("/dev/null").unwrap();
+        let mut child =
+            std::process::Command::new("sleep").arg0("ostler-shown-1").arg("60").stdout(output).spawn().unwrap();
+        let find = || find_by_prefix("ostler-shown-").unwrap();
+        while find().is_empty() {
+            std::thread::yield_now();
+        }
+        let process = Process::open(child.id()).unwrap();
+        let own = Shown {
+            identity: process.identity(),
+            name: "ostler-shown-1".into(),
+            user: rustix::process::getuid().as_raw(),
+            is_stopped: false,
+            output: "/dev/null".into(),
+        };
+        assert_eq!(find(), std::slice::from_ref(&own));
+        rustix::process::pidfd_send_signal(&process, Signal::STOP).unwrap();
+        while !find()[0].is_stopped {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(find(), []);
     }
 
     #[test]

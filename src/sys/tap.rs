@@ -93,6 +93,43 @@ pub fn open(name: &str, address: Ipv4Addr, prefix_len: u8, queues: u16) -> io::R
     Ok(taps)
 }
 
+/// A tap of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Its name.
+    pub name: String,
+    /// It has the properties that [`open`] gives.
+    pub is_alike: bool,
+    /// Some process has it open, as far as can be told: a tap that is down does not say.
+    pub is_held: bool,
+}
+
+/// All taps of the host whose names begin with `prefix`.
+pub fn list(prefix: &str) -> io::Result<Vec<Shown>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/sys/class/net")? {
+        let entry = entry?;
+        let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with(prefix)).map(str::to_owned) else {
+            continue;
+        };
+        // Only what the tun driver made has this file.
+        let Ok(text) = std::fs::read_to_string(entry.path().join("tun_flags")) else { continue };
+        let flags = libc::c_int::from_str_radix(text.trim().trim_start_matches("0x"), 16).unwrap_or(0);
+        let alike = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let carrier = std::fs::read_to_string(entry.path().join("carrier")).unwrap_or_default();
+        found.push(Shown { name, is_alike: flags & alike == alike, is_held: carrier.trim() == "1" });
+    }
+    Ok(found)
+}
+
+/// Does away with a tap that no process has open; one that some process has is `ResourceBusy`. It goes with our own
+/// descriptor, which is the only one then.
+pub fn remove(name: &str) -> io::Result<()> {
+    let tap = open_queue(name, 0)?;
+    // SAFETY: TUNSETPERSIST takes an integer.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST as _, libc::c_ulong::from(false)) })
+}
+
 fn open_queue(name: &str, kind: libc::c_int) -> io::Result<File> {
     let tap = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     let mut request = request(name)?;
@@ -194,8 +231,12 @@ mod tests {
         assert_eq!(u32::from_str_radix(read("flags").trim().trim_start_matches("0x"), 16).unwrap() & 1, 1);
         let twice = open("osttest0", Ipv4Addr::new(172, 30, 255, 253), 30, 1).unwrap_err();
         assert_eq!(twice.kind(), io::ErrorKind::ResourceBusy);
+        let shown = || list("osttest0").unwrap();
+        assert_eq!(shown(), [Shown { name: "osttest0".into(), is_alike: true, is_held: true }]);
+        assert_eq!(remove("osttest0").unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(tap);
         assert!(!net.exists());
+        assert_eq!(shown(), []);
     }
 
     #[test]

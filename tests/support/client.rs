@@ -338,6 +338,19 @@ impl Caller {
 }
 
 impl Caller {
+    /// What store and host do not agree about.
+    pub fn check_host(&self) -> Answer<Vec<v1::HostFinding>> {
+        wait(self.host.clone().check_host(v1::CheckHostRequest {})).map(|found| found.into_inner().findings)
+    }
+
+    /// The same, after what can be repaired was.
+    pub fn repair_host(&self, request_id: &str) -> Answer<Vec<v1::HostFinding>> {
+        let request = v1::RepairHostRequest { request_id: request_id.to_owned(), ..Default::default() };
+        wait(self.host.clone().repair_host(request)).map(|found| found.into_inner().findings)
+    }
+}
+
+impl Caller {
     /// Has the guest told of its disk's length, after it was grown to `size_bytes` if that is not 0. Gives the length.
     pub fn resize_disk(&self, vm: &str, disk: &str, size_bytes: u64) -> Answer<u64> {
         let (name, disk) = (self.name(vm), disk.to_owned());

@@ -24,6 +24,7 @@ pub mod guest;
 pub mod holdings;
 pub mod host;
 pub mod shell;
+pub mod strays;
 pub mod vmm;
 pub mod wait;
 

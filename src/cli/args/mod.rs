@@ -7,6 +7,7 @@ mod apply;
 mod certs;
 mod decision;
 mod device;
+mod doctor;
 mod host;
 mod plugin;
 mod serve;
@@ -25,6 +26,7 @@ pub(crate) use apply::ApplyArgs;
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};
 pub(crate) use device::{AttachArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};
+pub(crate) use doctor::DoctorArgs;
 pub(crate) use host::{HostCommand, HostReleaseArgs, NvmeCommand, NvmeProvisionArgs};
 pub(crate) use plugin::{
     PluginArg, PluginCommand, PluginListArgs, PluginLoadArgs, PluginReplayArgs, PluginRollbackArgs, PluginUnloadArgs,
@@ -112,6 +114,12 @@ pub(crate) enum Command {
     /// The node's devices, for its operators
     #[command(subcommand)]
     Host(HostCommand),
+    /// Compare what the daemon remembers with what the node shows, and repair it on request
+    ///
+    /// Looks twice within a second, so that nothing that is under way counts. Ends with 10 while something is wrong. What
+    /// belongs to a VM is never touched: a repair removes what is certainly Ostler's and certainly nobody's, and the rest
+    /// is told with what a person is to do.
+    Doctor(DoctorArgs),
     /// Tell what each exit code means
     #[command(after_help = after_help())]
     ExitCodes,
@@ -197,6 +205,7 @@ mod tests {
             "vm register web --kernel k --cpus 1-",
             "vm register web --kernel k --topology sockets=2",
             "vm register web --kernel k --memory 256",
+            "doctor --request-id 123e4567-e89b-42d3-a456-426614174000",
             "vm limit web root",
             "vm limit web root --none --iops 3",
             "vm limit web root --iops-burst 3",

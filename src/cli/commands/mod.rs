@@ -5,6 +5,7 @@ pub(crate) mod certs;
 pub(crate) mod console;
 pub(crate) mod decision;
 pub(crate) mod device;
+pub(crate) mod doctor;
 pub(crate) mod events;
 mod follow;
 pub(crate) mod host;

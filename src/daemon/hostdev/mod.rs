@@ -14,6 +14,7 @@ mod bind;
 pub mod nvme;
 mod reset;
 mod sriov;
+mod unused;
 mod vfio;
 
 use std::io;
@@ -21,6 +22,7 @@ use std::io;
 use crate::model::Bdf;
 use crate::sys::nvme::CommandError;
 pub use sriov::{VfPlace, prepare, release};
+pub use unused::unbind_unused;
 pub use vfio::{OpenError, Opened, open};
 
 /// Why a device could not be prepared or cleaned. The text goes to clients and into the quarantine's reason.
@@ -80,6 +82,12 @@ pub enum HostdevError {
     /// The kernel took the request, and another driver has it or none.
     #[error("device {device} did not come to driver vfio-pci; the kernel's log says why")]
     NotBound {
+        /// The device.
+        device: Bdf,
+    },
+    /// Somebody has it open.
+    #[error("device {device} is in use: a program has its IOMMU group open")]
+    InUse {
         /// The device.
         device: Bdf,
     },

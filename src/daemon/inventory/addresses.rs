@@ -51,6 +51,12 @@ impl Default for Network {
 }
 
 impl Network {
+    /// Whether `subnet` is cut from it.
+    fn contains(self, subnet: Subnet) -> bool {
+        let mask = u32::MAX.checked_shl(u32::from(32 - self.prefix_len)).unwrap_or(0);
+        u32::from(subnet.network()) & mask == u32::from(self.base)
+    }
+
     fn subnets(self) -> impl Iterator<Item = Subnet> {
         let base = u32::from(self.base);
         let count = 1u32 << (Subnet::PREFIX_LEN - self.prefix_len);
@@ -88,6 +94,11 @@ impl AddressPool {
         }
         taken.extend(&free);
         Ok(Lease { pool: self.clone(), subnets: free })
+    }
+
+    /// Whether `subnet` is one that it gives, taken or not.
+    pub fn has(&self, subnet: Subnet) -> bool {
+        self.network.contains(subnet)
     }
 
     /// Gives a network back.
@@ -150,6 +161,14 @@ mod tests {
         assert_ne!(pool.lease(1).unwrap().subnets()[0], kept);
         pool.release(kept);
         assert_eq!(pool.lease(1).unwrap().subnets()[0], kept);
+    }
+
+    #[test]
+    fn knows_which_networks_are_its_own() {
+        let subnet = |text: &str| Subnet::new(text.parse().unwrap()).unwrap();
+        let pool = pool("172.30.0.0/16");
+        assert!(pool.has(subnet("172.30.0.0")) && pool.has(subnet("172.30.255.252")));
+        assert!(!pool.has(subnet("172.31.0.0")) && !pool.has(subnet("172.29.255.252")));
     }
 
     #[test]

@@ -82,6 +82,9 @@ pub struct NicLease {
     pub mac: MacAddr,
 }
 
+/// What names of taps begin with.
+pub const TAP_PREFIX: &str = "ost";
+
 /// A /30: the link between the host and one NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subnet(Ipv4Addr);
@@ -121,7 +124,15 @@ impl Subnet {
                 break;
             }
         }
-        "ost".chars().chain(digits.into_iter().rev()).collect()
+        TAP_PREFIX.chars().chain(digits.into_iter().rev()).collect()
+    }
+
+    /// The network that a tap of this name belongs to; `None` if it is no name of ours.
+    pub fn of_tap(name: &str) -> Option<Self> {
+        let number = u32::from_str_radix(name.strip_prefix(TAP_PREFIX)?, 36).ok()?;
+        let subnet = Self(Ipv4Addr::from(number.checked_mul(4)?));
+        // Each network has one name: no leading zeroes, no upper case.
+        (subnet.tap_name() == name).then_some(subnet)
     }
 }
 
@@ -222,6 +233,12 @@ mod tests {
         assert!(subnet("255.255.255.252").tap_name().len() <= crate::sys::tap::MAX_NAME_LEN);
         assert_ne!(subnet("172.30.0.0").tap_name(), subnet("172.30.0.4").tap_name());
         assert_eq!(Subnet::new(Ipv4Addr::new(172, 30, 0, 2)), None);
+        for own in ["0.0.0.0", "172.30.0.4", "255.255.255.252"].map(subnet) {
+            assert_eq!(Subnet::of_tap(&own.tap_name()), Some(own));
+        }
+        for name in ["ost", "ost-1", "ost01", "ostA", "tap1", "ostzzzzzz", "osttest0x"] {
+            assert_eq!(Subnet::of_tap(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -72,6 +72,7 @@ asked! {
     v1::AttachDeviceRequest => "AttachDevice";
     v1::DetachDeviceRequest => "DetachDevice";
     v1::ProvisionNvmeControllerRequest => "ProvisionNvmeController" no etag;
+    v1::RepairHostRequest => "RepairHost" no etag;
     v1::load_plugin_request::Header => "LoadPlugin";
     v1::RollBackPluginRequest => "RollBackPlugin";
     v1::UnloadPluginRequest => "UnloadPlugin";
@@ -158,6 +159,8 @@ fn limit_of(method: &str) -> Duration {
         "RebootVirtualMachine" => 900,
         // Compilation included.
         "LoadPlugin" | "RollBackPlugin" => 300,
+        // Each device that is reset may take a minute and a half.
+        "RepairHost" => 3600,
         // A namespace is erased.
         "ReleaseHostDevice" => 24 * 3600,
         _ => 180,

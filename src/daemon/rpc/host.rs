@@ -8,20 +8,21 @@ use super::audit::Audit;
 use super::call::{caller, in_own_task};
 use super::change::Changes;
 use super::list::{Query, Window};
-use super::{encode, nvme, status};
+use super::{encode, findings, nvme, status};
 use crate::api::v1;
 use crate::api::v1::host_service_server::HostService;
-use crate::daemon::service::{DeviceView, NvmeView, Released, SharedNode};
+use crate::daemon::service::{DeviceView, Finding, NvmeView, Released, SharedNode};
 use crate::model::{Bdf, BdfError, SpecError};
 
 pub(super) struct HostRpc {
     node: SharedNode,
     changes: Changes,
+    audit: Arc<Audit>,
 }
 
 impl HostRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
-        Self { changes: Changes::new(Arc::clone(&node), audit), node }
+        Self { changes: Changes::new(Arc::clone(&node), Arc::clone(&audit)), audit, node }
     }
 }
 
@@ -93,6 +94,35 @@ impl HostService for HostRpc {
         let encode = |view: &NvmeView| v1::ProvisionNvmeControllerResponse { controller: Some(nvme::controller(view)) };
         let make = self.changes.make(principal, request, address, encode, move |node, principal, terms| async move {
             node.provision_nvme(&principal, address, vfs, &terms).await
+        });
+        make.await
+    }
+
+    async fn check_host(
+        &self,
+        request: Request<v1::CheckHostRequest>,
+    ) -> Result<Response<v1::CheckHostResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let node = Arc::clone(&self.node);
+        let found = in_own_task(async move { node.examine_host(&principal).await }).await?;
+        let (findings, omitted) = findings::told(&found);
+        Ok(Response::new(v1::CheckHostResponse { findings, omitted }))
+    }
+
+    async fn repair_host(
+        &self,
+        request: Request<v1::RepairHostRequest>,
+    ) -> Result<Response<v1::RepairHostResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let (request, audit) = (request.into_inner(), Arc::clone(&self.audit));
+        let encode = |found: &Vec<Finding>| {
+            let (findings, omitted) = findings::told(found);
+            v1::RepairHostResponse { findings, omitted }
+        };
+        let make = self.changes.make(principal, request, "host", encode, move |node, principal, terms| async move {
+            let found = node.repair_host(&principal, &terms).await?;
+            findings::audit(&audit, &principal, &found);
+            Ok(found)
         });
         make.await
     }

@@ -12,6 +12,7 @@ mod change;
 mod console;
 mod decision;
 mod encode;
+mod findings;
 mod host;
 mod jail;
 mod list;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 
 use super::decisions;
@@ -127,6 +127,8 @@ impl Node {
             users,
             turns: Turns::default(),
             replays: Arc::new(Semaphore::new(1)),
+            repairs: Mutex::default(),
+            data: places.data.clone(),
             requests,
             tenants,
         })

@@ -8,6 +8,7 @@ mod boot;
 mod console;
 mod decisions;
 mod devices;
+mod doctor;
 mod error;
 mod inspect;
 mod ledger;
@@ -25,7 +26,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 pub use crate::daemon::authn::{AuthnError, Identity, Principal, spiffe_id};
 use crate::daemon::files::Files;
@@ -52,6 +53,7 @@ pub use console::Console;
 pub use decisions::{Exported, Verified};
 use devices::HostDevices;
 pub use devices::{DeviceError, DeviceView, NvmeView, Released, lease_etag};
+pub use doctor::{Finding, FindingKind, FindingState};
 pub use error::ServiceError;
 pub use inspect::Confinement;
 use ledger::Handles;
@@ -83,6 +85,10 @@ pub struct Node {
     tenants: Followed,
     /// One permit: a replay takes a CPU for a while.
     replays: Arc<Semaphore>,
+    /// Rank: above everything. Repairs of the host, one after the other.
+    repairs: Mutex<()>,
+    /// Where the store is, and files beside it.
+    data: PathBuf,
 }
 
 /// Where a node keeps what.

@@ -122,6 +122,24 @@ impl Plugins {
         *table = Arc::new(next);
     }
 
+    /// Names of the components' files that a plugin, or an earlier version of one, has.
+    pub(super) fn kept_files(&self) -> Vec<String> {
+        self.digests().into_iter().map(file_name).collect()
+    }
+
+    /// Of what is bound, and of what was and is kept.
+    fn digests(&self) -> Vec<PluginDigest> {
+        let table = self.table();
+        let bound = table.values().map(|view| view.record.digest);
+        let previous = table.values().flat_map(|view| view.record.previous.iter().map(|version| version.digest));
+        bound.chain(previous).collect()
+    }
+
+    /// Waits until no plugin is being loaded; none is as long as the guard lives.
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
     /// Tenants that have any.
     pub(super) fn owners(&self) -> Vec<TenantId> {
         let table = self.table();
@@ -145,12 +163,8 @@ impl Plugins {
 
     /// Removes components that no binding names any more, as its version or one before.
     fn sweep(&self, host: &PolicyHost) {
-        let table = self.table();
-        let bound = table.values().map(|view| view.record.digest);
-        let previous = table.values().flat_map(|view| view.record.previous.iter().map(|version| version.digest));
-        let digests: Vec<_> = bound.chain(previous).collect();
-        host.keep_compiled(&digests);
-        let kept: Vec<_> = digests.into_iter().map(file_name).collect();
+        host.keep_compiled(&self.digests());
+        let kept = self.kept_files();
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
             if !kept.iter().any(|name| entry.file_name() == name.as_str()) {

@@ -12,6 +12,7 @@
 //! Records are JSON documents with a format number (`format.rs`): one can be read with any redb tool when something is
 //! wrong, and a field can be added without rewriting the rest.
 
+mod check;
 mod decision;
 mod disk;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{Bdf, DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
 pub use history::{Compacted, ResumePoint};
 use journal::Append;

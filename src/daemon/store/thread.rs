@@ -17,14 +17,14 @@ use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, lease, n
 use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord};
 use crate::model::{Bdf, DecisionId};
 
-const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
-const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
-const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
-const NVME_LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_leases");
-const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
-const PROVISIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_provisions");
+pub(super) const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
+pub(super) const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
+pub(super) const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
+pub(super) const NVME_LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_leases");
+pub(super) const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
+pub(super) const PROVISIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_provisions");
 /// By revision: whether the VM is gone, and its record.
-const HISTORY: TableDefinition<u64, (bool, &[u8])> = TableDefinition::new("history");
+pub(super) const HISTORY: TableDefinition<u64, (bool, &[u8])> = TableDefinition::new("history");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const REVISION: &str = "revision";
 

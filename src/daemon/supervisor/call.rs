@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::change::Change;
 use super::hotplug::DeviceCall;
+use super::standing::Standing;
 use super::{CallError, OnlyIf};
 use crate::daemon::record::VmRecord;
 use crate::daemon::trace::CallId;
@@ -78,6 +79,10 @@ pub(super) type Reply = oneshot::Sender<Result<VmRecord, CallError>>;
 pub(super) enum Request {
     Lifecycle(Call),
     Device(DeviceCall),
+    /// How the task stands.
+    Look(oneshot::Sender<Standing>),
+    /// To remove what a VM that is off should not have; whether it was off.
+    Tidy(oneshot::Sender<bool>),
 }
 
 impl Request {
@@ -85,6 +90,7 @@ impl Request {
         match self {
             Self::Lifecycle(call) => call.request.clone(),
             Self::Device(call) => call.request.clone(),
+            Self::Look(_) | Self::Tidy(_) => None,
         }
     }
 }

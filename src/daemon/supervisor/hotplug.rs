@@ -150,6 +150,11 @@ impl Hotplug {
         };
     }
 
+    /// Whether nothing is under way on the host, and nobody waits.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.work.is_empty() && self.waiting.is_empty() && self.returning.is_empty()
+    }
+
     /// The next piece of work that is done. Safe to cancel.
     pub(super) async fn progress(&mut self) -> Progress {
         loop {

@@ -3,8 +3,10 @@
 //! The role `ostler-vmm jail` does the rest from within. The cgroup carries the VM's uid as its name, so that a daemon that
 //! was killed in between leaves nothing that the next one does not find.
 
+use std::io;
 use std::path::Path;
 
+use super::VmCgroup;
 use crate::model::{CpuList, JailFacts, VmId};
 use crate::sys::cgroup::{CgroupError, Limits, Tree};
 
@@ -71,6 +73,17 @@ impl Jail {
     /// Whether the kernel has killed something of a VM's cgroup for want of memory. Blocks shortly.
     pub(super) fn was_out_of_memory(&self, uid: VmId) -> bool {
         self.tree.out_of_memory_kills(&uid.to_string()).is_ok_and(|kills| kills > 0)
+    }
+
+    /// Cgroups of VMs. One that goes while it is looked at is left out.
+    pub(super) fn cgroups(&self) -> io::Result<Vec<VmCgroup>> {
+        let names = self.tree.names()?;
+        let of = |name: &String| {
+            let vm = name.parse::<VmId>().ok().filter(|vm| vm.to_string() == *name)?;
+            let processes = self.tree.processes(name).ok()?;
+            Some(VmCgroup { vm, processes, unlimited: self.tree.unlimited(name).ok()? })
+        };
+        Ok(names.iter().filter_map(of).collect())
     }
 
     /// VMs that have a cgroup.

@@ -90,9 +90,12 @@ impl Spawned {
     }
 }
 
+/// What names of vmm processes begin with.
+pub(super) const ARG0: &str = "ostler-vm-";
+
 /// The name under which `uid`'s vmm process shows in the process list; unique to it.
 pub(super) fn arg0(uid: VmId) -> String {
-    format!("ostler-vm-{uid}")
+    format!("{ARG0}{uid}")
 }
 
 /// Claims the devices that `vm` needs and has not, then makes the run `instance`.

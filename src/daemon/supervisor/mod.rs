@@ -25,6 +25,8 @@ mod live;
 mod paths;
 mod plan;
 mod reconcile;
+mod standing;
+mod traces;
 mod vm_task;
 
 use std::future::Future;
@@ -50,6 +52,8 @@ pub use hotplug::HotplugError;
 use hotplug::{DeviceCall, DeviceWanted};
 pub use jail::{Jail, JailError};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
+pub use standing::Standing;
+pub use traces::{DirKind, Traces, VmCgroup, VmDir, VmProcess};
 use vm_task::VmTask;
 
 /// Calls that may wait for one VM.

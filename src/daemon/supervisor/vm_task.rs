@@ -125,6 +125,9 @@ impl VmTask {
         match request {
             Request::Lifecycle(call) => self.answer(call).await,
             Request::Device(call) => self.device_call(call).await,
+            // Nobody waits for the answer any more: fine.
+            Request::Look(reply) => drop(reply.send(self.standing())),
+            Request::Tidy(reply) => drop(reply.send(self.tidy().await)),
         }
     }
 
@@ -515,7 +518,7 @@ fn recorded_step(event: &Event) {
     }
 }
 
-async fn blocking(work: impl FnOnce() -> std::io::Result<()> + Send + 'static, what: &'static str) {
+pub(super) async fn blocking(work: impl FnOnce() -> std::io::Result<()> + Send + 'static, what: &'static str) {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "cannot remove a {what}"),

@@ -31,7 +31,7 @@ pub(super) struct Candidate {
 }
 
 /// The key of a virtual function; `None` if its card's link cannot be asked.
-pub(super) fn key_of(pf: &PhysicalFunction, vf: &VirtualFunction) -> Option<VfKey> {
+pub(in crate::daemon::service) fn key_of(pf: &PhysicalFunction, vf: &VirtualFunction) -> Option<VfKey> {
     Some(VfKey { pf: pf.address, pf_mac: pf.link?.mac, index: vf.index })
 }
 

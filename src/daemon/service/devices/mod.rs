@@ -13,6 +13,7 @@ mod choose;
 mod claim;
 mod nvme;
 mod rehearse;
+mod strays;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,7 @@ use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
 use crate::model::{Bdf, DeviceId, VmId};
 use crate::sys::rtnl::VfConfig;
-use choose::key_of;
+pub(super) use choose::key_of;
 use nvme::NvmeDevices;
 pub use nvme::NvmeView;
 
@@ -141,7 +142,8 @@ pub(super) struct HostDevices {
     store: Store,
     policy: PolicyHost,
     plugins: Arc<Plugins>,
-    /// Rank: above the store's. Held from the check that nobody has an address to the record of who gets it.
+    /// Rank: above the store's. Held from the check that nobody has an address to the record of who gets it, and while a
+    /// function that nobody has is taken from vfio-pci.
     addressing: Mutex<()>,
     nvme: Arc<NvmeDevices>,
 }

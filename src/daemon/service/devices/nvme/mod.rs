@@ -52,6 +52,12 @@ impl NvmeDevices {
         Self { store, policy, plugins, provisioning: RwLock::default() }
     }
 
+    /// The host's controllers, none of which is being provisioned.
+    pub(super) async fn shown(&self) -> Result<NvmeControllers, String> {
+        let _still = self.provisioning.read().await;
+        read().await
+    }
+
     /// After a restart, before VMs are taken over: cleans what a VM held that has no process, or not this device, or does
     /// not exist, any more. Secondary controllers are waited for; erasing goes on in the background.
     pub(super) async fn reconcile(self: &Arc<Self>, vms: &[VmRecord], provisions: &[NvmeProvision]) {
@@ -161,7 +167,7 @@ impl NvmeDevices {
 
     /// Records that it is to be cleaned; then cleans it while others go on. A daemon that is killed meanwhile finds it
     /// RELEASING.
-    async fn clean_later(self: &Arc<Self>, lease: NvmeLease) {
+    pub(super) async fn clean_later(self: &Arc<Self>, lease: NvmeLease) {
         match self.advance(&lease, LeaseEvent::Release).await {
             Ok(releasing) => {
                 crash::reach(Point::DataReleasing);
@@ -173,7 +179,7 @@ impl NvmeDevices {
     }
 
     /// Cleans it and frees it; quarantines it if that fails. The error is what went wrong.
-    async fn clean(&self, lease: NvmeLease) -> Result<NvmeLease, DeviceError> {
+    pub(super) async fn clean(&self, lease: NvmeLease) -> Result<NvmeLease, DeviceError> {
         let address = lease.address;
         let releasing = self.advance(&lease, LeaseEvent::Release).await;
         let releasing = releasing.map_err(|reason| DeviceError::Unclean { address, reason })?;
