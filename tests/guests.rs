@@ -7,6 +7,7 @@
 mod support;
 
 mod bad_boot;
+mod balloon;
 mod block_io;
 mod crash_devices;
 mod crash_runs;

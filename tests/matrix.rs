@@ -350,6 +350,19 @@ const ROWS: &[Row] = &[
         outcomes: [[STATE, NO_VM, NO_VM], [VIEWS; 3], [STATE, STATE, NO_VM]],
     },
     Row {
+        method: "VirtualMachineService/SetVirtualMachineBalloon",
+        tried: |caller, tenant| {
+            let request = v1::SetVirtualMachineBalloonRequest {
+                name: vm(tenant),
+                keep_mib: 128,
+                validate_only: true,
+                ..Default::default()
+            };
+            done(wait(caller.vms.clone().set_virtual_machine_balloon(request)))
+        },
+        outcomes: [[FIELD, NO_VM, NO_VM], [VIEWS; 3], [FIELD, FIELD, NO_VM]],
+    },
+    Row {
         method: "VirtualMachineService/StartVirtualMachine",
         tried: |caller, tenant| {
             let request =

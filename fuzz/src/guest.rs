@@ -5,11 +5,12 @@
 //!   0x10_0000 a region behind a hole, 64 KiB
 //! ```
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ostler::vmm::ports::{Effect, GuestMemory, PciFunction};
 use ostler::vmm::virtio::{Device, VirtioFunction, Workers};
-use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use crate::Bytes;
 
@@ -53,11 +54,26 @@ pub struct Guest {
     queues: u16,
 }
 
+/// Memory for a guest, in a file as that of a real one: pages can be removed from it.
+pub fn memory() -> GuestMemory {
+    let len: usize = REGIONS.iter().map(|(_, len)| len).sum();
+    let file = rustix::fs::memfd_create("guest-ram", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
+    let file = Arc::new(std::fs::File::from(file));
+    file.set_len(len as u64).expect("a file");
+    let mut offset = 0;
+    let regions = REGIONS.into_iter().map(|(address, len)| {
+        let backing = FileOffset::from_arc(Arc::clone(&file), offset);
+        offset += len as u64;
+        (address, len, Some(backing))
+    });
+    GuestMemory::new(GuestMemoryMmap::from_ranges_with_files(regions).expect("memory for a guest"))
+}
+
 impl Guest {
     /// A guest with memory, and `device` on its bus.
     pub fn new(device: impl Device) -> Self {
         let queues = u16::try_from(device.identity().queue_sizes.len()).expect("a device has few queues");
-        let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&REGIONS).expect("memory for a guest"));
+        let memory = memory();
         let mut function =
             VirtioFunction::new(device, memory.clone(), 0xe000_0000, &Workers::new(|| Ok(()))).expect("a device");
         // Memory space and bus mastering (PCI Local Bus 3.0 §6.2.2).

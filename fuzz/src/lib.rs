@@ -7,4 +7,4 @@ mod bytes;
 mod guest;
 
 pub use bytes::Bytes;
-pub use guest::{Guest, PAGE};
+pub use guest::{Guest, PAGE, memory};

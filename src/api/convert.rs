@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+pub use crate::api::resources::kept_from_proto;
 use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec,
@@ -60,7 +61,7 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
             })
             .collect(),
         nics: spec.nics().iter().map(nic_to_proto).collect(),
-        memory: resources::memory_to_proto(spec.memory()),
+        memory: resources::memory_to_proto(spec.memory(), spec.balloon()),
         cpus: resources::cpus_to_proto(spec.cpus()),
         nvme: spec.nvmes().iter().map(nvme_to_proto).collect(),
         vsock: spec.vsock().map(|vsock| v1::VsockSpec { cid: vsock.cid() }),

@@ -1,7 +1,7 @@
 //! Memory and CPUs of a spec to `model` and back; a part of `convert`.
 
 use crate::api::v1;
-use crate::model::{CpuListError, CpuSpec, MemorySpec, PageSize, SpecError, Topology, VmSpec};
+use crate::model::{BalloonSpec, CpuListError, CpuSpec, MemorySpec, PageSize, SpecError, Topology, VmSpec};
 
 use v1::memory_spec::Hugepages;
 
@@ -12,9 +12,20 @@ pub(super) fn from_proto(
     cpus: Option<v1::CpuSpec>,
 ) -> Result<VmSpec, SpecError> {
     let vcpus = spec.vcpus();
+    let balloon = memory.and_then(|memory| memory.balloon);
+    let balloon = balloon.map(|balloon| balloon_from_proto(balloon, spec.memory_mib())).transpose()?;
     let memory = memory.as_ref().map(memory_from_proto).transpose()?.unwrap_or_default();
     let cpus = cpus.map(|cpus| cpus_from_proto(&cpus, vcpus)).transpose()?.unwrap_or_default();
-    spec.with_memory(memory)?.with_cpus(cpus)
+    spec.with_memory(memory)?.with_cpus(cpus)?.with_balloon(balloon)
+}
+
+fn balloon_from_proto(balloon: v1::BalloonSpec, memory_mib: u64) -> Result<BalloonSpec, SpecError> {
+    BalloonSpec::new("spec.memory.balloon.keep_mib", kept_from_proto(balloon.keep_mib), memory_mib)
+}
+
+/// What a guest keeps, from a request: nothing is no number for it.
+pub fn kept_from_proto(keep_mib: u64) -> Option<u64> {
+    Some(keep_mib).filter(|&keep| keep != 0)
 }
 
 fn memory_from_proto(memory: &v1::MemorySpec) -> Result<MemorySpec, SpecError> {
@@ -43,15 +54,19 @@ fn cpus_from_proto(cpus: &v1::CpuSpec, vcpus: u32) -> Result<CpuSpec, SpecError>
 }
 
 /// `None` for the default.
-pub(super) fn memory_to_proto(memory: &MemorySpec) -> Option<v1::MemorySpec> {
+pub(super) fn memory_to_proto(memory: &MemorySpec, balloon: Option<&BalloonSpec>) -> Option<v1::MemorySpec> {
     let hugepages = match memory.pages {
         PageSize::Small => Hugepages::None,
         PageSize::Huge2M => Hugepages::Size2m,
         PageSize::Huge1G => Hugepages::Size1g,
     };
-    let shown =
-        v1::MemorySpec { hugepages: hugepages.into(), prefault: memory.is_prefaulted, numa_node: memory.numa_node };
-    (*memory != MemorySpec::default()).then_some(shown)
+    let shown = v1::MemorySpec {
+        hugepages: hugepages.into(),
+        prefault: memory.is_prefaulted,
+        numa_node: memory.numa_node,
+        balloon: balloon.map(|balloon| v1::BalloonSpec { keep_mib: balloon.keep_mib().unwrap_or(0) }),
+    };
+    (*memory != MemorySpec::default() || balloon.is_some()).then_some(shown)
 }
 
 /// `None` for the default.
@@ -76,14 +91,24 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_is_what_is_shown() {
-        let memory = v1::MemorySpec { hugepages: Hugepages::Size1g.into(), prefault: true, numa_node: Some(0) };
+        let memory = v1::MemorySpec {
+            hugepages: Hugepages::Size1g.into(),
+            prefault: true,
+            numa_node: Some(0),
+            ..Default::default()
+        };
         let topology = v1::CpuTopology { sockets: 1, cores: 2, threads: 2 };
         let cpus = v1::CpuSpec { host_cpus: "0-3".into(), topology: Some(topology) };
         let made = from_proto(spec(), Some(memory), Some(cpus.clone())).unwrap();
-        assert_eq!(memory_to_proto(made.memory()), Some(memory));
+        assert_eq!(memory_to_proto(made.memory(), made.balloon()), Some(memory));
         assert_eq!(cpus_to_proto(made.cpus()), Some(cpus));
         let plain = from_proto(spec(), None, None).unwrap();
-        assert_eq!((memory_to_proto(plain.memory()), cpus_to_proto(plain.cpus())), (None, None));
+        assert_eq!((memory_to_proto(plain.memory(), None), cpus_to_proto(plain.cpus())), (None, None));
+        for keep_mib in [0, 128] {
+            let memory = v1::MemorySpec { balloon: Some(v1::BalloonSpec { keep_mib }), ..Default::default() };
+            let made = from_proto(spec(), Some(memory), None).unwrap();
+            assert_eq!(memory_to_proto(made.memory(), made.balloon()), Some(memory));
+        }
     }
 
     #[test]
@@ -91,6 +116,10 @@ mod tests {
         let memory = |memory| from_proto(spec(), Some(memory), None).unwrap_err().field;
         assert_eq!(memory(v1::MemorySpec { hugepages: 7, ..Default::default() }), "spec.memory.hugepages");
         assert_eq!(memory(v1::MemorySpec { numa_node: Some(9999), ..Default::default() }), "spec.memory.numa_node");
+        let balloon = |keep_mib| v1::MemorySpec { balloon: Some(v1::BalloonSpec { keep_mib }), ..Default::default() };
+        assert_eq!(memory(balloon(63)), "spec.memory.balloon.keep_mib");
+        let huge = v1::MemorySpec { hugepages: Hugepages::Size1g.into(), ..balloon(0) };
+        assert_eq!(memory(huge), "spec.memory.balloon");
         let cpus = |cpus| from_proto(spec(), None, Some(cpus)).unwrap_err().field;
         assert_eq!(cpus(v1::CpuSpec { host_cpus: "3-1".into(), ..Default::default() }), "spec.cpus.host_cpus");
         let topology = Some(v1::CpuTopology { sockets: 1, cores: 1, threads: 3 });

@@ -149,6 +149,7 @@ async fn on_vms(command: VmCommand, global: &GlobalArgs) -> Result<(), Failure> 
         VmCommand::Get(get) => commands::vm::get(client().await?, &get.name).await,
         VmCommand::ResizeDisk(resize) => commands::tune::resize(client().await?, resize).await,
         VmCommand::Limit(limit) => commands::tune::limit(client().await?, limit).await,
+        VmCommand::Balloon(balloon) => commands::tune::balloon(client().await?, balloon).await,
         VmCommand::Stats(stats) => commands::stats::stats(client().await?, stats).await,
         VmCommand::InspectJail(inspect) => commands::jail::inspect(client().await?, &inspect.name).await,
         VmCommand::List(list) => commands::vm::list(client().await?, list).await,

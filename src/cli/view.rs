@@ -65,6 +65,13 @@ struct MemoryView {
     hugepages: String,
     prefault: bool,
     numa_node: Option<u32>,
+    balloon: Option<BalloonView>,
+}
+
+#[derive(Debug, Serialize)]
+struct BalloonView {
+    /// 0: all.
+    keep_mib: u64,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -254,7 +261,8 @@ impl From<v1::DiskSpec> for DiskView {
 impl From<v1::MemorySpec> for MemoryView {
     fn from(memory: v1::MemorySpec) -> Self {
         let hugepages = memory.hugepages().as_str_name().to_owned();
-        Self { hugepages, prefault: memory.prefault, numa_node: memory.numa_node }
+        let balloon = memory.balloon.map(|balloon| BalloonView { keep_mib: balloon.keep_mib });
+        Self { hugepages, prefault: memory.prefault, numa_node: memory.numa_node, balloon }
     }
 }
 
@@ -270,6 +278,15 @@ impl MemoryView {
         said.extend(self.prefault.then(|| "prefaulted".to_owned()));
         said.extend(self.numa_node.map(|node| format!("NUMA node {node}")));
         said.join(", ")
+    }
+}
+
+impl BalloonView {
+    fn text(&self) -> String {
+        match self.keep_mib {
+            0 => "the guest keeps all memory".to_owned(),
+            keep => format!("the guest keeps {}", MemoryMib(keep)),
+        }
     }
 }
 
@@ -368,6 +385,7 @@ impl VmView {
         add("initrd", self.spec.boot.initrd.clone());
         add("cmdline", self.spec.boot.cmdline.clone());
         add("pages", self.spec.memory.text());
+        add("balloon", self.spec.memory.balloon.as_ref().map(BalloonView::text).unwrap_or_default());
         add("host cpus", self.spec.cpus.host_cpus.clone());
         if let Some(t) = &self.spec.cpus.topology {
             add("topology", format!("{} sockets × {} cores × {} threads", t.sockets, t.cores, t.threads));

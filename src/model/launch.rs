@@ -83,6 +83,11 @@ pub enum DeviceKind {
         /// The guest's context id.
         cid: u32,
     },
+    /// virtio-balloon (no descriptor).
+    Balloon {
+        /// What the guest shall keep, in MiB; `None`: all.
+        keep_mib: Option<u64>,
+    },
     /// A PCI function of the host, passed through (two descriptors: its VFIO container, then the VFIO device).
     Vfio {
         /// Where it sits on the host; for logs and errors only, the vmm opens nothing.
@@ -97,6 +102,11 @@ pub enum DeviceChange {
     Resized,
     /// Other limits.
     Limits(RateLimits),
+    /// Another size of the balloon.
+    Balloon {
+        /// What the guest shall keep, in MiB; `None`: all.
+        keep_mib: Option<u64>,
+    },
 }
 
 /// A device number on PCI bus 0: 1 to 31 (0 is the host bridge).

@@ -4,6 +4,7 @@
 //! door never sees a malformed name, a zero vCPU count or a relative device path.
 
 mod attach;
+mod balloon;
 mod canonical;
 mod decision;
 mod digest;
@@ -22,6 +23,7 @@ mod vf;
 mod vsock;
 
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
+pub use balloon::BalloonSpec;
 pub use canonical::{NotCanonical, canonical};
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict, denier,

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::resources::check_memory as check_pages;
-use super::{CpuSpec, DeviceId, MemorySpec, NvmeSpec, RateLimits, Topology, VfWish, VsockSpec};
+use super::{BalloonSpec, CpuSpec, DeviceId, MemorySpec, NvmeSpec, RateLimits, Topology, VfWish, VsockSpec};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -218,6 +218,7 @@ pub struct VmSpec {
     cpus: CpuSpec,
     nvmes: Vec<NvmeSpec>,
     vsock: Option<VsockSpec>,
+    balloon: Option<BalloonSpec>,
 }
 
 impl VmSpec {
@@ -273,7 +274,7 @@ impl VmSpec {
             }
         }
         let (memory, cpus) = (MemorySpec::default(), CpuSpec::default());
-        Ok(Self { vcpus, memory_mib, boot, disks, nics, nvmes: Vec::new(), vsock: None, memory, cpus })
+        Ok(Self { vcpus, memory_mib, boot, disks, nics, nvmes: Vec::new(), vsock: None, balloon: None, memory, cpus })
     }
 
     /// The same VM with its memory from there.
@@ -333,6 +334,34 @@ impl VmSpec {
         Ok(self)
     }
 
+    /// The same VM with that balloon, or with none. What was reserved for good cannot be given back: with such pages there
+    /// is none.
+    pub fn with_balloon(mut self, balloon: Option<BalloonSpec>) -> Result<Self, SpecError> {
+        self.balloon = None;
+        if let Some(balloon) = &balloon {
+            if self.device_ids().any(|id| id == balloon.id()) {
+                let reason = format!("device id {:?} is taken: that is the balloon's", balloon.id().as_str());
+                return Err(SpecError::new("spec.memory.balloon", reason));
+            }
+            if self.memory.pages.is_huge() {
+                let reason =
+                    "memory in reserved pages cannot be given back: none might be left when the guest wants it";
+                return Err(SpecError::new("spec.memory.balloon", reason));
+            }
+        }
+        self.balloon = balloon;
+        Ok(self)
+    }
+
+    /// The same VM whose balloon leaves the guest so much; `None`: all. An error if it has no balloon.
+    pub fn with_kept(self, keep_mib: Option<u64>) -> Result<Self, SpecError> {
+        if self.balloon.is_none() {
+            return Err(SpecError::new("name", "the VM has no balloon: one is asked for when the VM is registered"));
+        }
+        let balloon = BalloonSpec::new("keep_mib", keep_mib, self.memory_mib)?;
+        self.with_balloon(Some(balloon))
+    }
+
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub fn vcpus(&self) -> u32 {
         self.vcpus
@@ -363,11 +392,12 @@ impl VmSpec {
         &self.boot
     }
 
-    /// Ids of disks, NICs, NVMe devices and the socket device, in this order.
+    /// Ids of disks, NICs, NVMe devices, the socket device and the balloon, in this order.
     pub fn device_ids(&self) -> impl Iterator<Item = &DeviceId> {
         let disks = self.disks.iter().map(|disk| &disk.id);
         let passed = self.nvmes.iter().map(|nvme| &nvme.id);
-        disks.chain(self.nics.iter().map(|nic| &nic.id)).chain(passed).chain(self.vsock.iter().map(VsockSpec::id))
+        let fixed = self.vsock.iter().map(VsockSpec::id).chain(self.balloon.iter().map(BalloonSpec::id));
+        disks.chain(self.nics.iter().map(|nic| &nic.id)).chain(passed).chain(fixed)
     }
 
     /// Disks, in slot order.
@@ -387,9 +417,9 @@ impl VmSpec {
             DeviceSpec::Nic(nic) => self.nics.push(nic),
             DeviceSpec::Nvme(nvme) => self.nvmes.push(nvme),
         }
-        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock } = self;
-        let spec = Self::new(vcpus, memory_mib, boot, disks, nics)?;
-        spec.with_memory(memory)?.with_cpus(cpus)?.with_nvmes(nvmes)?.with_vsock(vsock)
+        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock, balloon } = self;
+        let spec = Self::new(vcpus, memory_mib, boot, disks, nics)?.with_memory(memory)?.with_cpus(cpus)?;
+        spec.with_nvmes(nvmes)?.with_vsock(vsock)?.with_balloon(balloon)
     }
 
     /// Takes a device out, if the VM has it.
@@ -416,6 +446,16 @@ impl VmSpec {
     /// The socket device, if it has one.
     pub fn vsock(&self) -> Option<&VsockSpec> {
         self.vsock.as_ref()
+    }
+
+    /// The balloon, if it has one.
+    pub fn balloon(&self) -> Option<&BalloonSpec> {
+        self.balloon.as_ref()
+    }
+
+    /// Whether that device is the VM's from its registration to its end.
+    pub fn is_fixed(&self, id: &DeviceId) -> bool {
+        self.vsock.iter().map(VsockSpec::id).chain(self.balloon.iter().map(BalloonSpec::id)).any(|fixed| fixed == id)
     }
 
     /// The same VM with another vCPU count (a policy patch). A topology that was asked for does not fit it any more: the
@@ -445,6 +485,7 @@ impl VmSpec {
     pub fn with_memory_mib(mut self, memory_mib: u64) -> Result<Self, SpecError> {
         check_memory(memory_mib)?;
         self.memory_mib = memory_mib;
+        self.balloon = self.balloon.map(|balloon| balloon.within(memory_mib));
         check_pages(&self.memory, self.memory_bytes())?;
         Ok(self)
     }
@@ -501,6 +542,27 @@ mod tests {
 
     fn nic(id: &str) -> NicSpec {
         NicSpec { id: id.parse().unwrap(), backend: NicBackend::Tap(TapSpec::default()) }
+    }
+
+    #[test]
+    fn a_balloon_is_the_only_device_of_its_name_in_memory_that_can_be_given_back() {
+        let plain = || VmSpec::new(1, 256, boot(), vec![], vec![]).unwrap();
+        let balloon = |keep| Some(BalloonSpec::new("f", keep, 256).unwrap());
+        let spec = plain().with_balloon(balloon(Some(128))).unwrap();
+        let id = spec.balloon().unwrap().id().clone();
+        assert!(spec.is_fixed(&id) && spec.device_ids().eq([&id]));
+        let taken = VmSpec::new(1, 256, boot(), vec![], vec![nic("balloon")]).unwrap();
+        assert_eq!(taken.with_balloon(balloon(None)).unwrap_err().field, "spec.memory.balloon");
+        let second = DeviceSpec::Nic(nic("balloon"));
+        assert_eq!(spec.clone().with_device(second).unwrap_err().field, "spec.memory.balloon");
+        let huge = MemorySpec { pages: crate::model::PageSize::Huge2M, ..MemorySpec::default() };
+        let refused = plain().with_memory(huge).unwrap().with_balloon(balloon(None)).unwrap_err();
+        assert_eq!(refused.field, "spec.memory.balloon");
+
+        assert_eq!(spec.clone().with_memory_mib(100).unwrap().balloon().unwrap().keep_mib(), None, "less than it kept");
+        assert_eq!(spec.clone().with_kept(Some(200)).unwrap().balloon().unwrap().keep_mib(), Some(200));
+        assert_eq!(spec.with_kept(Some(257)).unwrap_err().field, "keep_mib");
+        assert_eq!(plain().with_kept(None).unwrap_err().field, "name");
     }
 
     #[test]

@@ -131,6 +131,20 @@ impl GuestBuffers {
         Ok(filled)
     }
 
+    /// Removes the pages of all pieces, which begin and end with one, from the file behind them (`MADV_REMOVE`): they read
+    /// as zeroes then, and take nothing of the host until they are written. Fails on memory that is not a shared file's.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        for piece in self.guest() {
+            // SAFETY: the piece is mapped while `_memory` lives; no Rust reference points into it, and what lies there is a
+            // guest's, which this crate reads as bytes that may change at any time.
+            let done = unsafe { libc::madvise(piece.iov_base, piece.iov_len, libc::MADV_REMOVE) };
+            if done != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+
     /// The pieces of guest memory. Valid only while `self` lives.
     pub(super) fn guest(&self) -> &[libc::iovec] {
         self.iovecs.get(1..).unwrap_or(&[])

@@ -25,6 +25,7 @@ pub mod packet;
 pub mod process;
 #[cfg(feature = "node")]
 pub mod program;
+pub mod reclaim;
 pub mod rtnl;
 pub mod sealed;
 pub mod spawn;

@@ -4,9 +4,9 @@
 use std::fs::File;
 use std::io;
 
-use super::ports::{DeviceCounters, QueueCounters};
+use super::ports::{BalloonCounters, DeviceCounters, QueueCounters};
 use crate::sys::counter_page::{Counter, CounterPage, now_ns};
-use crate::wire::counters::{self, BUCKETS, FILE_LEN, MARK, Phase, QUEUES, Reason};
+use crate::wire::counters::{self, BUCKETS, BalloonWord, FILE_LEN, MARK, Phase, QUEUES, Reason, Statistic};
 
 /// Bytes of a number.
 const WORD: usize = 8;
@@ -60,6 +60,22 @@ impl Counting {
         DeviceCounters {
             faults: self.0.counter(faults),
             queues: (0..queues).map(|number| self.queue(counters::queue_at(slot, number))).collect(),
+        }
+    }
+
+    /// Where the balloon counts: a VM has one at most, from its launch to its end.
+    pub fn balloon(&self) -> BalloonCounters {
+        let word = |word: BalloonWord| self.0.counter(Some(word.at()));
+        word(BalloonWord::IsThere).set(1);
+        BalloonCounters {
+            target: word(BalloonWord::Target),
+            held: word(BalloonWord::Held),
+            removed: word(BalloonWord::Removed),
+            reported: word(BalloonWord::Reported),
+            kept: word(BalloonWord::Kept),
+            told_at: word(BalloonWord::ToldAt),
+            told: word(BalloonWord::Told),
+            statistics: Statistic::ALL.map(|statistic| self.0.counter(Some(statistic.at()))).to_vec(),
         }
     }
 
@@ -130,6 +146,14 @@ mod tests {
         counting.forget(2);
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
         assert!(counters::decode(&bytes).unwrap().devices.is_empty());
+        assert_eq!(read.balloon, None);
+        let balloon = counting.balloon();
+        balloon.held.set(4096);
+        balloon.statistics[Statistic::Available as usize].set(7);
+        balloon.told.set(1 << Statistic::Available as usize);
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+        let read = counters::decode(&bytes).unwrap().balloon.unwrap();
+        assert_eq!((read.held, read.statistics), (4096, vec![(Statistic::Available, 7)]));
         let first = now_ns();
         assert!(first > 0 && now_ns() >= first);
     }

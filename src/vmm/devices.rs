@@ -10,7 +10,7 @@ use std::os::unix::net::UnixListener;
 use super::counters::Counting;
 use super::machine::Machine;
 use super::ports::{Alarm, PciFunction};
-use super::virtio::{Block, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
+use super::virtio::{Balloon, Block, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
 use super::{confine, vfio};
 use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, PciSlot, SPARE_DEVICES};
 use crate::sys::tap;
@@ -116,10 +116,16 @@ impl Devices {
                 let vsock = Vsock::new(id.clone(), *cid, UnixListener::from(listener)).map_err(failed)?;
                 VirtioFunction::new(vsock, memory, bar_base, &self.socket_workers)
             }
+            DeviceKind::Balloon { keep_mib } => {
+                let [] = exactly(id, descriptors)?;
+                let (reclaim, counters) = (machine.reclaim(), self.counting.balloon());
+                let balloon = Balloon::new(id.clone(), &memory, *keep_mib, reclaim, counters, &self.stock);
+                VirtioFunction::new(balloon.map_err(failed)?, memory, bar_base, &self.workers)
+            }
             DeviceKind::Vfio { host } => {
                 let descriptors = exactly(id, descriptors)?;
                 let window = vfio::Window { base: bar_base, len: Machine::SLOT_WINDOW_LEN };
-                let made = vfio::VfioFunction::new(id.clone(), *host, descriptors, &memory, window);
+                let made = vfio::VfioFunction::new(id.clone(), *host, descriptors, &memory, &machine.reclaim(), window);
                 let (function, own) =
                     made.map_err(|source| DeviceError::PassedThrough { id: id.clone(), host: *host, source })?;
                 alarms.extend(own);

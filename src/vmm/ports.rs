@@ -61,6 +61,27 @@ pub struct QueueCounters {
     pub latency: Vec<Counter>,
 }
 
+/// Where a balloon tells what it holds; written by its thread alone.
+#[derive(Debug, Clone, Default)]
+pub struct BalloonCounters {
+    /// Bytes that the guest is to give up.
+    pub target: Counter,
+    /// Bytes that it has given up and not taken back.
+    pub held: Counter,
+    /// Bytes that the host got back, of what the guest gave up.
+    pub removed: Counter,
+    /// The same of what the guest reported as free.
+    pub reported: Counter,
+    /// Bytes of both that were left where they are.
+    pub kept: Counter,
+    /// When the guest has last told its statistics (CLOCK_MONOTONIC, ns).
+    pub told_at: Counter,
+    /// Which of them it told: a bit for each.
+    pub told: Counter,
+    /// Its statistics, by tag.
+    pub statistics: Vec<Counter>,
+}
+
 /// A BAR as it is mapped now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BarMapping {

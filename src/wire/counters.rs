@@ -8,13 +8,14 @@
 //!   12288   256 words for each device, by PCI slot: faults, queues; from word 8 on 30 words for each queue:
 //!           operations, bytes, errors, sum of latencies in ns, requests by latency (26 buckets, powers of two of 1 µs)
 //! ```
+//!   77824   32 words of the balloon: see [`BalloonWord`]; from word 16 on the guest's statistics, by [`Statistic`]
 //! All words are u64, little-endian. A word is written by one thread; a reader sees each whole, and no two of one moment.
 //! What is read was written by a process that a guest may have taken over: nothing here is believed but that it is numbers.
 
 use std::time::Duration;
 
 /// Length of the file in bytes.
-pub const FILE_LEN: usize = DEVICES_AT + DEVICES * DEVICE_LEN;
+pub const FILE_LEN: usize = BALLOON_AT + BALLOON_LEN;
 /// What the first word is: of this layout.
 pub const MARK: u64 = 0x0001_5354_4154_534f;
 /// Buckets of a latency histogram: bucket n counts those below 2^n µs that no earlier one counts, the last one the rest.
@@ -32,6 +33,9 @@ const DEVICES_AT: usize = 12288;
 const DEVICES: usize = 32;
 /// Bytes of the words of one device.
 pub const DEVICE_LEN: usize = 256 * WORD;
+const BALLOON_AT: usize = DEVICES_AT + DEVICES * DEVICE_LEN;
+const BALLOON_LEN: usize = 32 * WORD;
+const STATISTICS_AT: usize = BALLOON_AT + 16 * WORD;
 const QUEUES_AT: usize = 8 * WORD;
 const QUEUE_LEN: usize = (4 + BUCKETS) * WORD;
 
@@ -120,6 +124,96 @@ impl Reason {
     }
 }
 
+/// What a balloon counts, in bytes where nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BalloonWord {
+    /// Not 0: the VM has one.
+    IsThere,
+    /// What the guest is to give up.
+    Target,
+    /// What it has given up.
+    Held,
+    /// What the host got back of that, all in all.
+    Removed,
+    /// What the host got back of pages that were reported as free, all in all.
+    Reported,
+    /// What of both was left where it is, all in all.
+    Kept,
+    /// When the guest's statistics were told (CLOCK_MONOTONIC, ns).
+    ToldAt,
+    /// Which of them: a bit for each, by its number.
+    Told,
+}
+
+impl BalloonWord {
+    /// Offset of its word.
+    pub fn at(self) -> usize {
+        BALLOON_AT + self as usize * WORD
+    }
+}
+
+/// What a guest tells of its memory: tags of VIRTIO 1.3 §5.5.6.4, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistic {
+    /// Bytes that were swapped in.
+    SwapIn,
+    /// Bytes that were swapped out.
+    SwapOut,
+    /// Faults that had to wait for a disk.
+    MajorFaults,
+    /// Faults that had not.
+    MinorFaults,
+    /// Bytes that nothing is in.
+    Free,
+    /// All bytes, without those in the balloon.
+    Total,
+    /// Bytes that programs could have without swapping.
+    Available,
+    /// Bytes that a cache of files holds.
+    DiskCaches,
+    /// Huge pages that were allocated.
+    HugePages,
+    /// Huge pages that could not be.
+    HugePageFailures,
+}
+
+impl Statistic {
+    /// All, in the order of their tags.
+    pub const ALL: [Self; 10] = [
+        Self::SwapIn,
+        Self::SwapOut,
+        Self::MajorFaults,
+        Self::MinorFaults,
+        Self::Free,
+        Self::Total,
+        Self::Available,
+        Self::DiskCaches,
+        Self::HugePages,
+        Self::HugePageFailures,
+    ];
+
+    /// Its name for people and programs, with its unit.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SwapIn => "swap_in_bytes",
+            Self::SwapOut => "swap_out_bytes",
+            Self::MajorFaults => "major_faults",
+            Self::MinorFaults => "minor_faults",
+            Self::Free => "free_bytes",
+            Self::Total => "total_bytes",
+            Self::Available => "available_bytes",
+            Self::DiskCaches => "disk_caches_bytes",
+            Self::HugePages => "huge_pages",
+            Self::HugePageFailures => "huge_page_failures",
+        }
+    }
+
+    /// Offset of its word.
+    pub fn at(self) -> usize {
+        STATISTICS_AT + self as usize * WORD
+    }
+}
+
 /// Offset of the number of vCPUs.
 pub const VCPU_COUNT_AT: usize = WORD;
 
@@ -152,6 +246,27 @@ pub struct Counters {
     pub exits: Vec<[u64; Reason::ALL.len()]>,
     /// Devices, by slot.
     pub devices: Vec<DeviceCounters>,
+    /// Its balloon, if it has one.
+    pub balloon: Option<BalloonCounters>,
+}
+
+/// What a balloon holds, in bytes, and what the guest tells through it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BalloonCounters {
+    /// What the guest is to give up.
+    pub target: u64,
+    /// What it has given up.
+    pub held: u64,
+    /// What the host got back of that, all in all.
+    pub removed: u64,
+    /// The same of pages that were reported as free.
+    pub reported: u64,
+    /// What was left where it is.
+    pub kept: u64,
+    /// When the guest told its statistics (CLOCK_MONOTONIC). `None`: never.
+    pub told_at: Option<Duration>,
+    /// Those that it told, in the order of [`Statistic::ALL`].
+    pub statistics: Vec<(Statistic, u64)>,
 }
 
 /// What a device has done.
@@ -197,6 +312,25 @@ pub fn decode(file: &[u8]) -> Option<Counters> {
         phases: reached.map(|(phase, ns)| (phase, Duration::from_nanos(ns.saturating_sub(first)))).collect(),
         exits: (0..count).map(exits).collect(),
         devices: (0..DEVICES as u8).filter_map(|slot| device(file, slot, &word)).collect(),
+        balloon: balloon(&word),
+    })
+}
+
+fn balloon(word: &impl Fn(usize) -> u64) -> Option<BalloonCounters> {
+    let value = |of: BalloonWord| word(of.at());
+    if value(BalloonWord::IsThere) == 0 {
+        return None;
+    }
+    let told = value(BalloonWord::Told);
+    let is_told = |statistic: &Statistic| told & 1 << *statistic as u64 != 0;
+    Some(BalloonCounters {
+        target: value(BalloonWord::Target),
+        held: value(BalloonWord::Held),
+        removed: value(BalloonWord::Removed),
+        reported: value(BalloonWord::Reported),
+        kept: value(BalloonWord::Kept),
+        told_at: Some(value(BalloonWord::ToldAt)).filter(|&ns| ns > 0).map(Duration::from_nanos),
+        statistics: Statistic::ALL.into_iter().filter(is_told).map(|one| (one, word(one.at()))).collect(),
     })
 }
 
@@ -262,6 +396,14 @@ mod tests {
         let [root] = counters.devices.as_slice() else { panic!("{:?}", counters.devices) };
         assert_eq!((root.name.as_str(), root.faults, root.queues.len()), ("root", 1, 1));
         assert_eq!((root.queues[0].operations, root.queues[0].latency[BUCKETS - 1]), (5, 2));
+        assert_eq!(counters.balloon, None);
+        put(&mut file, BalloonWord::IsThere.at(), 1);
+        put(&mut file, BalloonWord::Held.at(), 4096);
+        put(&mut file, BalloonWord::Told.at(), 1 << 4 | 1 << 63);
+        put(&mut file, Statistic::Free.at(), 99);
+        let balloon = decode(&file).unwrap().balloon.unwrap();
+        assert_eq!((balloon.held, balloon.told_at), (4096, None));
+        assert_eq!(balloon.statistics, [(Statistic::Free, 99)]);
         file[name] = b'"';
         assert!(decode(&file).unwrap().devices.is_empty(), "a name that is none");
     }
@@ -273,6 +415,8 @@ mod tests {
         for index in 0..VCPUS {
             places.extend(Reason::ALL.map(|reason| exit_at(index, reason).unwrap()));
         }
+        places.extend(Statistic::ALL.map(Statistic::at));
+        places.extend((0..=BalloonWord::Told as usize).map(|word| BALLOON_AT + word * WORD));
         for slot in 0..DEVICES as u8 {
             places.extend([faults_at(slot).unwrap(), faults_at(slot).unwrap() + 8]);
             places.push(name_at(slot).unwrap().0);

@@ -104,6 +104,7 @@ pub(super) fn encode_device(device: &DeviceLaunch) -> proto::Device {
         }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
         DeviceKind::Vsock { cid } => Kind::Vsock(proto::Vsock { cid: *cid }),
+        DeviceKind::Balloon { keep_mib } => Kind::Balloon(encode_balloon(*keep_mib)),
         DeviceKind::Vfio { host } => Kind::Vfio(proto::Vfio { host: host.to_string() }),
     };
     proto::Device { id: device.id.to_string(), slot: device.slot.number().into(), kind: Some(kind) }
@@ -129,11 +130,22 @@ pub(super) fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireE
             let vsock = VsockSpec::new(vsock.cid).map_err(|_| WireError::Malformed("context id"))?;
             DeviceKind::Vsock { cid: vsock.cid() }
         }
+        Kind::Balloon(balloon) => DeviceKind::Balloon { keep_mib: decode_balloon(balloon) },
         Kind::Vfio(vfio) => {
             DeviceKind::Vfio { host: vfio.host.parse().map_err(|_| WireError::Malformed("address on the host"))? }
         }
     };
     Ok(DeviceLaunch { id: device.id.parse()?, slot, kind })
+}
+
+/// What a guest keeps, as it travels.
+pub(super) fn encode_balloon(keep_mib: Option<u64>) -> proto::Balloon {
+    proto::Balloon { keep_mib: keep_mib.unwrap_or(0) }
+}
+
+/// Reads what a guest keeps: nothing is no number for it.
+pub(super) fn decode_balloon(balloon: proto::Balloon) -> Option<u64> {
+    Some(balloon.keep_mib).filter(|&keep| keep != 0)
 }
 
 /// Limits as they travel.
@@ -191,6 +203,7 @@ mod tests {
                     DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]), limits: RateLimits::default(), queues: 2 },
                 ),
                 device("vsock", 5, DeviceKind::Vsock { cid: 3 }),
+                device("balloon", 6, DeviceKind::Balloon { keep_mib: Some(128) }),
                 device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
             ],
         }

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::launch::{decode_device, decode_limits, encode_device, encode_limits};
+use super::launch::{decode_balloon, decode_device, decode_limits, encode_balloon, encode_device, encode_limits};
 use super::{MAX_DESCRIPTORS, MAX_PACKET_LEN, VERSION, proto};
 use crate::model::{DeviceChange, DeviceId, DeviceLaunch, IdError, InstanceId, VmExit, VmId};
 
@@ -276,6 +276,7 @@ fn encode_change(device: &DeviceId, change: &DeviceChange) -> proto::DeviceChang
     let change = match change {
         DeviceChange::Resized => Change::Resized(proto::Resized {}),
         DeviceChange::Limits(limits) => Change::Limits(encode_limits(*limits)),
+        DeviceChange::Balloon { keep_mib } => Change::Balloon(encode_balloon(*keep_mib)),
     };
     proto::DeviceChange { device: device.to_string(), change: Some(change) }
 }
@@ -286,6 +287,7 @@ fn decode_change(change: proto::DeviceChange) -> Result<ToVmm, WireError> {
     let change = match change.change.ok_or(WireError::Malformed("change without content"))? {
         Change::Resized(_) => DeviceChange::Resized,
         Change::Limits(limits) => DeviceChange::Limits(decode_limits(Some(limits))?),
+        Change::Balloon(balloon) => DeviceChange::Balloon { keep_mib: decode_balloon(balloon) },
     };
     Ok(ToVmm::DeviceChange { device, change })
 }
@@ -393,7 +395,8 @@ mod tests {
         ];
         let limits = RateLimits { bandwidth: Rate::new("f", 10 << 20, 0).ok(), operations: None };
         let data: DeviceId = "data".parse().unwrap();
-        let changes = [DeviceChange::Resized, DeviceChange::Limits(limits)];
+        let balloon = |keep_mib| DeviceChange::Balloon { keep_mib };
+        let changes = [DeviceChange::Resized, DeviceChange::Limits(limits), balloon(Some(128)), balloon(None)];
         let changes = changes.map(|change| ToVmm::DeviceChange { device: data.clone(), change });
         let kind = DeviceKind::Block { is_read_only: true, queues: 2, limits };
         let plan = DeviceLaunch { id: data.clone(), slot: PciSlot::new(31).unwrap(), kind };

@@ -358,6 +358,12 @@ impl Caller {
         wait(self.vms.clone().resize_virtual_machine_disk(request)).map(|answer| answer.into_inner().size_bytes)
     }
 
+    /// Has the guest keep so much of its memory; 0: all.
+    pub fn keep(&self, vm: &str, keep_mib: u64) -> Answer<v1::VirtualMachine> {
+        let request = v1::SetVirtualMachineBalloonRequest { name: self.name(vm), keep_mib, ..Default::default() };
+        wait(self.vms.clone().set_virtual_machine_balloon(request)).map(tonic::Response::into_inner)
+    }
+
     /// Gives a device other limits.
     pub fn limit(&self, vm: &str, device: &str, limits: v1::RateLimits) -> Answer<v1::VirtualMachine> {
         let (name, device) = (self.name(vm), device.to_owned());

@@ -22,10 +22,14 @@ while read -r module; do
     *) insmod "$module" ;;
     esac
 done </modules
-# Virtio device 19 (VIRTIO 1.3 §5): sockets.
+# Virtio devices 5 and 19 (VIRTIO 1.3 §5): a balloon, sockets.
 for id in /sys/bus/virtio/devices/*/device; do
-    [ "$(cat "$id")" = 0x0013 ] || continue
-    while read -r module; do insmod "$module"; done </modules.vsock
+    case "$(cat "$id")" in
+    0x0005) list=/modules.balloon ;;
+    0x0013) list=/modules.vsock ;;
+    *) continue ;;
+    esac
+    while read -r module; do insmod "$module"; done <"$list"
 done
 
 while read -r key value rest; do

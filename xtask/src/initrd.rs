@@ -17,6 +17,7 @@ const INIT: &[u8] = include_bytes!("../assets/guest-init.sh");
 const VSOCK_PEER: &str = include_str!("../assets/vsock-peer.rs");
 /// Loaded by guests that have such a device only: the others' boots are not to pay for it.
 const VSOCK_MODULES: [&str; 1] = ["vmw_vsock_virtio_transport"];
+const BALLOON_MODULES: [&str; 1] = ["virtio_balloon"];
 const MODULES: [&str; 10] = [
     "virtio_pci",
     "virtio_mmio",
@@ -107,7 +108,12 @@ pub(crate) fn guest(packages: &Packages, kernel: &Kernel, vsock_peer: &[u8], dri
     archive.file("bin/vsock-peer", 0o755, vsock_peer)?;
     archive.file("etc/acpi/PWRF/00000080", 0o755, b"#!/bin/sh\nexec poweroff -f\n")?;
     let mut packed = BTreeSet::new();
-    for (list, names) in [("modules", [&MODULES, drivers].concat()), ("modules.vsock", VSOCK_MODULES.to_vec())] {
+    let lists = [
+        ("modules", [&MODULES, drivers].concat()),
+        ("modules.vsock", VSOCK_MODULES.to_vec()),
+        ("modules.balloon", BALLOON_MODULES.to_vec()),
+    ];
+    for (list, names) in lists {
         let mut paths = String::new();
         for module in closure(kernel, &names)? {
             let name = module.path.rsplit('/').next().unwrap_or(&module.path);

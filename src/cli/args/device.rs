@@ -1,10 +1,10 @@
-//! Devices of a VM that come, go and change: `ostler vm attach|detach|resize-disk|limit`.
+//! Devices of a VM that come, go and change: `ostler vm attach|detach|resize-disk|limit|balloon`.
 
 use std::time::Duration;
 
 use clap::Args;
 
-use super::super::units::{self, DiskArg, NicArg, NvmeArg};
+use super::super::units::{self, DiskArg, MemoryMib, NicArg, NvmeArg};
 use super::vm::NameArg;
 use super::{ChangeArgs, EtagArg};
 
@@ -72,6 +72,23 @@ pub(crate) struct LimitArgs {
     pub(crate) device: String,
     #[command(flatten)]
     pub(crate) rates: RateArgs,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "kept", args = ["keep", "all"], required = true, multiple = false)]
+pub(crate) struct BalloonArgs {
+    #[command(flatten)]
+    pub(crate) name: NameArg,
+    /// Memory that the guest shall keep, with its unit: 128M, 1G (powers of 1024); it gives up the rest
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_memory)]
+    pub(crate) keep: Option<MemoryMib>,
+    /// All memory is the guest's again
+    #[arg(long)]
+    pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]

@@ -25,7 +25,7 @@ use super::failure::Exit;
 pub(crate) use apply::ApplyArgs;
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};
-pub(crate) use device::{AttachArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};
+pub(crate) use device::{AttachArgs, BalloonArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use host::{HostCommand, HostReleaseArgs, NvmeCommand, NvmeProvisionArgs};
 pub(crate) use plugin::{
@@ -210,6 +210,8 @@ mod tests {
             "vm limit web root --none --iops 3",
             "vm limit web root --iops-burst 3",
             "vm resize-disk web",
+            "vm balloon web",
+            "vm balloon web --keep 128M --all",
             "vm resize-disk web root --size 20",
         ] {
             assert!(parse(line).is_err(), "{line}");

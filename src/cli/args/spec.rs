@@ -22,6 +22,9 @@ pub(crate) struct SpecArgs {
     /// Take memory from this NUMA node only (operators only)
     #[arg(long, value_name = "NODE")]
     pub(crate) numa_node: Option<u32>,
+    /// Give memory that the guest does without back to the host; with what the guest keeps at most [default: all]
+    #[arg(long, value_name = "KEEP", num_args = 0..=1, value_parser = units::parse_memory)]
+    pub(crate) balloon: Option<Option<MemoryMib>>,
     /// CPUs of the host to run on, such as 0-1,4; one for each vCPU if there are enough (operators only)
     #[arg(long, value_name = "LIST", value_parser = units::parse_cpus)]
     pub(crate) cpus: Option<String>,

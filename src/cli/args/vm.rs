@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::super::units;
-use super::device::{AttachArgs, DetachArgs, LimitArgs, ResizeDiskArgs};
+use super::device::{AttachArgs, BalloonArgs, DetachArgs, LimitArgs, ResizeDiskArgs};
 use super::spec::SpecArgs;
 use super::stream::{ConsoleArgs, StatsArgs, WaitArgs, WatchArgs};
 use super::{ChangeArgs, EtagArg};
@@ -41,6 +41,8 @@ pub(crate) enum VmCommand {
     ResizeDisk(ResizeDiskArgs),
     /// Limit what a disk or a network interface may move, now and at later starts
     Limit(LimitArgs),
+    /// Have a guest give memory back to the host, or take it again, now and at later starts
+    Balloon(BalloonArgs),
     /// Show what a VM has done: exits, requests, latencies, the way to its first instruction
     Stats(StatsArgs),
     /// Show what a VM's process has and may do, as the kernel sees it

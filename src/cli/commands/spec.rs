@@ -3,7 +3,7 @@
 use crate::api::v1;
 
 use super::super::args::{Hugepages, SpecArgs};
-use super::super::units::{DiskArg, NicArg, NvmeArg, Rates, TopologyArg};
+use super::super::units::{DiskArg, MemoryMib, NicArg, NvmeArg, Rates, TopologyArg};
 
 pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
     use v1::memory_spec::Hugepages as Pages;
@@ -14,7 +14,8 @@ pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
         Some(Hugepages::Size1G) => Pages::Size1g,
     };
     let (prefault, numa_node) = (arguments.prefault, arguments.numa_node);
-    let memory = v1::MemorySpec { hugepages: hugepages.into(), prefault, numa_node };
+    let balloon = arguments.balloon.map(|keep| v1::BalloonSpec { keep_mib: keep.map_or(0, |MemoryMib(keep)| keep) });
+    let memory = v1::MemorySpec { hugepages: hugepages.into(), prefault, numa_node, balloon };
     let topology =
         arguments.topology.map(|TopologyArg { sockets, cores, threads }| v1::CpuTopology { sockets, cores, threads });
     v1::VirtualMachineSpec {

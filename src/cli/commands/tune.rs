@@ -1,4 +1,4 @@
-//! `ostler vm resize-disk|limit`: devices change while their VM runs.
+//! `ostler vm resize-disk|limit|balloon`: devices change while their VM runs.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::api::v1;
 
-use super::super::args::{ChangeArgs, LimitArgs, Output, RateArgs, ResizeDiskArgs};
+use super::super::args::{BalloonArgs, ChangeArgs, LimitArgs, Output, RateArgs, ResizeDiskArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::show;
@@ -74,6 +74,28 @@ pub(crate) async fn limit(mut client: Client, arguments: LimitArgs) -> Result<()
     })?;
     match client.output {
         Output::Table if validate_only => show(&format!("{device} of {shown} can be limited: nothing was changed\n")),
+        Output::Table => show(&VmView::from(vm).text()),
+        Output::Json => show(&json(&VmView::from(vm), false)?),
+    }
+}
+
+pub(crate) async fn balloon(mut client: Client, arguments: BalloonArgs) -> Result<(), Failure> {
+    let name = client.caller.vm(&arguments.name.name)?.to_string();
+    let shown = short(&name);
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let request = v1::SetVirtualMachineBalloonRequest {
+        name,
+        keep_mib: arguments.keep.map_or(0, |keep| keep.0),
+        request_id,
+        etag: arguments.etag.etag,
+        validate_only,
+    };
+    let call = client.vms.set_virtual_machine_balloon(within(CHANGE, request));
+    let vm = patiently(format_args!("telling {shown} what to keep"), call).await.map_err(|failure| {
+        failure.about(&shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))
+    })?;
+    match client.output {
+        Output::Table if validate_only => show(&format!("the guest of {shown} can be told: nothing was changed\n")),
         Output::Table => show(&VmView::from(vm).text()),
         Output::Json => show(&json(&VmView::from(vm), false)?),
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::super::print;
 use super::{nanos, short};
 use crate::api::v1;
-use crate::api::v1::virtual_machine_stats::{Device, Queue, Vcpu};
+use crate::api::v1::virtual_machine_stats::{Balloon, Device, Queue, Vcpu};
 
 /// All of it. Times are nanoseconds.
 #[derive(Debug, Serialize)]
@@ -17,6 +17,24 @@ pub(crate) struct StatsView {
     vcpus: Vec<VcpuView>,
     devices: Vec<DeviceView>,
     memory_use: Option<MemoryUseView>,
+    balloon: Option<BalloonView>,
+}
+
+#[derive(Debug, Serialize)]
+struct BalloonView {
+    target_bytes: u64,
+    held_bytes: u64,
+    removed_bytes: u64,
+    reported_bytes: u64,
+    kept_bytes: u64,
+    statistics: Vec<StatisticView>,
+    statistics_age_ns: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct StatisticView {
+    name: String,
+    value: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,7 +98,43 @@ impl From<v1::VirtualMachineStats> for StatsView {
             vcpus: stats.vcpus.into_iter().map(VcpuView::from).collect(),
             devices: stats.devices.into_iter().map(DeviceView::from).collect(),
             memory_use: stats.memory_use.map(MemoryUseView::from),
+            balloon: stats.balloon.map(BalloonView::from),
         }
+    }
+}
+
+impl From<Balloon> for BalloonView {
+    fn from(balloon: Balloon) -> Self {
+        let statistics = balloon.statistics.into_iter();
+        Self {
+            target_bytes: balloon.target_bytes,
+            held_bytes: balloon.held_bytes,
+            removed_bytes: balloon.removed_bytes,
+            reported_bytes: balloon.reported_bytes,
+            kept_bytes: balloon.kept_bytes,
+            statistics: statistics.map(|one| StatisticView { name: one.name, value: one.value }).collect(),
+            statistics_age_ns: balloon.statistics_age.map(|age| nanos(Some(age))),
+        }
+    }
+}
+
+impl BalloonView {
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+        let held = format!("{} given up of {} wanted", mib(self.held_bytes), mib(self.target_bytes));
+        let back = format!(
+            "{} given up, {} reported as free, {} left where it is",
+            mib(self.removed_bytes),
+            mib(self.reported_bytes),
+            mib(self.kept_bytes)
+        );
+        let mut facts = vec![("balloon", held), ("given back", back)];
+        if let Some(age) = self.statistics_age_ns {
+            let said = self.statistics.iter().map(|one| format!("{} {}", one.name, one.value));
+            let said = said.collect::<Vec<_>>().join(", ");
+            facts.push(("guest says", format!("{said} ({} ago)", print::duration(Duration::from_nanos(age)))));
+        }
+        facts
     }
 }
 
@@ -132,6 +186,7 @@ impl StatsView {
         if let Some(memory) = self.memory_use {
             facts.push(("memory", memory.text()));
         }
+        facts.extend(self.balloon.iter().flat_map(BalloonView::facts));
         text.push_str(&print::facts(&facts));
         if let Some(first) = self.vcpus.first() {
             let sum = |index: usize| -> u64 {

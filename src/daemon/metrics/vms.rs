@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::exposition::{Exposition, Kind};
 use crate::daemon::service::VmStats;
-use crate::wire::counters::{DeviceCounters, QueueCounters, Reason};
+use crate::wire::counters::{BalloonCounters, DeviceCounters, QueueCounters, Reason, Statistic};
 
 /// Everything that is known of these VMs.
 pub(super) fn text(all: &[VmStats]) -> String {
@@ -41,6 +41,7 @@ pub(super) fn text(all: &[VmStats]) -> String {
         text.sample("ostler_vm_device_faults_total", &labels, device.faults);
     });
     queues(&mut text, all);
+    balloons(&mut text, all);
     text.finish()
 }
 
@@ -70,6 +71,37 @@ fn memory(text: &mut Exposition, all: &[VmStats]) {
             text.sample("ostler_vm_memory_overhead_bytes", &own, memory.overhead);
         }
     });
+}
+
+fn balloons(text: &mut Exposition, all: &[VmStats]) {
+    type Get = fn(&BalloonCounters) -> u64;
+    let families: [(&str, Kind, &str, Get); 5] = [
+        ("ostler_vm_balloon_target_bytes", Kind::Gauge, "Memory that a guest is to give up.", |one| one.target),
+        ("ostler_vm_balloon_held_bytes", Kind::Gauge, "Memory that it has given up, by its account.", |one| one.held),
+        ("ostler_vm_balloon_removed_bytes_total", Kind::Counter, "What of that the host got back.", |one| one.removed),
+        ("ostler_vm_balloon_reported_bytes_total", Kind::Counter, "What the host got back of free pages.", |one| {
+            one.reported
+        }),
+        ("ostler_vm_balloon_kept_bytes_total", Kind::Counter, "What of both was left where it is.", |one| one.kept),
+    ];
+    for (name, kind, help, get) in families {
+        text.family(name, kind, help);
+        each(all, |stats, own| {
+            if let Some(balloon) = &stats.counters.balloon {
+                text.sample(name, &own, get(balloon));
+            }
+        });
+    }
+    for statistic in Statistic::ALL {
+        let name = format!("ostler_vm_guest_memory_{}", statistic.name());
+        text.family(&name, Kind::Gauge, "What the guest says of its memory; not to be relied upon.");
+        each(all, |stats, own| {
+            let told = stats.counters.balloon.iter().flat_map(|balloon| &balloon.statistics);
+            if let Some((_, value)) = told.into_iter().find(|(told, _)| *told == statistic) {
+                text.sample(&name, &own, value);
+            }
+        });
+    }
 }
 
 fn queues(text: &mut Exposition, all: &[VmStats]) {
@@ -135,6 +167,11 @@ mod tests {
                 phases: vec![(Phase::Started, Duration::ZERO), (Phase::Console, Duration::from_millis(12))],
                 exits: vec![[1, 2, 3, 4, 5, 6, 7]],
                 devices: vec![DeviceCounters { name: "root".into(), faults: 1, queues: vec![queue] }],
+                balloon: Some(BalloonCounters {
+                    held: 8192,
+                    statistics: vec![(Statistic::Available, 77)],
+                    ..Default::default()
+                }),
             },
             memory: Some(MemoryUse { guest: 1 << 20, overhead: 4096 }),
         };
@@ -146,6 +183,8 @@ mod tests {
             "ostler_vm_queue_latency_seconds_bucket{tenant=\"acme\",vm=\"web\",device=\"root\",queue=\"0\",le=\"0.000002\"} 2",
             "ostler_vm_queue_latency_seconds_bucket{tenant=\"acme\",vm=\"web\",device=\"root\",queue=\"0\",le=\"+Inf\"} 3",
             "ostler_vm_queue_latency_seconds_sum{tenant=\"acme\",vm=\"web\",device=\"root\",queue=\"0\"} 0.0000015",
+            "ostler_vm_balloon_held_bytes{tenant=\"acme\",vm=\"web\"} 8192",
+            "ostler_vm_guest_memory_available_bytes{tenant=\"acme\",vm=\"web\"} 77",
             "ostler_vm_memory_overhead_bytes{tenant=\"acme\",vm=\"web\"} 4096",
         ] {
             assert!(text.lines().any(|had| had == line), "{line}\n{text}");

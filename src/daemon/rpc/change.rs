@@ -69,6 +69,7 @@ asked! {
     v1::InjectNmiRequest => "InjectNmi";
     v1::ResizeVirtualMachineDiskRequest => "ResizeVirtualMachineDisk";
     v1::LimitVirtualMachineDeviceRequest => "LimitVirtualMachineDevice";
+    v1::SetVirtualMachineBalloonRequest => "SetVirtualMachineBalloon";
     v1::AttachDeviceRequest => "AttachDevice";
     v1::DetachDeviceRequest => "DetachDevice";
     v1::ProvisionNvmeControllerRequest => "ProvisionNvmeController" no etag;

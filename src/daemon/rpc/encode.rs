@@ -17,8 +17,9 @@ use crate::daemon::service::{
     plugin_etag, vm_etag,
 };
 use crate::model::{MacAddr, SpecError, TenantId};
+use crate::sys::counter_page::now_ns;
 use crate::sys::rtnl::{LinkState, VfConfig};
-use crate::wire::counters::{DeviceCounters, Phase, QueueCounters, Reason};
+use crate::wire::counters::{BalloonCounters, DeviceCounters, Phase, QueueCounters, Reason, Statistic};
 
 /// A VM's name in the API.
 pub(super) fn vm_name(vm: &VmRecord) -> String {
@@ -130,6 +131,23 @@ pub(super) fn stats(stats: VmStats) -> v1::VirtualMachineStats {
         vcpus: counters.exits.into_iter().map(exits).collect(),
         devices: counters.devices.into_iter().map(device).collect(),
         memory_use: memory.map(memory_use),
+        balloon: counters.balloon.map(balloon),
+    }
+}
+
+fn balloon(balloon: BalloonCounters) -> v1::virtual_machine_stats::Balloon {
+    use v1::virtual_machine_stats::{Balloon, GuestStatistic};
+    let BalloonCounters { target, held, removed, reported, kept, told_at, statistics } = balloon;
+    let statistic = |(statistic, value): (Statistic, u64)| GuestStatistic { name: statistic.name().to_owned(), value };
+    let age = |told_at| Duration::from_nanos(now_ns()).saturating_sub(told_at);
+    Balloon {
+        target_bytes: target,
+        held_bytes: held,
+        removed_bytes: removed,
+        reported_bytes: reported,
+        kept_bytes: kept,
+        statistics: statistics.into_iter().map(statistic).collect(),
+        statistics_age: told_at.map(age).map(duration_to_proto),
     }
 }
 

@@ -14,8 +14,8 @@ use super::change::Changes;
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{Ending, console, encode, ended, jail, status};
 use crate::api::convert::{
-    device_from_proto, device_id_from_proto, failure_to_proto, grace_from_proto, limits_from_proto, spec_from_proto,
-    unplug_timeout_from_proto,
+    device_from_proto, device_id_from_proto, failure_to_proto, grace_from_proto, kept_from_proto, limits_from_proto,
+    spec_from_proto, unplug_timeout_from_proto,
 };
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
@@ -205,6 +205,26 @@ impl VirtualMachineService for VmRpc {
             encode::vm,
             move |node, principal, terms| async move {
                 node.limit_device(&principal, &name.tenant, &name.vm, device, limits, &terms).await
+            },
+        );
+        make.await
+    }
+
+    async fn set_virtual_machine_balloon(
+        &self,
+        request: Request<v1::SetVirtualMachineBalloonRequest>,
+    ) -> Result<Response<v1::VirtualMachine>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let name = vm_ref(&request.name)?;
+        let keep_mib = kept_from_proto(request.keep_mib);
+        let make = self.changes.make(
+            principal,
+            request,
+            name.to_string(),
+            encode::vm,
+            move |node, principal, terms| async move {
+                node.set_balloon(&principal, &name.tenant, &name.vm, keep_mib, &terms).await
             },
         );
         make.await

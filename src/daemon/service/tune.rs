@@ -1,7 +1,7 @@
-//! Changes of devices while a VM runs: a longer disk, other limits. Key functions: [`Node::resize_disk`],
-//! [`Node::limit_device`].
+//! Changes of devices while a VM runs: a longer disk, other limits, more memory or less. Key functions:
+//! [`Node::resize_disk`], [`Node::limit_device`], [`Node::set_balloon`].
 //!
-//! Both come to the same if they are made twice: after a crash a repetition is just made again.
+//! Each comes to the same if it is made twice: after a crash a repetition is just made again.
 
 use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
@@ -69,6 +69,29 @@ impl Node {
         match self.prepare_change(&vm, &Terms { etag, ..terms.clone() }).await? {
             Some(handle) => Ok(handle.limit(device, limits).await?),
             None => Ok(VmRecord { spec: limited, ..VmRecord::clone(&vm) }),
+        }
+    }
+
+    /// Has the guest keep so much of its memory; `None`: all. If it is only to be validated, what comes back has it.
+    pub async fn set_balloon(
+        &self,
+        principal: &Principal,
+        tenant: &TenantId,
+        name: &VmName,
+        keep_mib: Option<u64>,
+        terms: &Terms<VmRecord>,
+    ) -> Result<VmRecord, ServiceError> {
+        let vm = self.get(principal, tenant, name)?;
+        let kept = vm.spec.clone().with_kept(keep_mib)?;
+        let Some(balloon) = kept.balloon().map(|balloon| balloon.id().clone()) else {
+            unreachable!("it is one with a balloon");
+        };
+        // As for limits.
+        let is_recorded = terms.left().is_some() && kept == vm.spec;
+        let etag = terms.etag.clone().filter(|_| !is_recorded);
+        match self.prepare_change(&vm, &Terms { etag, ..terms.clone() }).await? {
+            Some(handle) => Ok(handle.keep(balloon, keep_mib).await?),
+            None => Ok(VmRecord { spec: kept, ..VmRecord::clone(&vm) }),
         }
     }
 

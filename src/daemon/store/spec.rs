@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::format::{Unusable, text};
 use super::nvme;
 use crate::model::{
-    BootSpec, CpuSpec, DiskSpec, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, Rate, RateLimits, TapSpec,
-    Topology, VfWish, VlanId, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, CpuSpec, DiskSpec, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, Rate, RateLimits,
+    TapSpec, Topology, VfWish, VlanId, VmSpec, VsockSpec,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -33,6 +33,13 @@ pub(super) struct StoredSpec {
     /// The guest's context id.
     #[serde(default)]
     vsock: Option<u32>,
+    #[serde(default)]
+    balloon: Option<StoredBalloon>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredBalloon {
+    keep_mib: Option<u64>,
 }
 
 /// What a record of before this had by default.
@@ -118,6 +125,7 @@ pub(super) fn store_spec(spec: &VmSpec) -> StoredSpec {
         resources: store_resources(spec),
         nvmes: spec.nvmes().iter().map(nvme::store_spec).collect(),
         vsock: spec.vsock().map(VsockSpec::cid),
+        balloon: spec.balloon().map(|balloon| StoredBalloon { keep_mib: balloon.keep_mib() }),
     }
 }
 
@@ -208,5 +216,7 @@ pub(super) fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
     let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics).map_err(text)?;
     let vsock = spec.vsock.map(VsockSpec::new).transpose().map_err(text)?;
     let whole = whole.with_nvmes(nvmes).and_then(|whole| whole.with_vsock(vsock)).map_err(text)?;
-    load_resources(whole, spec.resources)
+    let balloon = spec.balloon.map(|stored| BalloonSpec::new("balloon", stored.keep_mib, whole.memory_mib()));
+    let balloon = balloon.transpose().map_err(text)?;
+    load_resources(whole, spec.resources)?.with_balloon(balloon).map_err(text)
 }

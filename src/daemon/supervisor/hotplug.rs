@@ -267,7 +267,7 @@ impl VmTask {
         is_forced: bool,
         is_running: bool,
     ) -> Result<Option<Begun>, HotplugError> {
-        if id.as_str() == RNG || self.vm.spec.vsock().is_some_and(|vsock| *vsock.id() == id) {
+        if id.as_str() == RNG || self.vm.spec.is_fixed(&id) {
             return Err(HotplugError::Fixed(id));
         }
         if self.vm.attachment(&id).is_none() {

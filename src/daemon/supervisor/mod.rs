@@ -364,6 +364,11 @@ impl VmHandle {
         self.change(Change { device, what: DeviceChange::Limits(limits), file_bytes: 0 }).await
     }
 
+    /// Has the guest keep so much of its memory; `None`: all.
+    pub async fn keep(&self, balloon: DeviceId, keep_mib: Option<u64>) -> Result<VmRecord, CallError> {
+        self.change(Change { device: balloon, what: DeviceChange::Balloon { keep_mib }, file_bytes: 0 }).await
+    }
+
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
         let only_if = self.only_if.clone();

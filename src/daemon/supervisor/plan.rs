@@ -17,7 +17,8 @@ pub(super) enum PlanError {
     NoLease,
 }
 
-/// The launch of `vm` as `instance`: rng in slot 1, disks, NICs, NVMe devices and the socket device in theirs.
+/// The launch of `vm` as `instance`: rng in slot 1, disks, NICs, NVMe devices, the socket device and the balloon in
+/// theirs.
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
     let own = spec.device_ids().map(|id| device(vm, id)).collect::<Result<Vec<_>, _>>()?;
@@ -53,6 +54,8 @@ pub(super) fn device(vm: &VmRecord, id: &DeviceId) -> Result<DeviceLaunch, PlanE
         nic_kind(vm, nic)?
     } else if let Some(vsock) = spec.vsock().filter(|vsock| vsock.id() == id) {
         DeviceKind::Vsock { cid: vsock.cid() }
+    } else if let Some(balloon) = spec.balloon().filter(|balloon| balloon.id() == id) {
+        DeviceKind::Balloon { keep_mib: balloon.keep_mib() }
     } else {
         let device = vm.nvmes.iter().find(|device| device.id == *id);
         DeviceKind::Vfio { host: device.and_then(|device| device.function).ok_or(PlanError::NoLease)? }
@@ -90,7 +93,7 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::{NvmeDevice, VfNic, attachments_of, samples};
-    use crate::model::{Bdf, BootSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, VfWish};
+    use crate::model::{BalloonSpec, Bdf, BootSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, VfWish};
 
     #[test]
     fn lays_out_rng_disks_and_nics_each_in_its_slot() {
@@ -108,6 +111,16 @@ mod tests {
         );
         assert_eq!(launch.memory_bytes, 256 << 20);
         assert!(launch.has_initrd);
+    }
+
+    #[test]
+    fn a_balloon_is_as_large_as_the_record_says() {
+        let mut vm = samples::running("acme", "web");
+        vm.spec = vm.spec.clone().with_balloon(BalloonSpec::new("f", Some(128), 256).ok()).unwrap();
+        vm.devices = attachments_of(&vm.spec);
+        let launch = plan(&vm, InstanceId::new()).unwrap();
+        let last = launch.devices.last().unwrap();
+        assert_eq!((last.slot.number(), &last.kind), (4, &DeviceKind::Balloon { keep_mib: Some(128) }));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::reconcile::Resumption;
 use super::{CallError, JournalError, Shared, VmPaths};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{AttachState, Attachment, Run, VmRecord};
-use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmState, step};
+use crate::model::{DeviceChange, Effect, Event, InstanceId, Refused, VmExit, VmSpec, VmState, step};
 use crate::sys::process::End;
 use crate::wire::{FromVmm, ToVmm};
 
@@ -162,11 +162,11 @@ impl VmTask {
             let text = format!("device {} is still being attached", change.device);
             return drop(reply.send(Err(CallError::ChangeFailed(text))));
         }
-        if let DeviceChange::Limits(limits) = change.what {
-            let Some(spec) = self.vm.spec.clone().with_limits(&change.device, limits) else {
-                let text = format!("the VM has no disk and no NIC on a tap named {}", change.device);
-                return drop(reply.send(Err(CallError::ChangeFailed(text))));
-            };
+        let changed = match changed_spec(&self.vm.spec, &change) {
+            Ok(changed) => changed,
+            Err(text) => return drop(reply.send(Err(CallError::ChangeFailed(text)))),
+        };
+        if let Some(spec) = changed {
             let before = std::mem::replace(&mut self.vm.spec, spec);
             if let Err(error) = self.shared.journal.update(self.vm.clone()).await {
                 self.vm.spec = before;
@@ -530,5 +530,20 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What is to stay of a change, if anything; why it cannot be made.
+fn changed_spec(spec: &VmSpec, change: &Change) -> Result<Option<VmSpec>, String> {
+    match change.what {
+        DeviceChange::Resized => Ok(None),
+        DeviceChange::Limits(limits) => {
+            let limited = spec.clone().with_limits(&change.device, limits);
+            let none = || format!("the VM has no disk and no NIC on a tap named {}", change.device);
+            limited.map(Some).ok_or_else(none)
+        }
+        DeviceChange::Balloon { keep_mib } => {
+            spec.clone().with_kept(keep_mib).map(Some).map_err(|error| error.to_string())
+        }
     }
 }

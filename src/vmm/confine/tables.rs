@@ -49,7 +49,7 @@ pub(super) const COMMON: &[Row] = &[
     Row::new("mprotect", libc::SYS_mprotect, Args::Without(2, EXECUTABLE), "heap of a thread grows; never executable"),
     Row::any("munmap", libc::SYS_munmap, "heap, stacks, guest memory at the end"),
     Row::any("mremap", libc::SYS_mremap, "large buffers grow"),
-    Row::any("madvise", libc::SYS_madvise, "heap and stacks are given back"),
+    Row::any("madvise", libc::SYS_madvise, "heap, stacks and pages that the guest does without are given back"),
     Row::any("clock_gettime", libc::SYS_clock_gettime, "time limits and log lines, where the vDSO cannot"),
     Row::any("sched_yield", libc::SYS_sched_yield, "contended locks and channels"),
     Row::any("rt_sigprocmask", libc::SYS_rt_sigprocmask, "end of a thread"),

@@ -34,6 +34,7 @@ use super::legacy::serial::Serial;
 use super::pci::{PciBus, SharedFunction, SlotTaken};
 use super::ports::{ChangeError, Confine, Doorbell, Effect, GuestMemory, PciFunction};
 use crate::model::{CpuSpec, DeviceChange, MemorySpec, PageSize, PciSlot, Topology};
+use crate::sys::reclaim::Reclaim;
 use crate::sys::{kick, numa};
 use bus::Bus;
 use irq::IrqTable;
@@ -167,6 +168,7 @@ pub struct Machine {
     pins: Vec<Option<Vec<u32>>>,
     counting: Counting,
     stillness: Stillness,
+    reclaim: Reclaim,
     is_running: bool,
 }
 
@@ -225,6 +227,7 @@ impl Machine {
             pins: (0..plan.vcpus as usize).map(|index| plan.cpus.pinned(index, plan.vcpus as usize)).collect(),
             counting: plan.counting.clone(),
             stillness: Stillness::new(kickers),
+            reclaim: Reclaim::default(),
             is_running: false,
         })
     }
@@ -232,6 +235,11 @@ impl Machine {
     /// Guest memory, as devices see it.
     pub fn memory(&self) -> GuestMemory {
         self.memory.clone()
+    }
+
+    /// By which pages of it go back to the host, unless a device of the host pins them.
+    pub fn reclaim(&self) -> Reclaim {
+        self.reclaim.clone()
     }
 
     /// Where a function in `slot` finds its BARs: the start of 1 MiB of the 32-bit window.

@@ -16,6 +16,7 @@ use super::config::{
     COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, EXPRESS_BODY, EXPRESS_ID, FORWARDED, Facts, SNAPSHOT_LEN, Unfit,
 };
 use crate::model::{Bdf, DeviceId};
+use crate::sys::reclaim::{Pin, Reclaim};
 use crate::sys::vfio::{CONFIG_REGION, Container, Device, Irq, Pages, Region};
 use crate::vmm::pci::{Bars, Capabilities, ConfigSpace, Msix};
 use crate::vmm::ports::{
@@ -90,16 +91,19 @@ pub struct VfioFunction {
     msix: Msix,
     /// Accesses that the device refused.
     faults: u64,
+    /// Dropped last: until the device is closed, its DMA reaches the pages that it found.
+    _pin: Pin,
 }
 
 impl VfioFunction {
     /// Takes a device over: `container` and `device` are VFIO descriptors, `at` its address on the host. All of `memory`
-    /// is pinned and mapped for its DMA; BARs are assigned in `window`. Alarms are for the control thread to watch.
+    /// is pinned and mapped for its DMA, and nothing of it goes back by `reclaim` as long as that is so; BARs are assigned in `window`. Alarms are for the control thread to watch.
     pub fn new(
         id: DeviceId,
         at: Bdf,
         [container, device]: [OwnedFd; 2],
         memory: &GuestMemory,
+        reclaim: &Reclaim,
         window: Window,
     ) -> Result<(Self, Vec<Alarm>), AttachError> {
         let container = Container::from_fd(container).map_err(host("VFIO container"))?;
@@ -132,7 +136,10 @@ impl VfioFunction {
                 .map_err(|error| host("capabilities")(io::Error::other(error)))?;
         }
         let alarms = alarms(&id, &device).map_err(host("device errors"))?;
-        let function = Self { id, device, container, device_config, config, bars, layout, regions, msix, faults: 0 };
+        // Before any page is mapped: none may change beneath the device.
+        let _pin = reclaim.pin();
+        let function =
+            Self { id, device, container, device_config, config, bars, layout, regions, msix, faults: 0, _pin };
         function.start(memory)?;
         tracing::info!(device = %function.id, host = %at, vectors = facts.msix.vectors, "device is passed through");
         Ok((function, alarms))

@@ -106,6 +106,19 @@ pub(super) fn split(segments: &[Segment], at: u64) -> Option<(Vec<Segment>, Vec<
     (left == 0).then_some((head, rest))
 }
 
+/// Copies the first `len` bytes of `segments`. `None` if there are fewer, or they are not guest memory.
+pub(super) fn read(memory: &impl GuestMemory, segments: &[Segment], len: u64) -> Option<Vec<u8>> {
+    let (head, _) = split(segments, len)?;
+    let mut bytes = vec![0; usize::try_from(len).ok()?];
+    let mut rest = bytes.as_mut_slice();
+    for segment in head {
+        let (part, tail) = rest.split_at_mut_checked(segment.len as usize)?;
+        memory.read_slice(part, segment.address).ok()?;
+        rest = tail;
+    }
+    Some(bytes)
+}
+
 /// Copies `bytes` to the start of `segments`. `None` if there is no room, or it is not guest memory.
 pub(super) fn write(memory: &impl GuestMemory, segments: &[Segment], bytes: &[u8]) -> Option<()> {
     let (head, _) = split(segments, bytes.len() as u64)?;
@@ -157,6 +170,8 @@ mod tests {
         assert!(write(&memory, &pieces, b"abcd").is_some());
         assert!(write(&memory, &pieces, b"abcdef").is_none());
         assert!(write(&memory, &[segment(0xfff, 2)], b"ab").is_none());
+        assert_eq!(read(&memory, &pieces, 4).as_deref(), Some(&b"abcd"[..]));
+        assert_eq!((read(&memory, &pieces, 6), read(&memory, &[segment(0xfff, 2)], 2)), (None, None));
         let mut chain = Chain { head: 0, readable: pieces.to_vec(), writable: vec![] };
         assert_eq!(chain.read_head(&memory), Some(*b"abcd"));
         assert_eq!(chain.readable, [segment(0x102, 1)]);

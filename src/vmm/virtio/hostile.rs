@@ -8,12 +8,16 @@ use std::os::unix::net::UnixStream;
 use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
 
 use super::testing::*;
+use crate::sys::reclaim::Reclaim;
 use crate::sys::tap::Offloads;
+use crate::vmm::ports::BalloonCounters;
 
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 /// Where indirect tables lie.
 const TABLE: u64 = 0x6_0000;
 const HOLE: u64 = 2 << 20;
+/// Pages that nothing is in.
+const SPARE: u64 = 0x10_0000;
 /// Room for the request's pieces, a page each.
 const PAGE: u64 = 4096;
 
@@ -29,9 +33,13 @@ enum Kind {
     Rng,
     VsockReceive,
     VsockTransmit,
+    BalloonInflate,
+    BalloonDeflate,
+    BalloonStatistics,
+    BalloonReport,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 14] = [
     Kind::BlockRead,
     Kind::BlockWrite,
     Kind::BlockDiscard,
@@ -42,6 +50,10 @@ const KINDS: [Kind; 10] = [
     Kind::Rng,
     Kind::VsockReceive,
     Kind::VsockTransmit,
+    Kind::BalloonInflate,
+    Kind::BalloonDeflate,
+    Kind::BalloonStatistics,
+    Kind::BalloonReport,
 ];
 
 /// A device, its driver, and what a good request to it looks like.
@@ -67,6 +79,11 @@ impl Target {
                 (Driver::probe(net), Some(network))
             }
             Kind::Rng => (Driver::probe(rng()), None),
+            Kind::BalloonInflate | Kind::BalloonDeflate | Kind::BalloonStatistics | Kind::BalloonReport => {
+                // Statistics are given back when the next ones come, or by time.
+                let balloon = balloon(&Reclaim::default(), BalloonCounters::default());
+                (Driver::probe(balloon.with_period(std::time::Duration::from_millis(1))), None)
+            }
             Kind::VsockReceive | Kind::VsockTransmit => {
                 let (vsock, path, directory) = vsock();
                 socket = Some((path, directory));
@@ -78,7 +95,9 @@ impl Target {
 
     fn queue(&self) -> u16 {
         match self.kind {
-            Kind::NetTransmit | Kind::VsockTransmit => 1,
+            Kind::NetTransmit | Kind::VsockTransmit | Kind::BalloonDeflate => 1,
+            Kind::BalloonStatistics => 2,
+            Kind::BalloonReport => 3,
             Kind::NetControl => 4,
             _ => 0,
         }
@@ -97,6 +116,10 @@ impl Target {
             Kind::Rng => vec![piece(DATA, 64, WRITE)],
             Kind::VsockReceive => vec![piece(DATA, 44, WRITE), piece(DATA + PAGE, 1024, WRITE)],
             Kind::VsockTransmit => vec![piece(DATA, 44, 0), piece(DATA + PAGE, 1024, 0)],
+            // Page numbers and tags are what `prepare` leaves there.
+            Kind::BalloonInflate | Kind::BalloonDeflate => vec![piece(DATA, 4, 0), piece(DATA + PAGE, 64, 0)],
+            Kind::BalloonStatistics => vec![piece(DATA + PAGE, 100, 0)],
+            Kind::BalloonReport => vec![piece(SPARE, 4096, WRITE), piece(SPARE + 2 * PAGE, 8192, WRITE)],
         }
     }
 
@@ -156,6 +179,7 @@ impl Target {
             Kind::Rng => 64,
             Kind::VsockReceive => 44,
             Kind::VsockTransmit => 0,
+            Kind::BalloonInflate | Kind::BalloonDeflate | Kind::BalloonStatistics | Kind::BalloonReport => 0,
         };
         assert_eq!((id, len), (head.into(), wanted), "{:?} after {after}", self.kind);
         let has_status = matches!(

@@ -8,10 +8,11 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Block, Device, Net, Rng, TapControl, VirtioFunction, Vsock, Workers};
+use super::{Balloon, Block, Device, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
 use crate::model::{MacAddr, RateLimits};
+use crate::sys::reclaim::{Reclaim, shared_memory};
 use crate::sys::tap::Offloads;
-use crate::vmm::ports::{Effect, GuestMemory, PciFunction};
+use crate::vmm::ports::{BalloonCounters, Effect, GuestMemory, PciFunction};
 
 pub(in crate::vmm::virtio) const BAR_BASE: u32 = 0xe000_0000;
 pub(in crate::vmm::virtio) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
@@ -30,7 +31,7 @@ pub(in crate::vmm::virtio) const DATA: u64 = 0x8_0000;
 pub(in crate::vmm::virtio) const ALL_FEATURES: u64 = !0;
 
 pub(in crate::vmm::virtio) fn memory() -> GuestMemory {
-    GuestMemory::new(GuestMemoryMmap::from_ranges(&REGIONS).unwrap())
+    GuestMemory::new(shared_memory(&REGIONS).unwrap())
 }
 
 pub(in crate::vmm::virtio) fn block(sectors: u64, is_read_only: bool) -> (Block, std::fs::File) {
@@ -75,6 +76,12 @@ pub(in crate::vmm::virtio) fn vsock() -> (Vsock, std::path::PathBuf, tempfile::T
     let path = directory.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     (Vsock::new("vsock".parse().unwrap(), 3, listener).unwrap(), path, directory)
+}
+
+/// A balloon in memory like that of [`memory`], of which the guest keeps all.
+pub(in crate::vmm::virtio) fn balloon(reclaim: &Reclaim, counters: BalloonCounters) -> Balloon {
+    let id = "balloon".parse().unwrap();
+    Balloon::new(id, &memory(), None, reclaim.clone(), counters, &Stock::default()).unwrap()
 }
 
 /// A descriptor in a test's words.

@@ -101,6 +101,10 @@ impl Call {
                 let request = v1::AttachDeviceRequest { name, device, request_id, etag, validate_only };
                 vms.attach_device(within(QUICK, request)).await
             }
+            Step::Keep(keep_mib) => {
+                let request = v1::SetVirtualMachineBalloonRequest { name, keep_mib, request_id, etag, validate_only };
+                vms.set_virtual_machine_balloon(within(QUICK, request)).await
+            }
             Step::Limit(device, limits) => {
                 let request =
                     v1::LimitVirtualMachineDeviceRequest { name, device, limits, request_id, etag, validate_only };

@@ -20,6 +20,8 @@ pub(super) enum Step {
     Attach(Device),
     /// Limits of a disk or a NIC; `None`: none.
     Limit(String, Option<v1::RateLimits>),
+    /// What the guest keeps of its memory, in MiB; 0: all.
+    Keep(u64),
 }
 
 /// What is to be done about one VM.
@@ -50,6 +52,7 @@ impl Step {
             Self::Detach(_) => "detach",
             Self::Attach(_) => "attach",
             Self::Limit(..) => "limit",
+            Self::Keep(_) => "balloon",
         }
     }
 
@@ -69,6 +72,8 @@ impl Step {
             Self::Attach(Device::Disk(disk)) => format!("disk {} ({})", disk.id, disk.volume),
             Self::Attach(Device::Nic(nic)) => format!("nic {}", nic.id),
             Self::Attach(Device::Nvme(nvme)) => format!("nvme {}", nvme.id),
+            Self::Keep(0) => "keep all".to_owned(),
+            Self::Keep(mib) => format!("keep {}", MemoryMib(*mib)),
             Self::Limit(id, None) => format!("{id} (none)"),
             Self::Limit(id, Some(limits)) => {
                 let word = |rate: u64, what: &str| (rate > 0).then(|| format!("{rate} {what}/s"));
@@ -101,6 +106,7 @@ pub(super) fn plan(wanted: &Wanted, actual: Option<&v1::VirtualMachine>) -> Plan
     compare_fixed(&wanted.spec, &has, is_narrowed(actual), &mut plan);
     let mut devices = Vec::new();
     compare_devices(&wanted.spec, &has, &mut devices, &mut plan);
+    devices.extend(kept(&wanted.spec, &has));
     let nothing = Vec::new;
     let (before, after) = match (wanted.goal, actual.state()) {
         (None, _) => (nothing(), nothing()),
@@ -157,7 +163,7 @@ fn compare_fixed(wanted: &v1::VirtualMachineSpec, has: &v1::VirtualMachineSpec, 
         }
     }
     for (what, is_same) in [
-        ("pages or NUMA node", wanted.memory == has.memory),
+        ("pages, NUMA node or balloon", shape(wanted) == shape(has)),
         ("host CPUs or topology", wanted.cpus == has.cpus),
         ("other settings", rest(wanted) == rest(has)),
     ] {
@@ -168,6 +174,19 @@ fn compare_fixed(wanted: &v1::VirtualMachineSpec, has: &v1::VirtualMachineSpec, 
     for obstacle in &mut plan.obstacles {
         obstacle.push_str(": cannot be changed in place (destroy the VM, or change the file)");
     }
+}
+
+/// Where memory comes from and may go, whatever the guest keeps of it.
+fn shape(spec: &v1::VirtualMachineSpec) -> Option<v1::MemorySpec> {
+    spec.memory.map(|memory| v1::MemorySpec { balloon: memory.balloon.map(|_| v1::BalloonSpec::default()), ..memory })
+}
+
+/// Another size of the balloon, if there is one: of what policy left of the memory.
+fn kept(wanted: &v1::VirtualMachineSpec, has: &v1::VirtualMachineSpec) -> Option<Step> {
+    let keep = |spec: &v1::VirtualMachineSpec| Some(spec.memory?.balloon?.keep_mib);
+    let (wanted, had) = (keep(wanted)?, keep(has)?);
+    let wanted = if wanted > has.memory_mib { 0 } else { wanted };
+    (wanted != had).then_some(Step::Keep(wanted))
 }
 
 /// What no comparison knows by name: a field that was added to the API is not overlooked.

@@ -110,6 +110,24 @@ fn what_is_under_way_is_waited_for_and_what_is_pruned_is_stopped_first() {
     assert_eq!(removal(&vm(spec(), State::Failed)).steps, [Step::Destroy]);
 }
 
+fn balloon(keep_mib: u64) -> v1::VirtualMachineSpec {
+    let memory = v1::MemorySpec { balloon: Some(v1::BalloonSpec { keep_mib }), ..Default::default() };
+    v1::VirtualMachineSpec { memory: Some(memory), ..spec(vec![], vec![]) }
+}
+
+#[test]
+fn what_a_guest_keeps_changes_in_place_and_that_it_has_a_balloon_does_not() {
+    let running = |keep_mib| vm(balloon(keep_mib), State::Running);
+    assert_eq!(steps(&wanted(balloon(128), None), Some(&running(0))), ["balloon keep 128MiB"]);
+    assert_eq!(steps(&wanted(balloon(0), None), Some(&running(128))), ["balloon keep all"]);
+    assert_eq!(steps(&wanted(balloon(128), None), Some(&running(128))), [""; 0]);
+    // Policy left the VM less than was to be kept.
+    assert_eq!(steps(&wanted(balloon(512), None), Some(&running(0))), [""; 0]);
+    let without = vm(spec(vec![], vec![]), State::Running);
+    let [obstacle] = plan(&wanted(balloon(0), None), Some(&without)).obstacles.try_into().unwrap();
+    assert!(obstacle.starts_with("pages, NUMA node or balloon differ"), "{obstacle}");
+}
+
 fn any_spec() -> impl Strategy<Value = v1::VirtualMachineSpec> {
     let disks = prop::collection::btree_map("[ab]", 0u64..3, 0..3);
     let nics = prop::collection::btree_set("[cd]", 0..3);
@@ -132,6 +150,7 @@ fn applied(mut spec: v1::VirtualMachineSpec, mut state: State, steps: &[Step]) -
                 spec.nics.retain(|nic| nic.id != *id);
                 spec.nvme.retain(|nvme| nvme.id != *id);
             }
+            Step::Keep(keep_mib) => spec.memory = balloon(*keep_mib).memory,
             Step::Attach(Device::Disk(disk)) => spec.disks.push(disk.clone()),
             Step::Attach(Device::Nic(nic)) => spec.nics.push(nic.clone()),
             Step::Attach(Device::Nvme(nvme)) => spec.nvme.push(nvme.clone()),
