@@ -7,8 +7,8 @@
 //!   4096    8 words for each vCPU: its exits, by [`Reason`]
 //!   12288   256 words for each device, by PCI slot: faults, queues; from word 8 on 30 words for each queue:
 //!           operations, bytes, errors, sum of latencies in ns, requests by latency (26 buckets, powers of two of 1 µs)
+//!   77824   32 words of the balloon, see [`BalloonWord`]; from word 16 on the guest's statistics, by [`Statistic`]
 //! ```
-//!   77824   32 words of the balloon: see [`BalloonWord`]; from word 16 on the guest's statistics, by [`Statistic`]
 //! All words are u64, little-endian. A word is written by one thread; a reader sees each whole, and no two of one moment.
 //! What is read was written by a process that a guest may have taken over: nothing here is believed but that it is numbers.
 

@@ -97,7 +97,8 @@ pub struct VfioFunction {
 
 impl VfioFunction {
     /// Takes a device over: `container` and `device` are VFIO descriptors, `at` its address on the host. All of `memory`
-    /// is pinned and mapped for its DMA, and nothing of it goes back by `reclaim` as long as that is so; BARs are assigned in `window`. Alarms are for the control thread to watch.
+    /// is pinned and mapped for its DMA, and nothing of it goes back by `reclaim` as long as that is so; BARs are assigned
+    /// in `window`. Alarms are for the control thread to watch.
     pub fn new(
         id: DeviceId,
         at: Bdf,
