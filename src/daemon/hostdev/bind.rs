@@ -62,11 +62,13 @@ impl PciBus {
 
     /// Takes the function from vfio-pci, if that has it, and lets any driver have it again; it stays without one.
     pub(super) fn leave_vfio(&self, device: Bdf) -> Result<(), HostdevError> {
+        // First, so that whoever finds the function in vfio-pci after a crash in between finds all that is left to do. A line
+        // feed alone clears it; an empty write does nothing.
+        self.write(device, "clear the driver override", &self.dir(device).join("driver_override"), "\n")?;
         if self.driver(device).as_deref() == Some(VFIO_DRIVER) {
             self.unbind(device)?;
         }
-        // A line feed alone clears it; an empty write does nothing.
-        self.write(device, "clear the driver override", &self.dir(device).join("driver_override"), "\n")
+        Ok(())
     }
 
     /// Has the kernel look for a driver.
@@ -137,6 +139,15 @@ mod tests {
         bus.leave_vfio(device).unwrap();
         assert_eq!(read("drivers/vfio-pci/unbind"), "0000:01:10.0");
         assert_eq!(read("devices/0000:01:10.0/driver_override"), "\n");
+    }
+
+    #[test]
+    fn what_is_still_bound_has_no_override_any_more() {
+        let (root, bus, device) = bus(Some("vfio-pci"));
+        fs::remove_file(root.path().join("drivers/vfio-pci/unbind")).unwrap();
+        fs::create_dir(root.path().join("drivers/vfio-pci/unbind")).unwrap();
+        bus.leave_vfio(device).unwrap_err();
+        assert_eq!(fs::read_to_string(bus.dir(device).join("driver_override")).unwrap(), "\n");
     }
 
     #[test]
