@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use super::proc_text::bytes;
+
 /// CPUs and memory of the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HostUse {
@@ -36,15 +38,11 @@ fn parse(stat: &str, meminfo: &str, ticks_per_second: u64) -> Option<HostUse> {
             cpus += 1;
         }
     }
-    let kib = |name: &str| -> Option<u64> {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix(" kB")?.trim().parse().ok()
-    };
     Some(HostUse {
         cpus,
         cpu_time: Duration::from_millis(ticks?.saturating_mul(1000) / ticks_per_second.max(1)),
-        memory_bytes: kib("MemTotal")?.saturating_mul(1024),
-        memory_available_bytes: kib("MemAvailable")?.saturating_mul(1024),
+        memory_bytes: bytes(meminfo, "MemTotal")?,
+        memory_available_bytes: bytes(meminfo, "MemAvailable")?,
     })
 }
 

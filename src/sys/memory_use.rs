@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::proc_text::bytes;
+
 /// A vmm's memory, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryUse {
@@ -18,14 +20,10 @@ pub fn read(pid: u32) -> io::Result<MemoryUse> {
 }
 
 fn parse(rollup: &str) -> Option<MemoryUse> {
-    let kib = |name: &str| -> Option<u64> {
-        let line = rollup.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix("kB")?.trim().parse().ok()
-    };
-    let (whole, shared) = (kib("Pss")?, kib("Pss_Shmem")?);
+    let (whole, shared) = (bytes(rollup, "Pss")?, bytes(rollup, "Pss_Shmem")?);
     // Not part of Pss.
-    let huge = kib("Shared_Hugetlb").unwrap_or(0) + kib("Private_Hugetlb").unwrap_or(0);
-    Some(MemoryUse { guest: (shared + huge) << 10, overhead: whole.saturating_sub(shared) << 10 })
+    let huge = ["Shared_Hugetlb", "Private_Hugetlb"].map(|name| bytes(rollup, name).unwrap_or(0)).iter().sum::<u64>();
+    Some(MemoryUse { guest: shared + huge, overhead: whole.saturating_sub(shared) })
 }
 
 #[cfg(test)]

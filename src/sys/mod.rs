@@ -22,6 +22,7 @@ pub mod namespaces;
 pub mod numa;
 pub mod nvme;
 pub mod packet;
+pub mod proc_text;
 pub mod process;
 #[cfg(feature = "node")]
 pub mod program;

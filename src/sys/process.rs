@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::proc_text::bytes;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
 /// A process for as long as this boot lasts.
@@ -239,12 +240,8 @@ fn start_time(pid: u32) -> io::Result<u64> {
 }
 
 fn parse_resident(status: &str) -> Option<u64> {
-    let kib = |name: &str| -> Option<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix(" kB")?.parse().ok()
-    };
     // A kernel without huge pages has no line about them.
-    Some(kib("VmRSS")?.saturating_add(kib("HugetlbPages").unwrap_or(0)).saturating_mul(1024))
+    Some(bytes(status, "VmRSS")?.saturating_add(bytes(status, "HugetlbPages").unwrap_or(0)))
 }
 
 fn parse_start_time(stat: &str) -> Option<u64> {

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::model::{CpuList, SpecError, VmSpec};
+use crate::sys::proc_text;
 
 /// Read once at start-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,9 +67,7 @@ fn check_cpus(wanted: Option<&CpuList>, present: &str) -> Result<(), SpecError> 
 }
 
 fn parse_mem_total_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024)
+    Some(proc_text::bytes(meminfo, "MemTotal")? >> 20)
 }
 
 #[cfg(test)]
