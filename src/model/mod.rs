@@ -7,9 +7,11 @@ mod attach;
 mod balloon;
 mod canonical;
 mod decision;
+mod device;
 mod digest;
 mod exit;
 mod id;
+mod image_path;
 mod jail;
 mod journal;
 mod launch;
@@ -28,9 +30,11 @@ pub use canonical::{NotCanonical, canonical};
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict, denier,
 };
+pub use device::{DeviceSpec, DiskSpec, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, TapSpec};
 pub use digest::{DigestError, PluginDigest, RecordHash};
 pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};
+pub use image_path::ImagePath;
 pub use jail::{JailArgsError, JailFacts, locked_bytes};
 pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,
@@ -47,10 +51,7 @@ pub use nvme::{
 };
 pub use pci::{Bdf, BdfError};
 pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
-pub use spec::{
-    BootSpec, DeviceSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, SpecError,
-    TapSpec, VmSpec,
-};
+pub use spec::{BootSpec, SpecError, VmSpec};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

@@ -1,14 +1,14 @@
-//! What a VM shall be. Key types: [`VmSpec`] and its parts, complete and within bounds once constructed.
+//! What a VM shall be. Key type: [`VmSpec`], complete and within bounds once constructed; its devices are in `device`.
 //!
 //! `api::convert` builds these from requests; the store keeps them; `daemon/supervisor` plans a launch from them.
 
 use std::collections::HashSet;
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
 
 use super::resources::check_memory as check_pages;
-use super::{BalloonSpec, CpuSpec, DeviceId, MemorySpec, NvmeSpec, RateLimits, Topology, VfWish, VsockSpec};
+use super::{
+    BalloonSpec, CpuSpec, DeviceId, DeviceSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MemorySpec,
+    NicBackend, NicSpec, NvmeSpec, RateLimits, Topology, VsockSpec,
+};
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
 const MAX_VCPUS: u32 = 128;
@@ -20,13 +20,6 @@ const MAX_MEMORY_MIB: u64 = 4 << 20;
 const MAX_CMDLINE_LEN: usize = 2047;
 /// Bytes of the command line that the daemon keeps for itself (console, root, addresses).
 const CMDLINE_RESERVE: usize = 256;
-/// Longest image path, in bytes.
-const MAX_IMAGE_PATH_LEN: usize = 255;
-
-/// Request queues that a disk may have: a jail's limit of descriptors counts on it.
-pub const MAX_DISK_QUEUES: u16 = 8;
-/// Pairs of queues that a NIC may have: the same.
-pub const MAX_NIC_QUEUES: u16 = 4;
 
 /// Descriptors that all devices together may need of the host: a launch is one packet, which carries 64 at most
 /// (`wire::MAX_DESCRIPTORS`), some of them for the VM itself.
@@ -49,59 +42,6 @@ impl SpecError {
     }
 }
 
-/// A relative path below a directory that the operator chose (images, or the tenant's volumes).
-///
-/// Only plain components: no leading `/`, no `.` or `..`, no empty component. Symbolic links are refused when the
-/// daemon opens it (`openat2` with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ImagePath(String);
-
-impl TryFrom<String> for ImagePath {
-    type Error = SpecError;
-
-    fn try_from(text: String) -> Result<Self, SpecError> {
-        Self::new("path", &text)
-    }
-}
-
-impl From<ImagePath> for String {
-    fn from(path: ImagePath) -> Self {
-        path.0
-    }
-}
-
-impl ImagePath {
-    /// Checks `text`; `field` names it in the error.
-    pub fn new(field: &str, text: &str) -> Result<Self, SpecError> {
-        let refuse = |reason: String| Err(SpecError::new(field, reason));
-        if text.is_empty() {
-            return refuse("path is empty".into());
-        }
-        if text.len() > MAX_IMAGE_PATH_LEN {
-            return refuse(format!("path has {} bytes, at most {MAX_IMAGE_PATH_LEN} are allowed", text.len()));
-        }
-        if text.chars().any(char::is_control) {
-            return refuse(format!("path {text:?} holds a control character"));
-        }
-        if text.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
-            return refuse(format!("path {text:?} must be relative, without '.', '..' or empty parts"));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// The path as given.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ImagePath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// What the VM boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootSpec {
@@ -111,99 +51,6 @@ pub struct BootSpec {
     pub initrd: Option<ImagePath>,
     /// Kernel command line, added to the daemon's own words.
     pub cmdline: String,
-}
-
-/// A raw disk image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskSpec {
-    /// Name of the device; also the disk's serial number in the guest (first 20 bytes).
-    pub id: DeviceId,
-    /// The image, below the tenant's volume directory.
-    pub volume: ImagePath,
-    /// The guest may only read.
-    pub is_read_only: bool,
-    /// The host's page cache is bypassed (`O_DIRECT`, open(2)).
-    pub is_direct: bool,
-    /// Request queues, 1 to [`MAX_DISK_QUEUES`].
-    pub queues: u16,
-    /// What it may move.
-    pub limits: RateLimits,
-}
-
-/// A network interface.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NicSpec {
-    /// Name of the device.
-    pub id: DeviceId,
-    /// What is behind it on the host.
-    pub backend: NicBackend,
-}
-
-/// What is behind a network interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NicBackend {
-    /// virtio-net on a tap, with an address pair of its own.
-    Tap(TapSpec),
-    /// A virtual function of an SR-IOV network card, passed through; policy chooses which at each start.
-    Sriov(VfWish),
-}
-
-/// A virtio-net interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TapSpec {
-    /// What it may move in each direction.
-    pub limits: RateLimits,
-    /// Pairs of queues, 1 to [`MAX_NIC_QUEUES`].
-    pub queues: u16,
-}
-
-impl Default for TapSpec {
-    /// Without limits, one pair.
-    fn default() -> Self {
-        Self { limits: RateLimits::default(), queues: 1 }
-    }
-}
-
-impl NicSpec {
-    /// What is asked of the VF, if it is to be one.
-    pub fn vf_wish(&self) -> Option<VfWish> {
-        match self.backend {
-            NicBackend::Tap(_) => None,
-            NicBackend::Sriov(wish) => Some(wish),
-        }
-    }
-
-    /// What there is to say of its tap, if it has one.
-    pub fn tap(&self) -> Option<TapSpec> {
-        match self.backend {
-            NicBackend::Tap(tap) => Some(tap),
-            NicBackend::Sriov(_) => None,
-        }
-    }
-}
-
-/// A device of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceSpec {
-    /// A disk.
-    Disk(DiskSpec),
-    /// A network interface.
-    Nic(NicSpec),
-    /// An NVMe device.
-    Nvme(NvmeSpec),
-}
-
-impl DeviceSpec {
-    /// Its name.
-    pub fn id(&self) -> &DeviceId {
-        match self {
-            Self::Disk(disk) => &disk.id,
-            Self::Nic(nic) => &nic.id,
-            Self::Nvme(nvme) => &nvme.id,
-        }
-    }
 }
 
 /// A complete, valid VM.
@@ -531,6 +378,7 @@ fn check_cmdline(cmdline: &str) -> Result<(), SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{TapSpec, VfWish};
 
     fn boot() -> BootSpec {
         BootSpec {
@@ -638,14 +486,6 @@ mod tests {
         for mac in ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "03:00:00:00:00:01"] {
             assert_eq!(with_mac(mac).unwrap_err().field, "spec.nics[1].sriov.mac", "{mac}");
         }
-    }
-
-    #[test]
-    fn refuses_paths_that_leave_their_directory() {
-        for path in ["", "/etc/shadow", "../x", "a/../b", "a//b", "a/.", "a\nb"] {
-            assert!(ImagePath::new("f", path).is_err(), "{path:?}");
-        }
-        assert!(ImagePath::new("f", "linux-6.12/vmlinux").is_ok());
     }
 
     #[test]
