@@ -236,7 +236,12 @@ fn a_vm_for_the_moment_outlives_resets_and_not_its_client() {
     use std::process::Stdio;
     let host = Host::with_guests();
     let mut command = host.command("tenant-acme");
-    command.args(["vm", "run", "web", "--grace", "0"]).args(LINUX).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .args(["vm", "run", "web", "--grace", "0"])
+        .args(LINUX)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut client = command.spawn().unwrap();
     let mut printed = BufReader::new(client.stdout.take().unwrap());
     let mut lines = Vec::new();

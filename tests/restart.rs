@@ -1,5 +1,7 @@
 //! VMs outlive the daemon; a VM whose vmm dies leaves nothing. Boots guests (feature `lab`).
 
+mod load;
+
 use crate::support::Host;
 use crate::support::console::Console;
 use crate::support::guest::{boot, disk, linux, linux_with, nic};

@@ -139,12 +139,17 @@ impl Tree {
         Ok(None)
     }
 
+    /// Whether there is a group `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
     /// Kills whatever runs in the group `name`, waits until it is empty and removes it; an absent one is fine. Blocks.
     pub fn remove(&self, name: &str) -> Result<(), CgroupError> {
-        let path = self.path(name);
-        if !path.exists() {
+        if !self.has(name) {
             return Ok(());
         }
+        let path = self.path(name);
         write(&path.join("cgroup.kill"), "1")?;
         let end = Instant::now() + EMPTY_WITHIN;
         loop {

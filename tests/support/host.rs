@@ -342,7 +342,13 @@ impl Host {
         entries.filter(|path| path.is_dir()).collect()
     }
 
-    /// What the daemon logged so far.
+    /// The last line of the daemon's log that contains `text`.
+    pub fn last_logged(&self, text: &str) -> Option<String> {
+        let log = fs::read_to_string(self.directory.path().join("daemon.log")).ok()?;
+        log.lines().rfind(|line| line.contains(text)).map(str::to_owned)
+    }
+
+    /// What the daemon logged last.
     pub fn daemon_log(&self) -> String {
         tail(&self.directory.path().join("daemon.log"))
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
@@ -110,7 +111,9 @@ impl Node {
         ));
         supervisor.sweep(&found.vms.iter().map(|vm| vm.uid).collect::<Vec<_>>()).await;
         crash::reach(Point::BootSwept);
+        let (vms, begun) = (found.vms.len(), Instant::now());
         resume(&supervisor, &handles, found.vms).await;
+        tracing::info!(vms, took = ?begun.elapsed(), "VMs taken over");
         crash::reach(Point::BootResumed);
         tokio::spawn(decisions::sweep_hourly(store.clone()));
         let requests = Requests::new(store.clone(), found.requests);

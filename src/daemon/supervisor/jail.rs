@@ -65,6 +65,11 @@ impl Jail {
         self.tree.make_policy(limits)
     }
 
+    /// Whether a VM has a cgroup.
+    pub(super) fn has(&self, uid: VmId) -> bool {
+        self.tree.has(&uid.to_string())
+    }
+
     /// Removes the cgroup of a VM, with whatever still runs in it. Blocks.
     pub(super) fn remove(&self, uid: VmId) -> Result<(), CgroupError> {
         self.tree.remove(&uid.to_string())

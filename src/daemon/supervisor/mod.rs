@@ -209,6 +209,9 @@ impl Shared {
 
     /// Removes the cgroup of `uid`, if there is one, and says so where it cannot.
     pub(crate) async fn remove_cgroup(self: &Arc<Self>, uid: VmId) {
+        if !self.jail.as_ref().is_some_and(|jail| jail.has(uid)) {
+            return;
+        }
         let shared = Arc::clone(self);
         let removed = tokio::task::spawn_blocking(move || shared.jail.as_ref().map_or(Ok(()), |jail| jail.remove(uid)));
         match removed.await {
@@ -299,7 +302,8 @@ impl Supervisor {
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     uid: VmId,
-    calls: mpsc::Sender<Request>,
+    /// Boxed: a channel keeps room for 32 from its first on, and there may be a thousand of them.
+    calls: mpsc::Sender<Box<Request>>,
     only_if: Option<OnlyIf>,
 }
 
@@ -312,6 +316,10 @@ impl VmHandle {
     /// Which VM.
     pub fn uid(&self) -> VmId {
         self.uid
+    }
+
+    async fn ask(&self, request: Request) -> Result<(), CallError> {
+        self.calls.send(Box::new(request)).await.map_err(|_| CallError::Gone)
     }
 
     /// Starts it and waits until its vCPUs run.
@@ -373,7 +381,7 @@ impl VmHandle {
         let (reply, answer) = oneshot::channel();
         let only_if = self.only_if.clone();
         let call = Call { wanted: Wanted::Changed(change), only_if, reply, request: CallId::current() };
-        self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
+        self.ask(Request::Lifecycle(call)).await?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
     }
@@ -403,14 +411,14 @@ impl VmHandle {
         let (reply, answer) = oneshot::channel();
         let only_if = self.only_if.clone();
         let call = DeviceCall { wanted, only_if, reply, request: CallId::current() };
-        self.calls.send(Request::Device(call)).await.map_err(|_| CallError::Gone)?;
+        self.ask(Request::Device(call)).await?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
         let call = Call { wanted, only_if: self.only_if.clone(), reply, request: CallId::current() };
-        self.calls.send(Request::Lifecycle(call)).await.map_err(|_| CallError::Gone)?;
+        self.ask(Request::Lifecycle(call)).await?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 }

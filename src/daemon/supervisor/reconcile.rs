@@ -151,7 +151,11 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
     };
     let facts = Facts { process: fact, exit };
     let action = reconcile(vm, &facts);
-    tracing::info!(tenant = %vm.tenant, vm = %vm.name, uid = %vm.uid, ?action, "reconciled");
+    if action == Action::Leave {
+        tracing::debug!(tenant = %vm.tenant, vm = %vm.name, uid = %vm.uid, "left as it is");
+    } else {
+        tracing::info!(tenant = %vm.tenant, vm = %vm.name, uid = %vm.uid, ?action, "reconciled");
+    }
     let events = match action {
         Action::Adopt(events) => match process.take().map(|process| Live::new(process, link)) {
             Some(Ok(live)) => return Resumption { live: Some(live), devices, events },
@@ -159,7 +163,10 @@ pub(super) async fn resume(shared: &Arc<Shared>, vm: &VmRecord) -> Resumption {
         },
         // Only what a daemon that died in between did not remove.
         Action::Leave => {
-            let _ = tokio::fs::remove_dir_all(paths.run_dir()).await;
+            // Of a thousand VMs hardly one: a look at each, and no thread for it.
+            if paths.run_dir().exists() {
+                let _ = tokio::fs::remove_dir_all(paths.run_dir()).await;
+            }
             shared.remove_cgroup(vm.uid).await;
             return Resumption::default();
         }

@@ -31,7 +31,7 @@ impl VmHandle {
     pub async fn standing(&self) -> Result<Option<Standing>, CallError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
-            self.calls.send(Request::Look(reply)).await.map_err(|_| CallError::Gone)?;
+            self.ask(Request::Look(reply)).await?;
             answer.await.map_err(|_| CallError::Gone)
         };
         tokio::time::timeout(LOOK_TIMEOUT, asked).await.map_or(Ok(None), |standing| standing.map(Some))
@@ -40,7 +40,7 @@ impl VmHandle {
     /// Removes the run directory and the cgroup that a VM which is off should not have. Whether it was off.
     pub async fn tidy(&self) -> Result<bool, CallError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Request::Tidy(reply)).await.map_err(|_| CallError::Gone)?;
+        self.ask(Request::Tidy(reply)).await?;
         answer.await.map_err(|_| CallError::Gone)
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Phase {
 
 /// Something to react to.
 enum News {
-    Request(Option<Request>),
+    Request(Option<Box<Request>>),
     Device(Progress),
     Spawned(Result<Spawned, LaunchError>),
     Message(FromVmm),
@@ -51,7 +51,7 @@ pub(super) struct VmTask {
     pub(super) shared: Arc<Shared>,
     pub(super) vm: VmRecord,
     pub(super) paths: VmPaths,
-    calls: mpsc::Receiver<Request>,
+    calls: mpsc::Receiver<Box<Request>>,
     waiting: Vec<Call>,
     pub(super) phase: Phase,
     pub(super) hotplug: Hotplug,
@@ -60,7 +60,7 @@ pub(super) struct VmTask {
 }
 
 impl VmTask {
-    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Request>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, vm: VmRecord, calls: mpsc::Receiver<Box<Request>>) -> Self {
         Self {
             paths: shared.paths(vm.uid),
             shared,
@@ -75,7 +75,20 @@ impl VmTask {
     }
 
     /// Runs until the VM is gone, or until nobody can call any more: then its process goes on without us.
+    ///
+    /// What a reaction needs is allocated while it lasts: most VMs wait most of the time, and a thousand may.
     pub(super) async fn run(mut self, resumption: Resumption) {
+        Box::pin(self.resume(resumption)).await;
+        while !self.is_gone {
+            let news = self.news().await;
+            if matches!(news, News::Request(None)) {
+                return;
+            }
+            Box::pin(self.react(news)).await;
+        }
+    }
+
+    async fn resume(&mut self, resumption: Resumption) {
         if let Some(live) = resumption.live {
             self.phase = Phase::Live(Box::new(live));
             self.take_over();
@@ -84,20 +97,22 @@ impl VmTask {
         for event in resumption.events {
             self.apply(event).await;
         }
-        while !self.is_gone {
-            match self.news().await {
-                News::Request(Some(request)) => match request.id() {
-                    Some(id) => id.scope(self.request(request)).await,
-                    None => self.request(request).await,
-                },
-                News::Request(None) => return,
-                News::Device(progress) => self.progress(progress).await,
-                News::Spawned(result) => self.launched(result).await,
-                News::Message(message) => self.message(message).await,
-                News::LinkLost(error) => self.link_lost(&error),
-                News::Ended => self.ended().await,
-                News::Timer => self.timer().await,
-            }
+    }
+
+    async fn react(&mut self, news: News) {
+        match news {
+            News::Request(Some(request)) => match request.id() {
+                Some(id) => id.scope(self.request(*request)).await,
+                None => self.request(*request).await,
+            },
+            // The task ends with this.
+            News::Request(None) => {}
+            News::Device(progress) => self.progress(progress).await,
+            News::Spawned(result) => self.launched(result).await,
+            News::Message(message) => self.message(message).await,
+            News::LinkLost(error) => self.link_lost(&error),
+            News::Ended => self.ended().await,
+            News::Timer => self.timer().await,
         }
     }
 
@@ -545,5 +560,20 @@ fn changed_spec(spec: &VmSpec, change: &Change) -> Result<Option<VmSpec>, String
         DeviceChange::Balloon { keep_mib } => {
             spec.clone().with_kept(keep_mib).map(Some).map_err(|error| error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Resumption, VmTask};
+
+    fn size_of_future<F>(_: impl FnOnce(VmTask, Resumption) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_vm_that_only_waits_holds_little_memory() {
+        let size = size_of_future(VmTask::run);
+        assert!(size <= 3 << 10, "a VM's task takes {size} bytes");
     }
 }
