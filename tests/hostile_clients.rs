@@ -32,6 +32,8 @@ const LOAD: &str = "/ostler.v1.PluginService/LoadPlugin";
 const CONNECTIONS: usize = 10_000;
 /// That many of them at once.
 const AT_ONCE: usize = 200;
+/// Connections on which nothing is said, at once: some times as many as may shake hands.
+const SILENT: usize = 500;
 /// Between two calls of the bystander: an identity may not call as fast as it can.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Between two bytes of a slow writer.
@@ -297,4 +299,34 @@ fn ten_thousand_connections_of_one_identity_leave_room_for_others() {
     });
     until("descriptors are given back", SOON, || (descriptors(&mut host) <= before + SLACK).then_some(()));
     assert_eq!(host.daemon_pid(), pid);
+}
+
+#[test]
+fn connections_that_say_nothing_keep_nobody_from_connecting() {
+    let host = Host::start();
+    host.tenant("acme").register("web", small()).unwrap();
+    let port = host.port();
+    let (open, mut opened) = mpsc::channel(1);
+    spawn(async move {
+        // Each in the place of an older one, if that is how the daemon gets rid of them.
+        let mut silent = std::collections::VecDeque::new();
+        for at in 0.. {
+            silent.push_back(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+            if at == SILENT && open.send(()).await.is_err() || at > SILENT && open.is_closed() {
+                return;
+            }
+            if at >= SILENT {
+                silent.pop_front();
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    });
+    wait(opened.recv()).unwrap();
+    for _ in 0..20 {
+        assert_eq!(host.tenant("acme").get("web").unwrap().name, "tenants/acme/vms/web");
+    }
+    drop(opened);
+    // Nobody had to wait for their time to be over.
+    assert!(host.last_logged("oldest of too many handshakes").is_some());
+    assert_eq!(host.last_logged("handshake takes too long"), None);
 }

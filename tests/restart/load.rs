@@ -22,7 +22,7 @@ use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host};
 
 /// Guests, unless the environment says otherwise: each takes seconds to boot on an emulated processor.
-const GUESTS: usize = 4;
+const GUESTS: usize = 2;
 /// What a guest takes of the host's memory, generously, in KiB; as much stays free for everything else.
 const GUEST_KIB: u64 = 256 << 10;
 /// VMs that are only known.

@@ -1,6 +1,6 @@
 //! Accepts connections and shakes hands, without letting anybody hold up the others. Key type: [`Connection`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::future::Future;
 use std::io;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +23,7 @@ use super::trust::{Trusted, distrusted};
 use super::{Ending, ended};
 use crate::daemon::service::{AuthnError, Followed, Identity, Tenants, spiffe_id};
 
-/// Handshakes at the same time, from anybody.
+/// Handshakes at the same time, from anybody; for one more, the oldest is given up.
 const MAX_HANDSHAKES: usize = 64;
 /// How long one may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,14 +85,10 @@ pub(super) fn connections(
         told: Arc::new(Semaphore::new(MAX_TOLD)),
         shares: Shares::default(),
     });
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = Handshakes::default();
     let refused = Arc::new(Refused::default());
     tokio::spawn(async move {
         loop {
-            let permit = tokio::select! {
-                () = ended(&mut ending) => return,
-                permit = Arc::clone(&handshakes).acquire_owned() => permit,
-            };
             let accepted = tokio::select! {
                 () = ended(&mut ending) => return,
                 accepted = listener.accept() => accepted,
@@ -102,9 +98,13 @@ pub(super) fn connections(
                 continue;
             };
             let (door, ready, refused) = (Arc::clone(&door), ready.clone(), Arc::clone(&refused));
+            let (place, given_up) = handshakes.begin();
             tokio::spawn(async move {
-                let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.shake_hands(stream)).await;
-                drop(permit);
+                let shaken = tokio::select! {
+                    shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, door.shake_hands(stream)) => shaken,
+                    _ = given_up => return refused.tell(address, &"oldest of too many handshakes"),
+                };
+                drop(place);
                 match shaken {
                     // Nobody takes connections any more: the daemon ends.
                     Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
@@ -115,6 +115,50 @@ pub(super) fn connections(
         }
     });
     ReceiverStream::new(connections)
+}
+
+/// Handshakes under way. A handle: clones share the table.
+///
+/// Who connects and says nothing holds a place only until others need it: a client that means it is done in
+/// milliseconds, long before it is the oldest.
+#[derive(Debug, Clone, Default)]
+struct Handshakes {
+    /// Rank: leaf. Held for an update only.
+    going: Arc<Mutex<Going>>,
+}
+
+#[derive(Debug, Default)]
+struct Going {
+    next: u64,
+    /// By number, so oldest first; one whose sender goes is given up.
+    places: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+/// A handshake's place, until it is dropped or given up.
+struct Place {
+    handshakes: Handshakes,
+    number: u64,
+}
+
+impl Handshakes {
+    /// A place for one more, and what resolves when it is given up.
+    fn begin(&self) -> (Place, oneshot::Receiver<()>) {
+        let (keep, given_up) = oneshot::channel();
+        let mut going = self.going.lock().unwrap_or_else(PoisonError::into_inner);
+        if going.places.len() >= MAX_HANDSHAKES {
+            going.places.pop_first();
+        }
+        let number = going.next;
+        going.next += 1;
+        going.places.insert(number, keep);
+        (Place { handshakes: self.clone(), number }, given_up)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.handshakes.going.lock().unwrap_or_else(PoisonError::into_inner).places.remove(&self.number);
+    }
 }
 
 /// Connections that were refused, for the log.
@@ -300,5 +344,27 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot::error::TryRecvError;
+
+    #[test]
+    fn for_one_handshake_too_many_the_oldest_is_given_up() {
+        let handshakes = Handshakes::default();
+        let mut begun: Vec<_> = (0..MAX_HANDSHAKES).map(|_| handshakes.begin()).collect();
+        let is_given_up = |it: &mut (Place, oneshot::Receiver<()>)| it.1.try_recv() == Err(TryRecvError::Closed);
+        assert!(!begun.iter_mut().any(is_given_up));
+        // One that has ended makes room for one.
+        drop(begun.remove(7));
+        begun.push(handshakes.begin());
+        assert!(!begun.iter_mut().any(is_given_up));
+        begun.push(handshakes.begin());
+        let gone: Vec<_> = begun.iter_mut().map(is_given_up).collect();
+        assert_eq!(gone.iter().position(|it| *it), Some(0));
+        assert_eq!(gone.iter().filter(|it| **it).count(), 1);
     }
 }

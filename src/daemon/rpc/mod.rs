@@ -1,7 +1,7 @@
 //! The daemon's door: gRPC over mutual TLS. Decodes, calls `service`, encodes; decides nothing.
 //!
 //! ```text
-//!   listener ── accept (capped) ──▶ handshake (5 s, own task) ──▶ Connection{caller} ──▶ tonic
+//!   listener ── accept ──▶ handshake (5 s, own task, capped) ──▶ Connection{caller} ──▶ tonic
 //!   each call: caller from the connection ── own task (survives a client that hangs up; may panic alone) ──▶ service
 //! ```
 
