@@ -1,34 +1,23 @@
-//! The NIC: pairs of queues, the control queue, what was negotiated. Key type: [`Net`].
+//! The NIC whose frames this process moves: pairs of queues, the control queue, what was negotiated. Key type: [`Net`].
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
-use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_STATUS, VIRTIO_NET_OK,
-    VIRTIO_NET_S_LINK_UP,
-};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use super::control::{self, COMMAND_LEN, Command};
-use super::offload::{self, MAX_FRAME_LEN, has};
+use super::control;
+use super::front::{Front, Role};
+use super::offload::{self, MAX_FRAME_LEN};
 use super::pair::{Pair, Shared};
 use crate::model::{DeviceChange, DeviceId, MacAddr, RateLimits};
 use crate::sys::tap::{self, Offloads};
 use crate::vmm::ports::ChangeError;
-use crate::vmm::virtio::chain;
 use crate::vmm::virtio::device::{Active, Device, Fault, Identity, Next, Wake};
 use crate::vmm::virtio::limiter::Limiter;
-use crate::vmm::virtio::queue::{Ring, RingFault};
+use crate::vmm::virtio::queue::Ring;
 use crate::vmm::virtio::stock::Stock;
-
-const QUEUE_SIZE: u16 = 256;
-/// Entries of the control queue: a driver sends one command and waits.
-const CONTROL_SIZE: u16 = 64;
-/// Ethernet controller.
-const CLASS: u32 = 0x02_00_00;
 
 /// How a tap is told what the guest wants of it.
 #[derive(Debug, Clone, Copy)]
@@ -47,11 +36,8 @@ impl TapControl {
 /// virtio-net on a tap.
 #[derive(Debug)]
 pub struct Net {
-    id: DeviceId,
-    mac: MacAddr,
+    front: Front,
     pairs: Vec<Pair>,
-    /// What the tap can do.
-    known: Offloads,
     control: TapControl,
     /// What the driver that runs has taken, once the tap knows of it.
     agreed: Option<Agreed>,
@@ -63,14 +49,6 @@ pub struct Net {
 struct Agreed {
     features: u64,
     longest: u64,
-}
-
-/// What a queue is for (VIRTIO 1.3 §5.1.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Receive(usize),
-    Transmit(usize),
-    Control,
 }
 
 impl Net {
@@ -110,19 +88,9 @@ impl Net {
         let limits = roomy(limits);
         let limiter = || Ok::<_, io::Error>(Limiter::with_timer(limits, stock.timer()?));
         let (receives, transmits) = (limiter()?, limiter()?);
-        let pairs = taps.into_iter().map(Pair::new).collect();
-        Ok(Self { id, mac, pairs, known, control, agreed: None, receives, transmits })
-    }
-
-    /// The control queue is behind the pairs that the driver knows of.
-    fn role(&self, number: usize, features: u64) -> Option<Role> {
-        let pairs = if has(features, VIRTIO_NET_F_MQ) { self.pairs.len() } else { 1 };
-        match (number / 2, number % 2) {
-            (pair, 0) if pair < pairs => Some(Role::Receive(pair)),
-            (pair, _) if pair < pairs => Some(Role::Transmit(pair)),
-            (pair, 0) if pair == pairs && has(features, VIRTIO_NET_F_CTRL_VQ) => Some(Role::Control),
-            _ => None,
-        }
+        let pairs: Vec<_> = taps.into_iter().map(Pair::new).collect();
+        let front = Front { id, mac, pairs: pairs.len() as u16, known };
+        Ok(Self { front, pairs, control, agreed: None, receives, transmits })
     }
 
     /// The first call after a driver has come: the tap learns what was negotiated, and that one pair is in use.
@@ -130,8 +98,8 @@ impl Net {
         if let Some(agreed) = self.agreed {
             return Ok(agreed);
         }
-        let flags = offload::host_flags(features & offload::offer(self.known));
-        if self.known != Offloads::NONE
+        let flags = offload::host_flags(features & offload::offer(self.front.known));
+        if self.front.known != Offloads::NONE
             && let Some(first) = self.pairs.first()
         {
             (self.control.set_offloads)(first.tap(), flags)?;
@@ -154,37 +122,6 @@ impl Net {
         Ok(())
     }
 
-    /// Answers commands. True if other pairs are in use now.
-    fn obey(&mut self, ring: &mut Ring, memory: &Arc<GuestMemoryMmap>) -> Result<bool, Fault> {
-        let mut is_changed = false;
-        for _ in 0..ring.size() {
-            let Some(mut chain) = ring.pop(&**memory)? else {
-                if ring.listen(&**memory)? {
-                    continue;
-                }
-                break;
-            };
-            let head = chain.head;
-            let bytes = chain.read_head::<COMMAND_LEN>(&**memory).filter(|_| chain.readable.is_empty());
-            let command = bytes.and_then(|bytes| control::parse(bytes, self.pairs.len() as u16));
-            let answer = match command {
-                Some(Command::UsePairs(count)) => {
-                    self.use_pairs(count.into())?;
-                    is_changed = true;
-                    VIRTIO_NET_OK
-                }
-                None => {
-                    ring.count_offence();
-                    VIRTIO_NET_ERR
-                }
-            };
-            chain::write(&**memory, &chain.writable, &[answer as u8]).ok_or(RingFault::NoAnswer)?;
-            ring.complete(&**memory, head, 1)?;
-        }
-        ring.signal(&**memory)?;
-        Ok(is_changed)
-    }
-
     /// Whether a queue may have work after this wake-up.
     fn has_work(&self, role: Role, number: usize, wake: Wake) -> bool {
         let pairs = self.pairs.len();
@@ -203,9 +140,9 @@ impl Net {
     }
 
     fn serve(&mut self, role: Role, ring: &mut Ring, memory: &Arc<GuestMemoryMmap>, to: Agreed) -> Result<Next, Fault> {
-        let Self { id, pairs, receives, transmits, .. } = self;
+        let Self { front, pairs, receives, transmits, .. } = self;
         let Agreed { features, longest } = to;
-        let mut shared = Shared { id, memory, features, longest, receives, transmits };
+        let mut shared = Shared { id: &front.id, memory, features, longest, receives, transmits };
         match role {
             Role::Receive(number) => match pairs.get_mut(number).filter(|pair| pair.is_attached) {
                 Some(pair) => pair.receive(ring, &mut shared),
@@ -216,7 +153,10 @@ impl Net {
                 None => Ok(Next::Wait),
             },
             // What was left on the pairs that are used now is looked at anew.
-            Role::Control => Ok(if self.obey(ring, memory)? { Next::Again } else { Next::Wait }),
+            Role::Control => {
+                let is_changed = control::answer(ring, memory, self.front.pairs, |count| self.use_pairs(count.into()))?;
+                Ok(if is_changed { Next::Again } else { Next::Wait })
+            }
         }
     }
 }
@@ -228,26 +168,7 @@ fn roomy(limits: RateLimits) -> RateLimits {
 
 impl Device for Net {
     fn identity(&self) -> Identity {
-        // At most a few, as the launch says.
-        let pairs = self.pairs.len() as u16;
-        // struct virtio_net_config (VIRTIO 1.3 §5.1.4) up to max_virtqueue_pairs.
-        let mut config = self.mac.0.to_vec();
-        config.extend((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
-        config.extend(pairs.to_le_bytes());
-        let mut features = offload::offer(self.known) | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
-        let mut queue_sizes = vec![QUEUE_SIZE; 2 * self.pairs.len()];
-        if pairs > 1 {
-            features |= 1 << VIRTIO_NET_F_MQ | 1 << VIRTIO_NET_F_CTRL_VQ;
-            queue_sizes.push(CONTROL_SIZE);
-        }
-        Identity {
-            id: self.id.to_string(),
-            device_type: VIRTIO_ID_NET as u16,
-            class: CLASS,
-            features,
-            config,
-            queue_sizes,
-        }
+        self.front.identity()
     }
 
     /// The tap's queues, then the timers of the receive and of the transmit limits.
@@ -261,7 +182,7 @@ impl Device for Net {
         let memory = active.memory.memory().into_inner();
         let mut next = Next::Wait;
         for number in 0..active.rings.len() {
-            if let Some(role) = self.role(number, active.features)
+            if let Some(role) = self.front.role(number, active.features)
                 && self.has_work(role, number, wake)
                 && let Some(ring) = active.rings.get_mut(number).and_then(Option::as_mut)
                 && self.serve(role, ring, &memory, to)? == Next::Again

@@ -11,6 +11,7 @@
 
 mod control;
 mod device;
+mod front;
 mod offload;
 mod pair;
 #[cfg(test)]
