@@ -53,6 +53,24 @@ fn each_bad_registration_has_its_own_error_and_none_leaves_a_trace() {
         ("too many queues", good, changed(|s| s.disks = vec![many("root", "gone.img")]), "spec.disks[0].queues"),
         ("bad disk id", good, changed(|s| s.disks = vec![disk("a/b", "x.img")]), "spec.disks"),
         (
+            "vhost and limits",
+            good,
+            changed(|s| {
+                let limits = Some(v1::RateLimits { bytes_per_second: 1 << 20, ..Default::default() });
+                s.nics = vec![v1::NicSpec { id: "eth0".into(), vhost: true, limits, ..Default::default() }];
+            }),
+            "spec.nics[0].limits",
+        ),
+        (
+            "vhost and a virtual function",
+            good,
+            changed(|s| {
+                let sriov = Some(v1::SriovNic::default());
+                s.nics = vec![v1::NicSpec { id: "vf".into(), vhost: true, sriov, ..Default::default() }];
+            }),
+            "spec.nics[0].vhost",
+        ),
+        (
             "one id twice",
             good,
             changed(|s| s.nics = vec![v1::NicSpec { id: "eth0".into(), ..Default::default() }; 2]),
@@ -86,6 +104,32 @@ fn is_about(facts: &ErrorFacts, field: &str) -> bool {
     );
     let named = facts.metadata.get("field").is_some_and(|named| named.contains(field));
     is_code && named && facts.message.contains(field)
+}
+
+#[test]
+fn a_nic_for_the_kernel_is_an_operator_s_to_give_on_a_host_that_has_the_module() {
+    let host = Host::start();
+    let served = || v1::NicSpec { id: "eth0".into(), vhost: true, ..Default::default() };
+    let spec = || changed(|s| s.nics = vec![served()]).unwrap();
+    let (acme, operator) = (host.tenant("acme"), host.operator());
+    let foreign = facts(&acme.register("web", spec()).unwrap_err());
+    assert_eq!((foreign.code, foreign.reason.as_str()), (Code::PermissionDenied, "NOT_ALLOWED"));
+    assert!(foreign.message.contains("vhost is given by an operator"), "{foreign:?}");
+    acme.register("plain", small()).unwrap();
+    let device = v1::attach_device_request::Device::Nic(served());
+    assert_eq!(facts(&acme.attach("plain", device.clone()).unwrap_err()).reason, "NOT_ALLOWED");
+    let (registered, attached) =
+        (operator.register("tenants/acme/vms/web", spec()), operator.attach("tenants/acme/vms/plain", device));
+    if std::path::Path::new("/dev/vhost-net").exists() {
+        assert!(registered.unwrap().spec.unwrap().nics[0].vhost && attached.is_ok());
+        let limited = operator.limit("tenants/acme/vms/web", "eth0", v1::RateLimits::default()).unwrap_err();
+        assert_eq!(facts(&limited).reason, "CHANGE_FAILED");
+        return;
+    }
+    for (refused, field) in [(registered.unwrap_err(), "spec.nics[0].vhost"), (attached.unwrap_err(), "nic.vhost")] {
+        let refused = facts(&refused);
+        assert!(is_about(&refused, field) && refused.message.contains("modprobe vhost_net"), "{refused:?}");
+    }
 }
 
 #[test]

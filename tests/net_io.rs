@@ -1,18 +1,29 @@
-//! NICs on taps under a stock driver: what was negotiated is in use, data arrives whole in both directions, queues, limits.
-//! Boots guests (feature `lab`).
+//! NICs on taps under a stock driver, served by the vmm or by the host's kernel: what was negotiated is in use, data arrives
+//! whole in both directions, queues, limits. Boots guests (feature `lab`).
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::support::Host;
 use crate::support::console::Console;
-use crate::support::guest::{boot, linux};
+use crate::support::guest::{appears, boot, linux, nic, vanishes};
+use crate::support::holdings::holdings;
 use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host, facts};
 use ostler::api::v1;
+use ostler::api::v1::attach_device_request::Device;
+use ostler::api::v1::virtual_machine::State;
 use sha2::{Digest, Sha256};
+use tonic::Code;
 
 const MIB: usize = 1 << 20;
+/// A VM that an operator registers for its tenant.
+const WEB: &str = "tenants/acme/vms/web";
+/// Times that a NIC which the kernel serves comes and goes in one guest.
+const CYCLES: usize = 10;
+/// Longest that a guest may take to let a device go: emulated, and busy.
+const PATIENCE_MS: u64 = 60_000;
+const SERVER: &str = "/dev/vhost-net";
 
 fn with_nic(nic: v1::NicSpec) -> v1::VirtualMachineSpec {
     let nics = vec![v1::NicSpec { id: "eth0".into(), ..nic }];
@@ -56,7 +67,11 @@ fn offloads_and_queues_are_in_use_and_data_arrives_whole() {
     let (mut console, printed) = boot(&host, &acme, "web", with_nic(v1::NicSpec { queues: 2, ..Default::default() }));
     assert!(printed.contains(" ok"), "{printed}");
     let nic = acme.get("web").unwrap().nics.remove(0);
+    use_offloads_and_queues(&mut console, &nic);
+}
 
+/// Sees that a NIC of two pairs of queues has and uses all that there is, and moves data both ways.
+fn use_offloads_and_queues(console: &mut Console, nic: &v1::NicStatus) {
     let features = console.run("cat /sys/class/net/eth0/device/features");
     let is_bits = |line: &str| line.len() == 64 && line.bytes().all(|byte| matches!(byte, b'0' | b'1'));
     let bits: Vec<u8> = features.lines().map(str::trim).find(|line| is_bits(line)).unwrap().bytes().collect();
@@ -73,15 +88,15 @@ fn offloads_and_queues_are_in_use_and_data_arrives_whole() {
 
     // Guest to host.
     console.run("dd if=/dev/urandom of=/tmp/noise bs=64k count=64 2>/dev/null");
-    let before = (counted(&nic, "rx_bytes"), counted(&nic, "rx_packets"));
-    let (bytes, _) = sent(&mut console, &nic, "cat /tmp/noise");
+    let before = (counted(nic, "rx_bytes"), counted(nic, "rx_packets"));
+    let (bytes, _) = sent(console, nic, "cat /tmp/noise");
     let hash = sha256(&bytes);
     assert!(console.run("sha256sum < /tmp/noise").contains(&hash), "{} bytes came", bytes.len());
-    let average = (counted(&nic, "rx_bytes") - before.0) / (counted(&nic, "rx_packets") - before.1);
+    let average = (counted(nic, "rx_bytes") - before.0) / (counted(nic, "rx_packets") - before.1);
     assert!(average > 3000, "{average} bytes per frame: the guest segments itself");
 
     // Host to guest.
-    let before = (counted(&nic, "tx_bytes"), counted(&nic, "tx_packets"));
+    let before = (counted(nic, "tx_bytes"), counted(nic, "tx_packets"));
     console.type_line("nc -l -p 9000 > /tmp/came; echo came-$((40+2))");
     let guest = address(&nic.guest_address).to_owned();
     let mut stream = until("the guest's listener", SOON, || TcpStream::connect((guest.as_str(), 9000)).ok());
@@ -90,20 +105,128 @@ fn offloads_and_queues_are_in_use_and_data_arrives_whole() {
     console.expect_within("came-42", SOON);
     let came = console.run("sha256sum < /tmp/came");
     assert!(came.contains(&hash), "{came}");
-    let average = (counted(&nic, "tx_bytes") - before.0) / (counted(&nic, "tx_packets") - before.1);
+    let average = (counted(nic, "tx_bytes") - before.0) / (counted(nic, "tx_packets") - before.1);
     assert!(average > 3000, "{average} bytes per frame: the host segments for the guest");
 
     // Flows of either vCPU come by either queue.
     for cpu in [1, 2] {
-        let (bytes, _) = sent(&mut console, &nic, &format!("head -c 65536 /tmp/noise | taskset {cpu} cat"));
+        let (bytes, _) = sent(console, nic, &format!("head -c 65536 /tmp/noise | taskset {cpu} cat"));
         assert_eq!(bytes.len(), 65536);
     }
     // A driver that goes and comes back finds one that knows nothing of the one before.
     let again = "echo virtio1 > /sys/bus/virtio/drivers/virtio_net/unbind; echo virtio1 > /sys/bus/virtio/drivers/virtio_net/bind";
     console.run(again);
     console.run(&format!("ip addr add {}/30 dev eth0; ip link set eth0 up", address(&nic.guest_address)));
+    pings(console, nic);
+}
+
+fn pings(console: &mut Console, nic: &v1::NicStatus) {
     let ping = console.run(&format!("ping -c 1 -W 5 {} | grep -c '1 packets received'", address(&nic.host_address)));
     assert!(ping.contains("\n1"), "{ping}");
+}
+
+/// Pauses and resumes the VM while its guest sends, and looks at what came.
+fn pause_while_it_sends(operator: &Caller, console: &mut Console, nic: &v1::NicStatus) {
+    let listener = TcpListener::bind((address(&nic.host_address), 0)).unwrap();
+    let (host, port) = (address(&nic.host_address), listener.local_addr().unwrap().port());
+    console.type_line(&format!(
+        "for n in 1 2 3 4; do cat /tmp/noise; done | nc {host} {port}; echo sent-$((40+2)); \
+         for n in 1 2 3 4; do cat /tmp/noise; done | sha256sum"
+    ));
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut bytes = vec![0; MIB];
+    stream.read_exact(&mut bytes).unwrap();
+    for _ in 0..4 {
+        assert_eq!(operator.pause(WEB).unwrap().state(), State::Paused);
+        let before = counted(nic, "rx_packets");
+        let end = Instant::now() + Duration::from_millis(300);
+        until("a while", SOON, || (Instant::now() >= end).then_some(()));
+        assert_eq!(counted(nic, "rx_packets"), before, "a paused guest sends");
+        operator.resume(WEB).unwrap();
+    }
+    stream.read_to_end(&mut bytes).unwrap();
+    drop(stream);
+    console.expect_within("sent-42", SOON * 2);
+    let printed = console.run("true");
+    assert!(printed.contains(&sha256(&bytes)), "{} bytes came: {printed}", bytes.len());
+}
+
+#[test]
+fn the_kernel_serves_a_nic_just_as_well() {
+    let mut host = Host::with_guests();
+    let (acme, operator) = (host.tenant("acme"), host.operator());
+    let served = |id: &str, queues| v1::NicSpec { id: id.to_owned(), queues, vhost: true, ..Default::default() };
+    let refused = facts(&acme.register("web", with_nic(served("eth0", 2))).unwrap_err());
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::PermissionDenied, "NOT_ALLOWED"));
+    let (mut console, printed) = boot(&host, &operator, WEB, with_nic(served("eth0", 2)));
+    assert!(printed.contains(" ok"), "{printed}");
+    let vm = acme.get("web").unwrap();
+    let first = vm.nics[0].clone();
+    use_offloads_and_queues(&mut console, &first);
+
+    // Two threads of the kernel's, confined as the one that made them; nothing of the queues is counted.
+    let jail = operator.inspect_jail(WEB).unwrap();
+    let own = |thread: &&v1::virtual_machine_jail::Thread| thread.name.starts_with("vhost-");
+    let workers: Vec<_> = jail.threads.iter().filter(own).collect();
+    assert!(workers.len() == 2 && workers.iter().all(|worker| worker.kernel_worker), "{:?}", jail.threads);
+    assert!(jail.threads.iter().all(|thread| thread.seccomp_mode == 2), "{:?}", jail.threads);
+    assert_eq!(jail.descriptors.iter().filter(|held| held.target == SERVER).count(), 2, "{:?}", jail.descriptors);
+    let stats = operator.stats(WEB).unwrap();
+    let counted = stats.devices.iter().find(|device| device.id == "eth0").unwrap();
+    assert!(counted.queues.is_empty() && counted.faults == 0, "{counted:?}");
+    let limited = facts(&operator.limit(WEB, "eth0", v1::RateLimits::default()).unwrap_err());
+    assert_eq!((limited.code, limited.reason.as_str()), (Code::FailedPrecondition, "CHANGE_FAILED"));
+
+    pause_while_it_sends(&operator, &mut console, &first);
+
+    // A second one comes and goes, and leaves nothing of the kernel's behind.
+    let denied = facts(&acme.attach("web", Device::Nic(served("fast", 1))).unwrap_err());
+    assert_eq!((denied.code, denied.reason.as_str()), (Code::PermissionDenied, "NOT_ALLOWED"));
+    let before = holdings(vm.vmm_pid);
+    for cycle in 0..CYCLES {
+        let attached = operator.attach(WEB, Device::Nic(served("fast", 2))).unwrap();
+        let fast = attached.nics.iter().find(|nic| nic.id == "fast").unwrap();
+        appears(&mut console, "/sys/class/net/eth1");
+        console.run(&format!("ip addr add {} dev eth1; ip link set eth1 up", fast.guest_address));
+        if cycle == 0 {
+            pings(&mut console, fast);
+        }
+        operator.detach(WEB, "fast", Some(PATIENCE_MS), false).unwrap();
+        vanishes(&mut console, "/sys/class/net/eth1");
+    }
+    // A thread that the kernel has ended may be seen for a moment more.
+    until("the kernel's threads' end", SOON, || (holdings(vm.vmm_pid).threads == before.threads).then_some(()));
+    assert_eq!(holdings(vm.vmm_pid), before, "after {CYCLES} NICs");
+
+    // Its VM boots anew, under a daemon that has come anew.
+    host.kill_daemon();
+    host.start_daemon();
+    let operator = host.operator();
+    let mut console = host.console(&operator, WEB);
+    console.type_line("reboot -f");
+    until("another vmm", SOON, || operator.get(WEB).ok().filter(|now| ![0, vm.vmm_pid].contains(&now.vmm_pid)));
+    let mut console = host.console(&operator, WEB);
+    console.expect_ready();
+    pings(&mut console, &first);
+    assert_eq!(operator.stop(WEB, Some(60_000)).unwrap().state(), State::Stopped);
+    a_host_without_it_says_so(&operator);
+}
+
+/// The VM that is stopped needs what the host has not any more.
+fn a_host_without_it_says_so(operator: &Caller) {
+    std::fs::rename(SERVER, "/dev/hidden").unwrap();
+    let request = v1::StartVirtualMachineRequest { name: WEB.into(), validate_only: true, ..Default::default() };
+    let tried = crate::support::client::wait(operator.vms.clone().start_virtual_machine(request));
+    let started = operator.start(WEB);
+    let plain = operator.attach(WEB, Device::Nic(nic("plain")));
+    std::fs::rename("/dev/hidden", SERVER).unwrap();
+    for refused in [tried.unwrap_err(), started.unwrap_err()] {
+        let refused = facts(&refused);
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "START_FAILED"));
+        assert!(refused.message.contains("modprobe vhost_net"), "{refused:?}");
+    }
+    plain.unwrap();
+    operator.start(WEB).unwrap();
 }
 
 #[test]

@@ -9,8 +9,8 @@ pub use crate::api::resources::kept_from_proto;
 use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec,
-    NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, SpecError, TapSpec, Verdict, VfWish, VlanId, VmSpec,
-    VmState, VsockSpec,
+    NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, ServedBy, SpecError, TapSpec, Verdict, VfWish,
+    VlanId, VmSpec, VmState, VsockSpec,
 };
 
 /// How long a guest may take to power off when the client does not say.
@@ -75,7 +75,7 @@ fn nic_to_proto(nic: &NicSpec) -> v1::NicSpec {
     });
     let limits = nic.tap().and_then(|tap| limits_to_proto(tap.limits));
     let queues = nic.tap().map_or(0, |tap| tap.queues.into());
-    v1::NicSpec { id: nic.id.to_string(), sriov, limits, queues }
+    v1::NicSpec { id: nic.id.to_string(), sriov, limits, queues, vhost: nic.is_kernel_served() }
 }
 
 /// Limits as the API shows them; none at all is nothing.
@@ -275,8 +275,13 @@ fn nic_from_proto(field: &str, nic: &v1::NicSpec) -> Result<NicSpec, SpecError> 
     let Some(sriov) = &nic.sriov else {
         // Which numbers are too many is for the spec to say.
         let queues = u16::try_from(nic.queues.max(1)).unwrap_or(u16::MAX);
-        return Ok(NicSpec { id, backend: NicBackend::Tap(TapSpec { limits, queues }) });
+        let served_by = if nic.vhost { ServedBy::Kernel } else { ServedBy::Vmm };
+        return Ok(NicSpec { id, backend: NicBackend::Tap(TapSpec { limits, queues, served_by }) });
     };
+    if nic.vhost {
+        let reason = "vhost goes with a tap: a virtual function is driven by the guest itself";
+        return Err(SpecError::new(format!("{field}.vhost"), reason));
+    }
     if nic.queues != 0 {
         let reason = "queues go with a tap: a virtual function has those of its card";
         return Err(SpecError::new(format!("{field}.queues"), reason));
@@ -547,6 +552,7 @@ mod tests {
                     }),
                     limits: if sriov.is_some() { None } else { limits(0, index as u64) },
                     queues: if sriov.is_some() { 0 } else { index as u32 % 4 + 1 },
+                    vhost: sriov.is_none() && index == 0,
                 }).collect(),
                 nvme: nvmes.into_iter().enumerate().map(|(index, size)| nvme((format!("nvme{index}"), size))).collect(),
                 ..Default::default()

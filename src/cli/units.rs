@@ -195,6 +195,8 @@ pub(crate) struct NicArg {
     pub(crate) rates: Rates,
     /// Pairs of queues of one on a tap; 0: the node's choice.
     pub(crate) queues: u32,
+    /// The host's kernel is to move the frames of one on a tap.
+    pub(crate) has_vhost: bool,
 }
 
 /// What is asked of a virtual function.
@@ -206,14 +208,15 @@ pub(crate) struct SriovArg {
     pub(crate) vlan: u32,
 }
 
-/// Reads `id=eth0[,queues=N][,bandwidth=SIZE][,iops=N]` or `[id=ID,]sriov[,mac=MAC][,vlan=VLAN]`; a virtual function's id is `sriov` if none is written.
+/// Reads `id=eth0[,queues=N][,bandwidth=SIZE][,iops=N][,vhost=on]` or `[id=ID,]sriov[,mac=MAC][,vlan=VLAN]`; a virtual function's id is `sriov` if none is written.
 pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
     const FORM: &str = "write id=eth0, or sriov for a virtual function: id=net0,sriov,mac=02:00:00:00:00:01,vlan=100";
     let (mut id, mut mac, mut vlan, mut kind) = (None, None, None, None);
-    let (mut bandwidth, mut iops, mut queues) = (None, None, None);
+    let (mut bandwidth, mut iops, mut queues, mut vhost) = (None, None, None, None);
     for word in text.split(',') {
         let (slot, value) = match word.split_once('=') {
             Some(("id", value)) => (&mut id, value),
+            Some(("vhost", value)) => (&mut vhost, value),
             Some(("mac", value)) => (&mut mac, value),
             Some(("vlan", value)) => (&mut vlan, value),
             Some(("queues", value)) => (&mut queues, value),
@@ -232,12 +235,18 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
     });
     let (vlan, mac) = (vlan.transpose()?, mac.unwrap_or_default());
     let (rates, queues) = (Rates::parse(bandwidth, iops)?, parse_queues(queues)?);
+    let has_vhost = match vhost.as_deref() {
+        None | Some("off") => false,
+        Some("on") => true,
+        Some(other) => return Err(format!("vhost={other} is neither on nor off: {FORM}")),
+    };
     match (kind, id) {
         (Some(kind), id) => {
-            Ok(NicArg { id: id.unwrap_or(kind), sriov: Some(SriovArg { mac, vlan: vlan.unwrap_or(0) }), rates, queues })
+            let sriov = Some(SriovArg { mac, vlan: vlan.unwrap_or(0) });
+            Ok(NicArg { id: id.unwrap_or(kind), sriov, rates, queues, has_vhost })
         }
         (None, _) if vlan.is_some() || !mac.is_empty() => Err(format!("mac and vlan go with sriov: {FORM}")),
-        (None, Some(id)) => Ok(NicArg { id, sriov: None, rates, queues }),
+        (None, Some(id)) => Ok(NicArg { id, sriov: None, rates, queues, has_vhost }),
         (None, None) => Err(format!("id is missing: {FORM}")),
     }
 }
@@ -391,7 +400,8 @@ mod tests {
 
     #[test]
     fn reads_nics_and_settings() {
-        let nic = |id: &str, sriov| Ok(NicArg { id: id.into(), sriov, rates: Rates::default(), queues: 0 });
+        let nic =
+            |id: &str, sriov| Ok(NicArg { id: id.into(), sriov, rates: Rates::default(), queues: 0, has_vhost: false });
         let sriov = |mac: &str, vlan| Some(SriovArg { mac: mac.into(), vlan });
         assert_eq!(parse_nic("id=eth0"), nic("eth0", None));
         assert_eq!(parse_nic("sriov"), nic("sriov", sriov("", 0)));
@@ -400,6 +410,11 @@ mod tests {
         for text in
             ["eth0", "", "id=", "id=a,mac=x", "mac=1", "sriov,sriov", "sriov,vlan=0", "sriov,vlan=4095", "sriov,"]
         {
+            assert!(parse_nic(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_nic("id=a,vhost=on").map(|nic| nic.has_vhost), Ok(true));
+        assert_eq!(parse_nic("id=a,vhost=off"), nic("a", None));
+        for text in ["id=a,vhost", "id=a,vhost=", "id=a,vhost=yes", "id=a,vhost=on,vhost=on"] {
             assert!(parse_nic(text).is_err(), "{text}");
         }
         assert!(parse_nic("id=a,vlan=3").unwrap_err().starts_with("mac and vlan go with sriov"));

@@ -118,6 +118,7 @@ struct NicView {
     sriov: Option<SriovView>,
     limits: Option<LimitsView>,
     queues: u32,
+    vhost: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -300,7 +301,7 @@ impl From<v1::CpuSpec> for CpusView {
 impl From<v1::NicSpec> for NicView {
     fn from(nic: v1::NicSpec) -> Self {
         let sriov = nic.sriov.map(|sriov| SriovView { mac: sriov.mac, vlan: sriov.vlan });
-        Self { id: nic.id, sriov, limits: nic.limits.map(LimitsView::from), queues: nic.queues }
+        Self { id: nic.id, sriov, limits: nic.limits.map(LimitsView::from), queues: nic.queues, vhost: nic.vhost }
     }
 }
 
@@ -437,7 +438,10 @@ impl NicStatusView {
             let vlan = if wish.vlan == 0 { String::new() } else { format!(", VLAN {}", wish.vlan) };
             return format!("{}: SR-IOV{mac}{vlan}", self.id);
         }
-        let tap = if self.tap.is_empty() { String::new() } else { format!(", tap {}", self.tap) };
+        let mut tap = if self.tap.is_empty() { String::new() } else { format!(", tap {}", self.tap) };
+        if spec.is_some_and(|spec| spec.vhost) {
+            tap.push_str(", vhost");
+        }
         let limits = spec.and_then(|spec| spec.limits).into_iter().flat_map(LimitsView::words);
         let limits: String = limits.map(|word| format!(", {word}")).collect();
         format!("{}: {}, guest {}, host {}{tap}{limits}", self.id, self.mac, self.guest_address, self.host_address)

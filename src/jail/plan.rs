@@ -165,6 +165,7 @@ mod tests {
             devices: 3,
             disks: 1,
             passed_through: 0,
+            kernel_served: 0,
             connections: 0,
             longest_file_bytes: 1 << 30,
         }

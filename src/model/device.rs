@@ -1,4 +1,5 @@
-//! Devices that a VM may be asked for, and that come and go. Key types: [`DeviceSpec`], [`DiskSpec`], [`NicSpec`].
+//! Devices that a VM may be asked for, and that come and go. Key types: [`DeviceSpec`], [`DiskSpec`], [`NicSpec`],
+//! [`TapSpec`].
 
 use serde::{Deserialize, Serialize};
 
@@ -48,17 +49,42 @@ pub enum NicBackend {
 /// A virtio-net interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapSpec {
-    /// What it may move in each direction.
+    /// What it may move in each direction; without limits if the kernel serves it.
     pub limits: RateLimits,
     /// Pairs of queues, 1 to [`MAX_NIC_QUEUES`].
     pub queues: u16,
+    /// Who moves its frames. Questions to policy that were recorded before there was a choice lack it.
+    #[serde(default)]
+    pub served_by: ServedBy,
 }
 
 impl Default for TapSpec {
-    /// Without limits, one pair.
+    /// Without limits, one pair, served by the vmm.
     fn default() -> Self {
-        Self { limits: RateLimits::default(), queues: 1 }
+        Self { limits: RateLimits::default(), queues: 1, served_by: ServedBy::default() }
     }
+}
+
+impl TapSpec {
+    /// Descriptors that come with it: a queue of the tap for each pair, and the kernel's server of it.
+    pub fn descriptors(self) -> usize {
+        usize::from(self.queues) * if self.served_by == ServedBy::Kernel { 2 } else { 1 }
+    }
+}
+
+/// Who moves frames between a guest's queues and its tap.
+///
+/// The vmm is the default: it counts what goes through each queue and keeps limits that change while the guest runs, and
+/// whatever a hostile ring does to it happens in a jail. The kernel is faster and does neither; a hostile ring then meets
+/// the host's kernel itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServedBy {
+    /// A thread of the VM's own process.
+    #[default]
+    Vmm,
+    /// The host's kernel (vhost-net), one thread for each pair of queues.
+    Kernel,
 }
 
 impl NicSpec {
@@ -76,6 +102,11 @@ impl NicSpec {
             NicBackend::Tap(tap) => Some(tap),
             NicBackend::Sriov(_) => None,
         }
+    }
+
+    /// Whether the host's kernel serves it.
+    pub fn is_kernel_served(&self) -> bool {
+        self.tap().is_some_and(|tap| tap.served_by == ServedBy::Kernel)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use super::{DeviceKind, Launch, MAX_VSOCK_CONNECTIONS, SPARE_DEVICES};
+use super::{DeviceKind, Launch, MAX_VSOCK_CONNECTIONS, SPARE_DEVICES, ServedBy};
 
 /// Threads beside the guest's and the devices': the control thread, and KVM's own for the VM (`vhost_task`).
 const OWN_THREADS: u64 = 2;
@@ -47,6 +47,8 @@ pub struct JailFacts {
     pub disks: u32,
     /// Devices of the host that the guest drives itself.
     pub passed_through: u32,
+    /// Pairs of queues that the host's kernel serves.
+    pub kernel_served: u32,
     /// Connections of the host's programs at most.
     pub connections: u32,
     /// Length of the longest file that is written, in bytes.
@@ -69,14 +71,17 @@ impl JailFacts {
             devices: count(|_| true) + u32::from(SPARE_DEVICES),
             disks: count(|kind| matches!(kind, DeviceKind::Block { .. })) + u32::from(SPARE_DEVICES),
             passed_through: count(|kind| matches!(kind, DeviceKind::Vfio { .. })),
+            kernel_served: launch.devices.iter().map(|device| kernel_served(&device.kind)).sum(),
             connections: if has_vsock { MAX_VSOCK_CONNECTIONS } else { 0 },
             longest_file_bytes,
         }
     }
 
-    /// Threads at most, kernel workers of its rings included.
+    /// Threads at most, kernel workers of its rings and NICs included: one for each pair of queues that the kernel serves.
+    /// A NIC that comes later has fewer than the disk that is counted for it.
     pub fn threads(&self) -> u64 {
-        OWN_THREADS + u64::from(self.vcpus) + u64::from(self.devices) + WORKERS_PER_DISK * u64::from(self.disks)
+        let own = OWN_THREADS + u64::from(self.vcpus) + u64::from(self.devices);
+        own + WORKERS_PER_DISK * u64::from(self.disks) + u64::from(self.kernel_served)
     }
 
     /// Descriptors at most.
@@ -108,8 +113,9 @@ impl JailFacts {
     }
 
     /// As arguments of `ostler-vmm jail`.
-    pub fn to_args(&self) -> [String; 8] {
-        let Self { uid, vcpus, memory_bytes, devices, disks, passed_through, connections, longest_file_bytes } = *self;
+    pub fn to_args(&self) -> [String; 9] {
+        let Self { uid, vcpus, memory_bytes, devices, disks, passed_through, kernel_served, .. } = *self;
+        let Self { connections, longest_file_bytes, .. } = *self;
         [
             format!("uid={uid}"),
             format!("vcpus={vcpus}"),
@@ -117,6 +123,7 @@ impl JailFacts {
             format!("devices={devices}"),
             format!("disks={disks}"),
             format!("passed-through={passed_through}"),
+            format!("kernel-served={kernel_served}"),
             format!("connections={connections}"),
             format!("longest-file={longest_file_bytes}"),
         ]
@@ -138,6 +145,7 @@ impl JailFacts {
             devices: take(&mut found, "devices")?,
             disks: take(&mut found, "disks")?,
             passed_through: take(&mut found, "passed-through")?,
+            kernel_served: take(&mut found, "kernel-served")?,
             connections: take(&mut found, "connections")?,
             longest_file_bytes: take(&mut found, "longest-file")?,
         };
@@ -146,6 +154,14 @@ impl JailFacts {
             None if facts.uid == 0 => Err(JailArgsError("uid".to_owned())),
             None => Ok(facts),
         }
+    }
+}
+
+/// Pairs of queues of this device that the kernel serves.
+fn kernel_served(kind: &DeviceKind) -> u32 {
+    match *kind {
+        DeviceKind::Net { queues, served_by: ServedBy::Kernel, .. } => queues.into(),
+        _ => 0,
     }
 }
 
@@ -181,6 +197,7 @@ mod tests {
             devices: 3,
             disks: 1,
             passed_through: 0,
+            kernel_served: 0,
             connections: 0,
             longest_file_bytes: 5 << 30,
         }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, VmId};
+use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, ServedBy, VmId};
 
 /// Devices that a VM takes while it runs, beyond those that it was launched with: their threads and rings are made ahead,
 /// and each costs a few pages of memory.
@@ -67,7 +67,8 @@ pub enum DeviceKind {
         /// What it may move.
         limits: RateLimits,
     },
-    /// virtio-net on a tap (a descriptor for each of its queues).
+    /// virtio-net on a tap (a descriptor for each of its queues; behind those one of vhost-net for each, if the kernel
+    /// serves it).
     Net {
         /// The guest's address.
         mac: MacAddr,
@@ -75,6 +76,8 @@ pub enum DeviceKind {
         limits: RateLimits,
         /// Pairs of queues, at least 1 (`VIRTIO_NET_F_MQ`).
         queues: u16,
+        /// Who moves its frames.
+        served_by: ServedBy,
     },
     /// virtio-rng, fed by getrandom(2) (no descriptor).
     Rng,

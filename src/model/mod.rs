@@ -30,7 +30,7 @@ pub use canonical::{NotCanonical, canonical};
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict, denier,
 };
-pub use device::{DeviceSpec, DiskSpec, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, TapSpec};
+pub use device::{DeviceSpec, DiskSpec, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, ServedBy, TapSpec};
 pub use digest::{DigestError, PluginDigest, RecordHash};
 pub use exit::{JAIL_FAILED, VmExit};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use super::resources::check_memory as check_pages;
 use super::{
     BalloonSpec, CpuSpec, DeviceId, DeviceSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MemorySpec,
-    NicBackend, NicSpec, NvmeSpec, RateLimits, Topology, VsockSpec,
+    NicBackend, NicSpec, NvmeSpec, RateLimits, ServedBy, TapSpec, Topology, VsockSpec,
 };
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
@@ -101,11 +101,8 @@ impl VmSpec {
             }
         }
         for (index, nic) in nics.iter().enumerate() {
-            let queues = nic.tap().unwrap_or_default().queues;
-            if !(1..=MAX_NIC_QUEUES).contains(&queues) {
-                let reason = format!("{queues} pairs of queues, 1 to {MAX_NIC_QUEUES} are allowed");
-                return Err(SpecError::new(format!("spec.nics[{index}].queues"), reason));
-            }
+            check_tap(nic.tap().unwrap_or_default())
+                .map_err(|(field, reason)| SpecError::new(format!("spec.nics[{index}].{field}"), reason))?;
         }
         let descriptors = descriptors(&disks, &nics);
         if descriptors > MAX_DEVICE_DESCRIPTORS {
@@ -316,7 +313,8 @@ impl VmSpec {
         Ok(self)
     }
 
-    /// The same VM with other limits of one device. `None` if it has no such disk, nor such a NIC on a tap.
+    /// The same VM with other limits of one device. `None` if it has no such disk, nor such a NIC on a tap that the vmm
+    /// serves.
     pub fn with_limits(mut self, device: &DeviceId, limits: RateLimits) -> Option<Self> {
         if let Some(disk) = self.disks.iter_mut().find(|disk| disk.id == *device) {
             disk.limits = limits;
@@ -324,6 +322,9 @@ impl VmSpec {
         }
         let nic = self.nics.iter_mut().find(|nic| nic.id == *device)?;
         let NicBackend::Tap(tap) = &mut nic.backend else { return None };
+        if tap.served_by == ServedBy::Kernel {
+            return None;
+        }
         tap.limits = limits;
         Some(self)
     }
@@ -338,9 +339,22 @@ impl VmSpec {
     }
 }
 
+/// Which field of a NIC on a tap is wrong, and what about it.
+fn check_tap(tap: TapSpec) -> Result<(), (&'static str, String)> {
+    let queues = tap.queues;
+    if !(1..=MAX_NIC_QUEUES).contains(&queues) {
+        return Err(("queues", format!("{queues} pairs of queues, 1 to {MAX_NIC_QUEUES} are allowed")));
+    }
+    if tap.served_by == ServedBy::Kernel && tap.limits != RateLimits::default() {
+        let reason = "the host's kernel keeps no limits: leave them out, or leave vhost out";
+        return Err(("limits", reason.to_owned()));
+    }
+    Ok(())
+}
+
 /// Descriptors that come with these devices: a disk has one, a virtual function its container and itself.
 fn descriptors(disks: &[DiskSpec], nics: &[NicSpec]) -> usize {
-    let of_nic = |nic: &NicSpec| nic.tap().map_or(2, |tap| usize::from(tap.queues));
+    let of_nic = |nic: &NicSpec| nic.tap().map_or(2, TapSpec::descriptors);
     disks.len() + nics.iter().map(of_nic).sum::<usize>()
 }
 
@@ -378,7 +392,7 @@ fn check_cmdline(cmdline: &str) -> Result<(), SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{TapSpec, VfWish};
+    use crate::model::{Rate, VfWish};
 
     fn boot() -> BootSpec {
         BootSpec {
@@ -446,18 +460,30 @@ mod tests {
         assert!(VmSpec::new(1, 128, boot(), vec![], nics(14, 4)).is_ok());
         assert_eq!(VmSpec::new(1, 128, boot(), vec![], nics(15, 4)).unwrap_err().field, "spec.nics");
         assert!(VmSpec::new(1, 128, boot(), vec![], nics(24, 1)).is_ok());
+        let of_kernel = |count| {
+            let tap = TapSpec { queues: 4, served_by: ServedBy::Kernel, ..TapSpec::default() };
+            let backend = NicBackend::Tap(tap);
+            nics(count, 1).into_iter().map(|nic| NicSpec { backend, ..nic }).collect()
+        };
+        assert!(VmSpec::new(1, 128, boot(), vec![], of_kernel(7)).is_ok());
+        assert_eq!(VmSpec::new(1, 128, boot(), vec![], of_kernel(8)).unwrap_err().field, "spec.nics");
         assert_eq!(VmSpec::new(1, 128, boot(), vec![], nics(1, 5)).unwrap_err().field, "spec.nics[0].queues");
     }
 
     #[test]
     fn limits_go_to_the_device_that_is_named_and_no_other() {
         let vf = NicSpec { backend: NicBackend::Sriov(VfWish::default()), ..nic("vf") };
-        let spec = VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b"), vf]).unwrap();
-        let limits = RateLimits { bandwidth: super::super::Rate::new("f", 7, 0).ok(), operations: None };
+        let tap = TapSpec { served_by: ServedBy::Kernel, ..TapSpec::default() };
+        let fast = NicSpec { backend: NicBackend::Tap(tap), ..nic("fast") };
+        let spec = VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), nic("b"), vf, fast]).unwrap();
+        let limits = RateLimits { bandwidth: Rate::new("f", 7, 0).ok(), operations: None };
+        let limited = NicSpec { backend: NicBackend::Tap(TapSpec { limits, ..tap }), ..nic("fast") };
+        let refused = VmSpec::new(1, 128, boot(), vec![], vec![nic("a"), limited]).unwrap_err();
+        assert_eq!(refused.field, "spec.nics[1].limits", "the kernel keeps none");
         let changed = spec.clone().with_limits(&"b".parse().unwrap(), limits).unwrap();
         let of = |index: usize| changed.nics()[index].tap().unwrap().limits;
         assert_eq!((of(0), of(1)), (RateLimits::default(), limits));
-        for missing in ["vf", "rng", "nobody"] {
+        for missing in ["vf", "fast", "rng", "nobody"] {
             assert_eq!(spec.clone().with_limits(&missing.parse().unwrap(), limits), None, "{missing}");
         }
     }

@@ -32,3 +32,4 @@ pub mod sealed;
 pub mod spawn;
 pub mod tap;
 pub mod vfio;
+pub mod vhost_net;

@@ -10,9 +10,9 @@ use std::os::unix::net::UnixListener;
 use super::counters::Counting;
 use super::machine::Machine;
 use super::ports::{Alarm, PciFunction};
-use super::virtio::{Balloon, Block, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
+use super::virtio::{Balloon, Block, KernelNet, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
 use super::{confine, vfio};
-use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, PciSlot, SPARE_DEVICES};
+use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, PciSlot, SPARE_DEVICES, ServedBy, TapSpec};
 use crate::sys::tap;
 
 /// Why a device could not be made.
@@ -98,14 +98,23 @@ impl Devices {
                 let disk = Block::with_stock(id.clone(), image, *is_read_only, *queues, *limits, &self.stock);
                 VirtioFunction::new(disk.map_err(failed)?, memory, bar_base, &self.workers)
             }
-            DeviceKind::Net { mac, limits, queues } => {
-                let (needed, given) = (usize::from(*queues), descriptors.len());
+            &DeviceKind::Net { mac, limits, queues, served_by } => {
+                let (needed, given) = (TapSpec { limits, queues, served_by }.descriptors(), descriptors.len());
                 let wrong = || DeviceError::Descriptors { id: id.clone(), needed, given };
                 let first = descriptors.first().filter(|_| given == needed).ok_or_else(wrong)?;
                 let known = tap::known_offloads(first.as_fd());
                 let control = TapControl::KERNEL;
-                let nic = Net::with_stock(id.clone(), descriptors, *mac, known, *limits, control, &self.stock);
-                VirtioFunction::new(nic.map_err(failed)?, memory, bar_base, &self.workers)
+                let id = id.clone();
+                match served_by {
+                    ServedBy::Vmm => {
+                        let nic = Net::with_stock(id, descriptors, mac, known, limits, control, &self.stock);
+                        VirtioFunction::new(nic.map_err(failed)?, memory, bar_base, &self.workers)
+                    }
+                    ServedBy::Kernel => {
+                        let nic = KernelNet::new(id, descriptors, mac, known, &memory, control);
+                        VirtioFunction::new(nic.map_err(failed)?, memory, bar_base, &self.workers)
+                    }
+                }
             }
             DeviceKind::Rng => {
                 let [] = exactly(id, descriptors)?;
@@ -133,7 +142,10 @@ impl Devices {
             }
         };
         let function = function.map_err(failed)?;
-        function.count_in(self.counting.device(slot.number(), id.as_str(), function.queues()));
+        // What the kernel moves nobody here counts: no queue rather than one where nothing ever happens.
+        let is_counted = !matches!(kind, DeviceKind::Net { served_by: ServedBy::Kernel, .. });
+        let queues = if is_counted { function.queues() } else { 0 };
+        function.count_in(self.counting.device(slot.number(), id.as_str(), queues));
         Ok(Box::new(function))
     }
 

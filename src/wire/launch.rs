@@ -5,7 +5,7 @@ use prost::Message;
 use super::{WireError, proto};
 use crate::model::{
     CpuSpec, DeviceKind, DeviceLaunch, Launch, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MacAddr, MemorySpec, PageSize, PciSlot,
-    Rate, RateLimits, Topology, VsockSpec,
+    Rate, RateLimits, ServedBy, Topology, VsockSpec,
 };
 
 /// The sealed configuration's bytes.
@@ -97,10 +97,11 @@ pub(super) fn encode_device(device: &DeviceLaunch) -> proto::Device {
             queues: (*queues).into(),
             limits: Some(encode_limits(*limits)),
         }),
-        DeviceKind::Net { mac, limits, queues } => Kind::Net(proto::Net {
+        DeviceKind::Net { mac, limits, queues, served_by } => Kind::Net(proto::Net {
             mac: mac.0.to_vec(),
             limits: Some(encode_limits(*limits)),
             queues: (*queues).into(),
+            vhost: *served_by == ServedBy::Kernel,
         }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
         DeviceKind::Vsock { cid } => Kind::Vsock(proto::Vsock { cid: *cid }),
@@ -123,7 +124,12 @@ pub(super) fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireE
             let mac = net.mac.try_into().map_err(|_| WireError::Malformed("MAC address"))?;
             let queues = u16::try_from(net.queues).ok().filter(|queues| (1..=MAX_NIC_QUEUES).contains(queues));
             let queues = queues.ok_or(WireError::Malformed("queues of a NIC"))?;
-            DeviceKind::Net { mac: MacAddr(mac), limits: decode_limits(net.limits)?, queues }
+            let limits = decode_limits(net.limits)?;
+            let served_by = if net.vhost { ServedBy::Kernel } else { ServedBy::Vmm };
+            if net.vhost && limits != RateLimits::default() {
+                return Err(WireError::Malformed("limits of a NIC that the kernel serves"));
+            }
+            DeviceKind::Net { mac: MacAddr(mac), limits, queues, served_by }
         }
         Kind::Rng(_) => DeviceKind::Rng,
         Kind::Vsock(vsock) => {
@@ -181,6 +187,10 @@ mod tests {
         RateLimits { bandwidth: rate(10 << 20, 1 << 20), operations: rate(500, 0) }
     }
 
+    fn net(limits: RateLimits, served_by: ServedBy) -> DeviceKind {
+        DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]), limits, queues: 2, served_by }
+    }
+
     fn launch() -> Launch {
         let device =
             |id: &str, slot, kind| DeviceLaunch { id: id.parse().unwrap(), slot: PciSlot::new(slot).unwrap(), kind };
@@ -197,11 +207,8 @@ mod tests {
             devices: vec![
                 device("rng", 1, DeviceKind::Rng),
                 device("root", 2, DeviceKind::Block { is_read_only: true, queues: 4, limits: limits() }),
-                device(
-                    "net",
-                    3,
-                    DeviceKind::Net { mac: MacAddr([2, 0, 0, 0, 0, 1]), limits: RateLimits::default(), queues: 2 },
-                ),
+                device("net", 3, net(limits(), ServedBy::Vmm)),
+                device("fast", 7, net(RateLimits::default(), ServedBy::Kernel)),
                 device("vsock", 5, DeviceKind::Vsock { cid: 3 }),
                 device("balloon", 6, DeviceKind::Balloon { keep_mib: Some(128) }),
                 device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
@@ -229,6 +236,13 @@ mod tests {
             launch.devices[1].kind = DeviceKind::Block { is_read_only: false, queues, limits: limits() };
             assert!(decode_launch(&encode_launch(&launch)).is_err());
         }
+    }
+
+    #[test]
+    fn refuses_limits_that_nobody_would_keep() {
+        let mut launch = launch();
+        launch.devices[2].kind = net(limits(), ServedBy::Kernel);
+        assert!(decode_launch(&encode_launch(&launch)).is_err());
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl Prisoner {
             devices: 0,
             disks: 0,
             passed_through: 0,
+            kernel_served: 0,
             connections: 0,
             longest_file_bytes: 0,
         };

@@ -16,7 +16,7 @@ pub(crate) struct AttachArgs {
     /// A disk: id=data,volume=data.img[,ro]
     #[arg(long, value_name = "DISK", value_parser = units::parse_disk)]
     pub(crate) disk: Option<DiskArg>,
-    /// A network interface: id=eth1, or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN]
+    /// A network interface: id=eth1[,vhost=on], or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN]
     #[arg(long, value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nic: Option<NicArg>,
     /// An NVMe device: [id=ID,]size=64G, or [id=ID,]controller

@@ -43,7 +43,7 @@ pub(crate) struct SpecArgs {
     /// A disk: id=root,volume=hello.img[,ro][,direct][,queues=N][,bandwidth=10M][,iops=500] (may be repeated)
     #[arg(long = "disk", value_name = "DISK", value_parser = units::parse_disk)]
     pub(crate) disks: Vec<DiskArg>,
-    /// A network interface: id=eth0[,queues=N][,bandwidth=10M][,iops=500], or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
+    /// A network interface: id=eth0[,queues=N][,bandwidth=10M][,iops=500], or id=eth0,vhost=on (an operator's: the host's kernel moves the frames), or an SR-IOV virtual function: [id=ID,]sriov[,mac=MAC][,vlan=VLAN] (may be repeated)
     #[arg(long = "nic", value_name = "NIC", value_parser = units::parse_nic)]
     pub(crate) nics: Vec<NicArg>,
     /// An NVMe device of the host: a namespace of at least so much, id=data,size=64M, or a whole controller,

@@ -51,7 +51,7 @@ pub(super) fn nvme(nvme: NvmeArg) -> v1::NvmeSpec {
 
 pub(super) fn nic(nic: NicArg) -> v1::NicSpec {
     let sriov = nic.sriov.map(|sriov| v1::SriovNic { mac: sriov.mac, vlan: sriov.vlan });
-    v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues }
+    v1::NicSpec { id: nic.id, sriov, limits: limits(nic.rates), queues: nic.queues, vhost: nic.has_vhost }
 }
 
 fn limits(rates: Rates) -> Option<v1::RateLimits> {

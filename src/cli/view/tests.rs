@@ -43,6 +43,7 @@ fn vm() -> v1::VirtualMachine {
                 sriov: Some(v1::SriovNic::default()),
                 limits: None,
                 queues: 0,
+                vhost: false,
             }],
             nvme: vec![v1::NvmeSpec {
                 id: "data".into(),

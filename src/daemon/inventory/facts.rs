@@ -2,8 +2,8 @@
 
 use std::io;
 
-use crate::model::{CpuList, SpecError, VmSpec};
-use crate::sys::proc_text;
+use crate::model::{CpuList, NicSpec, SpecError, VmSpec};
+use crate::sys::{proc_text, vhost_net};
 
 /// Read once at start-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +34,22 @@ impl HostFacts {
             let wanted = spec.vcpus();
             return Err(SpecError::new("spec.vcpus", format!("{wanted} vCPUs, this host's KVM allows {most}")));
         }
+        for (index, nic) in spec.nics().iter().enumerate() {
+            check_nic(&format!("spec.nics[{index}]"), nic)?;
+        }
         check_node(spec.memory().numa_node, &read_list("/sys/devices/system/node/has_memory"))?;
         check_cpus(spec.cpus().host_cpus.as_ref(), &read_list("/sys/devices/system/cpu/online"))
     }
+}
+
+/// Refuses a NIC that this host cannot serve as it is to be; `field`: where it stands in the request.
+///
+/// Only looks: opening the device would load its module, and what is only validated leaves no trace.
+pub fn check_nic(field: &str, nic: &NicSpec) -> Result<(), SpecError> {
+    if nic.is_kernel_served() && !vhost_net::is_there() {
+        return Err(SpecError::new(format!("{field}.vhost"), vhost_net::absence("No such device")));
+    }
+    Ok(())
 }
 
 /// A list of numbers as the kernel writes it; empty where it writes none.

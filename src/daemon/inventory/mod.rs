@@ -13,7 +13,7 @@ pub use addresses::{AddressPool, Lease, Network, NetworkError, PoolExhausted};
 #[cfg(test)]
 pub use devices::samples as device_samples;
 pub use devices::{Devices, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
-pub use facts::HostFacts;
+pub use facts::{HostFacts, check_nic};
 #[cfg(test)]
 pub use nvme::samples as nvme_samples;
 pub use nvme::{Namespace, NvmeController, NvmeControllers, NvmeFacts, Secondary};

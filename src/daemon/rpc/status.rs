@@ -111,7 +111,7 @@ fn hotplug(error: &HotplugError, text: String) -> Status {
             let metadata = with(disk).into_iter().chain([("volume", volume.clone())]);
             status(Code::FailedPrecondition, text, "DISK_IN_USE", metadata)
         }
-        HotplugError::Backing(BackingError::Tap { .. } | BackingError::Host { .. }) => {
+        HotplugError::Backing(BackingError::Tap { .. } | BackingError::Vhost { .. } | BackingError::Host { .. }) => {
             status(Code::Internal, text, "HOST_FAILED", [])
         }
         HotplugError::AttachFailed { id, cause, is_exhausted } => {

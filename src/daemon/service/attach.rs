@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use super::decisions::{overruled, record, told};
-use super::register::overruled_by;
+use super::register::{overruled_by, require_operator_for_kernel};
 use super::{AttachState, CallError, HotplugError, Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::inventory::check_nic;
 use crate::daemon::policy::Unrecorded;
 use crate::daemon::record::{NicLease, VmRecord, mac_of};
 use crate::daemon::supervisor::DevicesError;
@@ -36,6 +37,9 @@ impl Node {
         terms: &Terms<VmRecord>,
     ) -> Result<VmRecord, ServiceError> {
         self.get(principal, tenant, name)?;
+        if let DeviceSpec::Nic(nic) = &device {
+            require_operator_for_kernel(principal, nic)?;
+        }
         let _turn = self.turns.take(tenant).await;
         let vm = self.get(principal, tenant, name)?;
         if terms.left().is_some() && vm.spec.has_device(&device) {
@@ -79,6 +83,9 @@ impl Node {
         device: &DeviceSpec,
     ) -> Result<(), ServiceError> {
         self.charge(tenant, &Use::of_vm(&with.spec).beyond(Use::of_vm(&vm.spec)))?;
+        if let DeviceSpec::Nic(nic) = device {
+            check_nic("nic", nic)?;
+        }
         self.check_volume(tenant, device).await
     }
 

@@ -11,8 +11,8 @@ use crate::daemon::policy::Unrecorded;
 use crate::daemon::record::{NicLease, VmRecord, attachments_of, mac_of};
 use crate::daemon::tenants::Use;
 use crate::model::{
-    AdmitRequest, Decision, Enforcement, LimitUse, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId, VmName,
-    VmSpec, VmState,
+    AdmitRequest, Decision, Enforcement, LimitUse, NicSpec, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId,
+    VmName, VmSpec, VmState,
 };
 
 impl Node {
@@ -28,6 +28,7 @@ impl Node {
     ) -> Result<VmRecord, ServiceError> {
         require_own(principal, &tenant)?;
         require_operator_for_placement(principal, &spec)?;
+        spec.nics().iter().try_for_each(|nic| require_operator_for_kernel(principal, nic))?;
         // So that two cannot both see the last free place.
         let _turn = self.turns.take(&tenant).await;
         if self.find(&tenant, &name).is_some() {
@@ -152,6 +153,17 @@ fn require_operator_for_placement(principal: &Principal, spec: &VmSpec) -> Resul
     match principal {
         Principal::Tenant(_) | Principal::Viewer(_) if is_placed => Err(ServiceError::NotAllowed {
             needs: "hugepages, NUMA nodes and CPUs of the host are given by an operator, who registers the VM",
+        }),
+        Principal::Tenant(_) | Principal::Viewer(_) | Principal::Operator(_) => Ok(()),
+    }
+}
+
+/// The kernel of the host reads the rings of such a NIC itself: which guests it may meet there is not a tenant's to say, and
+/// policy is not asked about it yet.
+pub(super) fn require_operator_for_kernel(principal: &Principal, nic: &NicSpec) -> Result<(), ServiceError> {
+    match principal {
+        Principal::Tenant(_) | Principal::Viewer(_) if nic.is_kernel_served() => Err(ServiceError::NotAllowed {
+            needs: "a NIC with vhost is given by an operator, who registers the VM or attaches the NIC",
         }),
         Principal::Tenant(_) | Principal::Viewer(_) | Principal::Operator(_) => Ok(()),
     }

@@ -3,7 +3,7 @@
 //!
 //! Each comes to the same if it is made twice: after a crash a repetition is just made again.
 
-use super::{Node, Principal, ServiceError, Terms};
+use super::{CallError, Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::record::VmRecord;
 use crate::daemon::supervisor::VmHandle;
@@ -59,6 +59,11 @@ impl Node {
         terms: &Terms<VmRecord>,
     ) -> Result<VmRecord, ServiceError> {
         let vm = self.get(principal, tenant, name)?;
+        if vm.spec.nics().iter().any(|nic| nic.id == device && nic.is_kernel_served()) {
+            let cause = "the host's kernel moves its frames (vhost) and keeps no limits; detach the NIC, and attach one \
+                         without vhost";
+            return Err(CallError::ChangeFailed(format!("device {device}: {cause}")).into());
+        }
         let Some(limited) = vm.spec.clone().with_limits(&device, limits) else {
             let reason = format!("the VM has no disk and no NIC on a tap named {device}");
             return Err(SpecError::new("device", reason).into());

@@ -8,7 +8,7 @@ use super::format::{Unusable, text};
 use super::nvme;
 use crate::model::{
     BalloonSpec, BootSpec, CpuSpec, DiskSpec, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, Rate, RateLimits,
-    TapSpec, Topology, VfWish, VlanId, VmSpec, VsockSpec,
+    ServedBy, TapSpec, Topology, VfWish, VlanId, VmSpec, VsockSpec,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -81,6 +81,9 @@ struct StoredTap {
     limits: StoredLimits,
     #[serde(default = "one")]
     queues: u16,
+    /// The kernel moves its frames.
+    #[serde(default)]
+    vhost: bool,
 }
 
 /// Per second and at once; a rate of 0: no limit.
@@ -130,11 +133,13 @@ pub(super) fn store_spec(spec: &VmSpec) -> StoredSpec {
 }
 
 fn store_tap(tap: TapSpec) -> StoredTap {
-    StoredTap { limits: store_limits(tap.limits), queues: tap.queues }
+    let vhost = tap.served_by == ServedBy::Kernel;
+    StoredTap { limits: store_limits(tap.limits), queues: tap.queues, vhost }
 }
 
 fn load_tap(tap: &StoredTap) -> Result<TapSpec, Unusable> {
-    Ok(TapSpec { limits: load_limits(&tap.limits)?, queues: tap.queues })
+    let served_by = if tap.vhost { ServedBy::Kernel } else { ServedBy::Vmm };
+    Ok(TapSpec { limits: load_limits(&tap.limits)?, queues: tap.queues, served_by })
 }
 
 fn store_limits(limits: RateLimits) -> StoredLimits {

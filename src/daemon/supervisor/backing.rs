@@ -10,9 +10,9 @@ use rustix::fs::FlockOperation;
 
 use super::Shared;
 use crate::daemon::record::{Subnet, VmRecord};
-use crate::model::{DeviceId, DeviceSpec, DiskSpec, SpecError};
+use crate::model::{DeviceId, DeviceSpec, DiskSpec, ServedBy, SpecError, TapSpec};
 use crate::sys::process::Process;
-use crate::sys::tap;
+use crate::sys::{tap, vhost_net};
 
 /// How long a resource of the run before may linger: the kernel closes descriptors of a ring after its process is gone.
 const LINGER: Duration = Duration::from_secs(2);
@@ -38,6 +38,12 @@ pub enum BackingError {
     Tap {
         /// Its name.
         name: String,
+        /// Why.
+        cause: String,
+    },
+    /// The kernel's server of it.
+    #[error("{}", vhost_net::absence(cause))]
+    Vhost {
         /// Why.
         cause: String,
     },
@@ -69,8 +75,7 @@ pub(super) fn open(shared: &Shared, vm: &VmRecord, device: &DeviceSpec) -> Resul
         DeviceSpec::Nic(nic) => {
             let lease = vm.nics.iter().find(|lease| lease.id == nic.id);
             let lease = lease.ok_or(BackingError::Host { what: "NIC", cause: "it has no address".to_owned() })?;
-            let taps = open_tap(lease.subnet, nic.tap().unwrap_or_default().queues)?;
-            Ok(taps.into_iter().map(OwnedFd::from).collect())
+            open_nic(lease.subnet, nic.tap().unwrap_or_default())
         }
         DeviceSpec::Nvme(_) => Err(BackingError::Host { what: "device", cause: "it is lent, not opened".to_owned() }),
     }
@@ -90,11 +95,19 @@ pub(super) fn lock(image: &File, disk: &DiskSpec) -> Result<(), BackingError> {
     })
 }
 
-/// The queues of a NIC's tap, with the host's address on it.
-pub(super) fn open_tap(subnet: Subnet, queues: u16) -> Result<Vec<File>, BackingError> {
+/// The queues of a NIC's tap, with the host's address on it; behind them as many servers, if the kernel is to serve it.
+pub(super) fn open_nic(subnet: Subnet, spec: TapSpec) -> Result<Vec<OwnedFd>, BackingError> {
+    let servers = match spec.served_by {
+        ServedBy::Vmm => Vec::new(),
+        ServedBy::Kernel => (0..spec.queues)
+            .map(|_| vhost_net::open())
+            .collect::<io::Result<_>>()
+            .map_err(|error| BackingError::Vhost { cause: error.to_string() })?,
+    };
     let name = subnet.tap_name();
-    retry(|| tap::open(&name, subnet.host(), Subnet::PREFIX_LEN, queues), io::ErrorKind::ResourceBusy)
-        .map_err(|error| BackingError::Tap { name, cause: error.to_string() })
+    let taps = retry(|| tap::open(&name, subnet.host(), Subnet::PREFIX_LEN, spec.queues), io::ErrorKind::ResourceBusy)
+        .map_err(|error| BackingError::Tap { name, cause: error.to_string() })?;
+    Ok(taps.into_iter().chain(servers).map(OwnedFd::from).collect())
 }
 
 fn retry<T>(mut attempt: impl FnMut() -> io::Result<T>, passing: io::ErrorKind) -> io::Result<T> {

@@ -19,7 +19,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::backing::{BackingError, lock, open_tap};
+use super::backing::{BackingError, lock, open_nic};
 use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
@@ -153,9 +153,8 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     }
     for nic in &vm.nics {
         let spec = vm.spec.nics().iter().find(|spec| spec.id == nic.id);
-        let queues = spec.and_then(NicSpec::tap).unwrap_or_default().queues;
-        let taps = open_tap(nic.subnet, queues)?.into_iter();
-        passed.extend(taps.map(|tap| (Role::Device(nic.id.clone()), tap.into())));
+        let opened = open_nic(nic.subnet, spec.and_then(NicSpec::tap).unwrap_or_default())?.into_iter();
+        passed.extend(opened.map(|descriptor| (Role::Device(nic.id.clone()), descriptor)));
     }
     for vf in &vm.vfs {
         passed.extend(shared.devices.open(vf)?.map(|descriptor| (Role::Device(vf.id.clone()), descriptor)));

@@ -64,12 +64,12 @@ pub(super) fn device(vm: &VmRecord, id: &DeviceId) -> Result<DeviceLaunch, PlanE
 }
 
 fn nic_kind(vm: &VmRecord, nic: &NicSpec) -> Result<DeviceKind, PlanError> {
-    let Some(TapSpec { limits, queues }) = nic.tap() else {
+    let Some(TapSpec { limits, queues, served_by }) = nic.tap() else {
         let vf = vm.vfs.iter().find(|vf| vf.id == nic.id).ok_or(PlanError::NoLease)?;
         return Ok(DeviceKind::Vfio { host: vf.address });
     };
     let lease = vm.nics.iter().find(|lease| lease.id == nic.id).ok_or(PlanError::NoLease)?;
-    Ok(DeviceKind::Net { mac: lease.mac, limits, queues })
+    Ok(DeviceKind::Net { mac: lease.mac, limits, queues, served_by })
 }
 
 /// The daemon's words, then the user's, so that the user's win where the kernel takes the last.
@@ -93,7 +93,7 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::{NvmeDevice, VfNic, attachments_of, samples};
-    use crate::model::{BalloonSpec, Bdf, BootSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, VfWish};
+    use crate::model::{BalloonSpec, Bdf, BootSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, ServedBy, VfWish};
 
     #[test]
     fn lays_out_rng_disks_and_nics_each_in_its_slot() {
@@ -107,7 +107,7 @@ mod tests {
         );
         assert_eq!(
             launch.devices[2].kind,
-            DeviceKind::Net { mac: vm.nics[0].mac, limits: RateLimits::default(), queues: 1 }
+            DeviceKind::Net { mac: vm.nics[0].mac, limits: RateLimits::default(), queues: 1, served_by: ServedBy::Vmm }
         );
         assert_eq!(launch.memory_bytes, 256 << 20);
         assert!(launch.has_initrd);
@@ -163,7 +163,8 @@ mod tests {
         vm.vfs = vec![VfNic { id: vf.id, address, pf_interface: "eth0".into(), mac }];
         let launch = plan(&vm, InstanceId::new()).unwrap();
         assert_eq!(launch.devices[1].kind, DeviceKind::Vfio { host: address });
-        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac, limits: RateLimits::default(), queues: 1 });
+        let (limits, served_by) = (RateLimits::default(), ServedBy::Vmm);
+        assert_eq!(launch.devices[2].kind, DeviceKind::Net { mac, limits, queues: 1, served_by });
     }
 
     #[test]

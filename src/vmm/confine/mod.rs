@@ -247,7 +247,23 @@ mod tests {
         // linux/if_tun.h.
         let io: Vec<_> = Kind::Io.rows().filter(|row| row.name == "ioctl").collect();
         let Args::OneOf(_, requests) = io[0].args else { panic!("no requests") };
-        assert_eq!(requests, [("TUNSETOFFLOAD", 0x4004_54d0), ("TUNSETQUEUE", 0x4004_54d9)]);
+        assert_eq!(requests[..2], [("TUNSETOFFLOAD", 0x4004_54d0), ("TUNSETQUEUE", 0x4004_54d9)]);
+        // linux/vhost.h, as the crate that makes these calls has them.
+        use vhost::vhost_kern::vhost_binding as vhost;
+        let made = [
+            vhost::VHOST_SET_OWNER(),
+            vhost::VHOST_SET_FEATURES(),
+            vhost::VHOST_SET_MEM_TABLE(),
+            vhost::VHOST_SET_VRING_NUM(),
+            vhost::VHOST_SET_VRING_ADDR(),
+            vhost::VHOST_SET_VRING_BASE(),
+            vhost::VHOST_SET_VRING_KICK(),
+            vhost::VHOST_SET_VRING_CALL(),
+            vhost::VHOST_SET_VRING_ERR(),
+            vhost::VHOST_NET_SET_BACKEND(),
+        ];
+        assert_eq!(requests[2..].iter().map(|(_, number)| *number).collect::<Vec<_>>(), made.map(u64::from));
+        assert_eq!(number("VHOST_GET_FEATURES"), Some(vhost::VHOST_GET_FEATURES()));
         let vcpu: Vec<_> = Kind::Vcpu.rows().filter(|row| row.name == "ioctl").collect();
         let Args::OneOf(_, requests) = vcpu[0].args else { panic!("no requests") };
         assert_eq!(requests[1..], [("KVM_NMI", 0xae9a), ("KVM_KVMCLOCK_CTRL", 0xaead)]);

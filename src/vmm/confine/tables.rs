@@ -3,6 +3,8 @@
 //! To allow another call or ioctl, add its line here and to `docs/jail.md`, which a test compares. What is in none of
 //! these tables ends the process.
 
+use vhost::vhost_kern::vhost_binding as vhost;
+
 use super::{Args, Row};
 
 /// `PROT_EXEC` (mmap(2)).
@@ -37,6 +39,21 @@ const fn vfio(number: u8) -> u64 {
 /// ioctls of taps (linux/if_tun.h).
 const TUNSETOFFLOAD: u64 = iow(b'T', 208, size_of::<libc::c_uint>());
 const TUNSETQUEUE: u64 = iow(b'T', 217, size_of::<libc::c_int>());
+
+/// ioctls of vhost-net (linux/vhost.h, `VHOST_VIRTIO`).
+const VHOST: u8 = 0xaf;
+/// `_IOR(VHOST_VIRTIO, 0x00, __u64)` and `_IO(VHOST_VIRTIO, 0x01)`.
+const VHOST_GET_FEATURES: u64 = 2 << 30 | 8 << 16 | (VHOST as u64) << 8;
+const VHOST_SET_OWNER: u64 = (VHOST as u64) << 8 | 0x01;
+const VHOST_SET_FEATURES: u64 = iow(VHOST, 0x00, size_of::<u64>());
+const VHOST_SET_MEM_TABLE: u64 = iow(VHOST, 0x03, size_of::<vhost::vhost_memory>());
+const VHOST_SET_VRING_NUM: u64 = iow(VHOST, 0x10, size_of::<vhost::vhost_vring_state>());
+const VHOST_SET_VRING_ADDR: u64 = iow(VHOST, 0x11, size_of::<vhost::vhost_vring_addr>());
+const VHOST_SET_VRING_BASE: u64 = iow(VHOST, 0x12, size_of::<vhost::vhost_vring_state>());
+const VHOST_SET_VRING_KICK: u64 = iow(VHOST, 0x20, size_of::<vhost::vhost_vring_file>());
+const VHOST_SET_VRING_CALL: u64 = iow(VHOST, 0x21, size_of::<vhost::vhost_vring_file>());
+const VHOST_SET_VRING_ERR: u64 = iow(VHOST, 0x22, size_of::<vhost::vhost_vring_file>());
+const VHOST_NET_SET_BACKEND: u64 = iow(VHOST, 0x30, size_of::<vhost::vhost_vring_file>());
 
 /// Every thread: memory, locks, the end.
 pub(super) const COMMON: &[Row] = &[
@@ -89,8 +106,24 @@ pub(super) const IO: &[Row] = &[
     Row::new(
         "ioctl",
         libc::SYS_ioctl,
-        Args::OneOf(1, &[("TUNSETOFFLOAD", TUNSETOFFLOAD), ("TUNSETQUEUE", TUNSETQUEUE)]),
-        "the tap learns what the guest's driver negotiated",
+        Args::OneOf(
+            1,
+            &[
+                ("TUNSETOFFLOAD", TUNSETOFFLOAD),
+                ("TUNSETQUEUE", TUNSETQUEUE),
+                ("VHOST_SET_OWNER", VHOST_SET_OWNER),
+                ("VHOST_SET_FEATURES", VHOST_SET_FEATURES),
+                ("VHOST_SET_MEM_TABLE", VHOST_SET_MEM_TABLE),
+                ("VHOST_SET_VRING_NUM", VHOST_SET_VRING_NUM),
+                ("VHOST_SET_VRING_ADDR", VHOST_SET_VRING_ADDR),
+                ("VHOST_SET_VRING_BASE", VHOST_SET_VRING_BASE),
+                ("VHOST_SET_VRING_KICK", VHOST_SET_VRING_KICK),
+                ("VHOST_SET_VRING_CALL", VHOST_SET_VRING_CALL),
+                ("VHOST_SET_VRING_ERR", VHOST_SET_VRING_ERR),
+                ("VHOST_NET_SET_BACKEND", VHOST_NET_SET_BACKEND),
+            ],
+        ),
+        "the tap, or the kernel's server of it, learns what the guest's driver negotiated",
     ),
 ];
 
@@ -153,6 +186,7 @@ pub(super) const CONTROL: &[Row] = &[
                 ("FIONBIO", FIONBIO),
                 ("BLKSSZGET", BLKSSZGET),
                 ("TUNSETOFFLOAD", TUNSETOFFLOAD),
+                ("VHOST_GET_FEATURES", VHOST_GET_FEATURES),
                 ("KVM_SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION),
                 ("VFIO_GET_API_VERSION", vfio(0)),
                 ("VFIO_DEVICE_GET_INFO", vfio(7)),

@@ -5,6 +5,9 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Ring, RingFault};
 use crate::model::DeviceChange;
@@ -32,6 +35,8 @@ pub struct Identity {
 pub struct Active {
     /// By queue number; `None` where the driver enabled no queue.
     pub rings: Vec<Option<Ring>>,
+    /// By queue number: what the driver's notifications signal.
+    pub kicks: Vec<Arc<EventFd>>,
     /// Guest memory.
     pub memory: GuestMemory,
     /// Features that were negotiated.
@@ -41,7 +46,8 @@ pub struct Active {
 /// Why a device is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
-    /// It has just been started, or asked to go on with [`Next::Again`]: everything may have work.
+    /// It has just been started, or asked to go on with [`Next::Again`], or a queue has another vector: everything may
+    /// have work.
     Any,
     /// The driver notified this queue.
     Queue(usize),
@@ -82,6 +88,10 @@ pub trait Device: Send + 'static {
     fn identity(&self) -> Identity;
     /// Descriptors to watch for readability and, if they can be, writability (edge-triggered); always the same.
     fn backends(&self) -> Vec<RawFd>;
+    /// Whether the device is to be woken for notifications of this queue: not for one that the host's kernel serves.
+    fn serves(&self, _queue: usize) -> bool {
+        true
+    }
     /// Does what there is to do, within a bound, without blocking.
     fn run(&mut self, active: &mut Active, wake: Wake) -> Result<Next, Fault>;
     /// Changes what the host decides; gives the device configuration, if that is another now. [`Device::run`] follows.

@@ -4,10 +4,10 @@
 //!   vCPU thread ─▶ VirtioFunction (transport: registers, status) ──Start/Stop──▶ Worker thread ─▶ Device
 //!                        └─ CommonConfig (pure)                                   └─ Ring ─▶ Chain ─▶ request
 //! ```
-//! Key types: [`VirtioFunction`], [`Balloon`], [`Block`], [`Net`], [`Rng`], [`Vsock`]. `vmm/machine` constructs them and drives
+//! Key types: [`VirtioFunction`], [`Balloon`], [`Block`], [`Net`], [`KernelNet`], [`Rng`], [`Vsock`]. `vmm/machine` constructs them and drives
 //! them through `vmm/ports.rs`. A device comes before or while the VM runs, and may leave: its thread, ring and timers go to the next
 //! one ([`Workers`], [`Stock`]). Those exist before system calls are restricted; a device's own later are
-//! epoll_pwait, read, write, readv, writev, getrandom, madvise, io_uring_enter, timerfd_settime, lseek, two ioctls of taps, and futex;
+//! epoll_pwait, read, write, readv, writev, getrandom, madvise, io_uring_enter, timerfd_settime, lseek, ioctls of taps and of vhost-net, and futex;
 //! where there are sockets, accept4, epoll_ctl, shutdown and setsockopt instead of those of rings, taps and entropy.
 //!
 //! Whatever a driver writes, the worst outcome is `DEVICE_NEEDS_RESET`, counted by [`VirtioFunction::faults`].
@@ -37,7 +37,7 @@ mod workers;
 pub use balloon::Balloon;
 pub use block::Block;
 pub use device::{Active, Device, Fault, Identity, Next, Wake};
-pub use net::{Net, TapControl};
+pub use net::{KernelNet, Net, TapControl};
 pub use queue::{Ring, RingFault};
 pub use rng::Rng;
 pub use signals::Signals;

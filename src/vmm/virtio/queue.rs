@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{self, Chain};
 use super::meter::Meter;
@@ -37,6 +38,9 @@ pub enum RingFault {
     /// The rings are not, or no longer, guest memory.
     #[error("ring is not guest memory")]
     NotMemory,
+    /// The host's kernel serves the queue, and cannot follow its ring or a chain in it.
+    #[error("the host's kernel cannot follow the ring")]
+    Unfollowed,
     /// Queue size or addresses against the rules.
     #[error("queue has an impossible size or address")]
     Geometry,
@@ -91,6 +95,18 @@ impl Ring {
         }
         let meter = signals.queue_counters(number).map(|counters| Meter::new(counters, queue.size()));
         Ok(Self { queue, signalled: 0, number, signals, meter })
+    }
+
+    /// Where it lies, as the driver programmed it.
+    pub(super) fn geometry(&self) -> Geometry {
+        let queue = &self.queue;
+        let (descriptors, available, used) = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
+        Geometry { size: queue.size(), descriptors, available, used }
+    }
+
+    /// What interrupts the driver for this queue, if it has chosen a vector.
+    pub(super) fn interrupt(&self) -> Option<Arc<EventFd>> {
+        self.signals.queue_event(self.number)
     }
 
     /// Entries of the queue: the bound of one run of a device.

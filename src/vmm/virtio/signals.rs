@@ -24,6 +24,8 @@ pub struct Signals {
     /// Stored by register writes, loaded by the worker when it signals.
     queue_vectors: Vec<AtomicU16>,
     config_vector: AtomicU16,
+    /// Set when a queue gets another vector, taken by the worker: whoever else signals it is to be told.
+    is_rerouted: AtomicBool,
     /// Stored at writes of MSI-X control, loaded by the worker: ISR bits are kept only without MSI-X.
     is_msix: AtomicBool,
     /// Set by the worker, taken by reads of the ISR register.
@@ -44,6 +46,7 @@ impl Signals {
             vectors,
             queue_vectors: (0..queues).map(|_| none()).collect(),
             config_vector: none(),
+            is_rerouted: AtomicBool::new(false),
             is_msix: AtomicBool::new(false),
             isr: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
@@ -134,8 +137,26 @@ impl Signals {
 
     pub(super) fn set_queue_vector(&self, number: usize, vector: u16) {
         if let Some(place) = self.queue_vectors.get(number) {
-            place.store(self.known(vector), Ordering::Release);
+            let vector = self.known(vector);
+            if place.swap(vector, Ordering::AcqRel) != vector {
+                self.is_rerouted.store(true, Ordering::Release);
+            }
         }
+    }
+
+    /// Whether a queue has another vector since [`Signals::take_rerouted`].
+    pub(super) fn is_rerouted(&self) -> bool {
+        self.is_rerouted.load(Ordering::Acquire)
+    }
+
+    /// The same, and nothing is new afterwards.
+    pub(super) fn take_rerouted(&self) -> bool {
+        self.is_rerouted.swap(false, Ordering::AcqRel)
+    }
+
+    /// What interrupts the driver for queue `number`, if it has chosen a vector.
+    pub(super) fn queue_event(&self, number: usize) -> Option<Arc<EventFd>> {
+        self.vectors.get(usize::from(self.queue_vector(number))).cloned()
     }
 
     /// A vector that does not exist reads back as none (VIRTIO 1.2 §4.1.5.1.2.1).

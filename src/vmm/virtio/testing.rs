@@ -124,7 +124,11 @@ impl Driver {
 
     /// The same on a thread of `workers`.
     pub(in crate::vmm::virtio) fn probe_with(device: impl Device, workers: &Workers) -> Self {
-        let memory = memory();
+        Self::probe_in(memory(), device, workers)
+    }
+
+    /// The same in memory that the device knows already.
+    pub(in crate::vmm::virtio) fn probe_in(memory: GuestMemory, device: impl Device, workers: &Workers) -> Self {
         let function = VirtioFunction::new(device, memory.clone(), BAR_BASE, workers).unwrap();
         let mut driver = Self {
             function,

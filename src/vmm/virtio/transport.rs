@@ -185,7 +185,8 @@ impl VirtioFunction {
         }
         let Some(worker) = &self.worker else { return };
         let started = self.rings().map(|rings| {
-            let active = Active { rings, memory: self.memory.clone(), features: self.common.features() };
+            let (kicks, memory) = (self.kicks.clone(), self.memory.clone());
+            let active = Active { rings, kicks, memory, features: self.common.features() };
             worker.start(active)
         });
         match started {
@@ -358,7 +359,15 @@ impl PciFunction for VirtioFunction {
         }
         let within = offset % REGION_LEN;
         match (offset - within) as u32 {
-            COMMON => self.common.write(within, data),
+            COMMON => {
+                let effect = self.common.write(within, data);
+                if let (Phase::Live, Some(worker)) = (&self.phase, &self.worker)
+                    && self.signals.is_rerouted()
+                {
+                    worker.reroute();
+                }
+                effect
+            }
             NOTIFY => {
                 // Not an ioeventfd yet, or through the configuration window.
                 let queue = usize::try_from(within / u64::from(NOTIFY_MULTIPLIER)).ok()?;

@@ -96,7 +96,7 @@ impl Worker {
 
     /// Gives the free thread a device. On an error the thread is to be dropped.
     pub(super) fn seat(&mut self, seat: Seat) -> io::Result<()> {
-        for (number, kick) in (0..).zip(&seat.kicks) {
+        for (number, kick) in (0..).zip(&seat.kicks).filter(|(number, _)| seat.device.serves(*number as usize)) {
             self.watch(kick.as_raw_fd(), EventSet::IN, number)?;
         }
         for (number, fd) in (BACKEND..).zip(seat.device.backends()) {
@@ -143,6 +143,12 @@ impl Worker {
         // As above.
         let _ = self.send(Command::Change(change, done));
         receiver
+    }
+
+    /// Has the device look at its vectors: they are others. Costs the thread a look, however often it is asked.
+    pub(super) fn reroute(&self) {
+        // Fails only when the counter is full, and then the thread is awake anyway.
+        let _ = self.wake.write(1);
     }
 
     /// Asks for rest; the receiver hears of it (or is disconnected, if the thread is gone).
@@ -280,13 +286,19 @@ impl Owner {
                         let _ = done.send(seat.device);
                     }
                 }
-                Err(TryRecvError::Empty) => return Some(next),
+                Err(TryRecvError::Empty) => return Some(self.follow_vectors(next)),
                 Err(TryRecvError::Disconnected) => {
                     self.idle();
                     return None;
                 }
             }
         }
+    }
+
+    /// Calls the device if one of its queues has another vector.
+    fn follow_vectors(&mut self, next: Next) -> Next {
+        let is_rerouted = self.seated.as_ref().is_some_and(|seated| seated.seat.signals.take_rerouted());
+        if is_rerouted { self.call(Wake::Any).or(next) } else { next }
     }
 
     fn call(&mut self, wake: Wake) -> Next {

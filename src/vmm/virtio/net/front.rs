@@ -67,6 +67,15 @@ impl Front {
             _ => None,
         }
     }
+
+    /// Whether queue `number` is the control queue of some driver or other.
+    pub(super) fn may_be_control(&self, number: usize) -> bool {
+        let ctrl = 1 << VIRTIO_NET_F_CTRL_VQ;
+        self.pairs > 1
+            && [ctrl, ctrl | 1 << VIRTIO_NET_F_MQ]
+                .into_iter()
+                .any(|features| self.role(number, features) == Some(Role::Control))
+    }
 }
 
 #[cfg(test)]
@@ -85,5 +94,7 @@ mod tests {
         assert_eq!(nic.role(6, both), Some(Role::Control));
         assert_eq!(nic.role(2, ctrl), Some(Role::Control), "one pair is all that a driver without MQ knows");
         assert_eq!((nic.role(3, ctrl), nic.role(2, 0)), (None, None));
+        let possible = |pairs| (0..8).filter(|number| front(pairs).may_be_control(*number)).collect::<Vec<_>>();
+        assert_eq!((possible(1), possible(2), possible(3)), (vec![], vec![2, 4], vec![2, 6]));
     }
 }
