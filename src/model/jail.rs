@@ -225,6 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn each_pair_of_queues_that_the_kernel_serves_has_a_thread() {
+        let nic = |served_by| DeviceKind::Net {
+            mac: crate::model::MacAddr([2, 0, 0, 0, 0, 1]),
+            limits: Default::default(),
+            queues: 4,
+            served_by,
+        };
+        assert_eq!((kernel_served(&nic(ServedBy::Kernel)), kernel_served(&nic(ServedBy::Vmm))), (4, 0));
+        assert_eq!(JailFacts { kernel_served: 4, ..facts() }.threads(), facts().threads() + 4);
+    }
+
+    #[test]
     fn only_passthrough_may_lock_memory() {
         assert_eq!(facts().locked_bytes(), 0);
         let two = JailFacts { passed_through: 2, ..facts() };

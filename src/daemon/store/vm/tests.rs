@@ -7,7 +7,8 @@ use crate::daemon::record::{NvmeDevice, samples};
 use crate::daemon::store::format::parse_digest;
 use crate::daemon::store::plugin::decode_plugin;
 use crate::model::{
-    CpuSpec, MemorySpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, PageSize, RateLimits, Topology, VfWish, VlanId,
+    CpuSpec, MemorySpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, PageSize, RateLimits, ServedBy, TapSpec, Topology,
+    VfWish, VlanId,
 };
 
 #[test]
@@ -39,7 +40,9 @@ fn every_state_round_trips() {
     }
     let wish = VfWish { mac: "02:00:00:00:00:01".parse().ok(), vlan: VlanId::new(100) };
     let nic = NicSpec { id: "vf0".parse().unwrap(), backend: NicBackend::Sriov(wish) };
-    vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![vm.spec.nics()[0].clone(), nic]).unwrap();
+    let tap = TapSpec { queues: 2, served_by: ServedBy::Kernel, ..TapSpec::default() };
+    let fast = NicSpec { backend: NicBackend::Tap(tap), ..vm.spec.nics()[0].clone() };
+    vm.spec = VmSpec::new(1, 128, vm.spec.boot().clone(), vec![], vec![fast, nic]).unwrap();
     vm.devices = attachments_of(&vm.spec);
     vm.devices[0].state = AttachState::Detaching;
     vm.devices[1].slot = PciSlot::new(31).unwrap();
