@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-const PUBLIC: [&str; 5] = [
+const PUBLIC: [&str; 6] = [
     "ostler/v1/vm.proto",
     "ostler/v1/plugin.proto",
     "ostler/v1/host.proto",
     "ostler/v1/decision.proto",
     "ostler/v1/tenant.proto",
+    "ostler/v1/operation.proto",
 ];
 const WIRE: [&str; 1] = ["wire/v1/vmm.proto"];
 

@@ -13,7 +13,7 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 
 /// In the order of the reference.
-const FILES: [&str; 6] = ["vm", "tenant", "plugin", "decision", "host", "nvme"];
+const FILES: [&str; 7] = ["vm", "operation", "tenant", "plugin", "decision", "host", "nvme"];
 
 const INTRODUCTION: &str = "# The API\n\n\
     Package `ostler.v1`, gRPC over TLS 1.3 with a client certificate. Made from `proto/ostler/v1` by `tests/api_reference.rs`;\n\

@@ -20,6 +20,7 @@ mod lifecycle;
 mod memory;
 mod net_io;
 mod nvme;
+mod operations_guests;
 mod pause;
 mod python_guests;
 mod restart;

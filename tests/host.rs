@@ -20,6 +20,7 @@ mod following;
 mod hostile_clients;
 mod lists;
 mod matrix;
+mod operations;
 mod policy;
 mod policy_host;
 mod protos;

@@ -300,7 +300,8 @@ fn a_start_or_stop_that_is_repeated_acts_once_even_if_the_daemon_died_in_between
         let (request_id, etag) = (request_id.to_owned(), etag.to_owned());
         let grace = Some(prost_types::Duration::default());
         let name = acme.name("web");
-        let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag, validate_only };
+        let no_wait = false;
+        let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag, validate_only, no_wait };
         wait(acme.vms.clone().stop_virtual_machine(request)).map(tonic::Response::into_inner)
     };
     assert_eq!(facts(&stop("", "\"0123456789abcdef\"", false).unwrap_err()).reason, "ETAG_MISMATCH");

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::support::certs::{Authority, Wish};
 use crate::support::client::{connect, wait};
@@ -64,6 +66,8 @@ const NO_PLUGIN: &str = "NOT_FOUND PLUGIN_NOT_FOUND";
 const NO_DECISION: &str = "NOT_FOUND DECISION_NOT_FOUND";
 const NO_DEVICE: &str = "NOT_FOUND NO_SUCH_DEVICE";
 const FIELD: &str = "INVALID_ARGUMENT BAD_FIELD";
+const NO_OPERATION: &str = "NOT_FOUND OPERATION_NOT_FOUND";
+const ENDED: &str = "FAILED_PRECONDITION OPERATION_NOT_CANCELLABLE";
 const NO_TENANT: &str = "NOT_FOUND TENANT_NOT_FOUND";
 
 /// The VM that acme and globex have and nobody has not.
@@ -74,6 +78,24 @@ fn vm(tenant: &str) -> String {
 /// The one that admitted it.
 fn decision(tenant: &str) -> String {
     format!("tenants/{tenant}/decisions/0")
+}
+
+/// An operation of acme's, one of globex', and one that nobody has.
+static OPERATIONS: OnceLock<[String; 3]> = OnceLock::new();
+
+fn operation(tenant: &str) -> String {
+    let at = TARGETS.iter().position(|(_, known)| *known == tenant).unwrap();
+    OPERATIONS.get().unwrap()[at].clone()
+}
+
+/// Leaves a VM of `tenant`, and the name of an operation that had to do with it.
+fn prepare(host: &Host, tenant: &str) -> String {
+    let caller = host.tenant(tenant);
+    caller.register("web", small()).unwrap();
+    let nic = v1::NicSpec { id: "eth9".into(), ..Default::default() };
+    caller.attach("web", v1::attach_device_request::Device::Nic(nic)).unwrap();
+    caller.detach("web", "eth9", None, false).unwrap();
+    caller.operations("", "").unwrap()[0].name.clone()
 }
 
 fn done<T>(answer: Result<tonic::Response<T>, Status>) -> Result<(), Status> {
@@ -161,6 +183,26 @@ const ROWS: &[Row] = &[
             done(wait(caller.host.clone().repair_host(request)))
         },
         outcomes: [[DENIED; 3], [VIEWS; 3], [OK; 3]],
+    },
+    Row {
+        method: "OperationService/CancelOperation",
+        tried: |caller, tenant| caller.cancel(&operation(tenant)).map(drop),
+        outcomes: [[ENDED, NO_OPERATION, NO_OPERATION], [VIEWS; 3], [ENDED, ENDED, NO_OPERATION]],
+    },
+    Row {
+        method: "OperationService/GetOperation",
+        tried: |caller, tenant| caller.operation(&operation(tenant)).map(drop),
+        outcomes: [[OK, NO_OPERATION, NO_OPERATION], [OK, NO_OPERATION, NO_OPERATION], [OK, OK, NO_OPERATION]],
+    },
+    Row {
+        method: "OperationService/ListOperations",
+        tried: |caller, tenant| caller.operations(&format!("tenants/{tenant}"), "").map(drop),
+        outcomes: [[OK, DENIED, DENIED], [OK, DENIED, DENIED], [OK; 3]],
+    },
+    Row {
+        method: "OperationService/WaitOperation",
+        tried: |caller, tenant| caller.wait_for(&operation(tenant), Duration::ZERO).map(drop),
+        outcomes: [[OK, NO_OPERATION, NO_OPERATION], [OK, NO_OPERATION, NO_OPERATION], [OK, OK, NO_OPERATION]],
     },
     Row {
         method: "PluginService/ListPlugins",
@@ -425,9 +467,8 @@ fn every_call_is_in_the_table() {
 #[test]
 fn every_role_gets_what_the_table_says_on_own_anothers_and_missing() {
     let host = Host::start_with_tenants(MEMBERS);
-    for tenant in ["acme", "globex"] {
-        host.tenant(tenant).register("web", small()).unwrap();
-    }
+    let missing = "tenants/nobody/operations/01M86QW9WBP2NZC87A485E1H8E".to_owned();
+    OPERATIONS.set([prepare(&host, "acme"), prepare(&host, "globex"), missing]).unwrap();
     let ours = Authority::of(&host.certs());
     let mut wrong = Vec::new();
     for (name, id) in IDENTITIES {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module may import with `use crate::…`, besides itself and what lies below it. The longest prefix counts.
-const MAY_IMPORT: [(&str, &[&str]); 36] = [
+const MAY_IMPORT: [(&str, &[&str]); 37] = [
     ("lib", &[]),
     ("model", &[]),
     ("sys", &[]),
@@ -16,7 +16,20 @@ const MAY_IMPORT: [(&str, &[&str]); 36] = [
     ("cli", &["api", "model"]),
     // The control plane: rpc -> service -> parts that do not know each other -> the daemon's own vocabulary.
     ("daemon", &["daemon", "model", "wire", "sys", "api"]),
-    ("daemon/rpc", &["daemon/service", "daemon/authn", "daemon/record", "daemon/trace", "model", "wire", "sys", "api"]),
+    (
+        "daemon/rpc",
+        &[
+            "daemon/service",
+            "daemon/authn",
+            "daemon/record",
+            "daemon/trace",
+            "daemon/operation",
+            "model",
+            "wire",
+            "sys",
+            "api",
+        ],
+    ),
     ("daemon/metrics", &["daemon/service", "daemon/record", "model", "wire", "sys"]),
     ("daemon/service", &["daemon", "model", "wire", "sys"]),
     ("daemon/authn", &["model"]),
@@ -24,11 +37,15 @@ const MAY_IMPORT: [(&str, &[&str]); 36] = [
     ("daemon/tenants", &["daemon/authn", "model"]),
     ("daemon/policy", &["model", "wire", "sys"]),
     ("daemon/inventory", &["daemon/record", "model", "sys"]),
-    ("daemon/hostdev", &["daemon/crash", "model", "sys"]),
+    ("daemon/hostdev", &["daemon/crash", "daemon/operation", "model", "sys"]),
     ("daemon/store", &["daemon/record", "model", "sys"]),
-    ("daemon/supervisor", &["daemon/record", "daemon/files", "daemon/trace", "daemon/crash", "model", "wire", "sys"]),
+    (
+        "daemon/supervisor",
+        &["daemon/record", "daemon/files", "daemon/trace", "daemon/operation", "daemon/crash", "model", "wire", "sys"],
+    ),
     ("daemon/crash", &[]),
     ("daemon/trace", &[]),
+    ("daemon/operation", &["daemon/trace", "model"]),
     ("daemon/record", &["model", "sys"]),
     ("daemon/files", &["model", "sys"]),
     // Pick a role, and nothing else.

@@ -17,6 +17,9 @@ use crate::model::{
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How long a guest may take to let a device go when the client does not say.
 pub const DEFAULT_UNPLUG: Duration = Duration::from_secs(10);
+
+/// How long a client waits for the end of an operation if it does not say.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// The longest grace that a client may ask for.
 pub const MAX_GRACE: Duration = Duration::from_secs(600);
 
@@ -216,7 +219,16 @@ pub fn grace_from_proto(grace: Option<prost_types::Duration>) -> Result<Duration
 
 /// How long a guest may take to let a device go: [`DEFAULT_UNPLUG`] if unset, at most [`MAX_GRACE`].
 pub fn unplug_timeout_from_proto(timeout: Option<prost_types::Duration>) -> Result<Duration, SpecError> {
-    let Some(timeout) = timeout else { return Ok(DEFAULT_UNPLUG) };
+    timeout_from_proto(timeout, DEFAULT_UNPLUG)
+}
+
+/// How long a client waits for an operation: [`DEFAULT_WAIT`] if unset, at most [`MAX_GRACE`].
+pub fn wait_from_proto(timeout: Option<prost_types::Duration>) -> Result<Duration, SpecError> {
+    timeout_from_proto(timeout, DEFAULT_WAIT)
+}
+
+fn timeout_from_proto(timeout: Option<prost_types::Duration>, default: Duration) -> Result<Duration, SpecError> {
+    let Some(timeout) = timeout else { return Ok(default) };
     let timeout = duration_from_proto("timeout", timeout)?;
     if timeout > MAX_GRACE {
         let most = MAX_GRACE.as_secs();

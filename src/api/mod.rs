@@ -7,7 +7,7 @@ mod names;
 pub mod reasons;
 mod resources;
 
-pub use names::{Parent, PluginName, VmRef, decision_name, parse_decision_name, scope_name};
+pub use names::{Parent, PluginName, VmRef, decision_name, parse_decision_name, parse_operation_name, scope_name};
 
 #[allow(missing_docs, clippy::pedantic, reason = "generated")]
 pub mod v1 {

@@ -7,6 +7,7 @@
 //! Parent      "" (the caller's own) | tenants/- (all) | tenants/{tenant} | operator (plugins only)
 //! PluginName  operator/plugins/{plugin} | tenants/{tenant}/plugins/{plugin}
 //! DecisionId  tenants/{tenant}/decisions/{sequence}
+//! operation   tenants/{tenant}/operations/{id} | operations/{id} (the host's)
 //! ```
 
 use std::fmt;
@@ -128,6 +129,18 @@ pub fn parse_decision_name(name: &str) -> Result<DecisionId, SpecError> {
     }
 }
 
+/// Reads `tenants/{tenant}/operations/{id}`, or `operations/{id}` of the host: whose, and its id. The error's field is `name`.
+pub fn parse_operation_name(name: &str) -> Result<(Option<TenantId>, String), SpecError> {
+    let (owner, id) = match name.split('/').collect::<Vec<_>>()[..] {
+        ["tenants", tenant, "operations", id] => (Some(label(tenant)?), id),
+        ["operations", id] => (None, id),
+        _ => return Err(malformed(name, "tenants/{tenant}/operations/{id} or operations/{id}")),
+    };
+    // A ULID: 26 digits and upper-case letters.
+    let is_id = id.len() == 26 && id.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
+    if is_id { Ok((owner, id.to_owned())) } else { Err(malformed(name, "an operation's name as a list gives it")) }
+}
+
 /// A chain's owner as the API names it: `operator` or `tenants/{tenant}`.
 pub fn scope_name(scope: &PolicyScope) -> String {
     match scope {
@@ -195,6 +208,17 @@ mod tests {
         assert_eq!(parse_decision_name("tenants/acme/decisions/7").unwrap().to_string(), "acme/7");
         for name in ["tenants/acme/decisions/07", "tenants/acme/decisions/+7", "tenants/acme/decisions/", "acme/7"] {
             assert!(parse_decision_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_operation_is_a_tenant_s_or_the_host_s() {
+        let id = "01M86QW9WBP2NZC87A485E1H8E";
+        let own = parse_operation_name(&format!("tenants/acme/operations/{id}")).unwrap();
+        assert_eq!(own, (Some("acme".parse().unwrap()), id.to_owned()));
+        assert_eq!(parse_operation_name(&format!("operations/{id}")).unwrap(), (None, id.to_owned()));
+        for name in ["", id, "operations/", "operations/7", "tenants/-/operations/01M86QW9WBP2NZC87A485E1H8E"] {
+            assert_eq!(parse_operation_name(name).unwrap_err().field, "name", "{name}");
         }
     }
 

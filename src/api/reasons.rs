@@ -193,6 +193,30 @@ pub const REASONS: &[Reason] = &[
         "the NVMe controller cannot have secondary controllers; metadata: address",
         "choose another controller",
     ),
+    reason(
+        "OPERATION_CANCELLED",
+        "CANCELLED",
+        "the operation was called off, by CancelOperation, before it was too late",
+        "nothing, or ask for it anew; the message says what stays",
+    ),
+    reason(
+        "OPERATION_INTERRUPTED",
+        "UNKNOWN",
+        "the daemon ended while the operation was under way: it may have been done",
+        "repeat the request under its request_id, which does what is left of it",
+    ),
+    reason(
+        "OPERATION_NOT_CANCELLABLE",
+        "FAILED_PRECONDITION",
+        "the operation has ended, or is past the point where it can be called off",
+        "wait for its end with WaitOperation",
+    ),
+    reason(
+        "OPERATION_NOT_FOUND",
+        "NOT_FOUND",
+        "no such operation, none that is remembered any more, or another tenant's",
+        "list the operations that you may see",
+    ),
     reason("PANIC", "INTERNAL", "the daemon failed in this call alone", "report the daemon's log"),
     reason(
         "PLUGIN_NOT_FOUND",

@@ -18,6 +18,7 @@ use tower::service_fn;
 
 use crate::api::v1::decision_service_client::DecisionServiceClient;
 use crate::api::v1::host_service_client::HostServiceClient;
+use crate::api::v1::operation_service_client::OperationServiceClient;
 use crate::api::v1::plugin_service_client::PluginServiceClient;
 use crate::api::v1::tenant_service_client::TenantServiceClient;
 use crate::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
@@ -46,6 +47,8 @@ pub(crate) struct Client {
     pub(crate) decisions: DecisionServiceClient<Channel>,
     /// Tenants.
     pub(crate) tenants: TenantServiceClient<Channel>,
+    /// What is under way.
+    pub(crate) operations: OperationServiceClient<Channel>,
     /// The node.
     pub(crate) host: HostServiceClient<Channel>,
     /// Whom the certificate names.
@@ -67,6 +70,7 @@ impl Client {
         Ok(Self {
             vms: VirtualMachineServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             tenants: TenantServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
+            operations: OperationServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             host: HostServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             decisions: DecisionServiceClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER_LEN),
             plugins: PluginServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_LEN),

@@ -10,7 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::api::{Parent, VmRef, parse_decision_name};
+use crate::api::{Parent, VmRef, parse_decision_name, parse_operation_name};
 use crate::model::{DecisionId, SpecError, TenantId};
 
 use super::args::GlobalArgs;
@@ -88,6 +88,21 @@ impl Caller {
         parse_decision_name(&full).map_err(|error| {
             Failure::new(Exit::Usage, format!("invalid name: {}", error.reason))
                 .hint("a decision is written 42, acme/42 or tenants/acme/decisions/42")
+        })
+    }
+
+    /// The operation that a user means by its id, `acme/ID`, or its name.
+    pub(crate) fn operation(&self, text: &str) -> Result<String, Failure> {
+        let full = match (text.split('/').collect::<Vec<_>>()[..].as_ref(), self) {
+            ([id], Self::Tenant(tenant)) => format!("tenants/{tenant}/operations/{id}"),
+            ([id], Self::Operator(_)) => format!("operations/{id}"),
+            (["operations", _], _) => text.to_owned(),
+            ([tenant, id], _) => format!("tenants/{tenant}/operations/{id}"),
+            _ => text.to_owned(),
+        };
+        parse_operation_name(&full).map(|_valid| full).map_err(|error| {
+            Failure::new(Exit::Usage, format!("invalid name: {}", error.reason))
+                .hint("ostler operation list shows how operations are named")
         })
     }
 

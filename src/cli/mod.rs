@@ -29,7 +29,7 @@ use clap::{CommandFactory, Parser};
 
 use args::{
     Arguments, CertsCommand, Command, DecisionCommand, DecisionVerifyArgs, GlobalArgs, HostCommand, NvmeCommand,
-    PluginCommand, TenantCommand, VmCommand,
+    OperationCommand, PluginCommand, TenantCommand, VmCommand,
 };
 use client::Client;
 use failure::{Exit, Failure};
@@ -122,6 +122,12 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         },
         Command::Tenant(TenantCommand::Get(get)) => commands::tenant::get(client().await?, get).await,
         Command::Tenant(TenantCommand::List) => commands::tenant::list(client().await?).await,
+        Command::Operation(operation) => match operation {
+            OperationCommand::List(list) => commands::operation::list(client().await?, list).await,
+            OperationCommand::Get(get) => commands::operation::get(client().await?, get).await,
+            OperationCommand::Wait(wait) => commands::operation::wait(client().await?, wait).await,
+            OperationCommand::Cancel(cancel) => commands::operation::cancel(client().await?, cancel).await,
+        },
         Command::Host(HostCommand::Devices) => commands::host::devices(client().await?).await,
         Command::Host(HostCommand::Release(release)) => commands::host::release(client().await?, release).await,
         Command::Host(HostCommand::Nvme(NvmeCommand::Provision(provision))) => {

@@ -6,6 +6,7 @@
 pub(crate) mod decision;
 pub(crate) mod host;
 pub(crate) mod nvme;
+pub(crate) mod operation;
 pub(crate) mod stats;
 pub(crate) mod top;
 

@@ -7,7 +7,7 @@
 //!   metrics   the same numbers for a scraper
 //!   service   use cases: the order of things, and who may
 //!   authn · policy · inventory · hostdev · store · supervisor      know nothing of each other
-//!   record · files · trace · config · crash                           the daemon's own vocabulary
+//!   record · files · trace · operation · config · crash               the daemon's own vocabulary
 //! ```
 
 pub mod authn;
@@ -17,6 +17,7 @@ pub mod files;
 pub mod hostdev;
 pub mod inventory;
 mod metrics;
+pub mod operation;
 pub mod policy;
 pub mod record;
 mod rpc;

@@ -15,6 +15,8 @@
 //!                 Pause, then Paused                    Reboot              Exited
 //!        RUNNING ◀──────────────────▶ PAUSED   RUNNING ────────▶ STOPPING ────────▶ STARTING
 //!                 Resume, then Resumed         PAUSED            (for a reboot)
+//!
+//!        STOPPING, also for a reboot ──StopWithdrawn (in the grace)──▶ RUNNING
 //! ```
 //! A VM is PAUSED once its vmm says so, not when it is asked for: as with Ready, what the process is decides, also after
 //! a restart of the daemon. A stop, a reboot or a destroy in between undoes the pause.
@@ -116,6 +118,9 @@ pub enum Event {
     Nmi,
     /// The grace of a stop is over.
     StopDeadline,
+    /// The client has called a stop or a reboot off. Only fed in while the grace lasts and no force was used. The button
+    /// stays pressed: a guest that powers off all the same is STOPPED.
+    StopWithdrawn,
     /// The vmm process is gone.
     Exited(VmExit),
     /// The client wants it forgotten; `is_forced` allows that while it runs.
@@ -139,6 +144,7 @@ impl Event {
             Self::PowerButton => "press the power button of",
             Self::Nmi => "interrupt",
             Self::StopDeadline => "stop deadline",
+            Self::StopWithdrawn => "call off the stop of",
             Self::Exited(_) => "exit",
             Self::Destroy { .. } => "destroy",
         }
@@ -160,6 +166,8 @@ pub enum Effect {
     InjectNmi,
     /// Feed [`Event::StopDeadline`] back after this long.
     ArmStopDeadline(Duration),
+    /// Do not feed it back any more.
+    DisarmStopDeadline,
     /// Kill the vmm process.
     Kill,
     /// Give back everything that a run holds on the host (tap, sockets, descriptors).
@@ -183,6 +191,7 @@ pub fn step(state: &VmState, event: &Event) -> Result<(VmState, Vec<Effect>), Re
     let next = match event {
         Event::Start | Event::Ready => starting(state, event),
         Event::Stop { .. } | Event::Reboot { .. } | Event::StopDeadline => stopping(state, event),
+        Event::StopWithdrawn => going_on(state),
         Event::Pause | Event::Paused | Event::Resume | Event::Resumed => pausing(state, event),
         Event::PowerButton | Event::Nmi => signalling(state, event),
         Event::Exited(exit) => exited(state, exit),
@@ -224,6 +233,15 @@ fn stopping(state: &VmState, event: &Event) -> Next {
         // A guest that is not up yet has no power button to press.
         S::Starting if target == S::Stopping => Some((target, vec![Effect::Kill])),
         S::Starting | S::Stopping | S::Rebooting | S::Registered | S::Stopped | S::Failed(_) | S::Destroying => None,
+    }
+}
+
+/// A stop that was called off leaves a guest that runs, also one that was paused before: it had to react to the button.
+fn going_on(state: &VmState) -> Next {
+    use VmState as S;
+    match state {
+        S::Stopping | S::Rebooting => Some((S::Running, vec![Effect::DisarmStopDeadline])),
+        S::Registered | S::Starting | S::Running | S::Paused | S::Stopped | S::Failed(_) | S::Destroying => None,
     }
 }
 
@@ -296,6 +314,7 @@ mod tests {
             Just(Event::PowerButton),
             Just(Event::Nmi),
             Just(Event::StopDeadline),
+            Just(Event::StopWithdrawn),
             prop_oneof![
                 Just(VmExit::PowerOff),
                 Just(VmExit::Reset),
@@ -317,9 +336,13 @@ mod tests {
             let mut state = VmState::Registered;
             let mut processes = 0i32;
             let mut is_held = false;
+            let mut is_armed = false;
             for event in events {
                 if matches!(event, Event::Exited(_)) && processes == 0 {
                     continue; // a process that is not there cannot exit
+                }
+                if matches!(event, Event::StopDeadline | Event::StopWithdrawn) && !is_armed {
+                    continue; // its driver feeds these in while the deadline is armed only
                 }
                 let Ok((next, effects)) = step(&state, &event) else { continue };
                 if matches!(event, Event::Exited(_)) {
@@ -329,14 +352,15 @@ mod tests {
                 for effect in effects {
                     match effect {
                         Effect::Launch => { processes += 1; is_held = true; }
-                        Effect::Kill
-                        | Effect::PressPowerButton
+                        Effect::Kill => { prop_assert_eq!(processes, 1); is_armed = false; }
+                        Effect::PressPowerButton
                         | Effect::InjectNmi
                         | Effect::Pause
                         | Effect::Resume => prop_assert_eq!(processes, 1),
-                        Effect::Release => is_held = false,
+                        Effect::Release => { is_held = false; is_armed = false; }
                         Effect::Remove => { prop_assert!(!is_held); is_gone = true; }
-                        Effect::ArmStopDeadline(grace) => prop_assert!(!grace.is_zero()),
+                        Effect::ArmStopDeadline(grace) => { prop_assert!(!grace.is_zero()); is_armed = true; }
+                        Effect::DisarmStopDeadline => { prop_assert!(is_armed); is_armed = false; }
                     }
                 }
                 prop_assert!((0..=1).contains(&processes));
@@ -345,8 +369,35 @@ mod tests {
                     return Ok(());
                 }
                 prop_assert_eq!(next.has_process(), processes == 1, "{:?}", next);
+                // Whoever goes on has nothing to fear of an earlier stop.
+                prop_assert!(!is_armed || matches!(next, VmState::Stopping | VmState::Rebooting), "{:?}", next);
                 state = next;
             }
+        }
+
+        /// A stop in its grace, called off: the guest goes on, and is killed only if somebody asks for it anew.
+        #[test]
+        fn a_stop_that_was_called_off_kills_nobody(
+            is_paused in any::<bool>(),
+            is_reboot in any::<bool>(),
+            events in proptest::collection::vec(any_event(), 0..16),
+        ) {
+            let grace = Duration::from_secs(1);
+            let before = if is_paused { VmState::Paused } else { VmState::Running };
+            let stop = if is_reboot { Event::Reboot { grace } } else { Event::Stop { grace } };
+            let (stopping, _) = step(&before, &stop).unwrap();
+            let (mut state, effects) = step(&stopping, &Event::StopWithdrawn).unwrap();
+            prop_assert_eq!((&state, effects), (&VmState::Running, vec![Effect::DisarmStopDeadline]));
+            for event in events {
+                if matches!(event, Event::Stop { .. } | Event::Reboot { .. } | Event::Destroy { .. } | Event::Exited(_)) {
+                    break;
+                }
+                let Ok((next, effects)) = step(&state, &event) else { continue };
+                prop_assert!(!effects.contains(&Effect::Kill), "{:?}", event);
+                state = next;
+            }
+            let running = VmState::Running;
+            prop_assert_eq!(step(&running, &Event::Exited(VmExit::PowerOff)).unwrap().0, VmState::Stopped);
         }
     }
 
@@ -361,6 +412,10 @@ mod tests {
             let mut is_doomed = false;
             for event in events {
                 // Reports come from the vmm below, and from nowhere else.
+                // And nobody withdraws a stop that has used force.
+                if matches!(event, Event::StopWithdrawn) && is_doomed {
+                    continue;
+                }
                 if matches!(event, Event::Paused | Event::Resumed) || matches!(event, Event::Exited(_)) && !state.has_process() {
                     continue;
                 }

@@ -9,6 +9,7 @@ use hyper_util::rt::TokioIo;
 use ostler::api::v1;
 use ostler::api::v1::decision_service_client::DecisionServiceClient;
 use ostler::api::v1::host_service_client::HostServiceClient;
+use ostler::api::v1::operation_service_client::OperationServiceClient;
 use ostler::api::v1::plugin_service_client::PluginServiceClient;
 use ostler::api::v1::tenant_service_client::TenantServiceClient;
 use ostler::api::v1::virtual_machine_service_client::VirtualMachineServiceClient;
@@ -136,6 +137,7 @@ pub struct Caller {
     pub decisions: DecisionServiceClient<Channel>,
     pub host: HostServiceClient<Channel>,
     pub tenants: TenantServiceClient<Channel>,
+    pub operations: OperationServiceClient<Channel>,
 }
 
 type Answer<T> = Result<T, Status>;
@@ -148,7 +150,8 @@ impl Caller {
             plugins: PluginServiceClient::new(channel.clone()),
             decisions: DecisionServiceClient::new(channel.clone()),
             host: HostServiceClient::new(channel.clone()),
-            tenants: TenantServiceClient::new(channel),
+            tenants: TenantServiceClient::new(channel.clone()),
+            operations: OperationServiceClient::new(channel),
         }
     }
 

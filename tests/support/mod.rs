@@ -23,6 +23,7 @@ pub mod drives;
 pub mod guest;
 pub mod holdings;
 pub mod host;
+pub mod operations;
 pub mod shell;
 pub mod strays;
 pub mod vmm;

@@ -45,4 +45,7 @@ pub(crate) struct HostReleaseArgs {
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
     pub(crate) etag: EtagArg,
+    /// Do not wait for the end: `ostler operation` shows what comes of it
+    #[arg(long, conflicts_with = "validate_only")]
+    pub(crate) no_wait: bool,
 }

@@ -9,6 +9,7 @@ mod decision;
 mod device;
 mod doctor;
 mod host;
+mod operation;
 mod plugin;
 mod serve;
 mod spec;
@@ -28,6 +29,7 @@ pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs,
 pub(crate) use device::{AttachArgs, BalloonArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};
 pub(crate) use doctor::DoctorArgs;
 pub(crate) use host::{HostCommand, HostReleaseArgs, NvmeCommand, NvmeProvisionArgs};
+pub(crate) use operation::{OperationArg, OperationCommand, OperationListArgs, OperationWaitArgs};
 pub(crate) use plugin::{
     PluginArg, PluginCommand, PluginListArgs, PluginLoadArgs, PluginReplayArgs, PluginRollbackArgs, PluginUnloadArgs,
 };
@@ -111,6 +113,9 @@ pub(crate) enum Command {
     /// Tenants: what they may have, and have
     #[command(subcommand)]
     Tenant(TenantCommand),
+    /// Work that is under way, or was lately
+    #[command(subcommand)]
+    Operation(OperationCommand),
     /// The node's devices, for its operators
     #[command(subcommand)]
     Host(HostCommand),
@@ -188,6 +193,8 @@ mod tests {
             "vm stop web --force --grace 3s",
             "vm reboot web --force --grace 3s",
             "vm pause",
+            "vm stop web --no-wait --validate-only",
+            "operation cancel",
             "vm attach web",
             "vm attach web --disk id=a,volume=a.img --nic id=b",
             "vm detach web",

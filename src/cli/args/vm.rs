@@ -130,6 +130,9 @@ pub(crate) struct StopArgs {
     /// Kill it at once
     #[arg(long)]
     pub(crate) force: bool,
+    /// Do not wait for the end: `ostler operation` shows what comes of it
+    #[arg(long, conflicts_with = "validate_only")]
+    pub(crate) no_wait: bool,
 }
 
 #[derive(Debug, Args)]

@@ -38,8 +38,8 @@ pub(crate) async fn detach(mut client: Client, arguments: DetachArgs) -> Result<
     let retry = format!("ostler vm detach {shown} {device_id} --force takes it without the guest's word");
     let timeout = arguments.timeout.map(duration_to_proto);
     let ChangeArgs { request_id, validate_only } = arguments.change;
-    let (etag, force) = (arguments.etag.etag, arguments.force);
-    let request = v1::DetachDeviceRequest { name, device_id, timeout, force, request_id, etag, validate_only };
+    let (etag, force, no_wait) = (arguments.etag.etag, arguments.force, arguments.no_wait);
+    let request = v1::DetachDeviceRequest { name, device_id, timeout, force, request_id, etag, validate_only, no_wait };
     let call = client.vms.detach_device(within(limit, request));
     let vm = patiently(format_args!("detaching from {shown}"), call).await.map_err(|failure| {
         let failure = failure.about(&shown).hint_for(Exit::TimedOut, || retry);

@@ -42,13 +42,14 @@ pub(crate) async fn devices(mut client: Client) -> Result<(), Failure> {
 }
 
 pub(crate) async fn release(mut client: Client, arguments: HostReleaseArgs) -> Result<(), Failure> {
-    let HostReleaseArgs { address, namespace, change, etag } = arguments;
+    let HostReleaseArgs { address, namespace, change, etag, no_wait } = arguments;
     let request = v1::ReleaseHostDeviceRequest {
         address: address.clone(),
         namespace_id: namespace.unwrap_or(0),
         request_id: change.request_id,
         etag: etag.etag,
         validate_only: change.validate_only,
+        no_wait,
     };
     let limit = if namespace.is_some() { ERASE } else { RELEASE };
     let what = namespace.map_or_else(|| address.clone(), |id| format!("namespace {id} of {address}"));

@@ -12,6 +12,7 @@ pub(crate) mod host;
 pub(crate) mod jail;
 mod line;
 pub(crate) mod man;
+pub(crate) mod operation;
 pub(crate) mod plugin;
 pub(crate) mod power;
 pub(crate) mod replay;

@@ -20,7 +20,8 @@ pub(crate) async fn reboot(mut client: Client, arguments: StopArgs) -> Result<()
     let limit = grace.unwrap_or(DEFAULT_GRACE) + STOP_MARGIN + START;
     let ChangeArgs { request_id, validate_only } = arguments.change;
     let (grace, etag) = (grace.map(crate::api::convert::duration_to_proto), arguments.etag.etag);
-    let request = v1::RebootVirtualMachineRequest { name, grace, request_id, etag, validate_only };
+    let no_wait = arguments.no_wait;
+    let request = v1::RebootVirtualMachineRequest { name, grace, request_id, etag, validate_only, no_wait };
     let call = client.vms.reboot_virtual_machine(within(limit, request));
     let vm = told(&shown, format_args!("rebooting {shown}"), call).await?;
     show_state(&client, vm, validate_only.then_some("can be rebooted"))

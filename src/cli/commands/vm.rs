@@ -74,7 +74,8 @@ pub(crate) async fn stop(mut client: Client, arguments: StopArgs) -> Result<(), 
     let limit = grace.unwrap_or(DEFAULT_GRACE) + STOP_MARGIN;
     let ChangeArgs { request_id, validate_only } = arguments.change;
     let grace = grace.map(crate::api::convert::duration_to_proto);
-    let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag: arguments.etag.etag, validate_only };
+    let (etag, no_wait) = (arguments.etag.etag, arguments.no_wait);
+    let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag, validate_only, no_wait };
     let call = client.vms.stop_virtual_machine(within(limit, request));
     let vm = patiently(format_args!("stopping {shown}"), call).await.map_err(|failure| {
         failure.about(&shown).hint_for(Exit::WrongState, || format!("ostler vm get {shown} shows its state"))

@@ -149,6 +149,14 @@ pub enum HostdevError {
         /// The namespace.
         nsid: u32,
     },
+    /// Whoever wanted it erased has called that off.
+    #[error("namespace {nsid} of {device} is not erased, which was called off: it may hold data")]
+    NvmeCalledOff {
+        /// The controller.
+        device: String,
+        /// The namespace.
+        nsid: u32,
+    },
     /// A controller is not what it was told to be.
     #[error("controller {device} took every command, and does not show the secondary controllers that it should")]
     NvmeNotProvisioned {

@@ -20,7 +20,7 @@ use crate::sys::process::Identity;
 pub use attachment::{AddError, AttachState, Attachment, RNG, attachments_of};
 pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
 pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart, NvmeProvision};
-pub use request::{Before, Progress, RequestKey, RequestRecord};
+pub use request::{Before, BegunWork, Progress, RequestKey, RequestRecord};
 #[cfg(test)]
 pub use vf::samples as lease_samples;
 pub use vf::{Holder, VfKey, VfLease, VfNic};

@@ -10,7 +10,7 @@
 
 use std::time::SystemTime;
 
-use crate::model::{Bdf, RequestId, VmId};
+use crate::model::{Bdf, RequestId, TenantId, VmId};
 
 /// Whose request it is, and which.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +32,21 @@ pub struct RequestRecord {
     pub begun: SystemTime,
     /// How far it got.
     pub progress: Progress,
+    /// What it is at, while it is BEGUN.
+    pub work: Option<BegunWork>,
+}
+
+/// What a request has begun: the operation that a daemon lists which finds it cut off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BegunWork {
+    /// Whose it is; `None`: the host's.
+    pub owner: Option<TenantId>,
+    /// The operation's id.
+    pub operation: String,
+    /// The call.
+    pub method: String,
+    /// Name of the resource that it is about.
+    pub target: String,
 }
 
 /// How far a request got.

@@ -11,7 +11,7 @@ use super::list::{Query, Window};
 use super::{encode, findings, nvme, status};
 use crate::api::v1;
 use crate::api::v1::host_service_server::HostService;
-use crate::daemon::service::{DeviceView, Finding, NvmeView, Released, SharedNode};
+use crate::daemon::service::{DeviceView, Finding, Node, NvmeView, Released, SharedNode};
 use crate::model::{Bdf, BdfError, SpecError};
 
 pub(super) struct HostRpc {
@@ -78,9 +78,15 @@ impl HostService for HostRpc {
             };
             v1::ReleaseHostDeviceResponse { lease: Some(lease) }
         };
-        let make = self.changes.make(principal, request, address, encode, move |node, principal, terms| async move {
-            node.release_device(&principal, address, nsid, &terms).await
-        });
+        let now = move |node: &Node| node.released_so_far(address, nsid);
+        let make = self.changes.make_or_begin(
+            principal,
+            request,
+            address,
+            encode,
+            now,
+            move |node, principal, terms| async move { node.release_device(&principal, address, nsid, &terms).await },
+        );
         make.await
     }
 

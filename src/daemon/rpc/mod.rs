@@ -18,6 +18,7 @@ mod jail;
 mod list;
 mod listener;
 mod nvme;
+mod operation;
 mod plugin;
 mod rate;
 mod replay;
@@ -41,6 +42,7 @@ use tonic_health::server::HealthReporter;
 use crate::api::v1;
 use crate::api::v1::decision_service_server::DecisionServiceServer;
 use crate::api::v1::host_service_server::HostServiceServer;
+use crate::api::v1::operation_service_server::OperationServiceServer;
 use crate::api::v1::plugin_service_server::PluginServiceServer;
 use crate::api::v1::tenant_service_server::TenantServiceServer;
 use crate::api::v1::virtual_machine_service_server::VirtualMachineServiceServer;
@@ -78,6 +80,13 @@ pub enum RpcError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+/// A service whose messages have their longest lengths.
+macro_rules! bounded {
+    ($server:ident, $service:expr) => {
+        $server::new($service).max_decoding_message_size(MAX_REQUEST_LEN).max_encoding_message_size(MAX_RESPONSE_LEN)
+    };
+}
+
 /// Serves `node` on `listener` until `ending`, then lets calls under way finish for some seconds. Begins with `trust`,
 /// and follows the files that it comes from.
 pub async fn serve(
@@ -94,28 +103,22 @@ pub async fn serve(
     health.set_serving::<HostServiceServer<host::HostRpc>>().await;
     health.set_serving::<DecisionServiceServer<decision::DecisionRpc>>().await;
     health.set_serving::<TenantServiceServer<tenant::TenantRpc>>().await;
+    health.set_serving::<OperationServiceServer<operation::OperationRpc>>().await;
     tokio::spawn(tell_usable(health.clone(), node.tenants().is_usable.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let audit = Arc::new(audit);
-    let vms = VirtualMachineServiceServer::new(vm::VmRpc::new(Arc::clone(&node), Arc::clone(&audit), ending.clone()))
-        .max_decoding_message_size(MAX_REQUEST_LEN)
-        .max_encoding_message_size(MAX_RESPONSE_LEN);
-    let hosts = HostServiceServer::new(host::HostRpc::new(Arc::clone(&node), Arc::clone(&audit)))
-        .max_decoding_message_size(MAX_REQUEST_LEN)
-        .max_encoding_message_size(MAX_RESPONSE_LEN);
-    let decisions = DecisionServiceServer::new(decision::DecisionRpc::new(Arc::clone(&node)))
-        .max_decoding_message_size(MAX_REQUEST_LEN)
-        .max_encoding_message_size(MAX_RESPONSE_LEN);
-    let tenants = TenantServiceServer::new(tenant::TenantRpc::new(Arc::clone(&node)))
-        .max_decoding_message_size(MAX_REQUEST_LEN)
-        .max_encoding_message_size(MAX_RESPONSE_LEN);
+    let vms = vm::VmRpc::new(Arc::clone(&node), Arc::clone(&audit), ending.clone());
+    let vms = bounded!(VirtualMachineServiceServer, vms);
+    let hosts = bounded!(HostServiceServer, host::HostRpc::new(Arc::clone(&node), Arc::clone(&audit)));
+    let decisions = bounded!(DecisionServiceServer, decision::DecisionRpc::new(Arc::clone(&node)));
+    let tenants = bounded!(TenantServiceServer, tenant::TenantRpc::new(Arc::clone(&node)));
+    let operations = operation::OperationRpc::new(Arc::clone(&node), Arc::clone(&audit));
+    let operations = bounded!(OperationServiceServer, operations);
     let followed = node.tenants().clone();
-    let plugins = PluginServiceServer::new(plugin::PluginRpc::new(node, audit))
-        .max_decoding_message_size(MAX_REQUEST_LEN)
-        .max_encoding_message_size(MAX_RESPONSE_LEN);
+    let plugins = bounded!(PluginServiceServer, plugin::PluginRpc::new(node, audit));
 
     let trusted = trust::follow(files, trust, health, ending.clone());
     let connections = listener::connections(listener, trusted, trust_domain, &followed, ending.clone());
@@ -134,6 +137,7 @@ pub async fn serve(
         .add_service(hosts)
         .add_service(decisions)
         .add_service(tenants)
+        .add_service(operations)
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming_shutdown(connections, async move { ended(&mut ending).await });

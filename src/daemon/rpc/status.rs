@@ -12,7 +12,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::listener::Refusal;
 use crate::api::{decision_name, reasons};
 use crate::daemon::service::{
-    AddError, BackingError, CallError, Compacted, DeviceError, Exceeded, HotplugError, Limits, ServiceError,
+    AddError, BackingError, CallError, Compacted, DeviceError, Exceeded, Failure, HotplugError, Limits, OperationEnd,
+    ServiceError,
 };
 use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName, denier};
 
@@ -26,6 +27,9 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::NoSuchVm => no_such_vm(),
         ServiceError::Call(error) => call(error, text),
         ServiceError::NoSuchDecision => status(Code::NotFound, text, "DECISION_NOT_FOUND", []),
+        ServiceError::NoSuchOperation => status(Code::NotFound, text, "OPERATION_NOT_FOUND", []),
+        ServiceError::CalledOff(_) => called_off(text),
+        ServiceError::NotCancellable(_) => status(Code::FailedPrecondition, text, "OPERATION_NOT_CANCELLABLE", []),
         ServiceError::NoSuchPlugin => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
         ServiceError::NoSuchVersion => status(Code::NotFound, text, "VERSION_NOT_FOUND", []),
         ServiceError::VersionLost { .. } => status(Code::FailedPrecondition, text, "VERSION_LOST", []),
@@ -87,6 +91,7 @@ fn call(error: &CallError, text: String) -> Status {
             };
             status(code, text, reason, [("cause", exit.to_string())])
         }
+        CallError::CalledOff(_) => called_off(text),
         CallError::Interrupted { state } => {
             status(Code::Aborted, text, "INTERRUPTED", [("state", (*state).to_owned())])
         }
@@ -142,6 +147,33 @@ fn no_such_vm() -> Status {
     status(Code::NotFound, ServiceError::NoSuchVm.to_string(), "VM_NOT_FOUND", [])
 }
 
+fn called_off(text: String) -> Status {
+    status(Code::Cancelled, text, "OPERATION_CANCELLED", [])
+}
+
+/// What became of an operation whose daemon ended is not known; it may have been done.
+pub(super) fn interrupted() -> Status {
+    let text = "the daemon ended while this was under way: repeat the request under its request_id, which finds out what \
+                has happened and does the rest";
+    status(Code::Unknown, text.to_owned(), "OPERATION_INTERRUPTED", [])
+}
+
+/// What came of a call, for those who look at its operation.
+pub(super) fn end(status: Option<&Status>) -> OperationEnd {
+    let Some(status) = status else { return OperationEnd::Succeeded };
+    let failure = failure(status);
+    if status.code() == Code::Cancelled { OperationEnd::Cancelled(failure) } else { OperationEnd::Failed(failure) }
+}
+
+/// An error, for those who did not make the call.
+pub(super) fn failure(status: &Status) -> Failure {
+    Failure {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        reason: status.get_details_error_info().map(|info| info.reason).unwrap_or_default(),
+    }
+}
+
 fn changed(text: &str) -> Status {
     status(Code::Aborted, format!("{text}: get it again, and decide anew"), "ETAG_MISMATCH", [])
 }
@@ -167,6 +199,7 @@ fn device(error: &DeviceError, text: String) -> Status {
             let metadata = metadata(address).into_iter().chain([("by", by.clone())]);
             status(Code::FailedPrecondition, text, "DEVICE_IN_USE", metadata)
         }
+        DeviceError::CalledOff(_) => called_off(text),
         DeviceError::NotPrimary(address) => {
             status(Code::FailedPrecondition, text, "NVME_NOT_PRIMARY", metadata(address))
         }

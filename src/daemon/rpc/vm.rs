@@ -19,7 +19,7 @@ use crate::api::convert::{
 };
 use crate::api::v1::virtual_machine_service_server::VirtualMachineService;
 use crate::api::{Parent, VmRef, v1};
-use crate::daemon::service::{Principal, ServiceError, SharedNode, Unplug, VmRecord, Whose};
+use crate::daemon::service::{Node, Principal, ServiceError, SharedNode, Unplug, VmRecord, Whose};
 use crate::model::{DeviceId, IdError, SpecError, VmState};
 
 /// Messages of a watch that wait for the client to read; behind them the store's own queue begins.
@@ -45,6 +45,16 @@ impl VmRpc {
 }
 
 impl VmRpc {
+    /// Gives a VM as its caller sees it when that is asked.
+    fn seen(
+        &self,
+        principal: &Principal,
+        name: &VmRef,
+    ) -> impl FnOnce(&Node) -> Result<VmRecord, ServiceError> + Send + use<> {
+        let (principal, name) = (principal.clone(), name.clone());
+        move |node| node.get(&principal, &name.tenant, &name.vm).map(|vm| VmRecord::clone(&vm))
+    }
+
     /// The VMs that a list is asked for, and the page of them.
     #[allow(clippy::result_large_err, reason = "tonic's error type, returned at once")]
     fn listed(&self, principal: &Principal, asked: Query<'_>) -> Result<(Window, Vec<Arc<VmRecord>>), Status> {
@@ -160,11 +170,13 @@ impl VirtualMachineService for VmRpc {
         let request = request.into_inner();
         let name = vm_ref(&request.name)?;
         let grace = grace_from_proto(request.grace).map_err(|error| status::bad_field(&error))?;
-        let make = self.changes.make(
+        let now = self.seen(&principal, &name);
+        let make = self.changes.make_or_begin(
             principal,
             request,
             name.to_string(),
             encode::vm,
+            now,
             move |node, principal, terms| async move {
                 node.stop_vm(&principal, &name.tenant, &name.vm, grace, &terms).await
             },
@@ -238,11 +250,13 @@ impl VirtualMachineService for VmRpc {
         let request = request.into_inner();
         let name = vm_ref(&request.name)?;
         let grace = grace_from_proto(request.grace).map_err(|error| status::bad_field(&error))?;
-        let make = self.changes.make(
+        let now = self.seen(&principal, &name);
+        let make = self.changes.make_or_begin(
             principal,
             request,
             name.to_string(),
             encode::vm,
+            now,
             move |node, principal, terms| async move {
                 node.reboot_vm(&principal, &name.tenant, &name.vm, grace, &terms).await
             },
@@ -357,10 +371,17 @@ impl VirtualMachineService for VmRpc {
         let id = device_id_from_proto(&request.device_id).map_err(|error| status::bad_field(&error))?;
         let timeout = unplug_timeout_from_proto(request.timeout).map_err(|error| status::bad_field(&error))?;
         let (resource, manner) = (format!("{name}/devices/{id}"), Unplug { timeout, is_forced: request.force });
-        let make =
-            self.changes.make(principal, request, resource, encode::vm, move |node, principal, terms| async move {
+        let now = self.seen(&principal, &name);
+        let make = self.changes.make_or_begin(
+            principal,
+            request,
+            resource,
+            encode::vm,
+            now,
+            move |node, principal, terms| async move {
                 node.detach_device(&principal, &name.tenant, &name.vm, id, manner, &terms).await
-            });
+            },
+        );
         make.await
     }
 

@@ -17,6 +17,7 @@ use super::turns::Turns;
 use super::{JailConfig, Node, Places};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, USERS, UserPool, UsersExhausted};
+use crate::daemon::operation::Operations;
 use crate::daemon::policy::{CompilerConfig, HOST_GROUP, HostProgram, PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::record::VmRecord;
 use crate::daemon::store::{Store, StoreError};
@@ -117,6 +118,8 @@ impl Node {
         crash::reach(Point::BootResumed);
         tokio::spawn(decisions::sweep_hourly(store.clone()));
         let requests = Requests::new(store.clone(), found.requests);
+        let operations = Operations::default();
+        requests.list_cut_off(&operations);
         Ok(Self {
             store,
             supervisor,
@@ -133,6 +136,7 @@ impl Node {
             repairs: Mutex::default(),
             data: places.data.clone(),
             requests,
+            operations,
             tenants,
         })
     }

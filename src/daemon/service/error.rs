@@ -2,6 +2,7 @@
 
 use super::DeviceError;
 use crate::daemon::inventory::{PoolExhausted, UsersExhausted};
+use crate::daemon::operation::NotCancellable;
 use crate::daemon::policy::LoadError;
 use crate::daemon::store::{Compacted, StoreError};
 use crate::daemon::supervisor::CallError;
@@ -20,6 +21,15 @@ pub enum ServiceError {
     /// Missing, removed by retention, or another tenant's: the caller cannot tell.
     #[error("no such decision on record, or none that you may see")]
     NoSuchDecision,
+    /// Missing, forgotten, or another tenant's: the caller cannot tell.
+    #[error("no such operation, or none that you may see")]
+    NoSuchOperation,
+    /// Another attempt of the same request was, while this one waited for it; with what its client was told.
+    #[error("{0}")]
+    CalledOff(String),
+    /// It has ended, or goes to its end.
+    #[error(transparent)]
+    NotCancellable(#[from] NotCancellable),
     /// Nothing is bound under that name.
     #[error("no such plugin, or none that you may see")]
     NoSuchPlugin,

@@ -213,9 +213,9 @@ impl Node {
             return Ok(None);
         }
         let handle = self.handles.get(vm.uid).ok_or(ServiceError::NoSuchVm)?;
-        self.begin(terms, Before::Vm { uid: vm.uid, etag }).await?;
+        let operation = self.begin(terms, Some(vm.tenant.clone()), Before::Vm { uid: vm.uid, etag }).await?;
         let only_if = terms.etag.clone().map(|seen| OnlyIf::new(move |vm| vm_etag(vm) == seen));
-        Ok(Some(handle.only_if(only_if)))
+        Ok(Some(handle.only_if(only_if).part_of(operation)))
     }
 
     /// What became of the VM since an attempt that was cut off; waits until it is not on its way any more.
@@ -290,7 +290,7 @@ mod tests {
             encode: Arc::new(|_| vec![]),
             left: Some(Before::Vm { uid, etag }),
         };
-        Terms { etag: None, validate_only: false, claim: Some(claim) }
+        Terms { etag: None, validate_only: false, claim: Some(claim), ticket: None }
     }
 
     #[tokio::test]

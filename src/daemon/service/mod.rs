@@ -13,6 +13,7 @@ mod error;
 mod inspect;
 mod ledger;
 mod lifecycle;
+mod operations;
 mod plugins;
 mod register;
 mod replay;
@@ -32,6 +33,8 @@ pub use crate::daemon::authn::{AuthnError, Identity, Principal, spiffe_id};
 use crate::daemon::files::Files;
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
 pub use crate::daemon::inventory::{NvmeController, NvmeFacts, VirtualFunction};
+use crate::daemon::operation::Operations;
+pub use crate::daemon::operation::{Failure, Operation, OperationEnd, OperationName, OperationState, Subject, Ticket};
 use crate::daemon::policy::PolicyHost;
 pub use crate::daemon::policy::{BreakerState, Change};
 pub use crate::daemon::record::{
@@ -82,6 +85,7 @@ pub struct Node {
     /// Registrations, one at a time per tenant.
     turns: Turns<TenantId>,
     requests: Requests,
+    operations: Operations,
     tenants: Followed,
     /// One permit: a replay takes a CPU for a while.
     replays: Arc<Semaphore>,

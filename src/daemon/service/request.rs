@@ -18,7 +18,8 @@ use std::time::{Duration, SystemTime};
 use super::turns::Turns;
 use super::{Node, ServiceError};
 use crate::daemon::crash::{self, Point};
-use crate::daemon::record::{Before, Progress, RequestKey, RequestRecord};
+use crate::daemon::operation::{OperationEnd, OperationName, Operations, Owner, Subject, Ticket, Underway};
+use crate::daemon::record::{Before, BegunWork, Progress, RequestKey, RequestRecord};
 use crate::daemon::store::Store;
 use crate::model::RequestId;
 
@@ -38,6 +39,8 @@ pub struct Terms<T> {
     pub validate_only: bool,
     /// To be remembered under this.
     pub claim: Option<Claim<T>>,
+    /// Becomes an operation once the work begins; `None`: nobody is told of it.
+    pub ticket: Option<Ticket>,
 }
 
 /// A use case's result to the bytes of its response.
@@ -57,7 +60,8 @@ pub struct Claim<T> {
 
 impl<T> Clone for Terms<T> {
     fn clone(&self) -> Self {
-        Self { etag: self.etag.clone(), validate_only: self.validate_only, claim: self.claim.clone() }
+        let Self { etag, validate_only, claim, ticket } = self;
+        Self { etag: etag.clone(), validate_only: *validate_only, claim: claim.clone(), ticket: ticket.clone() }
     }
 }
 
@@ -99,7 +103,7 @@ impl<T> Terms<T> {
     /// What is to be remembered if the use case comes to `value`: for the same write as its effect.
     pub(super) fn success(&self, value: &T) -> Option<RequestRecord> {
         let claim = self.claim.as_ref()?;
-        Some(claim.record(Progress::Done { answer: (claim.encode)(value) }))
+        Some(claim.record(Progress::Done { answer: (claim.encode)(value) }, None))
     }
 
     /// What an attempt of this request that was cut off was about, if there was one.
@@ -109,8 +113,9 @@ impl<T> Terms<T> {
 }
 
 impl<T> Claim<T> {
-    fn record(&self, progress: Progress) -> RequestRecord {
-        RequestRecord { key: self.key.clone(), fingerprint: self.fingerprint, begun: SystemTime::now(), progress }
+    fn record(&self, progress: Progress, work: Option<BegunWork>) -> RequestRecord {
+        let Self { key, fingerprint, .. } = self;
+        RequestRecord { key: key.clone(), fingerprint: *fingerprint, begun: SystemTime::now(), progress, work }
     }
 }
 
@@ -128,6 +133,11 @@ impl Node {
             return work(terms).await.map(Answer::Fresh);
         };
         let _turn = self.requests.turns.take(&claim.key).await;
+        // Whoever called off what this waited for has called this off too.
+        let called_off = terms.ticket.as_ref().and_then(|ticket| self.operations.called_off_meanwhile(ticket));
+        if let Some(failure) = called_off {
+            return Err(ServiceError::CalledOff(failure.message));
+        }
         let left = match self.requests.find(&claim.key) {
             None => None,
             Some(known) if known.fingerprint != claim.fingerprint => return Err(ServiceError::RequestReused),
@@ -148,13 +158,32 @@ impl Node {
         outcome.map(Answer::Fresh)
     }
 
-    /// Remembers that the request's effect is about to happen to what `before` describes. The first thing that a use
-    /// case with effects on the host does once all its checks have passed.
-    pub(super) async fn begin<T>(&self, terms: &Terms<T>, before: Before) -> Result<(), ServiceError> {
-        let Some(claim) = &terms.claim else { return Ok(()) };
-        self.requests.put(claim.record(Progress::Begun(before))).await?;
-        crash::reach(Point::RequestBegun);
-        Ok(())
+    /// Remembers that the request's effect is about to happen to what `before` describes, and lists the operation, which
+    /// is `owner`'s. The first thing that a use case with effects on the host does once all its checks have passed.
+    pub(super) async fn begin<T>(
+        &self,
+        terms: &Terms<T>,
+        owner: Owner,
+        before: Before,
+    ) -> Result<Underway, ServiceError> {
+        let (work, underway) = match &terms.ticket {
+            Some(ticket) => {
+                let (OperationName { owner, id }, underway) = self.operations.begin(ticket, owner);
+                let Subject { method, target, .. } = ticket.subject().clone();
+                (Some(BegunWork { owner, operation: id, method, target }), underway)
+            }
+            None => (None, Underway::unseen()),
+        };
+        if let Some(claim) = &terms.claim {
+            self.requests.put(claim.record(Progress::Begun(before), work)).await?;
+            crash::reach(Point::RequestBegun);
+        }
+        Ok(underway)
+    }
+
+    /// The same for work of the host whose repetition finds out by itself what has happened: nothing is remembered.
+    pub(super) fn begin_on_host<T>(&self, terms: &Terms<T>) -> Underway {
+        terms.ticket.as_ref().map_or_else(Underway::unseen, |ticket| self.operations.begin(ticket, None).1)
     }
 }
 
@@ -187,6 +216,24 @@ impl Requests {
         let mut known = Known::default();
         found.into_iter().for_each(|request| known.insert(request));
         Self { store, known: Mutex::new(known), turns: Turns::default() }
+    }
+
+    /// Lists what a daemon before this one began and did not answer.
+    pub(super) fn list_cut_off(&self, operations: &Operations) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for request in known.by_caller.values().flat_map(|remembered| remembered.by_id.values()) {
+            let Some(BegunWork { owner, operation, method, target }) = request.work.clone() else { continue };
+            let subject = Subject {
+                method,
+                target,
+                principal: request.key.caller.clone(),
+                call: None,
+                request: Some(request.key.id),
+                fingerprint: request.fingerprint,
+            };
+            let name = OperationName { owner, id: operation };
+            operations.restore(&name, subject, request.begun, OperationEnd::Interrupted);
+        }
     }
 
     fn find(&self, key: &RequestKey) -> Option<RequestRecord> {
@@ -305,7 +352,7 @@ mod tests {
 
     fn request(caller: &str, number: usize, begun: SystemTime) -> RequestRecord {
         let progress = Progress::Done { answer: vec![] };
-        RequestRecord { key: key(caller, number), fingerprint: [0; 32], begun, progress }
+        RequestRecord { key: key(caller, number), fingerprint: [0; 32], begun, progress, work: None }
     }
 
     /// Inserts after making room, as `Requests::put` does; gives what had to go.

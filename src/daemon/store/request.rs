@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, from_ms, text, to_json, to_ms};
-use crate::daemon::record::{Before, Progress, RequestKey, RequestRecord};
+use crate::daemon::record::{Before, BegunWork, Progress, RequestKey, RequestRecord};
 
 #[derive(Serialize, Deserialize)]
 struct StoredRequest {
@@ -16,6 +16,18 @@ struct StoredRequest {
     fingerprint: String,
     begun_ms: u64,
     progress: StoredProgress,
+    /// Absent from records of daemons that had no operations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    work: Option<StoredWork>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredWork {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    operation: String,
+    method: String,
+    target: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,6 +58,12 @@ pub(super) fn encode_request(request: &RequestRecord) -> Vec<u8> {
                 StoredProgress::BegunLease { address: address.to_string(), generation: *generation }
             }
         },
+        work: request.work.as_ref().map(|work| StoredWork {
+            tenant: work.owner.as_ref().map(ToString::to_string),
+            operation: work.operation.clone(),
+            method: work.method.clone(),
+            target: work.target.clone(),
+        }),
     })
 }
 
@@ -67,7 +85,14 @@ pub(super) fn decode_request(bytes: &[u8]) -> Result<RequestRecord, Unusable> {
                 Progress::Begun(Before::Lease { address: address.parse().map_err(text)?, generation })
             }
         },
+        work: request.work.map(work_of).transpose()?,
     })
+}
+
+fn work_of(work: StoredWork) -> Result<BegunWork, Unusable> {
+    let StoredWork { tenant, operation, method, target } = work;
+    let owner = tenant.map(|tenant| tenant.parse().map_err(text)).transpose()?;
+    Ok(BegunWork { owner, operation, method, target })
 }
 
 #[cfg(test)]
@@ -83,7 +108,14 @@ mod tests {
             Progress::Begun(Before::Vm { uid: VmId::new(), etag: "\"ab\"".into() }),
             Progress::Begun(Before::Lease { address: "0000:01:10.1".parse().unwrap(), generation: 9 }),
         ];
-        for progress in kinds {
+        let work = |owner| BegunWork {
+            owner,
+            operation: "01M86QW9WBP2NZC87A485E1H8E".into(),
+            method: "StopVirtualMachine".into(),
+            target: "tenants/acme/vms/web".into(),
+        };
+        let works = [None, Some(work(None)), Some(work(Some("acme".parse().unwrap())))];
+        for (progress, work) in kinds.into_iter().zip(works) {
             let request = RequestRecord {
                 key: RequestKey {
                     caller: "tenant/acme".into(),
@@ -92,6 +124,7 @@ mod tests {
                 fingerprint: [3; 32],
                 begun: std::time::UNIX_EPOCH + std::time::Duration::from_millis(77),
                 progress,
+                work,
             };
             assert_eq!(decode_request(&encode_request(&request)), Ok(request));
         }

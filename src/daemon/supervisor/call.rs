@@ -8,6 +8,7 @@ use super::change::Change;
 use super::hotplug::DeviceCall;
 use super::standing::Standing;
 use super::{CallError, OnlyIf};
+use crate::daemon::operation::Underway;
 use crate::daemon::record::VmRecord;
 use crate::daemon::trace::CallId;
 use crate::model::{Event, VmState};
@@ -70,6 +71,8 @@ pub(super) struct Call {
     pub(super) reply: Reply,
     /// For whom it is done.
     pub(super) request: Option<CallId>,
+    /// Who sees how far it is, and may call it off.
+    pub(super) operation: Underway,
 }
 
 /// Where its answer goes.

@@ -10,7 +10,7 @@
 //! The record is the intent: when the run ends, or the daemon, it says what is to be finished or undone. A VM that does
 //! not run is changed in its record alone. What devices of the host need besides is in `lending`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use super::plan;
 use super::vm_task::{Phase, VmTask};
 use super::{CallError, JournalError, OnlyIf};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{AddError, AttachState, NicLease, RNG, VmRecord};
 use crate::daemon::trace::CallId;
 use crate::model::{DeviceId, DeviceSpec, Refused, VmState};
@@ -95,9 +96,11 @@ pub(super) struct DeviceCall {
     pub(super) wanted: DeviceWanted,
     /// Not at all, if the VM is not what the client has seen.
     pub(super) only_if: Option<OnlyIf>,
-    pub(super) reply: oneshot::Sender<Result<VmRecord, CallError>>,
+    pub(super) reply: DeviceReply,
     /// For whom it is done.
     pub(super) request: Option<CallId>,
+    /// Who sees how far it is, and may call it off.
+    pub(super) operation: Underway,
 }
 
 /// What it wants.
@@ -114,12 +117,16 @@ pub(super) enum DeviceWanted {
     Detached { id: DeviceId, timeout: Duration, is_forced: bool },
 }
 
+/// Where the answer to such a call goes.
+pub(super) type DeviceReply = oneshot::Sender<Result<VmRecord, CallError>>;
+
 /// A call that waits for vmm or guest.
 struct Waiting {
     id: DeviceId,
     /// When it is answered that the guest did not let go, and how long that was from the call on. `None`: an attach.
     detach_by: Option<(Instant, Duration)>,
-    reply: oneshot::Sender<Result<VmRecord, CallError>>,
+    reply: DeviceReply,
+    operation: Underway,
 }
 
 /// What came of work for a device.
@@ -179,6 +186,30 @@ impl Hotplug {
         self.reclaims.clear();
     }
 
+    /// Takes out the calls of detachments that were called off, by device.
+    pub(super) fn take_called_off(&mut self) -> HashMap<DeviceId, Vec<DeviceReply>> {
+        let mut taken: HashMap<_, Vec<_>> = HashMap::new();
+        let is_called_off = |call: &mut Waiting| call.detach_by.is_some() && call.operation.is_called_off();
+        for call in self.waiting.extract_if(.., is_called_off) {
+            taken.entry(call.id).or_default().push(call.reply);
+        }
+        taken
+    }
+
+    /// Whether somebody else waits for the device to go: another call, or the host.
+    pub(super) fn is_wanted_back(&self, id: &DeviceId) -> bool {
+        let is_asked_for = self.waiting.iter().any(|call| call.id == *id && call.detach_by.is_some());
+        is_asked_for || self.returning.contains(id) || self.reclaims.wants(id)
+    }
+
+    /// The guest has let the device go: nobody can call that off any more.
+    fn seal(&self, id: &DeviceId) {
+        for call in self.waiting.iter().filter(|call| call.id == *id) {
+            call.operation.seal();
+            call.operation.tell(Step::new("giving back what the device held"));
+        }
+    }
+
     fn answer(&mut self, id: &DeviceId, is_attach: bool, answer: &Result<VmRecord, CallError>) {
         let is_meant = |call: &mut Waiting| call.id == *id && call.detach_by.is_none() == is_attach;
         for call in self.waiting.extract_if(.., is_meant) {
@@ -199,7 +230,7 @@ impl Hotplug {
 
 impl VmTask {
     pub(super) async fn device_call(&mut self, call: DeviceCall) {
-        let DeviceCall { wanted, only_if, reply, request: _ } = call;
+        let DeviceCall { wanted, only_if, reply, request: _, operation } = call;
         if only_if.is_some_and(|condition| !condition.holds(&self.vm)) {
             return drop(reply.send(Err(CallError::Changed)));
         }
@@ -215,13 +246,17 @@ impl VmTask {
                 return;
             }
         };
+        let is_asked = matches!(wanted, DeviceWanted::Detached { is_forced: false, .. });
         let begun = match wanted {
             DeviceWanted::Attached { device, nic, held } => self.attach(&device, nic, held, is_running).await,
             DeviceWanted::Detached { id, timeout, is_forced } => self.detach(id, timeout, is_forced, is_running).await,
         };
         match begun {
             Ok(None) => drop(reply.send(Ok(self.vm.clone()))),
-            Ok(Some((id, detach_by))) => self.hotplug.waiting.push(Waiting { id, detach_by, reply }),
+            Ok(Some((id, detach_by))) => {
+                self.show_device(&operation, detach_by, is_asked);
+                self.hotplug.waiting.push(Waiting { id, detach_by, reply, operation });
+            }
             Err(error) => drop(reply.send(Err(error.into()))),
         }
     }
@@ -367,6 +402,7 @@ impl VmTask {
             // What the vmm does not have is as good as detached.
             FromVmm::Detached(id) | FromVmm::DetachFailed { id, .. } => {
                 crash::reach(Point::DetachHeard);
+                self.hotplug.seal(&id);
                 if self.vm.devices_of_host().contains(&id) {
                     self.give_back(id, None);
                 } else {
@@ -445,7 +481,7 @@ impl VmTask {
     }
 
     /// Makes a fact the record; it is one whether or not the disk takes it.
-    async fn record_fact(&mut self, next: VmRecord) {
+    pub(super) async fn record_fact(&mut self, next: VmRecord) {
         self.vm = next;
         self.vm.updated = SystemTime::now();
         if let Err(error) = self.shared.journal.update(self.vm.clone()).await {

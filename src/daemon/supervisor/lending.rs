@@ -61,6 +61,11 @@ impl Reclaims {
         self.0.remove(id);
     }
 
+    /// Whether this one is wanted.
+    pub(super) fn wants(&self, id: &DeviceId) -> bool {
+        self.0.contains_key(id)
+    }
+
     /// All have gone.
     pub(super) fn clear(&mut self) {
         self.0.clear();

@@ -27,6 +27,7 @@ mod plan;
 mod reconcile;
 mod standing;
 mod traces;
+mod underway;
 mod vm_task;
 
 use std::future::Future;
@@ -40,13 +41,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::files::Files;
+use crate::daemon::operation::Underway;
 use crate::daemon::record::{NicLease, NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::CallId;
 use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
 pub use backing::BackingError;
-use call::{Call, Request, Wanted};
+use call::{Call, Reply, Request, Wanted};
 use change::Change;
 pub use hotplug::HotplugError;
 use hotplug::{DeviceCall, DeviceWanted};
@@ -145,6 +147,9 @@ pub enum CallError {
     /// The VM was destroyed meanwhile.
     #[error("the VM is gone")]
     Gone,
+    /// It was called off, in time.
+    #[error("the operation was called off: {0}")]
+    CalledOff(&'static str),
     /// It is not any more what the caller took it for ([`OnlyIf`]).
     #[error("the VM has changed since you looked at it")]
     Changed,
@@ -294,7 +299,10 @@ impl Supervisor {
 
     fn task(&self, vm: VmRecord) -> (VmHandle, VmTask) {
         let (calls, inbox) = mpsc::channel(CALLS_LEN);
-        (VmHandle { uid: vm.uid, calls, only_if: None }, VmTask::new(Arc::clone(&self.shared), vm, inbox))
+        (
+            VmHandle { uid: vm.uid, calls, only_if: None, operation: Underway::unseen() },
+            VmTask::new(Arc::clone(&self.shared), vm, inbox),
+        )
     }
 }
 
@@ -305,12 +313,18 @@ pub struct VmHandle {
     /// Boxed: a channel keeps room for 32 from its first on, and there may be a thousand of them.
     calls: mpsc::Sender<Box<Request>>,
     only_if: Option<OnlyIf>,
+    operation: Underway,
 }
 
 impl VmHandle {
     /// The same VM, for calls that are done only if `condition` holds when its task comes to them.
     pub fn only_if(self, condition: Option<OnlyIf>) -> Self {
         Self { only_if: condition, ..self }
+    }
+
+    /// The same VM, for a call that `operation` is of.
+    pub fn part_of(self, operation: Underway) -> Self {
+        Self { operation, ..self }
     }
 
     /// Which VM.
@@ -379,9 +393,7 @@ impl VmHandle {
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let only_if = self.only_if.clone();
-        let call = Call { wanted: Wanted::Changed(change), only_if, reply, request: CallId::current() };
-        self.ask(Request::Lifecycle(call)).await?;
+        self.ask(Request::Lifecycle(self.asked(Wanted::Changed(change), reply))).await?;
         // Dropped unanswered: its process ended meanwhile.
         answer.await.unwrap_or(Err(CallError::Interrupted { state: "without a process" }))
     }
@@ -409,17 +421,21 @@ impl VmHandle {
 
     async fn device_call(&self, wanted: DeviceWanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let only_if = self.only_if.clone();
-        let call = DeviceCall { wanted, only_if, reply, request: CallId::current() };
+        let (only_if, operation) = (self.only_if.clone(), self.operation.clone());
+        let call = DeviceCall { wanted, only_if, reply, request: CallId::current(), operation };
         self.ask(Request::Device(call)).await?;
         answer.await.map_err(|_| CallError::Gone)?
     }
 
     async fn call(&self, wanted: Wanted) -> Result<VmRecord, CallError> {
         let (reply, answer) = oneshot::channel();
-        let call = Call { wanted, only_if: self.only_if.clone(), reply, request: CallId::current() };
-        self.ask(Request::Lifecycle(call)).await?;
+        self.ask(Request::Lifecycle(self.asked(wanted, reply))).await?;
         answer.await.map_err(|_| CallError::Gone)?
+    }
+
+    fn asked(&self, wanted: Wanted, reply: Reply) -> Call {
+        let (only_if, operation) = (self.only_if.clone(), self.operation.clone());
+        Call { wanted, only_if, reply, request: CallId::current(), operation }
     }
 }
 

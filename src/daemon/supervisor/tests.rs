@@ -25,6 +25,7 @@ use lending::Lender;
 
 mod hotplug;
 mod lending;
+mod operations;
 
 const GRACE: Duration = Duration::from_secs(20);
 

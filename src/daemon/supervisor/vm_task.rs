@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -45,6 +45,7 @@ enum News {
     LinkLost(LinkError),
     Ended,
     Timer,
+    CalledOff,
 }
 
 pub(super) struct VmTask {
@@ -52,10 +53,13 @@ pub(super) struct VmTask {
     pub(super) vm: VmRecord,
     pub(super) paths: VmPaths,
     calls: mpsc::Receiver<Box<Request>>,
-    waiting: Vec<Call>,
+    pub(super) waiting: Vec<Call>,
     pub(super) phase: Phase,
     pub(super) hotplug: Hotplug,
+    /// When a guest that was asked to power off is killed. `None` once it is being killed.
     pub(super) stop_by: Option<Instant>,
+    /// Woken when one of the operations that wait here is called off.
+    pub(super) called_off: Arc<Notify>,
     is_gone: bool,
 }
 
@@ -70,6 +74,7 @@ impl VmTask {
             phase: Phase::Idle,
             hotplug: Hotplug::default(),
             stop_by: None,
+            called_off: Arc::default(),
             is_gone: false,
         }
     }
@@ -113,6 +118,7 @@ impl VmTask {
             News::LinkLost(error) => self.link_lost(&error),
             News::Ended => self.ended().await,
             News::Timer => self.timer().await,
+            News::CalledOff => self.leave_off().await,
         }
     }
 
@@ -131,6 +137,7 @@ impl VmTask {
         tokio::select! {
             news = process => news,
             () = sleep_until(timer) => News::Timer,
+            () = self.called_off.notified() => News::CalledOff,
             progress = self.hotplug.progress() => News::Device(progress),
             request = self.calls.recv() => News::Request(request),
         }
@@ -249,6 +256,7 @@ impl VmTask {
                     | Effect::PressPowerButton
                     | Effect::InjectNmi
                     | Effect::ArmStopDeadline(_)
+                    | Effect::DisarmStopDeadline
                     | Effect::Kill
                     | Effect::Remove => true,
                 };
@@ -315,17 +323,19 @@ impl VmTask {
                         run.kill_at = SystemTime::now().checked_add(*grace);
                     }
                 }
+                Effect::DisarmStopDeadline => {
+                    self.stop_by = None;
+                    if let Some(run) = &mut self.vm.run {
+                        run.kill_at = None;
+                    }
+                }
                 Effect::Release => {
                     self.vm.run = None;
                     self.stop_by = None;
                     self.vm.settle_devices();
                 }
-                Effect::Pause
-                | Effect::Resume
-                | Effect::PressPowerButton
-                | Effect::InjectNmi
-                | Effect::Kill
-                | Effect::Remove => {}
+                Effect::Kill => self.stop_by = None,
+                Effect::Pause | Effect::Resume | Effect::PressPowerButton | Effect::InjectNmi | Effect::Remove => {}
             }
         }
     }
@@ -340,7 +350,7 @@ impl VmTask {
                 self.tell(&ToVmm::PowerButton);
                 crash::reach(Point::StopPressed);
             }
-            Effect::ArmStopDeadline(_) => {} // armed when it was recorded
+            Effect::ArmStopDeadline(_) | Effect::DisarmStopDeadline => {} // when it was recorded
             Effect::Kill => {
                 match &mut self.phase {
                     Phase::Live(live) => live.kill(),
@@ -477,11 +487,12 @@ impl VmTask {
                 live.kill_by_signal();
             }
         }
+        // What was called off in time is not too late.
+        self.leave_off().await;
         self.hotplug.expire(now);
         self.take_reclaimed(now).await;
         if is_due(self.stop_by) {
-            self.stop_by = None;
-            self.apply(Event::StopDeadline).await;
+            self.use_force().await;
         }
     }
 
@@ -494,7 +505,10 @@ impl VmTask {
             }
             match verdict(&call.wanted, &self.vm, self.is_gone) {
                 Some(verdict) => drop(call.reply.send(verdict)),
-                None => self.waiting.push(call),
+                None => {
+                    self.show(&call);
+                    self.waiting.push(call);
+                }
             }
         }
     }
@@ -529,6 +543,7 @@ fn recorded_step(event: &Event) {
         | Event::PowerButton
         | Event::Nmi
         | Event::StopDeadline
+        | Event::StopWithdrawn
         | Event::Destroy { .. } => {}
     }
 }

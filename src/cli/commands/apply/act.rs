@@ -76,7 +76,8 @@ impl Call {
                 vms.resume_virtual_machine(within(QUICK, request)).await
             }
             Step::Stop => {
-                let request = v1::StopVirtualMachineRequest { name, grace: None, request_id, etag, validate_only };
+                let (grace, no_wait) = (None, false);
+                let request = v1::StopVirtualMachineRequest { name, grace, request_id, etag, validate_only, no_wait };
                 vms.stop_virtual_machine(within(DEFAULT_GRACE + STOP_MARGIN, request)).await
             }
             Step::Destroy => {
@@ -93,6 +94,7 @@ impl Call {
                     request_id,
                     etag,
                     validate_only,
+                    no_wait: false,
                 };
                 vms.detach_device(within(DEFAULT_UNPLUG + STOP_MARGIN, request)).await
             }

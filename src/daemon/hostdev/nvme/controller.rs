@@ -8,6 +8,7 @@ use super::super::bind::PciBus;
 use super::super::reset::reset;
 use super::clean_controller;
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::Underway;
 use crate::model::Bdf;
 
 /// Looks at a driver that is about to take the controller back, and the time between them.
@@ -29,8 +30,8 @@ pub fn reset_controller(address: Bdf) -> Result<(), HostdevError> {
 }
 
 /// Gives a controller back to the host's driver, reset, and every namespace of it without data. Blocks for as long as
-/// they take to be read; can be repeated.
-pub fn take_controller_back(address: Bdf) -> Result<(), HostdevError> {
+/// they take to be read; can be repeated. `operation` is told how far that is, and may be called off.
+pub fn take_controller_back(address: Bdf, operation: &Underway) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
     reset(&bus.dir(address), address)?;
     bus.leave_vfio(address)?;
@@ -38,7 +39,7 @@ pub fn take_controller_back(address: Bdf) -> Result<(), HostdevError> {
     for _ in 0..LOOKS {
         if let Some(device) = live_device(&bus, address) {
             crash::reach(Point::ControllerReturned);
-            return clean_controller(&device);
+            return clean_controller(&device, operation);
         }
         std::thread::sleep(STEP);
     }

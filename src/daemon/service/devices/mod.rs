@@ -27,6 +27,7 @@ use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
+use crate::daemon::operation::Step;
 use crate::daemon::policy::PolicyHost;
 use crate::daemon::record::{
     Before, HeldFor, Holder, Lease, LeaseEvent, LeaseState, NvmeLease, NvmeProvision, VfKey, VfLease, VmRecord,
@@ -101,6 +102,9 @@ pub enum DeviceError {
         /// How many it can have.
         most: u32,
     },
+    /// It was called off, in time.
+    #[error("the operation was called off: {0}")]
+    CalledOff(String),
     /// A controller does not do what it should.
     #[error("NVMe controller {address}: {reason}")]
     Nvme {
@@ -312,6 +316,16 @@ impl Node {
         }
     }
 
+    /// The lease of a device whose release is under way; the caller has been found to be an operator by that.
+    pub fn released_so_far(&self, address: Bdf, nsid: u32) -> Result<Released, ServiceError> {
+        let snapshot = self.store.snapshot();
+        let vf = snapshot.leases.values().find(|lease| lease.address == address && nsid == 0);
+        let nvme = snapshot.nvme_leases.values().find(|lease| nvme::is_named(lease, address, nsid));
+        let vf = vf.map(|lease| Released::Vf(VfLease::clone(lease)));
+        let lease = nvme.map(|lease| Released::Nvme(NvmeLease::clone(lease))).or(vf);
+        lease.ok_or_else(|| DeviceError::NoSuchDevice(address).into())
+    }
+
     async fn release_vf(
         &self,
         principal: &Principal,
@@ -344,7 +358,8 @@ impl Node {
         if terms.validate_only {
             return Ok(VfLease::clone(lease));
         }
-        self.begin(terms, Before::Lease { address, generation: lease.generation }).await?;
+        let operation = self.begin(terms, None, Before::Lease { address, generation: lease.generation }).await?;
+        operation.tell(Step::new("cleaning the virtual function"));
         tracing::info!(vf = %address, %principal, "release asked for");
         Ok(self.devices.clean(VfLease::clone(lease)).await?)
     }

@@ -4,6 +4,7 @@
 use super::{HostDevices, choose, on_host, read};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, NvmeControllers};
+use crate::daemon::operation::Underway;
 use crate::daemon::record::{LeaseState, NvmeKey, NvmeLease, NvmePart, VfKey, VfLease};
 use crate::model::Bdf;
 
@@ -38,7 +39,7 @@ impl HostDevices {
         let Some(lease) = lease.filter(|lease| lease.generation == generation) else { return Err(CHANGED.to_owned()) };
         match key.part {
             NvmePart::Secondary(_) => {
-                let cleaned = self.nvme().clean(NvmeLease::clone(&lease)).await;
+                let cleaned = self.nvme().clean(NvmeLease::clone(&lease), &Underway::unseen()).await;
                 cleaned.map(drop).map_err(|error| error.to_string())
             }
             NvmePart::Namespace(_) | NvmePart::Whole => {

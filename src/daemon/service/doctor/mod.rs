@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::access::require_operator;
 use super::{Node, Principal, ServiceError, Terms};
+use crate::daemon::operation::Step;
 use compare::compare;
 use finding::lasting;
 pub use finding::{Finding, FindingKind, FindingState};
@@ -40,15 +41,21 @@ impl Node {
         if terms.validate_only {
             return Ok(self.findings().await);
         }
+        let operation = self.begin_on_host(terms);
+        operation.tell(Step::new("waiting for another repair of the host"));
         // One at a time: what one repairs, another would find changed.
         let _turn = self.repairs.lock().await;
+        operation.tell(Step::new("looking for what store and host do not agree about"));
         let mut findings = self.findings().await;
         if !findings.iter().any(|finding| finding.state == FindingState::Repairable) {
             return Ok(findings);
         }
-        for finding in &mut findings {
+        let total = count(findings.len());
+        for (done, finding) in findings.iter_mut().enumerate() {
+            operation.tell(Step::of("repairing", count(done), total, "findings"));
             self.repair(finding, principal).await;
         }
+        operation.tell(Step::of("looking again", total, total, "findings"));
         // What can be seen counts: a tap goes with its process.
         let now = self.findings().await;
         for finding in &mut findings {
@@ -69,4 +76,8 @@ impl Node {
         let second = compare(&self.look().await);
         lasting(&first, second)
     }
+}
+
+fn count(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
 }

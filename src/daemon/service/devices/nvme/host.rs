@@ -13,6 +13,7 @@ use super::{
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev::nvme::{NvmePlace, Shares};
 use crate::daemon::inventory::NvmeFacts;
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{Before, NvmeProvision};
 
 /// Queue pairs that a controller needs at least: the admin queue, and one for data (NVM Express Base 2.0, §8.26).
@@ -39,13 +40,15 @@ pub(super) fn erase_before_use(key: &NvmeKey) -> Result<(), String> {
     let found = NvmeControllers::read().map_err(|error| error.to_string())?;
     let controller = controller_of(&found, key)?;
     let device = controller.device.as_deref().unwrap_or_default();
+    // A VM's start is no erasing that could be called off: what it is given is clean, or nobody's.
+    let unseen = Underway::unseen();
     match key.part {
-        NvmePart::Namespace(nsid) => hostdev::nvme::clean_namespace(device, nsid),
+        NvmePart::Namespace(nsid) => hostdev::nvme::clean_namespace(device, nsid, &unseen),
         NvmePart::Whole => {
             if let Some(reason) = unfit(&controller.function) {
                 return Err(format!("NVMe controller {} cannot be lent any more: {reason}", key.controller));
             }
-            hostdev::nvme::clean_controller(device)
+            hostdev::nvme::clean_controller(device, &unseen)
         }
         NvmePart::Secondary(_) => return Ok(()),
     }
@@ -53,10 +56,10 @@ pub(super) fn erase_before_use(key: &NvmeKey) -> Result<(), String> {
 }
 
 /// Cleans a part that its VM has no more. `address` is the function of a secondary controller, to which nothing but `own`
-/// may be attached.
-pub(super) fn clean(key: &NvmeKey, address: Bdf, own: &[u32]) -> Result<(), String> {
+/// may be attached. `operation` is told how far it is, and may be called off.
+pub(super) fn clean(key: &NvmeKey, address: Bdf, own: &[u32], operation: &Underway) -> Result<(), String> {
     if key.part == NvmePart::Whole {
-        return hostdev::nvme::take_controller_back(key.controller).map_err(|error| error.to_string());
+        return hostdev::nvme::take_controller_back(key.controller, operation).map_err(|error| error.to_string());
     }
     let found = NvmeControllers::read().map_err(|error| error.to_string())?;
     let controller = controller_of(&found, key)?;
@@ -84,7 +87,7 @@ pub(super) fn clean(key: &NvmeKey, address: Bdf, own: &[u32]) -> Result<(), Stri
             };
         }
         NvmePart::Namespace(nsid) if facts.namespaces.iter().any(|namespace| namespace.nsid == nsid) => {
-            hostdev::nvme::clean_namespace(device, nsid)
+            hostdev::nvme::clean_namespace(device, nsid, operation)
         }
         NvmePart::Namespace(nsid) => return Err(format!("namespace {nsid} of {device} is not there any more")),
         NvmePart::Whole => unreachable!("done above"),
@@ -134,6 +137,15 @@ impl NvmeDevices {
         let device = controller_of(&found, &key)?.device.clone().unwrap_or_default();
         let work = move || hostdev::nvme::provision(&device, address, shares).map_err(|error| error.to_string());
         on_host_within(HOST_TIMEOUT, work).await
+    }
+}
+
+/// Whether an operator who names a device of the host means this one.
+pub(in super::super) fn is_named(lease: &NvmeLease, address: Bdf, nsid: u32) -> bool {
+    match lease.key.part {
+        NvmePart::Namespace(id) => lease.key.controller == address && id == nsid && nsid != 0,
+        NvmePart::Secondary(_) => lease.address == address && nsid == 0 && lease.state != LeaseState::Free,
+        NvmePart::Whole => lease.key.controller == address && nsid == 0,
     }
 }
 
@@ -200,6 +212,7 @@ impl Node {
             return Ok(self.nvme_view(controller.clone()));
         }
         tracing::info!(controller = %address, vfs, %principal, "secondary controllers asked for");
+        self.begin_on_host(terms).tell(Step::new("making the secondary controllers"));
         // A repetition after a crash finds it so already, since the daemon's start has finished it.
         let Shares { vfs, queues, interrupts } = shares;
         let serial = facts.identity.serial.clone();
@@ -232,11 +245,7 @@ impl Node {
             // An attempt that was cut off had done it, or the daemon's start did.
             return Ok(Some(NvmeLease::clone(lease)));
         }
-        let named = snapshot.nvme_leases.values().find(|lease| match lease.key.part {
-            NvmePart::Namespace(id) => lease.key.controller == address && id == nsid && nsid != 0,
-            NvmePart::Secondary(_) => lease.address == address && nsid == 0 && lease.state != LeaseState::Free,
-            NvmePart::Whole => lease.key.controller == address && nsid == 0,
-        });
+        let named = snapshot.nvme_leases.values().find(|lease| is_named(lease, address, nsid));
         let Some(lease) = named else {
             let found = read().await.map_err(DeviceError::Unreadable)?;
             let facts = found.controllers.iter().filter_map(|one| one.facts.as_ref().ok());
@@ -260,8 +269,8 @@ impl Node {
         if terms.validate_only {
             return Ok(Some(NvmeLease::clone(lease)));
         }
-        self.begin(terms, Before::Lease { address, generation: lease.generation }).await?;
-        Ok(Some(self.devices.nvme().clean(NvmeLease::clone(lease)).await?))
+        let operation = self.begin(terms, None, Before::Lease { address, generation: lease.generation }).await?;
+        Ok(Some(self.devices.nvme().clean(NvmeLease::clone(lease), &operation).await?))
     }
 }
 

@@ -26,6 +26,7 @@ use super::{DeviceError, HOST_TIMEOUT, on_host_within, require_operator};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{NvmeController, NvmeControllers, VFIO_DRIVER};
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::policy::PolicyHost;
 use crate::daemon::record::{
     LeaseEvent, LeaseState, NvmeHolder, NvmeKey, NvmeLease, NvmePart, NvmeProvision, VmRecord,
@@ -34,6 +35,7 @@ use crate::daemon::store::Store;
 use crate::daemon::supervisor::DevicesError;
 use crate::model::{Bdf, DeviceId, VmId};
 pub use host::NvmeView;
+pub(super) use host::is_named;
 
 /// How slowly a namespace may be erased and read back before its controller counts as stuck.
 const ERASE_BYTES_PER_SECOND: u64 = 16 << 20;
@@ -91,7 +93,9 @@ impl NvmeDevices {
             if is_over {
                 let (devices, lease) = (Arc::clone(self), NvmeLease::clone(lease));
                 match lease.key.part {
-                    NvmePart::Secondary(_) => drop(cleaning.spawn(async move { drop(devices.clean(lease).await) })),
+                    NvmePart::Secondary(_) => {
+                        drop(cleaning.spawn(async move { drop(devices.clean(lease, &Underway::unseen()).await) }))
+                    }
                     NvmePart::Namespace(_) | NvmePart::Whole => self.clean_later(lease).await,
                 }
             }
@@ -114,7 +118,7 @@ impl NvmeDevices {
             self.held_for(uid, id).into_iter().partition(|lease| matches!(lease.key.part, NvmePart::Secondary(_)));
         for lease in secondaries {
             // What went wrong is in the log and in the lease.
-            let _ = self.clean(lease).await;
+            let _ = self.clean(lease, &Underway::unseen()).await;
         }
         for lease in data {
             self.clean_later(lease).await;
@@ -127,7 +131,7 @@ impl NvmeDevices {
             self.held_by(uid).into_iter().partition(|lease| matches!(lease.key.part, NvmePart::Secondary(_)));
         for lease in secondaries {
             // What went wrong is in the log and in the lease.
-            let _ = self.clean(lease).await;
+            let _ = self.clean(lease, &Underway::unseen()).await;
         }
         for lease in data {
             if !matches!(lease.state, LeaseState::Attached(_)) {
@@ -172,29 +176,31 @@ impl NvmeDevices {
             Ok(releasing) => {
                 crash::reach(Point::DataReleasing);
                 let devices = Arc::clone(self);
-                tokio::spawn(async move { drop(devices.finish(releasing).await) });
+                tokio::spawn(async move { drop(devices.finish(releasing, &Underway::unseen()).await) });
             }
             Err(error) => tracing::error!(nvme = %lease.key, error, "not released: the next start of the daemon will"),
         }
     }
 
-    /// Cleans it and frees it; quarantines it if that fails. The error is what went wrong.
-    pub(super) async fn clean(&self, lease: NvmeLease) -> Result<NvmeLease, DeviceError> {
+    /// Cleans it and frees it; quarantines it if that fails, or is called off. The error is what went wrong.
+    pub(super) async fn clean(&self, lease: NvmeLease, operation: &Underway) -> Result<NvmeLease, DeviceError> {
         let address = lease.address;
         let releasing = self.advance(&lease, LeaseEvent::Release).await;
         let releasing = releasing.map_err(|reason| DeviceError::Unclean { address, reason })?;
         crash::reach(Point::SecondaryReleasing);
-        self.finish(releasing).await
+        operation.tell(Step::new("cleaning the device"));
+        self.finish(releasing, operation).await
     }
 
-    async fn finish(&self, releasing: NvmeLease) -> Result<NvmeLease, DeviceError> {
+    async fn finish(&self, releasing: NvmeLease, operation: &Underway) -> Result<NvmeLease, DeviceError> {
         let address = releasing.address;
         let unclean = |reason: String| DeviceError::Unclean { address, reason };
         let key = releasing.key.clone();
         let cleaned = match self.patience(&key).await {
             Ok(patience) => {
                 let own = self.namespaces_of(&releasing);
-                on_own_thread(patience, move || host::clean(&key, address, &own)).await
+                let operation = operation.clone();
+                on_own_thread(patience, move || host::clean(&key, address, &own, &operation)).await
             }
             Err(error) => Err(error),
         };
@@ -211,7 +217,7 @@ impl NvmeDevices {
             Err(reason) => {
                 tracing::error!(nvme = %releasing.key, reason, "goes to quarantine");
                 self.advance(&releasing, LeaseEvent::Unclean(reason.clone())).await.map_err(unclean)?;
-                Err(unclean(reason))
+                Err(if operation.is_called_off() { DeviceError::CalledOff(reason) } else { unclean(reason) })
             }
         }
     }

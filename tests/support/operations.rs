@@ -1,0 +1,41 @@
+//! Operations, as clients see them.
+
+use std::time::Duration;
+
+use ostler::api::convert::duration_to_proto;
+use ostler::api::v1;
+use tonic::{Response, Status};
+
+use super::Caller;
+use super::client::wait;
+
+/// Name of the operation that a call has become, in the metadata of its answer or error.
+pub const OPERATION: &str = "ostler-operation";
+
+/// The operation that an answer names.
+pub fn named<T>(answer: &Response<T>) -> Option<String> {
+    answer.metadata().get(OPERATION).map(|name| name.to_str().unwrap().to_owned())
+}
+
+impl Caller {
+    pub fn operations(&self, parent: &str, filter: &str) -> Result<Vec<v1::Operation>, Status> {
+        let (parent, filter) = (parent.to_owned(), filter.to_owned());
+        let request = v1::ListOperationsRequest { parent, filter, ..Default::default() };
+        wait(self.operations.clone().list_operations(request)).map(|list| list.into_inner().operations)
+    }
+
+    pub fn operation(&self, name: &str) -> Result<v1::Operation, Status> {
+        let request = v1::GetOperationRequest { name: name.to_owned() };
+        wait(self.operations.clone().get_operation(request)).map(Response::into_inner)
+    }
+
+    pub fn cancel(&self, name: &str) -> Result<v1::Operation, Status> {
+        let request = v1::CancelOperationRequest { name: name.to_owned() };
+        wait(self.operations.clone().cancel_operation(request)).map(Response::into_inner)
+    }
+
+    pub fn wait_for(&self, name: &str, timeout: Duration) -> Result<v1::Operation, Status> {
+        let request = v1::WaitOperationRequest { name: name.to_owned(), timeout: Some(duration_to_proto(timeout)) };
+        wait(self.operations.clone().wait_operation(request)).map(Response::into_inner)
+    }
+}
