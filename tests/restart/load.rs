@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ostler::api::v1;
@@ -18,7 +18,7 @@ use tonic_types::StatusExt;
 use crate::support::client::{spawn, wait};
 use crate::support::crash::new_id;
 use crate::support::guest::{linux, linux_with};
-use crate::support::wait::{SOON, until};
+use crate::support::wait::{BOOT, SOON, until};
 use crate::support::{Caller, Host};
 
 /// Guests, unless the environment says otherwise: each takes seconds to boot on an emulated processor.
@@ -31,8 +31,8 @@ const REGISTERED: usize = 1000;
 const AT_ONCE: usize = 8;
 /// Between two calls.
 const PACE: Duration = Duration::from_millis(10);
-/// How long clients call before the daemon dies, and after it is back.
-const AWHILE: Duration = Duration::from_secs(3);
+/// Calls that are answered before the daemon dies, and further ones after it is back.
+const CALLS: usize = 200;
 /// Before a call that has to be made is made again.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What the daemon may hold in memory at any time, in KiB.
@@ -96,13 +96,15 @@ struct Outcome {
 /// Calls of several kinds, [`PACE`] apart, until told to end.
 struct Load {
     is_over: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
 }
 
 impl Load {
     fn begin(caller: &Caller, guests: &[String]) -> Self {
         let (is_over, (told, outcomes)) = (Arc::new(AtomicBool::new(false)), mpsc::unbounded_channel());
-        let (ends, caller, guests) = (Arc::clone(&is_over), caller.clone(), guests.to_vec());
+        let answered = Arc::new(AtomicUsize::new(0));
+        let (ends, counted, caller, guests) = (is_over.clone(), answered.clone(), caller.clone(), guests.to_vec());
         spawn(async move {
             let mut ticks = tokio::time::interval(PACE);
             for at in 0.. {
@@ -110,15 +112,23 @@ impl Load {
                 if ends.load(Ordering::Relaxed) {
                     return;
                 }
-                let (caller, told, guest) = (caller.clone(), told.clone(), guests[at % guests.len()].clone());
+                let (caller, told, counted) = (caller.clone(), told.clone(), counted.clone());
+                let guest = guests[at % guests.len()].clone();
                 tokio::spawn(async move {
                     let began = Instant::now();
                     let (call, result) = make(&caller, at, &guest).await;
+                    counted.fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
                     let _ = told.send(Outcome { call, began, result });
                 });
             }
         });
-        Self { is_over, outcomes }
+        Self { is_over, answered, outcomes }
+    }
+
+    /// Waits until so many more calls are answered.
+    fn go_on(&self, calls: usize) {
+        let enough = self.answered.load(Ordering::Relaxed) + calls;
+        until("enough calls", BOOT, || (self.answered.load(Ordering::Relaxed) >= enough).then_some(()));
     }
 
     /// Lets the calls that are under way end, and gives what came of all.
@@ -222,7 +232,7 @@ fn a_restart_under_load_is_noticed_by_no_guest_and_loses_no_call() {
     let peak = peak_kib(&mut host);
 
     let load = Load::begin(&acme, &guests);
-    std::thread::sleep(AWHILE);
+    load.go_on(CALLS);
     let died = Instant::now();
     host.kill_daemon();
     host.start_daemon();
@@ -233,7 +243,7 @@ fn a_restart_under_load_is_noticed_by_no_guest_and_loses_no_call() {
         let now = acme.get(&vm.name).unwrap();
         assert_eq!((now.state(), now.vmm_pid, &now.uid), (State::Running, vm.vmm_pid, &vm.uid));
     }
-    std::thread::sleep(AWHILE);
+    load.go_on(CALLS);
     let outcomes = load.end();
     let peaks = [peak, peak_kib(&mut host)];
 

@@ -112,9 +112,7 @@ impl Node {
         ));
         supervisor.sweep(&found.vms.iter().map(|vm| vm.uid).collect::<Vec<_>>()).await;
         crash::reach(Point::BootSwept);
-        let (vms, begun) = (found.vms.len(), Instant::now());
         resume(&supervisor, &handles, found.vms).await;
-        tracing::info!(vms, took = ?begun.elapsed(), "VMs taken over");
         crash::reach(Point::BootResumed);
         tokio::spawn(decisions::sweep_hourly(store.clone()));
         let requests = Requests::new(store.clone(), found.requests);
@@ -149,11 +147,12 @@ impl Node {
 
 /// Gives every VM its task again.
 async fn resume(supervisor: &Arc<Supervisor>, handles: &Handles, vms: Vec<VmRecord>) {
-    let mut resumed = JoinSet::new();
+    let (mut resumed, count, begun) = (JoinSet::new(), vms.len(), Instant::now());
     for vm in vms {
         let (supervisor, handles) = (Arc::clone(supervisor), handles.clone());
         // The handle is in the table before the task can want to take it out again.
         resumed.spawn(async move { supervisor.resume(vm, |handle| handles.insert(handle)).await });
     }
     while resumed.join_next().await.is_some() {}
+    tracing::info!(vms = count, took = ?begun.elapsed(), "VMs taken over");
 }
