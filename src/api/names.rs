@@ -129,16 +129,19 @@ pub fn parse_decision_name(name: &str) -> Result<DecisionId, SpecError> {
     }
 }
 
+/// The forms that an operation's name may have.
+const OPERATION_FORM: &str = "tenants/{tenant}/operations/{ulid} or operations/{ulid}";
+
 /// Reads `tenants/{tenant}/operations/{id}`, or `operations/{id}` of the host: whose, and its id. The error's field is `name`.
 pub fn parse_operation_name(name: &str) -> Result<(Option<TenantId>, String), SpecError> {
     let (owner, id) = match name.split('/').collect::<Vec<_>>()[..] {
         ["tenants", tenant, "operations", id] => (Some(label(tenant)?), id),
         ["operations", id] => (None, id),
-        _ => return Err(malformed(name, "tenants/{tenant}/operations/{id} or operations/{id}")),
+        _ => return Err(malformed(name, OPERATION_FORM)),
     };
     // A ULID: 26 digits and upper-case letters.
     let is_id = id.len() == 26 && id.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase());
-    if is_id { Ok((owner, id.to_owned())) } else { Err(malformed(name, "an operation's name as a list gives it")) }
+    if is_id { Ok((owner, id.to_owned())) } else { Err(malformed(name, OPERATION_FORM)) }
 }
 
 /// A chain's owner as the API names it: `operator` or `tenants/{tenant}`.
