@@ -3,25 +3,17 @@
 //! `daemon/rpc` calls it at the door, `cli` where it needs a validated value. Everything that comes from a client is
 //! checked here or in the constructors of `model`; errors name the field as the client wrote it (`spec.disks[1].id`).
 
-use std::time::{Duration, SystemTime};
-
 pub use crate::api::resources::kept_from_proto;
+pub use crate::api::times::{
+    DEFAULT_GRACE, DEFAULT_UNPLUG, DEFAULT_WAIT, MAX_GRACE, duration_from_proto, duration_to_proto, grace_from_proto,
+    timestamp_to_proto, unplug_timeout_from_proto, wait_from_proto,
+};
 use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
     BootSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec,
     NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, ServedBy, SpecError, TapSpec, Verdict, VfWish,
     VlanId, VmSpec, VmState, VsockSpec,
 };
-
-/// How long a guest may take to power off when the client does not say.
-pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
-/// How long a guest may take to let a device go when the client does not say.
-pub const DEFAULT_UNPLUG: Duration = Duration::from_secs(10);
-
-/// How long a client waits for the end of an operation if it does not say.
-pub const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-/// The longest grace that a client may ask for.
-pub const MAX_GRACE: Duration = Duration::from_secs(600);
 
 /// A validated VM from a request's spec. Everything is checked that does not depend on the host.
 pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError> {
@@ -184,59 +176,6 @@ fn patches_text(patches: &[Patch]) -> String {
     patches.iter().map(Patch::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A duration for a response. One that protobuf cannot say (longer than 10,000 years) becomes the longest that it can.
-pub fn duration_to_proto(duration: Duration) -> prost_types::Duration {
-    // duration.proto: at most 315,576,000,000 s.
-    const MOST: u64 = 315_576_000_000;
-    let seconds = i64::try_from(duration.as_secs().min(MOST)).unwrap_or(i64::MAX);
-    let nanos = i32::try_from(duration.subsec_nanos()).unwrap_or(0);
-    prost_types::Duration { seconds, nanos }
-}
-
-/// A duration from a request; `field` names it in the error. Negative or denormal ones are refused.
-pub fn duration_from_proto(field: &str, duration: prost_types::Duration) -> Result<Duration, SpecError> {
-    let refuse = || {
-        let shown = format!("{} s and {} ns", duration.seconds, duration.nanos);
-        SpecError::new(field, format!("{shown} is not a duration of zero or more"))
-    };
-    let seconds = u64::try_from(duration.seconds).map_err(|_| refuse())?;
-    match u32::try_from(duration.nanos) {
-        Ok(nanos) if nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
-        _ => Err(refuse()),
-    }
-}
-
-/// The grace of a stop: [`DEFAULT_GRACE`] if unset, zero for "by force at once", at most [`MAX_GRACE`].
-pub fn grace_from_proto(grace: Option<prost_types::Duration>) -> Result<Duration, SpecError> {
-    let Some(grace) = grace else { return Ok(DEFAULT_GRACE) };
-    let grace = duration_from_proto("grace", grace)?;
-    if grace > MAX_GRACE {
-        let most = MAX_GRACE.as_secs();
-        return Err(SpecError::new("grace", format!("{} s, at most {most} s are allowed", grace.as_secs())));
-    }
-    Ok(grace)
-}
-
-/// How long a guest may take to let a device go: [`DEFAULT_UNPLUG`] if unset, at most [`MAX_GRACE`].
-pub fn unplug_timeout_from_proto(timeout: Option<prost_types::Duration>) -> Result<Duration, SpecError> {
-    timeout_from_proto(timeout, DEFAULT_UNPLUG)
-}
-
-/// How long a client waits for an operation: [`DEFAULT_WAIT`] if unset, at most [`MAX_GRACE`].
-pub fn wait_from_proto(timeout: Option<prost_types::Duration>) -> Result<Duration, SpecError> {
-    timeout_from_proto(timeout, DEFAULT_WAIT)
-}
-
-fn timeout_from_proto(timeout: Option<prost_types::Duration>, default: Duration) -> Result<Duration, SpecError> {
-    let Some(timeout) = timeout else { return Ok(default) };
-    let timeout = duration_from_proto("timeout", timeout)?;
-    if timeout > MAX_GRACE {
-        let most = MAX_GRACE.as_secs();
-        return Err(SpecError::new("timeout", format!("{} s, at most {most} s are allowed", timeout.as_secs())));
-    }
-    Ok(timeout)
-}
-
 /// A device that is to be attached.
 pub fn device_from_proto(device: Option<v1::attach_device_request::Device>) -> Result<DeviceSpec, SpecError> {
     use v1::attach_device_request::Device;
@@ -251,13 +190,6 @@ pub fn device_from_proto(device: Option<v1::attach_device_request::Device>) -> R
 /// The name of a device that is to be detached.
 pub fn device_id_from_proto(id: &str) -> Result<DeviceId, SpecError> {
     device_id("device_id".to_owned(), id)
-}
-
-/// A moment for a response: to the millisecond, which is what the store keeps, so that it is the same after a restart.
-pub fn timestamp_to_proto(moment: SystemTime) -> prost_types::Timestamp {
-    let mut timestamp = prost_types::Timestamp::from(moment);
-    timestamp.nanos -= timestamp.nanos.rem_euclid(1_000_000);
-    timestamp
 }
 
 fn boot_from_proto(boot: v1::BootSpec) -> Result<BootSpec, SpecError> {
@@ -344,6 +276,8 @@ fn device_id(field: String, text: &str) -> Result<DeviceId, SpecError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::model::{FailureCause, PluginDigest, PolicyFault, PolicyScope, VmExit};
     use proptest::prelude::*;
@@ -489,17 +423,6 @@ mod tests {
         assert!(shown.opinions[0].digest.starts_with("sha256:0707"));
     }
 
-    #[test]
-    fn bounds_the_grace_of_a_stop() {
-        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-        assert_eq!(grace_from_proto(None), Ok(DEFAULT_GRACE));
-        assert_eq!(grace_from_proto(seconds(0)), Ok(Duration::ZERO));
-        assert_eq!(grace_from_proto(seconds(600)), Ok(MAX_GRACE));
-        for grace in [seconds(601), seconds(-1), Some(prost_types::Duration { seconds: 0, nanos: -1 })] {
-            assert_eq!(grace_from_proto(grace).unwrap_err().field, "grace");
-        }
-    }
-
     /// A namespace of some size, or a whole controller.
     fn nvme((id, min_bytes): (String, Option<u64>)) -> v1::NvmeSpec {
         use v1::nvme_spec::Kind;
@@ -584,18 +507,6 @@ mod tests {
                 Ok(valid) => prop_assert_eq!(spec_to_proto(&valid), spec),
                 Err(error) => prop_assert!(error.field.starts_with("spec.")),
             }
-        }
-
-        #[test]
-        fn durations_round_trip(seconds in 0u64..=315_576_000_000, nanos in 0u32..1_000_000_000) {
-            let duration = Duration::new(seconds, nanos);
-            prop_assert_eq!(duration_from_proto("f", duration_to_proto(duration)), Ok(duration));
-        }
-
-        #[test]
-        fn durations_of_any_kind_are_read_or_refused(seconds in any::<i64>(), nanos in any::<i32>()) {
-            let _ = duration_from_proto("f", prost_types::Duration { seconds, nanos });
-            let _ = duration_to_proto(Duration::new(seconds.unsigned_abs(), nanos.unsigned_abs() % 1_000_000_000));
         }
     }
 }

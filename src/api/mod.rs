@@ -6,6 +6,7 @@ pub mod convert;
 mod names;
 pub mod reasons;
 mod resources;
+mod times;
 
 pub use names::{Parent, PluginName, VmRef, decision_name, parse_decision_name, parse_operation_name, scope_name};
 
