@@ -34,9 +34,10 @@ impl Node {
         if self.find(&tenant, &name).is_some() {
             return Err(ServiceError::AlreadyRegistered { tenant, name });
         }
-        let decided = self.decide(&tenant, &name, &spec).await;
+        // Both at once, since each waits for another thread; policy's answer counts first.
+        let (decided, files) = tokio::join!(self.decide(&tenant, &name, &spec), self.check_files(&tenant, &spec));
         if terms.validate_only {
-            return self.admitted(tenant, name, spec, decided.dry_run(), terms).await;
+            return self.admitted(tenant, name, spec, decided.dry_run(), files, terms).await;
         }
         let (id, mut decision) = record(&self.store, decided).await?;
         decision.id = Some(id.clone());
@@ -44,7 +45,7 @@ impl Node {
         if let Outcome::Deny { .. } = decision.outcome {
             return Err(ServiceError::Denied { tenant, name, decision: Box::new(decision) });
         }
-        let admitted = self.admitted(tenant, name, spec, decision, terms).await;
+        let admitted = self.admitted(tenant, name, spec, decision, files, terms).await;
         let enforcement = match &admitted {
             Ok(vm) => Enforcement::Enforced(vm.uid.to_string()),
             Err(error) => Enforcement::Overruled { code: overruled_by(error), message: error.to_string() },
@@ -53,13 +54,15 @@ impl Node {
         admitted
     }
 
-    /// Makes of an allowance what it allows, if the core's own checks find nothing against it.
+    /// Makes of an allowance what it allows, if the core's own checks, that of the `files` among them, find nothing against
+    /// it.
     async fn admitted(
         &self,
         tenant: TenantId,
         name: VmName,
         spec: VmSpec,
         decision: Decision,
+        files: Result<(), ServiceError>,
         terms: &Terms<VmRecord>,
     ) -> Result<VmRecord, ServiceError> {
         let (spec, admission) = match patched(spec, decision) {
@@ -67,7 +70,8 @@ impl Node {
             Err(decision) => return Err(ServiceError::Denied { tenant, name, decision }),
         };
         self.charge(&tenant, &Use::of_vm(&spec))?;
-        self.check_host(&tenant, &spec).await?;
+        self.facts.check(&spec)?;
+        files?;
 
         let uid = VmId::new();
         let taps = spec.nics().iter().filter(|nic| nic.vf_wish().is_none());
@@ -137,6 +141,11 @@ impl Node {
 
     pub(super) async fn check_host(&self, tenant: &TenantId, spec: &VmSpec) -> Result<(), ServiceError> {
         self.facts.check(spec)?;
+        self.check_files(tenant, spec).await
+    }
+
+    /// Whether images and volumes are there. No patch changes which.
+    async fn check_files(&self, tenant: &TenantId, spec: &VmSpec) -> Result<(), ServiceError> {
         let (files, tenant, spec) = (self.files.clone(), tenant.clone(), spec.clone());
         let checked = tokio::task::spawn_blocking(move || files.check(&tenant, &spec)).await;
         match checked {
