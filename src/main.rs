@@ -25,6 +25,7 @@ fn serve(arguments: ServeArgs) -> ExitCode {
     let filter = EnvFilter::try_from_env("OSTLER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let is_terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr).init();
+    daemon::prepare_process();
     let outcome = serve_config(arguments).and_then(|config| {
         cli::block_on(daemon::serve(config)).map_err(|error| chain(&error))?.map_err(|error| chain(&error))
     });

@@ -41,6 +41,8 @@ pub use inventory::{Network, NetworkError};
 pub use rpc::{RpcError, TlsError};
 pub use service::{BootError, JailConfig};
 
+use crate::sys::heap;
+
 /// Why a daemon does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -81,6 +83,11 @@ pub enum ServeError {
     /// The server.
     #[error(transparent)]
     Rpc(#[from] RpcError),
+}
+
+/// What holds for the process as a whole. To be called before its first thread.
+pub fn prepare_process() {
+    heap::keep_together();
 }
 
 /// Serves until SIGTERM or SIGINT; VMs keep running after it.

@@ -11,6 +11,8 @@ pub mod counter_page;
 pub mod disk_ring;
 pub mod guest_buffers;
 pub mod guest_ram;
+#[cfg(feature = "node")]
+pub mod heap;
 pub mod host_use;
 pub mod hugepages;
 pub mod inherit;

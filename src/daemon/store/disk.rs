@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use redb::{Builder, Database};
 
 /// Memory for pages, in bytes: records are read once and kept as values, so few are read again.
-const CACHE_LEN: usize = 4 << 20;
+const CACHE_LEN: usize = 1 << 20;
 
 /// Where the database lies.
 pub(super) trait Place: Send + 'static {
