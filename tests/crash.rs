@@ -10,6 +10,7 @@ use crate::support::guest::{disk, nic};
 use crate::support::{Caller, Host, small};
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
+use ostler::api::v1::plugin::Mode;
 use ostler::api::v1::virtual_machine::State;
 use ostler::daemon::crash::Point;
 
@@ -29,18 +30,19 @@ enum Change {
     Resize,
     Load,
     RollBack,
+    Demote,
     Unload,
 }
 
 /// Which changes pass a point. Those of a daemon's start are tried for themselves.
 fn changes(point: Point) -> &'static [Change] {
-    use Change::{Attach, Destroy, Detach, Load, Register, Resize, RollBack, Unload};
+    use Change::{Attach, Demote, Destroy, Detach, Load, Register, Resize, RollBack, Unload};
     match point {
         Point::RequestBegun => &[Destroy, Attach, Detach, Resize],
-        Point::RequestAnswered => &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Unload],
+        Point::RequestAnswered => &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Demote, Unload],
         Point::RegisterDecided | Point::RegisterRecorded => &[Register],
         Point::PluginWritten => &[Load],
-        Point::PluginRecorded => &[Load, RollBack],
+        Point::PluginRecorded => &[Load, RollBack, Demote],
         Point::PluginUnloaded => &[Unload],
         Point::DiskGrown => &[Resize],
         Point::EndDirectory
@@ -84,7 +86,7 @@ impl Change {
                 acme.attach("web", Device::Nic(nic("eth1"))).unwrap();
             }
             Self::Load => {}
-            Self::Unload => drop(load(acme, OTHER, &[], &new_id()).make().unwrap()),
+            Self::Demote | Self::Unload => drop(load(acme, OTHER, &[], &new_id()).make().unwrap()),
             Self::RollBack => {
                 load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap();
                 load(acme, "admission", &[("max-vcpus", "4")], &new_id()).make().unwrap();
@@ -142,6 +144,11 @@ impl Change {
                 let request = v1::RollBackPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
                 Call::new(async move { plugins.roll_back_plugin(request).await.map(|answer| answer.map(drop)) })
             }
+            Self::Demote => {
+                let mode = Mode::Shadow.into();
+                let request = v1::SetPluginModeRequest { name: OWN.into(), mode, request_id: id, ..Default::default() };
+                Call::new(async move { plugins.set_plugin_mode(request).await.map(|answer| answer.map(drop)) })
+            }
             Self::Unload => {
                 let request = v1::UnloadPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
                 Call::new(async move { plugins.unload_plugin(request).await.map(|answer| answer.map(drop)) })
@@ -166,6 +173,7 @@ impl Change {
             Self::Detach => assert!(matches!(&vms[..], [vm] if nics(vm) == ["eth0"]), "{what}: {vms:?}"),
             Self::Load => assert_eq!(own.len(), 1, "{what}"),
             Self::RollBack => assert_eq!(own[0].settings["max-vcpus"], "3", "{what}"),
+            Self::Demote => assert_eq!(own[0].mode(), Mode::Shadow, "{what}"),
             Self::Unload => assert!(own.is_empty(), "{what}: {own:?}"),
         }
         if self == Self::Resize {
@@ -178,7 +186,7 @@ impl Change {
         let acme = host.tenant("acme");
         match self {
             Self::Register | Self::Attach | Self::Detach | Self::Resize => acme.destroy("web", false).unwrap(),
-            Self::Load | Self::RollBack => acme.unload(OWN, false).unwrap(),
+            Self::Load | Self::RollBack | Self::Demote => acme.unload(OWN, false).unwrap(),
             Self::Destroy | Self::Unload => {}
         }
     }

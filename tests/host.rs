@@ -25,6 +25,7 @@ mod policy;
 mod policy_host;
 mod protos;
 mod python_client;
+mod shadows;
 mod tenancy;
 mod tenants;
 mod trust;

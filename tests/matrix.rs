@@ -231,6 +231,15 @@ const ROWS: &[Row] = &[
         outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
     },
     Row {
+        method: "PluginService/SetPluginMode",
+        tried: |caller, tenant| {
+            let name = format!("tenants/{tenant}/plugins/own");
+            let request = v1::SetPluginModeRequest { name, validate_only: true, ..Default::default() };
+            done(wait(caller.plugins.clone().set_plugin_mode(request)))
+        },
+        outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
+    },
+    Row {
         method: "PluginService/UnloadPlugin",
         tried: |caller, tenant| {
             let name = format!("tenants/{tenant}/plugins/own");

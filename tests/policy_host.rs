@@ -10,7 +10,7 @@ use crate::support::assets::{binary, plugin, skip};
 use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host, facts, small};
 use ostler::daemon::policy::{Bound, HostProgram, PolicyConfig, PolicyHost};
-use ostler::model::{AdmitRequest, LimitUse, Outcome, PolicyScope};
+use ostler::model::{AdmitRequest, LimitUse, Outcome, PluginMode, PolicyScope};
 use ostler::sys::confinement::{self, Confinement};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::{Code, Status};
@@ -197,7 +197,8 @@ fn replaced(signal: Signal) {
     let process = HostProgram { program: binary(), user: USER, is_lenient: true, cgroup: None };
     let host = PolicyHost::start(PolicyConfig { host: Some(process), ..PolicyConfig::default() }).unwrap();
     let plugin = runtime.block_on(host.load(plugin("admission"), BTreeMap::new())).unwrap();
-    let chain: Arc<[_]> = [Bound { name: "admission".to_owned(), scope: PolicyScope::Operator, plugin }].into();
+    let (name, scope, mode) = ("admission".to_owned(), PolicyScope::Operator, PluginMode::Enforced);
+    let chain: Arc<[_]> = [Bound { name, scope, plugin, mode }].into();
     let decide = || {
         let request = AdmitRequest {
             tenant: "acme".parse().unwrap(),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ostler::daemon::policy::{Bound, HostProgram, LoadedPlugin, PolicyConfig, PolicyHost};
-use ostler::model::{LastTenant, PfView, PolicyScope, SelectVfRequest, VfCandidate, VfOutcome, VfWish};
+use ostler::model::{LastTenant, PfView, PluginMode, PolicyScope, SelectVfRequest, VfCandidate, VfOutcome, VfWish};
 use serde_json::json;
 
 /// Candidates of a question, and plugins in a chain.
@@ -106,7 +106,12 @@ async fn alone(contenders: &[Kind], candidates: usize, plugins: usize) -> Result
 }
 
 async fn decide(kind: &Kind, candidates: usize, plugins: usize) -> Result<Duration, String> {
-    let bound = |at| Bound { name: format!("p{at}"), scope: PolicyScope::Operator, plugin: kind.plugin.clone() };
+    let bound = |at| Bound {
+        name: format!("p{at}"),
+        scope: PolicyScope::Operator,
+        plugin: kind.plugin.clone(),
+        mode: PluginMode::Enforced,
+    };
     let (chain, question) = ((0..plugins).map(bound).collect::<Arc<[_]>>(), question(candidates)?);
     let asked = Instant::now();
     let decision = kind.host.select_vf(chain, question).await;

@@ -142,7 +142,7 @@ pub const REASONS: &[Reason] = &[
         "LAST_OF_HOOK",
         "FAILED_PRECONDITION",
         "it is the operator's last plugin with a hook; metadata: hook",
-        "load another one first, or unload it by force",
+        "load another one first, or set it aside by force",
     ),
     reason(
         "MESSAGE_TOO_LONG",
@@ -218,6 +218,12 @@ pub const REASONS: &[Reason] = &[
         "list the operations that you may see",
     ),
     reason("PANIC", "INTERNAL", "the daemon failed in this call alone", "report the daemon's log"),
+    reason(
+        "PLUGIN_ENFORCED",
+        "FAILED_PRECONDITION",
+        "a plugin of that name is enforced, and a shadow in its place would take it out of its chain",
+        "load the shadow under another name, or make the plugin itself a shadow",
+    ),
     reason(
         "PLUGIN_NOT_FOUND",
         "NOT_FOUND",

@@ -183,6 +183,7 @@ pub(crate) struct PluginView {
     breakers: Vec<BreakerView>,
     previous: Vec<VersionView>,
     etag: String,
+    mode: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -342,6 +343,7 @@ impl From<v1::Opinion> for OpinionView {
 impl From<v1::Plugin> for PluginView {
     fn from(plugin: v1::Plugin) -> Self {
         Self {
+            mode: plugin.mode().as_str_name().to_owned(),
             name: plugin.name,
             digest: plugin.digest,
             hooks: plugin.hooks,
@@ -524,13 +526,14 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 plugin.name.clone(),
                 plugin.version.clone(),
                 plugin.hooks.join(","),
+                plugin.mode.to_lowercase(),
                 print::short_digest(&plugin.digest),
                 plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
                 plugin.remark(),
             ]
         })
         .collect();
-    print::table(["NAME", "VERSION", "HOOKS", "DIGEST", "SETTINGS", "SUMMARY"], &rows)
+    print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SETTINGS", "SUMMARY"], &rows)
 }
 
 /// `tenants/acme/vms/web` as people write it.

@@ -19,6 +19,17 @@ pub enum PolicyScope {
     Tenant(TenantId),
 }
 
+/// What a plugin's answers count for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PluginMode {
+    /// They decide.
+    #[default]
+    Enforced,
+    /// They are recorded beside the decision, and decide nothing.
+    Shadow,
+}
+
 /// What a tenant has in use, or may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LimitUse {

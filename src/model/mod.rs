@@ -28,7 +28,7 @@ pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use balloon::BalloonSpec;
 pub use canonical::{NotCanonical, canonical};
 pub use decision::{
-    AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PolicyFault, PolicyScope, Verdict, denier,
+    AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginMode, PolicyFault, PolicyScope, Verdict, denier,
 };
 pub use device::{DeviceSpec, DiskSpec, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, ServedBy, TapSpec};
 pub use digest::{DigestError, PluginDigest, RecordHash};
@@ -39,6 +39,7 @@ pub use jail::{JailArgsError, JailFacts, locked_bytes};
 pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,
     Denial, Enforcement, EnforcementEntry, Explanation, FaultKind, JournalEntry, JournalRecord, Row, Said,
+    ShadowAnswer, ShadowEntry,
 };
 pub use launch::{
     DeviceChange, DeviceKind, DeviceLaunch, FIRST_WORDS, Launch, MacAddr, MacError, PciSlot, SPARE_DEVICES,

@@ -45,6 +45,9 @@ pub(crate) struct DecisionListArgs {
     /// Only allowances
     #[arg(long)]
     pub(crate) allowed: bool,
+    /// Only what a shadow would have had come out otherwise
+    #[arg(long)]
+    pub(crate) shadow_differs: bool,
     /// Only what is not older than this: 90s, 2h
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) since: Option<Duration>,

@@ -31,7 +31,8 @@ pub(crate) use doctor::DoctorArgs;
 pub(crate) use host::{HostCommand, HostReleaseArgs, NvmeCommand, NvmeProvisionArgs};
 pub(crate) use operation::{OperationArg, OperationCommand, OperationListArgs, OperationWaitArgs};
 pub(crate) use plugin::{
-    PluginArg, PluginCommand, PluginListArgs, PluginLoadArgs, PluginReplayArgs, PluginRollbackArgs, PluginUnloadArgs,
+    PluginArg, PluginCommand, PluginDemoteArgs, PluginListArgs, PluginLoadArgs, PluginPromoteArgs, PluginReplayArgs,
+    PluginRollbackArgs, PluginUnloadArgs,
 };
 pub use serve::ServeArgs;
 pub(crate) use spec::{Hugepages, SpecArgs};

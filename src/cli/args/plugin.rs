@@ -16,6 +16,10 @@ pub(crate) enum PluginCommand {
     List(PluginListArgs),
     /// Bind an earlier version again: the last one, or that of --to
     Rollback(PluginRollbackArgs),
+    /// Have a shadow's answers count
+    Promote(PluginPromoteArgs),
+    /// Make a plugin a shadow: it is asked, and decides nothing
+    Demote(PluginDemoteArgs),
     /// Take a plugin out of its chain
     Unload(PluginUnloadArgs),
     /// Ask a plugin again what was decided before, and show what it would have said otherwise
@@ -43,6 +47,29 @@ pub(crate) struct PluginRollbackArgs {
     /// Digest of the version, as `plugin list -o json` shows it
     #[arg(long, value_name = "DIGEST", default_value = "")]
     pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginPromoteArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginDemoteArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// Even if it is the operator's last plugin at a hook: everything is denied there then
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
@@ -105,6 +132,9 @@ pub(crate) struct PluginLoadArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
+    /// As a shadow: it is asked what the chain is asked, and decides nothing
+    #[arg(long)]
+    pub(crate) shadow: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]

@@ -48,6 +48,7 @@ pub(crate) async fn list(mut client: Client, arguments: DecisionListArgs) -> Res
         hook: arguments.hook.unwrap_or_default(),
         subject: arguments.subject.unwrap_or_default(),
         outcome: outcome.into(),
+        shadow_differs: arguments.shadow_differs,
         since: since.map(prost_types::Timestamp::from),
         ..Default::default()
     };

@@ -1,4 +1,4 @@
-//! `ostler plugin load|list`.
+//! `ostler plugin load|list|rollback|promote|demote|unload`.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,11 +9,13 @@ use serde::Serialize;
 use tokio_stream::iter;
 
 use crate::api::v1::load_plugin_request::{Header, Part};
+use crate::api::v1::plugin::Mode;
 use crate::api::{Parent, PluginName, v1};
 use crate::model::{PluginId, PolicyScope, TenantId};
 
 use super::super::args::{
-    ChangeArgs, Output, PluginArg, PluginListArgs, PluginLoadArgs, PluginRollbackArgs, PluginUnloadArgs,
+    ChangeArgs, EtagArg, Output, PluginArg, PluginDemoteArgs, PluginListArgs, PluginLoadArgs, PluginPromoteArgs,
+    PluginRollbackArgs, PluginUnloadArgs,
 };
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
@@ -106,6 +108,44 @@ pub(crate) async fn roll_back(mut client: Client, arguments: PluginRollbackArgs)
     }
 }
 
+pub(crate) async fn promote(client: Client, arguments: PluginPromoteArgs) -> Result<(), Failure> {
+    let request = mode_request(&client.caller, &arguments.plugin, Mode::Enforced, arguments.change, arguments.etag)?;
+    set_mode(client, request, "be promoted").await
+}
+
+pub(crate) async fn demote(client: Client, arguments: PluginDemoteArgs) -> Result<(), Failure> {
+    let request = mode_request(&client.caller, &arguments.plugin, Mode::Shadow, arguments.change, arguments.etag)?;
+    let request = v1::SetPluginModeRequest { force: arguments.force, ..request };
+    set_mode(client, request, "become a shadow")
+        .await
+        .map_err(|failure| failure.hint_for(Exit::WrongState, || "--force does it all the same".to_owned()))
+}
+
+fn mode_request(
+    caller: &Caller,
+    plugin: &PluginArg,
+    mode: Mode,
+    change: ChangeArgs,
+    etag: EtagArg,
+) -> Result<v1::SetPluginModeRequest, Failure> {
+    let (ChangeArgs { request_id, validate_only }, EtagArg { etag }) = (change, etag);
+    let (name, mode) = (full_name(caller, plugin)?, mode.into());
+    Ok(v1::SetPluginModeRequest { name, mode, force: false, request_id, etag, validate_only })
+}
+
+async fn set_mode(mut client: Client, request: v1::SetPluginModeRequest, what: &str) -> Result<(), Failure> {
+    let (name, is_validation) = (request.name.clone(), request.validate_only);
+    let call = client.plugins.set_plugin_mode(within(QUICK, request));
+    let view = PluginView::from(patiently(format_args!("setting the mode of {name}"), call).await?);
+    match client.output {
+        Output::Table if is_validation => {
+            show(&format!("{name} can {what}: nothing was changed\n{}", plugin_table(&[view])))
+        }
+        Output::Table => show(&plugin_table(&[view])),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
 pub(crate) async fn unload(mut client: Client, arguments: PluginUnloadArgs) -> Result<(), Failure> {
     let name = full_name(&client.caller, &arguments.plugin)?;
     let ChangeArgs { request_id, validate_only } = arguments.change;
@@ -168,6 +208,7 @@ fn header(name: &str, arguments: PluginLoadArgs) -> Result<Header, Failure> {
         request_id: arguments.change.request_id,
         etag: arguments.etag.etag,
         validate_only: arguments.change.validate_only,
+        mode: if arguments.shadow { Mode::Shadow } else { Mode::Enforced }.into(),
         ..Default::default()
     };
     for (key, value) in arguments.settings {
@@ -200,6 +241,7 @@ mod tests {
             tenant: None,
             name: None,
             settings,
+            shadow: false,
             change: Default::default(),
             etag: Default::default(),
         }

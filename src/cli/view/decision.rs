@@ -27,6 +27,15 @@ pub(crate) struct RecordView {
     question: serde_json::Value,
     outcome: serde_json::Value,
     hash: String,
+    shadows: Vec<ShadowView>,
+}
+
+/// A shadow's answer; `outcome`: what there would have been instead, if it differs.
+#[derive(Debug, Serialize)]
+struct ShadowView {
+    link: LinkView,
+    differs: bool,
+    outcome: serde_json::Value,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,6 +64,7 @@ pub(crate) struct ExplanationView {
     decision: RecordView,
     plugins: Vec<String>,
     rows: Vec<RowView>,
+    shadows: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,6 +73,7 @@ struct RowView {
     cells: Vec<CellView>,
     total_score: i64,
     rank: u32,
+    shadow_cells: Vec<CellView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -88,7 +99,6 @@ pub(crate) struct ChainView {
 impl From<v1::DecisionRecord> for RecordView {
     fn from(record: v1::DecisionRecord) -> Self {
         let enforcement = record.enforcement.unwrap_or_default();
-        let json = |text: &str| serde_json::from_str(text).unwrap_or_default();
         Self {
             time: record.time.and_then(moment),
             took_ns: nanos(record.took),
@@ -108,7 +118,19 @@ impl From<v1::DecisionRecord> for RecordView {
             message: record.message,
             plugin: record.plugin,
             hash: record.hash,
+            shadows: record.shadows.into_iter().map(ShadowView::from).collect(),
         }
+    }
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+impl From<v1::DecisionShadow> for ShadowView {
+    fn from(shadow: v1::DecisionShadow) -> Self {
+        let v1::DecisionShadow { link, differs, outcome } = shadow;
+        Self { link: link.unwrap_or_default().into(), differs, outcome: json(&outcome) }
     }
 }
 
@@ -141,11 +163,13 @@ impl From<v1::DecisionExplanation> for ExplanationView {
             cells: row.cells.into_iter().map(cell).collect(),
             total_score: row.total_score,
             rank: row.rank,
+            shadow_cells: row.shadow_cells.into_iter().map(cell).collect(),
         };
         Self {
             decision: explanation.decision.unwrap_or_default().into(),
             plugins: explanation.plugins,
             rows: explanation.rows.into_iter().map(row).collect(),
+            shadows: explanation.shadows,
         }
     }
 }
@@ -178,6 +202,9 @@ impl RecordView {
         }
         facts.push(("then", self.enforcement.text()));
         facts.push(("plugins", super::lines(self.links.iter().map(LinkView::text))));
+        if !self.shadows.is_empty() {
+            facts.push(("shadows", super::lines(self.shadows.iter().map(ShadowView::text))));
+        }
         facts.push(("took", print::duration(Duration::from_nanos(self.took_ns))));
         facts.push(("question", self.question.to_string()));
         facts.push(("hash", self.hash.clone()));
@@ -209,6 +236,15 @@ impl LinkView {
     }
 }
 
+impl ShadowView {
+    fn text(&self) -> String {
+        match self.differs {
+            true => format!("{}; would have been {}", self.link.text(), self.outcome),
+            false => self.link.text(),
+        }
+    }
+}
+
 impl CellView {
     fn text(&self) -> String {
         match self.mark.as_str() {
@@ -233,24 +269,33 @@ impl ExplanationView {
         );
         let has_candidates = self.decision.question.get("candidates").is_some();
         if !has_candidates {
-            let links = self.decision.links.iter();
+            let links = self.decision.links.iter().map(|link| (link, ""));
+            let shadows = self.decision.shadows.iter();
             let rows: Vec<_> = links
-                .map(|link| {
+                .chain(shadows.map(|shadow| (&shadow.link, " (shadow)")))
+                .map(|(link, mark)| {
                     let verdict = if link.asked { link.verdict.clone() } else { "not asked".to_owned() };
-                    [link.plugin.clone(), link.scope.clone(), verdict, link.detail.clone(), link.fuel.to_string()]
+                    let plugin = format!("{}{mark}", link.plugin);
+                    [plugin, link.scope.clone(), verdict, link.detail.clone(), link.fuel.to_string()]
                 })
                 .collect();
             return head + &print::table(["PLUGIN", "SCOPE", "VERDICT", "DETAIL", "FUEL"], &rows);
         }
         let header = ["#", "CANDIDATE", "SCORE"].into_iter().map(str::to_owned).chain(self.plugins.iter().cloned());
-        let mut rows = vec![header.collect::<Vec<_>>()];
+        let shadows = self.shadows.iter().map(|plugin| format!("{plugin} (shadow)"));
+        let mut rows = vec![header.chain(shadows).collect::<Vec<_>>()];
         let mut reasons = BTreeMap::new();
         for row in &self.rows {
             let rank = if row.rank == 0 { "-".to_owned() } else { row.rank.to_string() };
-            let cells = row.cells.iter().map(CellView::text);
+            let cells = row.cells.iter().chain(&row.shadow_cells).map(CellView::text);
             rows.push([rank, row.candidate.clone(), row.total_score.to_string()].into_iter().chain(cells).collect());
-            reasons
-                .extend(row.cells.iter().filter(|cell| !cell.code.is_empty()).map(|cell| (&cell.code, &cell.message)));
+            reasons.extend(
+                row.cells
+                    .iter()
+                    .chain(&row.shadow_cells)
+                    .filter(|cell| !cell.code.is_empty())
+                    .map(|cell| (&cell.code, &cell.message)),
+            );
         }
         let reasons: String =
             reasons.into_iter().map(|(code, message)| print::clean(&format!("{code}: {message}")) + "\n").collect();

@@ -1,4 +1,4 @@
-//! The one thread that has decisions made. Key types: [`Job`], [`start`].
+//! The one thread that has decisions made, and another that has shadows asked. Key types: [`Job`], [`Asker`], [`start`].
 //!
 //! One thread, because fresh instances on several threads contend for a process's memory map and are slower together
 //! (measured: 31,000 decisions a second on one thread, 23,000 on two). Its queue is bounded and
@@ -26,7 +26,23 @@ pub(super) type Jobs = Queue<Job>;
 /// A decision to make, on the executor's thread.
 pub(super) struct Job(Box<Work>);
 
-type Work = dyn FnOnce(&Keeper, &Breakers) + Send;
+type Work = dyn FnOnce(&Asker) + Send;
+
+/// What an executor asks with.
+pub(super) struct Asker {
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) breakers: Arc<Breakers>,
+    pub(super) part: Part,
+}
+
+/// Whom an executor asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Those who decide: the first final answer is the last.
+    Chain,
+    /// Shadows: each is asked, beside decisions.
+    Shadows,
+}
 
 /// Where the opinions of a decision arrive, in the order asked.
 pub(super) type Opinions<V> = oneshot::Receiver<Vec<Opinion<V>>>;
@@ -40,10 +56,10 @@ impl Job {
         asked: Instant,
     ) -> (Self, Opinions<Q::Verdict>) {
         let (reply, answer) = oneshot::channel();
-        let job = Self(Box::new(move |keeper, breakers| {
+        let job = Self(Box::new(move |asker| {
             if !reply.is_closed() {
                 // Nobody waits any more: nothing to do.
-                let _ = reply.send(ask_all(keeper, breakers, &chain, &*question, asked));
+                let _ = reply.send(asker.ask_all(&chain, &*question, asked));
             }
         }));
         (job, answer)
@@ -51,73 +67,77 @@ impl Job {
 }
 
 /// Starts the thread; it ends when `jobs` is closed.
-pub(super) fn start(keeper: Arc<Keeper>, jobs: Arc<Jobs>, breakers: Arc<Breakers>) -> std::io::Result<()> {
-    thread::Builder::new().name("policy-ask".into()).spawn(move || run(&keeper, &jobs, &breakers)).map(drop)
+pub(super) fn start(asker: Asker, jobs: Arc<Jobs>) -> std::io::Result<()> {
+    let name = match asker.part {
+        Part::Chain => "policy-ask",
+        Part::Shadows => "policy-shadow",
+    };
+    thread::Builder::new().name(name.into()).spawn(move || run(&asker, &jobs)).map(drop)
 }
 
-fn run(keeper: &Keeper, jobs: &Jobs, breakers: &Breakers) {
+fn run(asker: &Asker, jobs: &Jobs) {
     while let Some((tenant, Job(work))) = jobs.pop() {
         let started = Instant::now();
         // A fault in the host's own code costs one decision, not the executor: the dropped sender denies it.
-        let _ = catch_unwind(AssertUnwindSafe(|| work(keeper, breakers)));
+        let _ = catch_unwind(AssertUnwindSafe(|| work(asker)));
         jobs.charge(&tenant, started.elapsed());
     }
 }
 
-fn ask_all<Q: Question>(
-    keeper: &Keeper,
-    breakers: &Breakers,
-    chain: &[Bound],
-    question: &Q,
-    asked: Instant,
-) -> Vec<Opinion<Q::Verdict>> {
-    let patience = keeper.limits().patience;
-    let mut opinions = Vec::with_capacity(chain.len());
-    for bound in chain {
-        let started = Instant::now();
-        let key = || Key {
-            plugin: bound.name.clone(),
-            scope: bound.scope.clone(),
-            digest: bound.plugin.digest(),
-            hook: Q::HOOK,
-            tenant: question.tenant().clone(),
-        };
-        let (verdict, fuel) = if started.duration_since(asked) > patience {
-            (Err(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}"))), 0)
-        } else if let Err(open) = breakers.check(&key(), started) {
-            (Err(open), 0)
-        } else {
-            let asked = ask(keeper, bound, question);
-            // While there is no host nobody is asked, and nobody has failed: one loss is one failure.
-            if let Some((verdict, _)) = &asked {
-                breakers.note(key(), verdict, Instant::now());
+impl Asker {
+    fn ask_all<Q: Question>(&self, chain: &[Bound], question: &Q, asked: Instant) -> Vec<Opinion<Q::Verdict>> {
+        let patience = self.keeper.limits().patience;
+        let mut opinions = Vec::with_capacity(chain.len());
+        for bound in chain {
+            let started = Instant::now();
+            let key = || Key {
+                plugin: bound.name.clone(),
+                scope: bound.scope.clone(),
+                digest: bound.plugin.digest(),
+                hook: Q::HOOK,
+                tenant: question.tenant().clone(),
+            };
+            let (verdict, fuel) = if started.duration_since(asked) > patience {
+                (Err(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}"))), 0)
+            } else if let Err(open) = self.breakers.check(&key(), started) {
+                (Err(open), 0)
+            } else {
+                let asked = self.ask(bound, question);
+                // While there is no host nobody is asked, and nobody has failed: one loss is one failure.
+                if let Some((verdict, _)) = &asked {
+                    self.breakers.note(key(), verdict, Instant::now());
+                }
+                asked.unwrap_or((Err(PolicyFault::HostLost), 0))
+            };
+            let opinion = opinion(bound, verdict, fuel, started.elapsed());
+            let is_last = self.part == Part::Chain && hook::decides::<Q>(&opinion);
+            opinions.push(opinion);
+            if is_last {
+                break;
             }
-            asked.unwrap_or((Err(PolicyFault::HostLost), 0))
-        };
-        let opinion = opinion(bound, verdict, fuel, started.elapsed());
-        let is_last = hook::decides::<Q>(&opinion);
-        opinions.push(opinion);
-        if is_last {
-            break;
         }
+        opinions
     }
-    opinions
-}
 
-/// The answer, and what it cost; `None` while there is no policy host.
-fn ask<Q: Question>(keeper: &Keeper, bound: &Bound, question: &Q) -> Option<(Result<Q::Verdict, PolicyFault>, u64)> {
-    let (compiled, settings) = match bound.plugin.code() {
-        Ok(code) => code,
-        Err(cause) => return Some((Err(PolicyFault::Unavailable(cause.to_owned())), 0)),
-    };
-    let session = keeper.now()?;
-    Some(match session.decide(compiled, settings, question) {
-        Ok(spoken) => {
-            notes::write(&bound.name, spoken.notes, spoken.dropped);
-            (hook::checked(question, spoken.said, &bound.scope), spoken.fuel)
-        }
-        Err(fault) => (Err(fault), 0),
-    })
+    /// The answer, and what it cost; `None` while there is no policy host.
+    fn ask<Q: Question>(&self, bound: &Bound, question: &Q) -> Option<(Result<Q::Verdict, PolicyFault>, u64)> {
+        let (compiled, settings) = match bound.plugin.code() {
+            Ok(code) => code,
+            Err(cause) => return Some((Err(PolicyFault::Unavailable(cause.to_owned())), 0)),
+        };
+        let session = self.keeper.now()?;
+        let spoken = match self.part {
+            Part::Chain => session.decide(compiled, settings, question),
+            Part::Shadows => session.rehearse(compiled, settings, question),
+        };
+        Some(match spoken {
+            Ok(spoken) => {
+                notes::write(&bound.name, spoken.notes, spoken.dropped);
+                (hook::checked(question, spoken.said, &bound.scope), spoken.fuel)
+            }
+            Err(fault) => (Err(fault), 0),
+        })
+    }
 }
 
 /// `verdict` as the opinion of `bound`.

@@ -14,6 +14,8 @@
 //! Plugins run in a process of their own (`serve`), the *policy host*: no rights, no files, no devices, no keys. The
 //! daemon loads no machine code. It starts that process, replaces it when it ends or hangs (`keeper`), and believes nothing
 //! that it says: answers are checked as the plugins' own, breakers, queue and records are here.
+//!
+//! Plugins that are bound as shadows decide nothing; they are asked afterwards, apart from all this (`shadow`).
 
 mod breaker;
 mod call;
@@ -34,6 +36,7 @@ mod record;
 mod replay;
 mod serve;
 mod session;
+mod shadow;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
@@ -44,16 +47,16 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, Decision, DetachRequest, NvmeDecision, Opinion, PluginDigest, PolicyFault,
-    PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, VfDecision,
+    AdmitRequest, AttachRequest, Decision, DetachRequest, NvmeDecision, Opinion, Outcome, PluginDigest, PluginMode,
+    PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, VfDecision,
 };
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Refusal};
 
 use breaker::Breakers;
 use compiler::Compiler;
-use executor::{Job, Jobs};
-use hook::{Question, admit, attach, detach, select_nvme, select_vf};
+use executor::{Asker, Job, Jobs, Part};
+use hook::Question;
 use keeper::Keeper;
 use plugin::{Compiled, Kept, Released};
 use queue::Full;
@@ -67,6 +70,7 @@ pub use plugin::{Bound, LoadedPlugin};
 pub use record::Unrecorded;
 pub use replay::{Change, Replayed, Replayer};
 pub use serve::{GROUP as HOST_GROUP, ROLE as HOST_ROLE, run as serve_host};
+pub use shadow::Shadows;
 
 /// What the host is started with.
 #[derive(Debug, Clone, Default)]
@@ -121,6 +125,9 @@ struct Inner {
     keeper: Arc<Keeper>,
     queue: Arc<Jobs>,
     breakers: Arc<Breakers>,
+    /// Of shadows: nothing that they do or keep busy is a decision's.
+    shadow_queue: Arc<Jobs>,
+    shadow_breakers: Arc<Breakers>,
     compilers: Arc<Semaphore>,
     compiler: Arc<Compiler>,
     released: Arc<Released>,
@@ -132,17 +139,32 @@ struct Inner {
 const GRACE: Duration = Duration::from_secs(1);
 
 impl PolicyHost {
-    /// Starts the process that runs plugins, and the executor thread.
+    /// Starts the process that runs plugins, and the executor threads.
     pub fn start(config: PolicyConfig) -> Result<Self, PolicyStartError> {
         let keeper = Keeper::start(config.host, config.limits)?;
-        let queue = Arc::new(Jobs::new(config.limits.queue_depth, config.limits.queue_whole));
-        let breakers = Arc::<Breakers>::default();
-        executor::start(Arc::clone(&keeper), Arc::clone(&queue), Arc::clone(&breakers))
-            .map_err(PolicyStartError::Thread)?;
+        let start = |part| {
+            let queue = Arc::new(Jobs::new(config.limits.queue_depth, config.limits.queue_whole));
+            let breakers = Arc::<Breakers>::default();
+            let asker = Asker { keeper: Arc::clone(&keeper), breakers: Arc::clone(&breakers), part };
+            executor::start(asker, Arc::clone(&queue)).map_err(PolicyStartError::Thread)?;
+            Ok((queue, breakers))
+        };
+        let (queue, breakers) = start(Part::Chain)?;
+        let (shadow_queue, shadow_breakers) = start(Part::Shadows)?;
         let compilers = Arc::new(Semaphore::new(config.limits.compilers.max(1)));
         let compiler = Arc::new(Compiler::new(config.compiler));
         let (released, compiled) = (Arc::default(), Mutex::default());
-        Ok(Self(Arc::new(Inner { keeper, queue, breakers, compilers, compiler, released, compiled })))
+        Ok(Self(Arc::new(Inner {
+            keeper,
+            queue,
+            breakers,
+            shadow_queue,
+            shadow_breakers,
+            compilers,
+            compiler,
+            released,
+            compiled,
+        })))
     }
 
     /// Id of the process that runs plugins now; `None` while there is none, or it is this one.
@@ -197,44 +219,27 @@ impl PolicyHost {
     /// Answers within the limits' patience (and a second of grace), whatever the plugins do; what cannot be decided is
     /// denied with a code that begins with `policy.`.
     pub async fn admit(&self, chain: Arc<[Bound]>, request: AdmitRequest) -> Unrecorded<Decision> {
-        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
-        let (outcome, took) = (admit::combine(&opinions), started.elapsed());
-        let decision = Decision { outcome: outcome.clone(), opinions: opinions.clone(), took, id: None };
-        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+        self.decide(chain, request, decision).await
     }
 
     /// Asks the plugins of `chain` in order which VF a NIC gets, as [`admit`](Self::admit) does for a VM.
     pub async fn select_vf(&self, chain: Arc<[Bound]>, request: SelectVfRequest) -> Unrecorded<VfDecision> {
-        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
-        let outcome = select_vf::combine(&opinions, question.wish, question.candidates.len());
-        let took = started.elapsed();
-        let decision = VfDecision { outcome: outcome.clone(), opinions: opinions.clone(), took };
-        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+        self.decide(chain, request, |outcome, opinions, took| VfDecision { outcome, opinions, took }).await
     }
 
     /// Asks the plugins of `chain` in order which namespace or controller an NVMe device gets.
     pub async fn select_nvme(&self, chain: Arc<[Bound]>, request: SelectNvmeRequest) -> Unrecorded<NvmeDecision> {
-        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
-        let outcome = select_nvme::combine(&opinions, question.candidates.len());
-        let took = started.elapsed();
-        let decision = NvmeDecision { outcome: outcome.clone(), opinions: opinions.clone(), took };
-        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+        self.decide(chain, request, |outcome, opinions, took| NvmeDecision { outcome, opinions, took }).await
     }
 
     /// Asks the plugins of `chain` in order whether a VM may have a device, as [`admit`](Self::admit) does for the VM.
     pub async fn attach(&self, chain: Arc<[Bound]>, request: AttachRequest) -> Unrecorded<Decision> {
-        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
-        let (outcome, took) = (attach::combine(&opinions), started.elapsed());
-        let decision = Decision { outcome: outcome.clone(), opinions: opinions.clone(), took, id: None };
-        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+        self.decide(chain, request, decision).await
     }
 
     /// Asks the plugins of `chain` in order whether any of them keeps a device where it is.
     pub async fn detach(&self, chain: Arc<[Bound]>, request: DetachRequest) -> Unrecorded<Decision> {
-        let Asked { question, chain, opinions, started } = self.ask(chain, request).await;
-        let (outcome, took) = (detach::combine(&opinions), started.elapsed());
-        let decision = Decision { outcome: outcome.clone(), opinions: opinions.clone(), took, id: None };
-        record::unrecorded(&*question, &chain, &opinions, &outcome, took, decision)
+        self.decide(chain, request, decision).await
     }
 
     /// Forgets compiled components of all plugins but these.
@@ -248,29 +253,51 @@ impl PolicyHost {
         scope: &PolicyScope,
         name: &str,
         digest: PluginDigest,
+        mode: PluginMode,
     ) -> Vec<(&'static str, TenantId, BreakerState)> {
-        self.0.breakers.of(scope, name, digest)
+        let breakers = match mode {
+            PluginMode::Enforced => &self.0.breakers,
+            PluginMode::Shadow => &self.0.shadow_breakers,
+        };
+        breakers.of(scope, name, digest)
     }
 
-    /// Asks those of `chain` that have an opinion on `question`.
-    async fn ask<Q: Question>(&self, chain: Arc<[Bound]>, question: Q) -> Asked<Q> {
+    /// Asks those of `chain` that have an opinion on `question` and decide; who does not is kept for later.
+    async fn decide<Q: Question, D>(
+        &self,
+        chain: Arc<[Bound]>,
+        question: Q,
+        decision: impl FnOnce(Q::Outcome, Vec<Opinion<Q::Verdict>>, Duration) -> D,
+    ) -> Unrecorded<D> {
         let started = Instant::now();
-        let (chain, question) = (hook::asked::<Q>(chain), Arc::new(question));
-        let opinions = self.opinions(&chain, &question, started).await;
-        Asked { question, chain, opinions, started }
+        let ((chain, shadows), question) = (hook::asked::<Q>(chain), Arc::new(question));
+        let opinions = match (self.opinions(&self.0.queue, &chain, &question, started).await, chain.first()) {
+            (Ok(opinions), _) => opinions,
+            (Err(cause), Some(first)) => vec![executor::opinion(first, Err(cause), 0, started.elapsed())],
+            (Err(_), None) => unreachable!("nobody was asked, and nothing failed"),
+        };
+        let (outcome, took) = (question.combine(&opinions), started.elapsed());
+        let entry = record::entry(&*question, &chain, &opinions, &outcome, took);
+        let tenant = question.tenant().clone();
+        let shadows = Shadows::new(self, question, shadows, &opinions, &entry);
+        Unrecorded { tenant, entry, decision: decision(outcome, opinions, took), shadows }
     }
 
+    /// What `chain` says when the executor of `queue` asks it, or why nobody is asked.
     async fn opinions<Q: Question>(
         &self,
+        queue: &Jobs,
         chain: &Arc<[Bound]>,
         question: &Arc<Q>,
         asked: Instant,
-    ) -> Vec<Opinion<Q::Verdict>> {
-        let Some(first) = chain.first() else { return Vec::new() };
+    ) -> Result<Vec<Opinion<Q::Verdict>>, PolicyFault> {
+        if chain.is_empty() {
+            return Ok(Vec::new());
+        }
         let (job, answer) = Job::new(Arc::clone(chain), Arc::clone(question), asked);
-        let cause = match self.0.queue.push(question.tenant(), job) {
+        let cause = match queue.push(question.tenant(), job) {
             Ok(()) => match timeout(self.0.keeper.limits().patience + GRACE, answer).await {
-                Ok(Ok(opinions)) => return opinions,
+                Ok(Ok(opinions)) => return Ok(opinions),
                 Ok(Err(_)) => "the executor dropped the decision",
                 Err(_) => "the executor does not answer",
             },
@@ -278,21 +305,18 @@ impl PolicyHost {
             Err(Full::Whole) => "too many decisions are waiting",
             Err(Full::Closed) => "the executor has ended",
         };
-        vec![executor::opinion(first, Err(PolicyFault::Unavailable(cause.into())), 0, asked.elapsed())]
+        Err(PolicyFault::Unavailable(cause.into()))
     }
 }
 
-/// A question with the opinions that its chain has on it.
-struct Asked<Q: Question> {
-    question: Arc<Q>,
-    chain: Arc<[Bound]>,
-    opinions: Vec<Opinion<Q::Verdict>>,
-    started: Instant,
+fn decision(outcome: Outcome, opinions: Vec<Opinion>, took: Duration) -> Decision {
+    Decision { outcome, opinions, took, id: None }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.close();
+        self.shadow_queue.close();
         self.keeper.close();
     }
 }

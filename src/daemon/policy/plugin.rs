@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::model::{PluginDigest, PolicyScope};
+use crate::model::{PluginDigest, PluginMode, PolicyScope};
 use crate::sys::artefact::Artefact;
 
 use super::compiler::Compiler;
@@ -191,4 +191,6 @@ pub struct Bound {
     pub scope: PolicyScope,
     /// The plugin.
     pub plugin: LoadedPlugin,
+    /// What its answers count for.
+    pub mode: PluginMode,
 }

@@ -9,27 +9,33 @@ use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, Opinion, Said, 
 
 use super::hook::Question;
 use super::plugin::Bound;
+use super::shadow::Shadows;
 
 /// A decision that was made and is not on record yet. To see it, record it: nobody acts on what could be forgotten.
 #[derive(Debug)]
 #[must_use = "a decision that is not recorded was not made"]
 pub struct Unrecorded<D> {
-    tenant: TenantId,
-    entry: DecisionEntry,
-    decision: D,
+    pub(super) tenant: TenantId,
+    pub(super) entry: DecisionEntry,
+    pub(super) decision: D,
+    pub(super) shadows: Option<Shadows>,
 }
 
 impl<D> Unrecorded<D> {
-    /// Has `write` put the entry on record for good, and gives the decision only then.
-    pub async fn record<E, F>(self, write: impl FnOnce(TenantId, DecisionEntry) -> F) -> Result<(DecisionId, D), E>
+    /// Has `write` put the entry on record for good, and gives the decision only then; with the shadows, if there are any,
+    /// who are yet to be asked.
+    pub async fn record<E, F>(
+        self,
+        write: impl FnOnce(TenantId, DecisionEntry) -> F,
+    ) -> Result<(DecisionId, D, Option<Shadows>), E>
     where
         F: Future<Output = Result<DecisionId, E>>,
     {
         let id = write(self.tenant, self.entry).await?;
-        Ok((id, self.decision))
+        Ok((id, self.decision, self.shadows))
     }
 
-    /// For a dry run only: what would have been decided, if nobody acts on it.
+    /// For a dry run only: what would have been decided, if nobody acts on it. No shadow is asked.
     pub fn dry_run(self) -> D {
         self.decision
     }
@@ -40,16 +46,15 @@ impl<D> Unrecorded<D> {
     }
 }
 
-/// `decision` with its entry: what `chain` was asked and said, and the `outcome`.
-pub(super) fn unrecorded<Q: Question, D>(
+/// The entry of a decision: what `chain` was asked and said, and the `outcome`.
+pub(super) fn entry<Q: Question>(
     question: &Q,
     chain: &[Bound],
     opinions: &[Opinion<Q::Verdict>],
-    outcome: &impl Serialize,
+    outcome: &Q::Outcome,
     took: Duration,
-    decision: D,
-) -> Unrecorded<D> {
-    let entry = DecisionEntry {
+) -> DecisionEntry {
+    DecisionEntry {
         hook: Q::HOOK.to_owned(),
         subject: question.subject(),
         question: value(question),
@@ -57,11 +62,10 @@ pub(super) fn unrecorded<Q: Question, D>(
         answers: opinions.iter().map(answer).collect(),
         outcome: value(outcome),
         took_ns: to_ns(took),
-    };
-    Unrecorded { tenant: question.tenant().clone(), entry, decision }
+    }
 }
 
-fn link(bound: &Bound) -> ChainLink {
+pub(super) fn link(bound: &Bound) -> ChainLink {
     ChainLink {
         plugin: bound.name.clone(),
         scope: bound.scope.clone(),
@@ -70,7 +74,7 @@ fn link(bound: &Bound) -> ChainLink {
     }
 }
 
-fn answer<V: Serialize>(opinion: &Opinion<V>) -> Answer {
+pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>) -> Answer {
     let said = match &opinion.verdict {
         Ok(verdict) => Said::Verdict(value(verdict)),
         Err(fault) => Said::Fault(fault.clone()),

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::model::{
     AdmitRequest, Answer, AttachRequest, ChainLink, DecisionEntry, DetachRequest, PluginDigest, PolicyFault,
-    PolicyScope, Said, SelectNvmeRequest, SelectVfRequest,
+    PolicyScope, Said, SelectNvmeRequest, SelectVfRequest, ShadowAnswer,
 };
 
 use super::PolicyHost;
@@ -80,9 +80,22 @@ impl Replayer {
     /// Asks again. `None` if the decision says nothing about it: the binding was not asked, this plugin lacks the hook, or
     /// the clock or the host had the last word, then or now. Takes as long as the plugin does, at most the limits' deadline.
     pub fn again(&mut self, entry: &DecisionEntry) -> Option<Replayed> {
-        let is_it = |link: &ChainLink| link.plugin == self.name && link.scope == self.scope;
-        let place = entry.chain.iter().position(is_it)?;
-        let (link, before) = (entry.chain.get(place)?, entry.answers.get(place)?);
+        let place = entry.chain.iter().position(|link| self.is_it(link))?;
+        self.repeat(entry, entry.chain.get(place)?, entry.answers.get(place)?)
+    }
+
+    /// The same of a decision at which the binding was among the `shadows`.
+    pub fn again_as_shadow(&mut self, entry: &DecisionEntry, shadows: &[ShadowAnswer]) -> Option<Replayed> {
+        let ShadowAnswer { link, answer, .. } = shadows.iter().find(|shadow| self.is_it(&shadow.link))?;
+        self.repeat(entry, link, answer)
+    }
+
+    fn is_it(&self, link: &ChainLink) -> bool {
+        link.plugin == self.name && link.scope == self.scope
+    }
+
+    /// Asks in the place of `link`, which said `before`.
+    fn repeat(&mut self, entry: &DecisionEntry, link: &ChainLink, before: &Answer) -> Option<Replayed> {
         if !self.plugin.serves(&entry.hook) || is_of_the_moment(&before.said) {
             return None;
         }

@@ -11,6 +11,7 @@ mod devices;
 mod replay;
 mod select_nvme;
 mod select_vf;
+mod shadow;
 
 /// A built component, or the advice to build it.
 fn component(name: &str) -> Vec<u8> {
@@ -45,7 +46,7 @@ async fn hostile(host: &PolicyHost, name: &str) -> Result<LoadedPlugin, LoadErro
 }
 
 fn bound(name: &str, plugin: &LoadedPlugin) -> Bound {
-    Bound { name: name.into(), scope: PolicyScope::Operator, plugin: plugin.clone() }
+    Bound { name: name.into(), scope: PolicyScope::Operator, plugin: plugin.clone(), mode: PluginMode::Enforced }
 }
 
 fn chain<const N: usize>(plugins: [&LoadedPlugin; N]) -> Arc<[Bound]> {

@@ -90,6 +90,7 @@ asked! {
     v1::RepairHostRequest => "RepairHost" no etag;
     v1::load_plugin_request::Header => "LoadPlugin";
     v1::RollBackPluginRequest => "RollBackPlugin";
+    v1::SetPluginModeRequest => "SetPluginMode";
     v1::UnloadPluginRequest => "UnloadPlugin";
 }
 

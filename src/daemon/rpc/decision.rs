@@ -15,10 +15,10 @@ use crate::api::v1::decision_record::Enforcement as ShownEnforcement;
 use crate::api::v1::decision_record::enforcement::State;
 use crate::api::v1::decision_service_server::DecisionService;
 use crate::api::v1::list_decisions_request::Outcome;
-use crate::api::v1::{DecisionExplanation, DecisionLink, DecisionRecord, decision_explanation};
+use crate::api::v1::{DecisionExplanation, DecisionLink, DecisionRecord, DecisionShadow, decision_explanation};
 use crate::api::{decision_name, parse_decision_name, scope_name, v1};
 use crate::daemon::service::{DecisionQuery, Exported, SharedNode, StoredDecision, Verified};
-use crate::model::{Answer, Cell, CellMark, ChainLink, DecisionId, Enforcement, SpecError, canonical};
+use crate::model::{Answer, Cell, CellMark, ChainLink, DecisionId, Enforcement, ShadowAnswer, SpecError, canonical};
 
 /// Decisions of one page, unless asked for fewer.
 const PAGE_LEN: u32 = 100;
@@ -141,6 +141,7 @@ fn query(request: v1::ListDecisionsRequest) -> Result<DecisionQuery, SpecError> 
         hook: Some(request.hook).filter(|hook| !hook.is_empty()),
         subject: Some(request.subject).filter(|subject| !subject.is_empty()),
         is_allowed,
+        has_differing_shadow: request.shadow_differs,
         since_ns,
         before_ns: before_ns.transpose()?,
         limit: usize::try_from(limit).unwrap_or(usize::MAX),
@@ -149,11 +150,10 @@ fn query(request: v1::ListDecisionsRequest) -> Result<DecisionQuery, SpecError> 
 
 /// A decision as the API shows it.
 fn encode(decision: &StoredDecision) -> DecisionRecord {
-    let StoredDecision { id, time_ns, hash, entry, enforcement } = decision;
+    let StoredDecision { id, time_ns, hash, entry, enforcement, shadows } = decision;
     let denial = entry.denial();
     let (code, message, plugin) =
         denial.map(|denial| (denial.code, denial.message, denial.plugin.unwrap_or_default())).unwrap_or_default();
-    let json = |value| String::from_utf8(canonical(value).unwrap_or_default()).unwrap_or_default();
     let answers = entry.answers.iter().map(Some).chain(std::iter::repeat(None));
     DecisionRecord {
         name: decision_name(id),
@@ -170,6 +170,20 @@ fn encode(decision: &StoredDecision) -> DecisionRecord {
         question: json(&entry.question),
         outcome: json(&entry.outcome),
         hash: hash.to_string(),
+        shadows: shadows.iter().map(encode_shadow).collect(),
+    }
+}
+
+fn json(value: &serde_json::Value) -> String {
+    String::from_utf8(canonical(value).unwrap_or_default()).unwrap_or_default()
+}
+
+fn encode_shadow(shadow: &ShadowAnswer) -> DecisionShadow {
+    let ShadowAnswer { link, answer, instead } = shadow;
+    DecisionShadow {
+        link: Some(encode_link(link, Some(answer))),
+        differs: instead.is_some(),
+        outcome: instead.as_ref().map(json).unwrap_or_default(),
     }
 }
 
@@ -199,14 +213,16 @@ fn encode_link(link: &ChainLink, answer: Option<&Answer>) -> DecisionLink {
 }
 
 fn explain(decision: &StoredDecision) -> DecisionExplanation {
-    let table = decision.entry.explain();
+    let table = decision.entry.explain(&decision.shadows);
     let rows = table.rows.iter().map(|row| decision_explanation::Row {
         candidate: row.candidate.clone(),
         cells: row.cells.iter().map(encode_cell).collect(),
         total_score: row.total,
         rank: row.rank.and_then(|rank| u32::try_from(rank).ok()).unwrap_or(0),
+        shadow_cells: row.shadow_cells.iter().map(encode_cell).collect(),
     });
-    DecisionExplanation { decision: Some(encode(decision)), rows: rows.collect(), plugins: table.plugins }
+    let (plugins, shadows) = (table.plugins.clone(), table.shadows.clone());
+    DecisionExplanation { decision: Some(encode(decision)), rows: rows.collect(), plugins, shadows }
 }
 
 fn encode_cell(cell: &Cell) -> decision_explanation::Cell {

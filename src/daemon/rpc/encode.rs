@@ -16,7 +16,7 @@ use crate::daemon::service::{
     PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag,
     plugin_etag, vm_etag,
 };
-use crate::model::{MacAddr, SpecError, TenantId};
+use crate::model::{MacAddr, PluginMode, SpecError, TenantId};
 use crate::sys::counter_page::now_ns;
 use crate::sys::rtnl::{LinkState, VfConfig};
 use crate::wire::counters::{BalloonCounters, DeviceCounters, Phase, QueueCounters, Reason, Statistic};
@@ -225,6 +225,15 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         breakers: Vec::new(),
         previous: record.previous.iter().map(plugin_version).collect(),
         etag: plugin_etag(record),
+        mode: plugin_mode(record.mode).into(),
+    }
+}
+
+/// A mode as the API shows it.
+pub(super) fn plugin_mode(mode: PluginMode) -> v1::plugin::Mode {
+    match mode {
+        PluginMode::Enforced => v1::plugin::Mode::Enforced,
+        PluginMode::Shadow => v1::plugin::Mode::Shadow,
     }
 }
 

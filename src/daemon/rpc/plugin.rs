@@ -11,10 +11,11 @@ use super::change::Changes;
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{encode, status};
 use crate::api::v1::load_plugin_request::{Header, Part};
+use crate::api::v1::plugin::Mode;
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
-use crate::daemon::service::{PluginStatus, PluginView, SharedNode, Whose};
-use crate::model::{DigestError, SpecError};
+use crate::daemon::service::{PluginPlace, PluginStatus, PluginView, SharedNode, Whose};
+use crate::model::{DigestError, PluginMode, SpecError};
 
 /// Longest component, in bytes, as the public contract says.
 pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
@@ -38,20 +39,20 @@ impl PluginService for PluginRpc {
     ) -> Result<Response<v1::Plugin>, Status> {
         let principal = caller(request.extensions())?;
         let (header, component) = received(request.into_inner()).await?;
-        let PluginName { scope, plugin } =
-            PluginName::parse(&header.name).map_err(|error| status::bad_field(&error))?;
+        let place = place(&header.name, header.mode).map_err(|error| status::bad_field(&error))?;
         let (resource, settings) = (header.name.clone(), header.settings.clone());
         let digest = Sha256::digest(&component);
-        let make = self.changes.make_with(
-            principal,
-            header,
-            &digest,
-            resource,
-            encode::plugin,
-            |node, principal, terms| async move {
-                node.load_plugin(&principal, scope, plugin, component, settings, &terms).await
-            },
-        );
+        let make =
+            self.changes.make_with(
+                principal,
+                header,
+                &digest,
+                resource,
+                encode::plugin,
+                |node, principal, terms| async move {
+                    node.load_plugin(&principal, place, component, settings, &terms).await
+                },
+            );
         make.await
     }
 
@@ -69,6 +70,21 @@ impl PluginService for PluginRpc {
         let make =
             self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
                 node.roll_back_plugin(&principal, scope, plugin, digest, &terms).await
+            });
+        make.await
+    }
+
+    async fn set_plugin_mode(
+        &self,
+        request: Request<v1::SetPluginModeRequest>,
+    ) -> Result<Response<v1::Plugin>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let place = place(&request.name, request.mode).map_err(|error| status::bad_field(&error))?;
+        let (resource, is_forced) = (request.name.clone(), request.force);
+        let make =
+            self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
+                node.set_plugin_mode(&principal, place, is_forced, &terms).await
             });
         make.await
     }
@@ -140,12 +156,24 @@ async fn received(mut parts: Streaming<v1::LoadPluginRequest>) -> Result<(Header
     Ok((header, component))
 }
 
+/// What a plugin of this name and mode is bound as.
+fn place(name: &str, mode: i32) -> Result<PluginPlace, SpecError> {
+    let PluginName { scope, plugin } = PluginName::parse(name)?;
+    let unknown = |_| SpecError::new("mode", format!("{mode} is none: ENFORCED or SHADOW"));
+    let mode = match Mode::try_from(mode).map_err(unknown)? {
+        Mode::Unspecified | Mode::Enforced => PluginMode::Enforced,
+        Mode::Shadow => PluginMode::Shadow,
+    };
+    Ok(PluginPlace { scope, name: plugin, mode })
+}
+
 /// What a filter of plugins may ask about.
 const FIELDS: &[Field] = &[
     Field { name: "name", kind: Kind::Text },
     Field { name: "digest", kind: Kind::Text },
     Field { name: "version", kind: Kind::Text },
     Field { name: "failure", kind: Kind::Text },
+    Field { name: "mode", kind: Kind::Choice(&["ENFORCED", "SHADOW"]) },
 ];
 
 fn field(view: &PluginView, name: &str) -> Option<Value> {
@@ -153,6 +181,7 @@ fn field(view: &PluginView, name: &str) -> Option<Value> {
         "name" => encode::plugin_name(view),
         "digest" => view.record.digest.to_string(),
         "version" => view.plugin.version().to_owned(),
+        "mode" => encode::plugin_mode(view.record.mode).as_str_name().to_owned(),
         "failure" => view.plugin.broken_cause().unwrap_or_default().to_owned(),
         _ => return None,
     }))

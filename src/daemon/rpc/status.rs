@@ -39,6 +39,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::LastOfHook { hook } => {
             status(Code::FailedPrecondition, text, "LAST_OF_HOOK", [("hook", (*hook).to_owned())])
         }
+        ServiceError::PluginEnforced => status(Code::FailedPrecondition, text, "PLUGIN_ENFORCED", []),
         ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),
         ServiceError::AlreadyRegistered { tenant, name } => {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])

@@ -8,9 +8,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Node, Principal, ServiceError, Whose};
-use crate::daemon::policy::Unrecorded;
+use crate::daemon::policy::{Shadows, Unrecorded};
 use crate::daemon::store::{Chains, DecisionPage, DecisionQuery, Store, StoreError, StoredDecision};
-use crate::model::{ChainEnd, ChainFault, DecisionId, Enforcement, EnforcementEntry, JournalEntry, TenantId};
+use crate::model::{
+    ChainEnd, ChainFault, DecisionId, Enforcement, EnforcementEntry, JournalEntry, ShadowEntry, TenantId,
+};
 
 /// How often decisions that are too old are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
@@ -20,9 +22,23 @@ const EXPORT_QUEUE_LEN: usize = 4;
 /// hold old pages of the file.
 const EXPORT_PIECE_LEN: usize = 1 << 20;
 
-/// Puts a decision on record and only then gives it. What cannot be recorded was not decided.
+/// Puts a decision on record and only then gives it. What cannot be recorded was not decided. Its shadows are asked
+/// meanwhile, and nobody waits for them.
 pub(super) async fn record<D>(store: &Store, unrecorded: Unrecorded<D>) -> Result<(DecisionId, D), StoreError> {
-    unrecorded.record(|tenant, entry| store.append(tenant, JournalEntry::Decision(Box::new(entry)))).await
+    let append = |tenant, entry| store.append(tenant, JournalEntry::Decision(Box::new(entry)));
+    let (id, decision, shadows) = unrecorded.record(append).await?;
+    if let Some(shadows) = shadows {
+        // As many as the policy host's queue has room for wait; the others are answered at once.
+        tokio::spawn(ask_shadows(store.clone(), id.clone(), shadows));
+    }
+    Ok((id, decision))
+}
+
+/// Has shadows asked about a decision on record, and puts on record what they said.
+async fn ask_shadows(store: Store, decision: DecisionId, shadows: Shadows) {
+    let DecisionId { tenant, sequence } = decision;
+    let entry = ShadowEntry { decision: sequence, shadows: shadows.ask().await };
+    store.append_later(tenant, JournalEntry::Shadow(entry)).await;
 }
 
 /// Puts on record what was done about a decision that allowed; a denial is done by saying so. Not waited for: it goes

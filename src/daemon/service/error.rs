@@ -50,12 +50,17 @@ pub enum ServiceError {
     },
     /// Everything would be denied without it.
     #[error(
-        "it is the operator's last plugin with the hook {hook}, and without one everything is denied there; unload it by force if that is meant"
+        "it is the operator's last plugin with the hook {hook}, and without one everything is denied there; take it out of the chain by force if that is meant"
     )]
     LastOfHook {
         /// The hook.
         hook: &'static str,
     },
+    /// It would leave its chain by being loaded.
+    #[error(
+        "a plugin of that name is enforced, and loaded as a shadow it would decide nothing any more; load the shadow under another name"
+    )]
+    PluginEnforced,
     /// Another replay has not ended.
     #[error("another replay is under way on this node; try again when it has ended")]
     ReplayUnderWay,

@@ -61,7 +61,7 @@ pub use error::ServiceError;
 pub use inspect::Confinement;
 use ledger::Handles;
 use plugins::Plugins;
-pub use plugins::{PluginStatus, PluginView};
+pub use plugins::{PluginPlace, PluginStatus, PluginView};
 pub use replay::{Replay, ReplayEvent, ReplaySummary};
 use request::Requests;
 pub use request::{Answer, Claim, Terms};

@@ -19,7 +19,7 @@ use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, plugin_etag};
 use crate::daemon::tenants::Use;
-use crate::model::{PluginDigest, PluginId, PolicyScope, TenantId};
+use crate::model::{PluginDigest, PluginId, PluginMode, PolicyScope, TenantId};
 
 /// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
 const MAX_PLUGINS: u64 = 16;
@@ -36,6 +36,17 @@ pub struct PluginView {
     pub record: PluginRecord,
     /// As it is asked.
     pub plugin: LoadedPlugin,
+}
+
+/// What a plugin is bound as.
+#[derive(Debug, Clone)]
+pub struct PluginPlace {
+    /// Whose chain.
+    pub scope: PolicyScope,
+    /// Its name there.
+    pub name: PluginId,
+    /// What its answers count for.
+    pub mode: PluginMode,
 }
 
 /// A bound plugin and where it is left alone.
@@ -65,7 +76,7 @@ impl Plugins {
             let plugin = match reload(dir, &record, host).await {
                 Ok(plugin) => plugin,
                 Err(cause) => {
-                    tracing::error!(plugin = %record.name, digest = %record.digest, cause, "plugin does not load; its chain denies");
+                    tracing::error!(plugin = %record.name, digest = %record.digest, mode = ?record.mode, cause, "plugin does not load; where it is enforced its chain denies");
                     LoadedPlugin::broken(record.name.as_str(), record.digest, cause)
                 }
             };
@@ -90,6 +101,7 @@ impl Plugins {
                 name: name.to_string(),
                 scope: scope.clone(),
                 plugin: view.plugin.clone(),
+                mode: view.record.mode,
             })
             .collect()
     }
@@ -105,10 +117,13 @@ impl Plugins {
         u64::try_from(bound).unwrap_or(u64::MAX)
     }
 
-    /// The first hook at which nobody of the operator's chain would be asked any more without `name`.
+    /// The first hook at which nobody of the operator's chain would decide any more without `name`.
     fn left_alone(&self, name: &PluginId) -> Option<&'static str> {
         let table = self.table();
-        let operators = table.iter().filter(|((scope, _), _)| *scope == PolicyScope::Operator);
+        let decides = |scope: &PolicyScope, view: &PluginView| {
+            *scope == PolicyScope::Operator && view.record.mode == PluginMode::Enforced
+        };
+        let operators = table.iter().filter(|((scope, _), view)| decides(scope, view));
         let (own, others): (Vec<_>, Vec<_>) = operators.partition(|((_, other), _)| other == name);
         let hooks = own.iter().flat_map(|(_, view)| view.plugin.hooks());
         let is_served = |hook: &str| others.iter().any(|(_, view)| view.plugin.hooks().contains(&hook));
@@ -180,6 +195,7 @@ fn successor(
     scope: PolicyScope,
     name: PluginId,
     version: PluginVersion,
+    mode: PluginMode,
 ) -> PluginRecord {
     let mut previous = Vec::new();
     if let Some(PluginView { record, .. }) = replaced {
@@ -189,7 +205,7 @@ fn successor(
         previous.truncate(MAX_PREVIOUS);
     }
     let PluginVersion { digest, settings, loaded } = version;
-    PluginRecord { scope, name, digest, settings, loaded, previous }
+    PluginRecord { scope, name, digest, settings, mode, loaded, previous }
 }
 
 async fn reload(dir: &Path, record: &PluginRecord, host: &PolicyHost) -> Result<LoadedPlugin, String> {
@@ -206,12 +222,12 @@ impl Node {
     pub async fn load_plugin(
         &self,
         principal: &Principal,
-        scope: PolicyScope,
-        name: PluginId,
+        place: PluginPlace,
         component: Vec<u8>,
         settings: BTreeMap<String, String>,
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
+        let PluginPlace { scope, name, mode } = place;
         require_chain(principal, &scope)?;
         let plugin = self
             .policy
@@ -222,6 +238,11 @@ impl Node {
         let replaced = self.plugins.view(&scope, &name).ok();
         let etag = || replaced.as_ref().map(|view| plugin_etag(&view.record));
         terms.require_etag(&format!("plugin {name}"), etag)?;
+        // Who would try a version beside the one that decides must not lose that by a name.
+        let is_enforced = |view: &PluginView| view.record.mode == PluginMode::Enforced;
+        if mode == PluginMode::Shadow && replaced.as_ref().is_some_and(is_enforced) {
+            return Err(ServiceError::PluginEnforced);
+        }
         if replaced.is_none() {
             if self.plugins.count(&scope) >= MAX_PLUGINS {
                 return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
@@ -232,7 +253,7 @@ impl Node {
         }
         let digest = plugin.digest();
         let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
-        let record = successor(replaced.as_ref(), scope, name, version);
+        let record = successor(replaced.as_ref(), scope, name, version, mode);
         let view = PluginView { record: record.clone(), plugin };
         if terms.validate_only {
             return Ok(view);
@@ -247,7 +268,7 @@ impl Node {
         self.store.put_plugin_for(record.clone(), request.clone()).await?;
         crash::reach(Point::PluginRecorded);
         self.requests.written(request).await;
-        tracing::info!(plugin = %record.name, %digest, scope = ?record.scope, %principal, "plugin loaded");
+        tracing::info!(plugin = %record.name, %digest, ?mode, scope = ?record.scope, %principal, "plugin loaded");
         self.plugins.bind(view.clone());
         self.plugins.sweep(&self.policy);
         Ok(view)
@@ -270,7 +291,7 @@ impl Node {
         let mut previous = replaced.record.previous.iter();
         let version = previous.find(|version| digest.is_none_or(|digest| version.digest == digest)).cloned();
         let version = version.ok_or(ServiceError::NoSuchVersion)?;
-        let record = successor(Some(&replaced), scope, name, version);
+        let record = successor(Some(&replaced), scope, name, version, replaced.record.mode);
         let reloaded = reload(&self.plugins.dir, &record, &self.policy).await;
         let plugin = reloaded.map_err(|cause| ServiceError::VersionLost { cause })?;
         let view = PluginView { record: record.clone(), plugin };
@@ -287,6 +308,42 @@ impl Node {
         Ok(view)
     }
 
+    /// Has a plugin's answers count, or not any more, from the next decision on. The last of the operator's at a hook
+    /// becomes a shadow only by force: without one everything is denied there.
+    pub async fn set_plugin_mode(
+        &self,
+        principal: &Principal,
+        place: PluginPlace,
+        is_forced: bool,
+        terms: &Terms<PluginView>,
+    ) -> Result<PluginView, ServiceError> {
+        let PluginPlace { scope, name, mode } = place;
+        require_chain(principal, &scope)?;
+        let _turn = self.plugins.turn.lock().await;
+        let PluginView { record, plugin } = self.plugins.view(&scope, &name)?;
+        terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&record)))?;
+        if mode == PluginMode::Shadow && !is_forced {
+            self.require_others(&scope, &name)?;
+        }
+        let view = PluginView { record: PluginRecord { mode, ..record }, plugin };
+        if terms.validate_only {
+            return Ok(view);
+        }
+        let request = terms.success(&view);
+        self.store.put_plugin_for(view.record.clone(), request.clone()).await?;
+        crash::reach(Point::PluginRecorded);
+        self.requests.written(request).await;
+        tracing::info!(plugin = %view.record.name, digest = %view.record.digest, ?mode, ?scope, %principal, "plugin's mode set");
+        self.plugins.bind(view.clone());
+        Ok(view)
+    }
+
+    /// That at no hook everything is denied once `name` decides nothing any more.
+    fn require_others(&self, scope: &PolicyScope, name: &PluginId) -> Result<(), ServiceError> {
+        let left_alone = (*scope == PolicyScope::Operator).then(|| self.plugins.left_alone(name)).flatten();
+        left_alone.map_or(Ok(()), |hook| Err(ServiceError::LastOfHook { hook }))
+    }
+
     /// Takes a plugin out of its chain, with its earlier versions. The last of the operator's at a hook goes only by
     /// force: without one everything is denied there.
     pub async fn unload_plugin(
@@ -301,9 +358,8 @@ impl Node {
         let _turn = self.plugins.turn.lock().await;
         let PluginView { record, .. } = self.plugins.view(&scope, &name)?;
         terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&record)))?;
-        let left_alone = (scope == PolicyScope::Operator).then(|| self.plugins.left_alone(&name)).flatten();
-        if let Some(hook) = left_alone.filter(|_| !is_forced) {
-            return Err(ServiceError::LastOfHook { hook });
+        if !is_forced {
+            self.require_others(&scope, &name)?;
         }
         if terms.validate_only {
             return Ok(());
@@ -337,8 +393,8 @@ impl Node {
     }
 
     fn status(&self, principal: &Principal, view: &PluginView) -> PluginStatus {
-        let PluginRecord { scope, name, digest, .. } = &view.record;
-        let mut breakers = self.policy.breakers(scope, name.as_str(), *digest);
+        let PluginRecord { scope, name, digest, mode, .. } = &view.record;
+        let mut breakers = self.policy.breakers(scope, name.as_str(), *digest, *mode);
         // What others' requests do to the operator's plugin is theirs to know.
         breakers.retain(|(_, tenant, _)| principal.may_see(tenant));
         PluginStatus { view: view.clone(), breakers }

@@ -164,30 +164,37 @@ impl Run {
                     if self.events.is_closed() || self.summary.values().sum::<u64>() >= self.replay.limit {
                         return Ok(());
                     }
-                    self.one(&line);
+                    self.one(store, &line)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn one(&mut self, line: &[u8]) {
-        let Ok((_, record)) = JournalRecord::from_line(line) else { return };
+    fn one(&mut self, store: &Store, line: &[u8]) -> Result<(), StoreError> {
+        let Ok((_, record)) = JournalRecord::from_line(line) else { return Ok(()) };
         let JournalRecord { tenant, sequence, time_ns, entry: JournalEntry::Decision(entry), .. } = record else {
-            return;
+            return Ok(());
         };
         let is_wanted =
             time_ns >= self.replay.since_ns && self.replay.hook.as_ref().is_none_or(|hook| *hook == entry.hook);
-        let Some(replayed) = is_wanted.then(|| self.replayer.again(&entry)).flatten() else {
+        let id = DecisionId { tenant, sequence };
+        let mut replayed = is_wanted.then(|| self.replayer.again(&entry)).flatten();
+        if is_wanted && replayed.is_none() {
+            // It may have stood beside the chain.
+            let shadows = store.chains()?.decision(&id)?.map(|decision| decision.shadows).unwrap_or_default();
+            replayed = self.replayer.again_as_shadow(&entry, &shadows);
+        }
+        let Some(replayed) = replayed else {
             self.skipped += 1;
-            return;
+            return Ok(());
         };
         *self.summary.entry(replayed.change).or_default() += 1;
         if replayed.change != Change::Same && self.told < MAX_TOLD {
             self.told += 1;
-            let id = DecisionId { tenant, sequence };
             // Nobody reads any more: seen at the next record.
             let _ = self.events.blocking_send(ReplayEvent::Difference { id, entry, replayed: Box::new(replayed) });
         }
+        Ok(())
     }
 }

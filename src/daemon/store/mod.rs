@@ -36,7 +36,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
-use crate::model::{Bdf, DecisionId, JournalEntry, PluginDigest, PluginId, PolicyScope, TenantId, VmId};
+use crate::model::{Bdf, DecisionId, JournalEntry, PluginDigest, PluginId, PluginMode, PolicyScope, TenantId, VmId};
 pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
 pub use history::{Compacted, ResumePoint};
@@ -98,6 +98,8 @@ pub struct PluginRecord {
     pub digest: PluginDigest,
     /// What it was configured with.
     pub settings: BTreeMap<String, String>,
+    /// What its answers count for; this stays when another version is bound.
+    pub mode: PluginMode,
     /// When it was loaded by the client.
     pub loaded: std::time::SystemTime,
     /// What was bound here before, newest first; a few, for going back.
@@ -306,7 +308,7 @@ impl Store {
     pub async fn append_later(&self, tenant: TenantId, entry: JournalEntry) {
         let (done, _) = oneshot::channel();
         if self.writes.send(Write::Append(Append { tenant, entry, done })).await.is_err() {
-            tracing::error!("a decision's enforcement is not on record: the store is closed");
+            tracing::error!("what followed a decision is not on record: the store is closed");
         }
     }
 
@@ -387,6 +389,7 @@ mod tests {
             name: "limits".parse().unwrap(),
             digest: PluginDigest([7; 32]),
             settings: BTreeMap::from([("max-vms".into(), "3".into())]),
+            mode: PluginMode::Enforced,
             loaded: std::time::UNIX_EPOCH,
             previous: vec![PluginVersion {
                 digest: PluginDigest([6; 32]),
@@ -395,6 +398,7 @@ mod tests {
             }],
         };
         let unloaded = PluginRecord { name: "old".parse().unwrap(), ..plugin.clone() };
+        let shadow = PluginRecord { name: "next".parse().unwrap(), mode: PluginMode::Shadow, ..plugin.clone() };
         {
             let (store, found) = Store::open(&path).unwrap();
             assert!(found.vms.is_empty() && found.plugins.is_empty());
@@ -403,6 +407,7 @@ mod tests {
             store.remove_vm(gone).await.unwrap();
             store.put_plugin(plugin.clone()).await.unwrap();
             store.put_plugin(unloaded.clone()).await.unwrap();
+            store.put_plugin(shadow.clone()).await.unwrap();
             store.remove_plugin_for(unloaded, None).await.unwrap();
             assert_eq!(store.snapshot().revision, 3);
             store.close().await;
@@ -410,7 +415,7 @@ mod tests {
         }
         let (store, found) = Store::open(&path).unwrap();
         assert_eq!(found.vms, [kept]);
-        assert_eq!(found.plugins, [plugin]);
+        assert_eq!(found.plugins, [plugin, shadow]);
         assert_eq!(store.snapshot().revision, 3, "revisions go on across restarts");
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, from_ms, parse_digest, scope_of, tenant_of, text, to_json, to_ms};
 use super::{PluginRecord, PluginVersion};
-use crate::model::PolicyScope;
+use crate::model::{PluginMode, PolicyScope};
 
 #[derive(Serialize, Deserialize)]
 struct StoredPlugin {
@@ -15,6 +15,9 @@ struct StoredPlugin {
     name: String,
     digest: String,
     settings: BTreeMap<String, String>,
+    /// Left out if it is not: an etag is of these bytes, and those of older plugins stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    shadow: bool,
     loaded_ms: u64,
     #[serde(default)]
     previous: Vec<StoredVersion>,
@@ -41,6 +44,7 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         name: plugin.name.to_string(),
         digest: plugin.digest.to_string(),
         settings: plugin.settings.clone(),
+        shadow: plugin.mode == PluginMode::Shadow,
         loaded_ms: to_ms(plugin.loaded),
         previous: plugin.previous.iter().map(store_version).collect(),
     })
@@ -63,7 +67,27 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         name: plugin.name.parse().map_err(text)?,
         digest: parse_digest(&plugin.digest)?,
         settings: plugin.settings,
+        mode: if plugin.shadow { PluginMode::Shadow } else { PluginMode::Enforced },
         loaded: from_ms(plugin.loaded_ms)?,
         previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a daemon wrote it that knew no shadows.
+    const OLD: &str = r#"{"format":1,"tenant":null,"name":"limits","digest":"sha256:0707070707070707070707070707070707070707070707070707070707070707","settings":{},"loaded_ms":5,"previous":[]}"#;
+
+    #[test]
+    fn a_record_from_before_there_were_shadows_is_enforced_and_keeps_its_bytes() {
+        let plugin = decode_plugin(OLD.as_bytes()).unwrap();
+        assert_eq!(plugin.mode, PluginMode::Enforced);
+        assert_eq!(String::from_utf8(encode_plugin(&plugin)).unwrap(), OLD);
+        let shadow = PluginRecord { mode: PluginMode::Shadow, ..plugin.clone() };
+        let bytes = encode_plugin(&shadow);
+        assert_eq!(decode_plugin(&bytes).unwrap(), shadow);
+        assert_ne!(bytes, encode_plugin(&plugin), "its etag is another");
+    }
 }

@@ -6,13 +6,15 @@
 use serde_json::Value;
 
 use super::super::canonical::canonical;
-use super::{Answer, DecisionEntry, Said};
+use super::{Answer, DecisionEntry, Said, ShadowAnswer};
 
 /// Who said what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// Columns: the plugins that were asked, in their order.
     pub plugins: Vec<String>,
+    /// Further columns: the shadows, in their order.
+    pub shadows: Vec<String>,
     /// One for each candidate, best first and what nobody may have last; or one for the subject as a whole.
     pub rows: Vec<Row>,
 }
@@ -24,6 +26,8 @@ pub struct Row {
     pub candidate: String,
     /// One for each plugin.
     pub cells: Vec<Cell>,
+    /// One for each shadow.
+    pub shadow_cells: Vec<Cell>,
     /// Scores added up.
     pub total: i64,
     /// Place in the order of choice, from 1; `None`: not to be had.
@@ -73,13 +77,16 @@ impl Answer {
 }
 
 impl DecisionEntry {
-    /// The table.
-    pub fn explain(&self) -> Explanation {
+    /// The table, with what `shadows` said to it.
+    pub fn explain(&self, shadows: &[ShadowAnswer]) -> Explanation {
+        let names = shadows.iter().map(|shadow| shadow.link.plugin.clone()).collect();
         let plugins = self.chain.iter().take(self.answers.len()).map(|link| link.plugin.clone()).collect();
         let Some(candidates) = self.question.get("candidates").and_then(Value::as_array) else {
             let cells = self.answers.iter().map(|answer| whole(&answer.said)).collect();
+            let shadow_cells = shadows.iter().map(|shadow| whole(&shadow.answer.said)).collect();
             let rank = self.is_allowed().then_some(1);
-            return Explanation { plugins, rows: vec![Row { candidate: self.subject.clone(), cells, total: 0, rank }] };
+            let row = Row { candidate: self.subject.clone(), cells, shadow_cells, total: 0, rank };
+            return Explanation { plugins, shadows: names, rows: vec![row] };
         };
         let order: Vec<_> = self
             .outcome
@@ -94,11 +101,12 @@ impl DecisionEntry {
                 let cells: Vec<_> = self.answers.iter().map(|answer| cell(&answer.said, at)).collect();
                 let scores = cells.iter().map(|cell| if let Mark::Score(score) = cell.mark { score } else { 0 });
                 let rank = order.iter().position(|chosen| usize::try_from(*chosen) == Ok(at)).map(|place| place + 1);
-                Row { candidate: label(candidate, at), total: scores.sum(), cells, rank }
+                let shadow_cells = shadows.iter().map(|shadow| cell(&shadow.answer.said, at)).collect();
+                Row { candidate: label(candidate, at), total: scores.sum(), cells, shadow_cells, rank }
             })
             .collect();
         rows.sort_by_key(|row| row.rank.unwrap_or(usize::MAX));
-        Explanation { plugins, rows }
+        Explanation { plugins, shadows: names, rows }
     }
 }
 

@@ -76,6 +76,8 @@ pub enum JournalEntry {
     Decision(Box<DecisionEntry>),
     /// What was done about it.
     Enforcement(EnforcementEntry),
+    /// What shadows would have said to it.
+    Shadow(ShadowEntry),
     /// Older records were removed.
     Checkpoint(CheckpointEntry),
 }
@@ -159,6 +161,30 @@ pub enum Enforcement {
         /// For people.
         message: String,
     },
+}
+
+/// What shadows said to an earlier decision of the same chain. Its own record, since the decision's is complete before
+/// anybody acts on it and never changed, and since nobody shall wait for shadows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShadowEntry {
+    /// Sequence of the decision.
+    pub decision: u64,
+    /// Each that was asked, in the order of a chain.
+    pub shadows: Vec<ShadowAnswer>,
+}
+
+/// A shadow's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShadowAnswer {
+    /// Who.
+    pub link: ChainLink,
+    /// What it said, and what that cost.
+    pub answer: Answer,
+    /// The outcome that there would have been with this one enforced in its place, and no other shadow; null if that is
+    /// the decision's own. All denials are one.
+    pub instead: Option<Value>,
 }
 
 /// The chain begins later from now on.

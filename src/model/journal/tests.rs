@@ -93,7 +93,9 @@ fn a_table_shows_scores_and_reasons_of_each_candidate() {
         outcome: json!({"select": {"order": [1, 0], "settings": {}}}),
         took_ns: 1,
     };
-    let table = entry.explain();
+    let loud = json!([{"score": 100}, {"reject": 0}, {"score": 1}]);
+    let shadow = ShadowAnswer { link: link("next"), answer: answer(Said::Verdict(rank(loud))), instead: None };
+    let table = entry.explain(&[shadow]);
     assert_eq!(table.plugins, ["near", "spread", "quiet"], "the fourth was not asked");
     let rows: Vec<_> = table.rows.iter().map(|row| (row.candidate.as_str(), row.total, row.rank)).collect();
     assert_eq!(rows, [("0000:01:10.2", 8, Some(1)), ("0000:01:10.0", 4, Some(2)), ("#2", 1, None)]);
@@ -102,6 +104,8 @@ fn a_table_shows_scores_and_reasons_of_each_candidate() {
         Cell { mark: CellMark::Reject, code: "numa.far".into(), message: "node 1".into() }
     );
     assert_eq!(table.rows[0].cells[2].mark, CellMark::Abstain);
+    // A shadow has a column, and changes no score.
+    assert_eq!((table.shadows, table.rows[0].shadow_cells[0].mark), (vec!["next".into()], CellMark::Reject));
     assert_eq!(entry.answers[0].summary(), ("rank".into(), "2 scored, 1 rejected".into()));
     assert!(entry.is_allowed() && entry.denial().is_none());
 }

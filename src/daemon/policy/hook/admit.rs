@@ -14,6 +14,7 @@ use super::{NO_OPINION, Question, check_denial, deny};
 
 impl Question for AdmitRequest {
     type Verdict = Verdict;
+    type Outcome = Outcome;
     const HOOK: &'static str = "admit";
 
     fn tenant(&self) -> &TenantId {
@@ -48,6 +49,10 @@ impl Question for AdmitRequest {
     fn is_final(verdict: &Verdict) -> bool {
         matches!(verdict, Verdict::Deny { .. })
     }
+
+    fn combine(&self, opinions: &[Opinion]) -> Outcome {
+        combine(opinions)
+    }
 }
 
 fn check_patches(patches: &[Patch], request: &AdmitRequest) -> Result<(), String> {
@@ -70,7 +75,7 @@ fn check_patches(patches: &[Patch], request: &AdmitRequest) -> Result<(), String
 }
 
 /// What the opinions, checked and in the order asked, come to.
-pub(in crate::daemon::policy) fn combine(opinions: &[Opinion]) -> Outcome {
+fn combine(opinions: &[Opinion]) -> Outcome {
     let mut has_operator_allowed = false;
     let mut vcpus: Option<u32> = None;
     let mut memory_mib: Option<u64> = None;

@@ -12,6 +12,7 @@ use crate::model::{
 
 impl Question for AttachRequest {
     type Verdict = Verdict;
+    type Outcome = Outcome;
     const HOOK: &'static str = "attach";
 
     fn tenant(&self) -> &TenantId {
@@ -48,10 +49,14 @@ impl Question for AttachRequest {
     fn is_final(verdict: &Verdict) -> bool {
         matches!(verdict, Verdict::Deny { .. })
     }
+
+    fn combine(&self, opinions: &[Opinion]) -> Outcome {
+        combine(opinions)
+    }
 }
 
 /// What the opinions, checked and in the order asked, come to.
-pub(in crate::daemon::policy) fn combine(opinions: &[Opinion]) -> Outcome {
+fn combine(opinions: &[Opinion]) -> Outcome {
     if let Some(denied) = first_denial(opinions) {
         return denied;
     }

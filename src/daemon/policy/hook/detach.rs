@@ -10,6 +10,7 @@ use crate::model::{DetachRequest, Opinion, Outcome, PolicyFault, PolicyScope, Te
 
 impl Question for DetachRequest {
     type Verdict = Verdict;
+    type Outcome = Outcome;
     const HOOK: &'static str = "detach";
 
     fn tenant(&self) -> &TenantId {
@@ -52,9 +53,13 @@ impl Question for DetachRequest {
     fn is_final(verdict: &Verdict) -> bool {
         matches!(verdict, Verdict::Deny { .. })
     }
+
+    fn combine(&self, opinions: &[Opinion]) -> Outcome {
+        combine(opinions)
+    }
 }
 
 /// What the opinions, checked and in the order asked, come to.
-pub(in crate::daemon::policy) fn combine(opinions: &[Opinion]) -> Outcome {
+fn combine(opinions: &[Opinion]) -> Outcome {
     first_denial(opinions).unwrap_or_else(|| Outcome::Allow(Vec::new()))
 }

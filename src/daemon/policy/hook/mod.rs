@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::{Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict};
+use crate::model::{Opinion, Outcome, PluginMode, PolicyFault, PolicyScope, TenantId, Verdict};
 
 use super::call::Site;
 use super::limits::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES};
@@ -31,7 +31,9 @@ const RESERVED_PREFIX: &str = "policy.";
 /// A request that a hook is asked about. It and its answers are recorded as serde writes them.
 pub(super) trait Question: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// What a plugin answers.
-    type Verdict: Serialize + DeserializeOwned + Send + 'static;
+    type Verdict: Serialize + DeserializeOwned + Clone + Send + 'static;
+    /// What the answers of a chain come to.
+    type Outcome: Serialize;
     /// The hook's name, as [`LoadedPlugin::hooks`](super::LoadedPlugin::hooks) lists it.
     const HOOK: &'static str;
 
@@ -50,14 +52,29 @@ pub(super) trait Question: Serialize + DeserializeOwned + Send + Sync + 'static 
 
     /// Whether this answer decides whatever later plugins would say.
     fn is_final(verdict: &Self::Verdict) -> bool;
+
+    /// What the opinions of those who decide, checked and in the order asked, come to.
+    fn combine(&self, opinions: &[Opinion<Self::Verdict>]) -> Self::Outcome;
 }
 
-/// The part of `chain` that has an opinion on `Q`. A plugin that could not be loaded again stays in: it denies.
-pub(super) fn asked<Q: Question>(chain: Arc<[Bound]>) -> Arc<[Bound]> {
-    if chain.iter().all(|bound| bound.plugin.serves(Q::HOOK)) {
-        return chain;
+/// A shadow, and where it would stand if it decided: behind so many of those who do.
+pub(super) type Standing = (usize, Bound);
+
+/// The part of `chain` that has an opinion on `Q`: who decides, and the shadows. A plugin that could not be loaded again
+/// stays in: it denies.
+pub(super) fn asked<Q: Question>(chain: Arc<[Bound]>) -> (Arc<[Bound]>, Vec<Standing>) {
+    let decides = |bound: &Bound| bound.mode == PluginMode::Enforced;
+    if chain.iter().all(|bound| decides(bound) && bound.plugin.serves(Q::HOOK)) {
+        return (chain, Vec::new());
     }
-    chain.iter().filter(|bound| bound.plugin.serves(Q::HOOK)).cloned().collect()
+    let (mut enforced, mut shadows) = (Vec::new(), Vec::new());
+    for bound in chain.iter().filter(|bound| bound.plugin.serves(Q::HOOK)).cloned() {
+        match bound.mode {
+            PluginMode::Enforced => enforced.push(bound),
+            PluginMode::Shadow => shadows.push((enforced.len(), bound)),
+        }
+    }
+    (enforced.into(), shadows)
 }
 
 /// An answer that keeps to the contract, or what is wrong.

@@ -16,6 +16,7 @@ use super::{Question, check_denial};
 
 impl Question for SelectNvmeRequest {
     type Verdict = NvmeVerdict;
+    type Outcome = NvmeOutcome;
     const HOOK: &'static str = "select-nvme";
 
     fn tenant(&self) -> &TenantId {
@@ -50,6 +51,10 @@ impl Question for SelectNvmeRequest {
     fn is_final(verdict: &NvmeVerdict) -> bool {
         matches!(verdict, NvmeVerdict::Deny { .. })
     }
+
+    fn combine(&self, opinions: &[Opinion<NvmeVerdict>]) -> NvmeOutcome {
+        combine(opinions, self.candidates.len())
+    }
 }
 
 fn check_ranking(ranking: &NvmeRanking, request: &SelectNvmeRequest) -> Result<(), String> {
@@ -69,7 +74,7 @@ fn check_ranking(ranking: &NvmeRanking, request: &SelectNvmeRequest) -> Result<(
 }
 
 /// What the opinions, checked and in the order asked, come to for this many candidates.
-pub(in crate::daemon::policy) fn combine(opinions: &[Opinion<NvmeVerdict>], candidates: usize) -> NvmeOutcome {
+fn combine(opinions: &[Opinion<NvmeVerdict>], candidates: usize) -> NvmeOutcome {
     let mut tally = Tally::of(candidates);
     for opinion in opinions {
         tally.asked();

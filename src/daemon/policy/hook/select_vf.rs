@@ -20,6 +20,7 @@ const CONFLICT: &str = "policy.conflict";
 
 impl Question for SelectVfRequest {
     type Verdict = VfVerdict;
+    type Outcome = VfOutcome;
     const HOOK: &'static str = "select-vf";
 
     fn tenant(&self) -> &TenantId {
@@ -53,6 +54,10 @@ impl Question for SelectVfRequest {
 
     fn is_final(verdict: &VfVerdict) -> bool {
         matches!(verdict, VfVerdict::Deny { .. })
+    }
+
+    fn combine(&self, opinions: &[Opinion<VfVerdict>]) -> VfOutcome {
+        combine(opinions, self.wish, self.candidates.len())
     }
 }
 
@@ -96,11 +101,7 @@ fn check_ranking(ranking: &VfRanking, request: &SelectVfRequest, scope: &PolicyS
 }
 
 /// What the opinions, checked and in the order asked, come to for `candidates` VFs.
-pub(in crate::daemon::policy) fn combine(
-    opinions: &[Opinion<VfVerdict>],
-    wish: VfWish,
-    candidates: usize,
-) -> VfOutcome {
+fn combine(opinions: &[Opinion<VfVerdict>], wish: VfWish, candidates: usize) -> VfOutcome {
     let mut tally = Tally::of(candidates);
     let mut wanted = Wanted::default();
     for opinion in opinions {

@@ -18,7 +18,7 @@ fn pf(name: &str, bus: u8, link_mbps: Option<u32>, free_vfs: u32) -> PfView {
 }
 
 /// Three PFs with one candidate each: eth0 is half full, eth1 is empty, eth2 has no carrier.
-fn question() -> SelectVfRequest {
+pub(super) fn question() -> SelectVfRequest {
     let candidate = |pf: usize| VfCandidate {
         address: format!("0000:0{}:10.0", pf + 1).parse().unwrap(),
         pf,
@@ -125,7 +125,7 @@ async fn every_way_to_fail_denies_with_its_own_code() {
         ("vf-mac", "policy.bad-answer", "01:00:5e:00:00:01"),
     ] {
         let plugin = hostile(&host, name).await.unwrap_or_else(|e| panic!("{name}: {e}"));
-        let behind = Bound { name: "own".into(), scope: tenant.clone(), plugin };
+        let behind = Bound { name: "own".into(), scope: tenant.clone(), plugin, mode: PluginMode::Enforced };
         let decision = host.select_vf(Arc::from([bound("good", &good), behind]), question()).await.dry_run();
         let (code, message) = denial(&decision);
         assert_eq!(code, expected, "{name}: {decision:?}");

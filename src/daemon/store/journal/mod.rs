@@ -3,6 +3,7 @@
 //! ```text
 //!   decisions            (tenant, sequence) → line      decision_times         time → (tenant, sequence)
 //!   decision_heads       tenant → head, JSON            decision_enforcements  (tenant, decision) → sequence
+//!                                                       decision_shadows       (tenant, decision) → sequence
 //! ```
 //!
 //! A record, its chain's head and what retention removes for it are one transaction: after a crash the chain ends where
@@ -27,6 +28,7 @@ const DECISIONS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("dec
 const HEADS: TableDefinition<&str, &[u8]> = TableDefinition::new("decision_heads");
 const TIMES: TableDefinition<u64, (&str, u64)> = TableDefinition::new("decision_times");
 const ENFORCEMENTS: TableDefinition<(&str, u64), u64> = TableDefinition::new("decision_enforcements");
+const SHADOWS: TableDefinition<(&str, u64), u64> = TableDefinition::new("decision_shadows");
 
 /// Records that retention removes in one transaction, at most: what is over is removed by the next.
 const MAX_REMOVED: u64 = 2048;
@@ -34,7 +36,7 @@ const MAX_REMOVED: u64 = 2048;
 /// How long decision records are kept, per tenant. What is over one of them goes, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// Records; of a decision that was allowed there are two.
+    /// Records; of a decision that was allowed there are two, and one more if it has shadows.
     pub records: u64,
     /// Bytes of their lines.
     pub bytes: u64,
@@ -110,6 +112,7 @@ pub(super) fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Er
     transaction.open_table(HEADS)?;
     transaction.open_table(TIMES)?;
     transaction.open_table(ENFORCEMENTS)?;
+    transaction.open_table(SHADOWS)?;
     Ok(())
 }
 
@@ -187,19 +190,20 @@ impl Advance {
         // A clock that was set back does not turn the order round.
         self.last_ns = to_ns(now).max(self.last_ns + 1);
         let sequence = head.next;
-        let (is_decision, enforced) = match &entry {
-            JournalEntry::Decision(_) => (true, None),
-            JournalEntry::Enforcement(enforcement) => (false, Some(enforcement.decision)),
-            JournalEntry::Checkpoint(_) => (false, None),
+        let is_decision = matches!(entry, JournalEntry::Decision(_));
+        let follows = match &entry {
+            JournalEntry::Enforcement(enforcement) => Some((&mut tables.enforcements, enforcement.decision)),
+            JournalEntry::Shadow(shadow) => Some((&mut tables.shadows, shadow.decision)),
+            JournalEntry::Decision(_) | JournalEntry::Checkpoint(_) => None,
         };
+        if let Some((index, decision)) = follows.filter(|(_, decision)| *decision >= head.first) {
+            index.insert((tenant.as_str(), decision), sequence)?;
+        }
         let record = JournalRecord::new(tenant.clone(), sequence, self.last_ns, head.hash, entry);
         let (hash, line) = record.to_line().map_err(|error| redb::Error::Io(std::io::Error::other(error)))?;
         tables.decisions.insert((tenant.as_str(), sequence), line.as_slice())?;
         if is_decision {
             tables.times.insert(self.last_ns, (tenant.as_str(), sequence))?;
-        }
-        if let Some(decision) = enforced.filter(|decision| *decision >= head.first) {
-            tables.enforcements.insert((tenant.as_str(), decision), sequence)?;
         }
         if head.records() == 0 {
             head.first_ns = self.last_ns;
@@ -254,6 +258,7 @@ struct Tables<'a> {
     heads: redb::Table<'a, &'static str, &'static [u8]>,
     times: redb::Table<'a, u64, (&'static str, u64)>,
     enforcements: redb::Table<'a, (&'static str, u64), u64>,
+    shadows: redb::Table<'a, (&'static str, u64), u64>,
 }
 
 impl<'a> Tables<'a> {
@@ -263,6 +268,7 @@ impl<'a> Tables<'a> {
             heads: transaction.open_table(HEADS)?,
             times: transaction.open_table(TIMES)?,
             enforcements: transaction.open_table(ENFORCEMENTS)?,
+            shadows: transaction.open_table(SHADOWS)?,
         })
     }
 
@@ -271,6 +277,7 @@ impl<'a> Tables<'a> {
         let key = (tenant.as_str(), sequence);
         let Some(line) = self.decisions.remove(key)?.map(|line| line.value().to_owned()) else { return Ok(None) };
         self.enforcements.remove(key)?;
+        self.shadows.remove(key)?;
         // One that cannot be read goes too, and the checkpoint names nothing that could be taken for its hash.
         let Ok((hash, record)) = JournalRecord::from_line(&line) else {
             return Ok(Some((RecordHash::START, 0, line.len() as u64)));

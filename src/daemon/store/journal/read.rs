@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use redb::{Database, ReadTransaction, ReadableDatabase};
+use redb::{Database, ReadTransaction, ReadableDatabase, TableDefinition};
 
 use super::super::StoreError;
-use super::{DECISIONS, ENFORCEMENTS, HEADS, Head, TIMES, read_head};
+use super::{DECISIONS, ENFORCEMENTS, HEADS, Head, SHADOWS, TIMES, read_head};
 use crate::model::{
     ChainEnd, ChainFault, ChainVerifier, DecisionEntry, DecisionId, Enforcement, FaultKind, JournalEntry,
-    JournalRecord, RecordHash, TenantId,
+    JournalRecord, RecordHash, ShadowAnswer, TenantId,
 };
 
 /// Records that one page looks at, at most, whether or not they fit: the next page goes on from there.
@@ -25,6 +25,8 @@ pub struct DecisionQuery {
     pub subject: Option<String>,
     /// Those that allowed, or those that denied.
     pub is_allowed: Option<bool>,
+    /// Only those that a shadow would have had come out otherwise.
+    pub has_differing_shadow: bool,
     /// Not older than this, in nanoseconds since 1970.
     pub since_ns: Option<u64>,
     /// Only what is older than this, in nanoseconds since 1970: where the page before ended.
@@ -46,6 +48,15 @@ pub struct StoredDecision {
     pub entry: DecisionEntry,
     /// What was done; `None`: nothing was told (yet).
     pub enforcement: Option<Enforcement>,
+    /// What shadows said, once they were asked.
+    pub shadows: Vec<ShadowAnswer>,
+}
+
+impl StoredDecision {
+    /// Whether the outcome would have been another with one of the shadows.
+    pub fn has_differing_shadow(&self) -> bool {
+        self.shadows.iter().any(|shadow| shadow.instead.is_some())
+    }
 }
 
 /// Some of the decisions that are wanted.
@@ -58,7 +69,8 @@ pub struct DecisionPage {
 }
 
 impl DecisionQuery {
-    fn takes(&self, tenant: &TenantId, entry: &DecisionEntry) -> bool {
+    fn takes(&self, decision: &StoredDecision) -> bool {
+        let (tenant, entry) = (&decision.id.tenant, &decision.entry);
         let is_below = |subject: &String| {
             entry.subject.strip_prefix(subject.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
@@ -66,6 +78,7 @@ impl DecisionQuery {
             && self.hook.as_ref().is_none_or(|hook| *hook == entry.hook)
             && self.is_allowed.is_none_or(|is_allowed| is_allowed == entry.is_allowed())
             && self.subject.as_ref().is_none_or(is_below)
+            && (!self.has_differing_shadow || decision.has_differing_shadow())
     }
 }
 
@@ -84,23 +97,39 @@ impl Chains {
         let Some(line) = line else { return Ok(None) };
         let (hash, record) = record(id, line.value())?;
         let JournalEntry::Decision(entry) = record.entry else { return Ok(None) };
-        let enforcement = self.enforcement(id)?;
-        Ok(Some(StoredDecision { id: id.clone(), time_ns: record.time_ns, hash, entry: *entry, enforcement }))
+        let (enforcement, shadows) = (self.enforcement(id)?, self.shadows(id)?);
+        Ok(Some(StoredDecision { id: id.clone(), time_ns: record.time_ns, hash, entry: *entry, enforcement, shadows }))
     }
 
     fn enforcement(&self, id: &DecisionId) -> Result<Option<Enforcement>, StoreError> {
-        let enforcements = self.0.open_table(ENFORCEMENTS).map_err(StoreError::io)?;
+        match self.follower(ENFORCEMENTS, id)? {
+            Some(JournalEntry::Enforcement(told)) if told.decision == id.sequence => Ok(Some(told.enforcement)),
+            _ => Ok(None),
+        }
+    }
+
+    fn shadows(&self, id: &DecisionId) -> Result<Vec<ShadowAnswer>, StoreError> {
+        match self.follower(SHADOWS, id)? {
+            Some(JournalEntry::Shadow(told)) if told.decision == id.sequence => Ok(told.shadows),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The record that `index` has for a decision.
+    fn follower(
+        &self,
+        index: TableDefinition<(&'static str, u64), u64>,
+        id: &DecisionId,
+    ) -> Result<Option<JournalEntry>, StoreError> {
+        let index = self.0.open_table(index).map_err(StoreError::io)?;
         let key = (id.tenant.as_str(), id.sequence);
-        let Some(sequence) = enforcements.get(key).map_err(StoreError::io)? else { return Ok(None) };
+        let Some(sequence) = index.get(key).map_err(StoreError::io)? else { return Ok(None) };
         let sequence = sequence.value();
         let decisions = self.0.open_table(DECISIONS).map_err(StoreError::io)?;
         let line = decisions.get((id.tenant.as_str(), sequence)).map_err(StoreError::io)?;
         let Some(line) = line else { return Ok(None) };
         let (_, record) = record(&DecisionId { sequence, ..id.clone() }, line.value())?;
-        match record.entry {
-            JournalEntry::Enforcement(told) if told.decision == id.sequence => Ok(Some(told.enforcement)),
-            _ => Ok(None),
-        }
+        Ok(Some(record.entry))
     }
 
     /// The newest decisions that are wanted. Looks at a bounded number: a page may be short, or empty, and not the last.
@@ -125,7 +154,7 @@ impl Chains {
             }
             let Ok(tenant) = tenant.parse::<TenantId>() else { continue };
             let id = DecisionId { tenant, sequence };
-            if let Some(decision) = self.decision(&id)?.filter(|decision| query.takes(&id.tenant, &decision.entry)) {
+            if let Some(decision) = self.decision(&id)?.filter(|decision| query.takes(decision)) {
                 page.decisions.push(decision);
             }
         }

@@ -35,6 +35,19 @@ fn enforced(decision: u64) -> JournalEntry {
     JournalEntry::Enforcement(crate::model::EnforcementEntry { decision, enforcement })
 }
 
+/// A shadow's answer to a decision.
+fn shadow(decision: u64, instead: Option<serde_json::Value>) -> JournalEntry {
+    let link = crate::model::ChainLink {
+        plugin: "next".into(),
+        scope: crate::model::PolicyScope::Operator,
+        digest: crate::model::PluginDigest([5; 32]),
+        settings: std::collections::BTreeMap::new(),
+    };
+    let answer = crate::model::Answer { said: Said::Verdict("abstain".into()), fuel: 9, took_ns: 1 };
+    let shadows = vec![crate::model::ShadowAnswer { link, answer, instead }];
+    JournalEntry::Shadow(crate::model::ShadowEntry { decision, shadows })
+}
+
 fn keep(records: u64) -> Retention {
     Retention { records, ..Retention::default() }
 }
@@ -116,6 +129,35 @@ async fn pages_are_newest_first_and_filter() {
 }
 
 #[tokio::test]
+async fn what_shadows_said_is_found_with_its_decision_and_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = open(&path, keep(16));
+    let differs = serde_json::json!({"deny": {"code": "c", "message": "m", "plugin": "next"}});
+    let first = store.append(tenant("acme"), decision("vms/a", true)).await.unwrap();
+    let second = store.append(tenant("acme"), decision("vms/b", true)).await.unwrap();
+    store.append_later(tenant("acme"), shadow(second.sequence, None)).await;
+    store.append_later(tenant("acme"), shadow(first.sequence, Some(differs.clone()))).await;
+    store.append(tenant("acme"), decision("vms/c", true)).await.unwrap();
+    store.close().await;
+    let store = open(&path, keep(16));
+    let found = store.chains().unwrap().decision(&first).unwrap().unwrap();
+    assert_eq!((found.shadows.len(), &found.shadows[0].instead), (1, &Some(differs)));
+    assert!(found.has_differing_shadow() && found.enforcement.is_none());
+    let query = DecisionQuery { has_differing_shadow: true, limit: 9, ..Default::default() };
+    let page = store.chains().unwrap().page(&query).unwrap();
+    assert_eq!(page.decisions.into_iter().map(|found| found.id).collect::<Vec<_>>(), [first]);
+    for at in 0..40 {
+        store.append(tenant("acme"), decision(&format!("vms/v{at}"), true)).await.unwrap();
+    }
+    assert!(verified(&store, "acme").await.is_ok());
+    assert!(store.chains().unwrap().page(&query).unwrap().decisions.is_empty());
+    store.close().await;
+    let transaction = Database::create(&path).unwrap().begin_read().unwrap();
+    assert_eq!(redb::ReadableTableMetadata::len(&transaction.open_table(SHADOWS).unwrap()).unwrap(), 0);
+}
+
+#[tokio::test]
 async fn retention_keeps_the_newest_and_the_chain_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");
@@ -166,14 +208,23 @@ async fn what_is_done_to_the_file_is_found() {
             for _ in 0..entries {
                 store.append(tenant("acme"), decision("vms/web", true)).await.unwrap();
             }
+            store.append(tenant("acme"), shadow(0, None)).await.unwrap();
             store.close().await;
         }
     };
     type Edit = fn(&mut redb::Table<'_, (&'static str, u64), &'static [u8]>);
-    let edits: [(Edit, FaultKind); 4] = [
+    let edits: [(Edit, FaultKind); 5] = [
         (|table| drop(table.remove(("acme", 0)).unwrap()), FaultKind::Beheaded),
         (|table| drop(table.remove(("acme", 2)).unwrap()), FaultKind::Gap),
-        (|table| drop(table.remove(("acme", 4)).unwrap()), FaultKind::Truncated),
+        (|table| drop(table.remove(("acme", 5)).unwrap()), FaultKind::Truncated),
+        (
+            |table| {
+                let line = table.get(("acme", 5)).unwrap().unwrap().value().to_owned();
+                let line = String::from_utf8(line).unwrap().replace("\"instead\":null", "\"instead\":true");
+                table.insert(("acme", 5), line.as_bytes()).unwrap();
+            },
+            FaultKind::Altered,
+        ),
         (
             |table| {
                 let line = table.get(("acme", 1)).unwrap().unwrap().value().to_owned();
@@ -194,7 +245,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
     #[test]
     fn whatever_is_appended_and_trimmed_verifies_and_exports(
-        records in 1u64..24, entries in proptest::collection::vec((0u8..3, 0u8..3), 1..80),
+        records in 1u64..24, entries in proptest::collection::vec((0u8..3, 0u8..4), 1..80),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -202,7 +253,11 @@ proptest! {
             let store = open(&dir.path().join("store.redb"), keep(records));
             for (who, what) in entries {
                 let name = ["a", "b", "c"][usize::from(who)];
-                let entry = if what == 0 { enforced(0) } else { decision("vms/x", what == 1) };
+                let entry = match what {
+                    0 => enforced(0),
+                    3 => shadow(0, None),
+                    _ => decision("vms/x", what == 1),
+                };
                 store.append(tenant(name), entry).await.unwrap();
             }
             let chains = store.chains().unwrap();
