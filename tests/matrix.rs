@@ -66,6 +66,8 @@ const NO_PLUGIN: &str = "NOT_FOUND PLUGIN_NOT_FOUND";
 const NO_DECISION: &str = "NOT_FOUND DECISION_NOT_FOUND";
 const NO_DEVICE: &str = "NOT_FOUND NO_SUCH_DEVICE";
 const FIELD: &str = "INVALID_ARGUMENT BAD_FIELD";
+/// Of a device: the VM has no balloon.
+const UNCHANGED: &str = "FAILED_PRECONDITION CHANGE_FAILED";
 const NO_OPERATION: &str = "NOT_FOUND OPERATION_NOT_FOUND";
 const ENDED: &str = "FAILED_PRECONDITION OPERATION_NOT_CANCELLABLE";
 const NO_TENANT: &str = "NOT_FOUND TENANT_NOT_FOUND";
@@ -411,7 +413,7 @@ const ROWS: &[Row] = &[
             };
             done(wait(caller.vms.clone().set_virtual_machine_balloon(request)))
         },
-        outcomes: [[FIELD, NO_VM, NO_VM], [VIEWS; 3], [FIELD, FIELD, NO_VM]],
+        outcomes: [[UNCHANGED, NO_VM, NO_VM], [VIEWS; 3], [UNCHANGED, UNCHANGED, NO_VM]],
     },
     Row {
         method: "VirtualMachineService/StartVirtualMachine",

@@ -209,7 +209,7 @@ pub const REASONS: &[Reason] = &[
         "OPERATION_NOT_CANCELLABLE",
         "FAILED_PRECONDITION",
         "the operation has ended, or is past the point where it can be called off",
-        "wait for its end with WaitOperation",
+        "nothing if it has ended: GetOperation tells how; else wait for its end with WaitOperation",
     ),
     reason(
         "OPERATION_NOT_FOUND",

@@ -197,10 +197,10 @@ impl VmSpec {
         Ok(self)
     }
 
-    /// The same VM whose balloon leaves the guest so much; `None`: all. An error if it has no balloon.
+    /// The same VM whose balloon leaves the guest so much; `None`: all. One without a balloon stays as it is.
     pub fn with_kept(self, keep_mib: Option<u64>) -> Result<Self, SpecError> {
         if self.balloon.is_none() {
-            return Err(SpecError::new("name", "the VM has no balloon: one is asked for when the VM is registered"));
+            return Ok(self);
         }
         let balloon = BalloonSpec::new("keep_mib", keep_mib, self.memory_mib)?;
         self.with_balloon(Some(balloon))
@@ -424,7 +424,7 @@ mod tests {
         assert_eq!(spec.clone().with_memory_mib(100).unwrap().balloon().unwrap().keep_mib(), None, "less than it kept");
         assert_eq!(spec.clone().with_kept(Some(200)).unwrap().balloon().unwrap().keep_mib(), Some(200));
         assert_eq!(spec.with_kept(Some(257)).unwrap_err().field, "keep_mib");
-        assert_eq!(plain().with_kept(None).unwrap_err().field, "name");
+        assert_eq!(plain().with_kept(Some(200)).unwrap().balloon(), None);
     }
 
     #[test]

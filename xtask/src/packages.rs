@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Packages with what they depend on. A change here makes the next run fetch anew.
-const TREE: [&str; 12] = [
+const TREE: [&str; 13] = [
     "qemu-system-x86",
     "busybox-static",
     "bash",
@@ -25,6 +25,8 @@ const TREE: [&str; 12] = [
     "e2fsprogs",
     "ethtool",
     "util-linux",
+    // For script(1), which gives a program a terminal.
+    "bsdutils",
     // The Python client's interpreter, what installs its packages, and what they are linked with.
     "python3",
     "python3-pip-whl",

@@ -224,6 +224,10 @@ impl Underway {
 mod tests {
     use super::super::Failure;
     use super::*;
+    use std::time::Duration;
+
+    /// Before a test that hangs is one that failed.
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     fn called_off() -> OperationEnd {
         OperationEnd::Cancelled(Failure { code: 1, message: "called off".into(), reason: "R".into() })
@@ -237,7 +241,7 @@ mod tests {
         work.open(&wake);
         assert!(work.glance().is_cancellable && !work.is_called_off());
         assert_eq!((work.call_off(), work.call_off()), (Ok(()), Ok(())));
-        wake.notified().await;
+        tokio::time::timeout(PATIENCE, wake.notified()).await.expect("its worker sleeps");
         assert!(work.is_called_off() && !work.seal());
         // What was called off does not open again.
         work.open(&wake);

@@ -87,10 +87,11 @@ impl Node {
         terms: &Terms<VmRecord>,
     ) -> Result<VmRecord, ServiceError> {
         let vm = self.get(principal, tenant, name)?;
-        let kept = vm.spec.clone().with_kept(keep_mib)?;
-        let Some(balloon) = kept.balloon().map(|balloon| balloon.id().clone()) else {
-            unreachable!("it is one with a balloon");
+        let Some(balloon) = vm.spec.balloon().map(|balloon| balloon.id().clone()) else {
+            let cause = "the VM has no balloon: one is asked for when the VM is registered";
+            return Err(CallError::ChangeFailed(cause.to_owned()).into());
         };
+        let kept = vm.spec.clone().with_kept(keep_mib)?;
         // As for limits.
         let is_recorded = terms.left().is_some() && kept == vm.spec;
         let etag = terms.etag.clone().filter(|_| !is_recorded);
