@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
 
+use super::Keyboard;
 use super::testing::*;
 use crate::sys::reclaim::Reclaim;
 use crate::sys::tap::Offloads;
@@ -37,9 +38,11 @@ enum Kind {
     BalloonDeflate,
     BalloonStatistics,
     BalloonReport,
+    ConsoleReceive,
+    ConsoleTransmit,
 }
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 16] = [
     Kind::BlockRead,
     Kind::BlockWrite,
     Kind::BlockDiscard,
@@ -54,6 +57,8 @@ const KINDS: [Kind; 14] = [
     Kind::BalloonDeflate,
     Kind::BalloonStatistics,
     Kind::BalloonReport,
+    Kind::ConsoleReceive,
+    Kind::ConsoleTransmit,
 ];
 
 /// A device, its driver, and what a good request to it looks like.
@@ -64,11 +69,12 @@ struct Target {
     /// Where programs speak with the guest, and those that do.
     socket: Option<(std::path::PathBuf, tempfile::TempDir)>,
     programs: Vec<UnixStream>,
+    keyboard: Option<Keyboard>,
 }
 
 impl Target {
     fn new(kind: Kind) -> Self {
-        let mut socket = None;
+        let (mut socket, mut keyboard) = (None, None);
         let (driver, network) = match kind {
             Kind::BlockRead | Kind::BlockWrite | Kind::BlockDiscard | Kind::BlockZero => {
                 (Driver::probe(block(64, false).0), None)
@@ -89,13 +95,18 @@ impl Target {
                 socket = Some((path, directory));
                 (Driver::probe(vsock), None)
             }
+            Kind::ConsoleReceive | Kind::ConsoleTransmit => {
+                let (console, keys) = console();
+                keyboard = Some(keys);
+                (Driver::probe(console), None)
+            }
         };
-        Self { kind, driver, network, socket, programs: Vec::new() }
+        Self { kind, driver, network, socket, programs: Vec::new(), keyboard }
     }
 
     fn queue(&self) -> u16 {
         match self.kind {
-            Kind::NetTransmit | Kind::VsockTransmit | Kind::BalloonDeflate => 1,
+            Kind::NetTransmit | Kind::VsockTransmit | Kind::BalloonDeflate | Kind::ConsoleTransmit => 1,
             Kind::BalloonStatistics => 2,
             Kind::BalloonReport => 3,
             Kind::NetControl => 4,
@@ -116,6 +127,8 @@ impl Target {
             Kind::Rng => vec![piece(DATA, 64, WRITE)],
             Kind::VsockReceive => vec![piece(DATA, 44, WRITE), piece(DATA + PAGE, 1024, WRITE)],
             Kind::VsockTransmit => vec![piece(DATA, 44, 0), piece(DATA + PAGE, 1024, 0)],
+            Kind::ConsoleReceive => vec![piece(DATA, 16, WRITE), piece(DATA + PAGE, 64, WRITE)],
+            Kind::ConsoleTransmit => vec![piece(DATA, 16, 0), piece(DATA + PAGE, 64, 0)],
             // Page numbers and tags are what `prepare` leaves there.
             Kind::BalloonInflate | Kind::BalloonDeflate => vec![piece(DATA, 4, 0), piece(DATA + PAGE, 64, 0)],
             Kind::BalloonStatistics => vec![piece(DATA + PAGE, 100, 0)],
@@ -148,6 +161,10 @@ impl Target {
             program.write_all(b"CONNECT 5\n").unwrap();
             self.programs = vec![program];
         }
+        if let (Kind::ConsoleReceive, Some(keyboard)) = (self.kind, &self.keyboard) {
+            // Enough for every buffer of a case, which takes a page at most.
+            keyboard.type_in(&[7; PAGE as usize]);
+        }
         match (self.kind, &self.network) {
             (Kind::NetReceive, Some(network)) => {
                 // Full is fine: then earlier cases left frames.
@@ -178,7 +195,9 @@ impl Target {
             Kind::NetTransmit => 0,
             Kind::Rng => 64,
             Kind::VsockReceive => 44,
-            Kind::VsockTransmit => 0,
+            Kind::VsockTransmit | Kind::ConsoleTransmit => 0,
+            // What an earlier case left typed is as good.
+            Kind::ConsoleReceive => 80,
             Kind::BalloonInflate | Kind::BalloonDeflate | Kind::BalloonStatistics | Kind::BalloonReport => 0,
         };
         assert_eq!((id, len), (head.into(), wanted), "{:?} after {after}", self.kind);

@@ -1,10 +1,10 @@
-//! Virtio devices behind PCI (VIRTIO 1.2 §4.1, modern only): balloon, block, net, rng, vsock.
+//! Virtio devices behind PCI (VIRTIO 1.2 §4.1, modern only): balloon, block, console, net, rng, vsock.
 //!
 //! ```text
 //!   vCPU thread ─▶ VirtioFunction (transport: registers, status) ──Start/Stop──▶ Worker thread ─▶ Device
 //!                        └─ CommonConfig (pure)                                   └─ Ring ─▶ Chain ─▶ request
 //! ```
-//! Key types: [`VirtioFunction`], [`Balloon`], [`Block`], [`Net`], [`KernelNet`], [`Rng`], [`Vsock`]. `vmm/machine` constructs them and drives
+//! Key types: [`VirtioFunction`], [`Balloon`], [`Block`], [`Console`], [`Net`], [`KernelNet`], [`Rng`], [`Vsock`]. `vmm/machine` constructs them and drives
 //! them through `vmm/ports.rs`. A device comes before or while the VM runs, and may leave: its thread, ring and timers go to the next
 //! one ([`Workers`], [`Stock`]). Those exist before system calls are restricted; a device's own later are
 //! epoll_pwait, read, write, readv, writev, getrandom, madvise, io_uring_enter, timerfd_settime, lseek, ioctls of taps and of vhost-net, and futex;
@@ -17,6 +17,7 @@ mod block;
 mod bucket;
 mod chain;
 mod common;
+mod console;
 mod device;
 #[cfg(test)]
 mod hostile;
@@ -36,6 +37,7 @@ mod workers;
 
 pub use balloon::Balloon;
 pub use block::Block;
+pub use console::{Console, Keyboard};
 pub use device::{Active, Device, Fault, Identity, Next, Wake};
 pub use net::{KernelNet, Net, TapControl};
 pub use queue::{Ring, RingFault};

@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::{Balloon, Block, Device, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
+use super::{Balloon, Block, Console, Device, Keyboard, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
 use crate::model::{MacAddr, RateLimits};
 use crate::sys::reclaim::{Reclaim, shared_memory};
 use crate::sys::tap::Offloads;
@@ -76,6 +76,13 @@ pub(in crate::vmm::virtio) fn vsock() -> (Vsock, std::path::PathBuf, tempfile::T
     let path = directory.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     (Vsock::new("vsock".parse().unwrap(), 3, listener).unwrap(), path, directory)
+}
+
+/// A console on whose keyboard one can type, and whose output goes nowhere.
+pub(in crate::vmm::virtio) fn console() -> (Console<std::io::Sink>, Keyboard) {
+    let taken = vmm_sys_util::eventfd::EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+    let keyboard = Keyboard::new(Arc::new(taken)).unwrap();
+    (Console::new("console".parse().unwrap(), keyboard.clone(), std::io::sink()), keyboard)
 }
 
 /// A balloon in memory like that of [`memory`], of which the guest keeps all.
