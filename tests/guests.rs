@@ -15,6 +15,7 @@ mod create_vm;
 mod doctor_guests;
 mod ends;
 mod hotplug;
+mod hvc;
 mod jail;
 mod lifecycle;
 mod memory;

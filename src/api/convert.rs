@@ -10,9 +10,9 @@ pub use crate::api::times::{
 };
 use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
-    BootSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend, NicSpec,
-    NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, ServedBy, SpecError, TapSpec, Verdict, VfWish,
-    VlanId, VmSpec, VmState, VsockSpec,
+    BootSpec, ConsoleSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend,
+    NicSpec, NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, ServedBy, SpecError, TapSpec, Verdict,
+    VfWish, VlanId, VmSpec, VmState, VsockSpec,
 };
 
 /// A validated VM from a request's spec. Everything is checked that does not depend on the host.
@@ -29,7 +29,7 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let nvmes = nvmes.collect::<Result<_, _>>()?;
     let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?.with_nvmes(nvmes)?;
     let whole = whole.with_vsock(spec.vsock.map(vsock_from_proto).transpose()?)?;
-    resources::from_proto(whole, spec.memory, spec.cpus)
+    resources::from_proto(whole, spec.memory, spec.cpus)?.with_console(console_from_proto(spec.console)?)
 }
 
 /// A spec as the API shows it; [`spec_from_proto`] gives the same spec back.
@@ -60,6 +60,7 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
         cpus: resources::cpus_to_proto(spec.cpus()),
         nvme: spec.nvmes().iter().map(nvme_to_proto).collect(),
         vsock: spec.vsock().map(|vsock| v1::VsockSpec { cid: vsock.cid() }),
+        console: console_to_proto(spec.console()).into(),
     }
 }
 
@@ -270,6 +271,21 @@ fn vsock_from_proto(vsock: v1::VsockSpec) -> Result<VsockSpec, SpecError> {
     if vsock.cid == 0 { Ok(VsockSpec::default()) } else { VsockSpec::new(vsock.cid) }
 }
 
+fn console_from_proto(console: i32) -> Result<ConsoleSpec, SpecError> {
+    match v1::virtual_machine_spec::Console::try_from(console) {
+        Ok(v1::virtual_machine_spec::Console::Serial) => Ok(ConsoleSpec::Serial),
+        Ok(v1::virtual_machine_spec::Console::Virtio) => Ok(ConsoleSpec::Virtio),
+        Err(_) => Err(SpecError::new("spec.console", format!("{console} is neither SERIAL nor VIRTIO"))),
+    }
+}
+
+fn console_to_proto(console: ConsoleSpec) -> v1::virtual_machine_spec::Console {
+    match console {
+        ConsoleSpec::Serial => v1::virtual_machine_spec::Console::Serial,
+        ConsoleSpec::Virtio => v1::virtual_machine_spec::Console::Virtio,
+    }
+}
+
 fn device_id(field: String, text: &str) -> Result<DeviceId, SpecError> {
     text.parse().map_err(|error: IdError| SpecError::new(field, error.to_string()))
 }
@@ -364,6 +380,7 @@ mod tests {
         assert_eq!(refused_field(|s| s.nvme.push(nvme(("a".into(), Some(0))))), "spec.nvme[0].min_bytes");
         let kindless = v1::NvmeSpec { id: "a".into(), kind: None };
         assert_eq!(refused_field(|s| s.nvme.push(kindless)), "spec.nvme[0].kind");
+        assert_eq!(refused_field(|s| s.console = 2), "spec.console");
     }
 
     #[test]
@@ -469,6 +486,7 @@ mod tests {
             disks in prop::collection::vec(("[a-z0-9/]{0}[a-z0-9]{1,12}", any::<bool>(), any::<bool>(), 1u32..=8), 0..8),
             nics in prop::collection::vec(prop::option::of((prop::option::of(any::<[u8; 6]>()), 0u32..4095)), 0..8),
             nvmes in prop::collection::vec(prop::option::of(1u64 << 20..=u64::MAX), 0..8),
+            console in 0..2,
         ) -> v1::VirtualMachineSpec {
             v1::VirtualMachineSpec {
                 vcpus,
@@ -490,6 +508,7 @@ mod tests {
                     vhost: sriov.is_none() && index == 0,
                 }).collect(),
                 nvme: nvmes.into_iter().enumerate().map(|(index, size)| nvme((format!("nvme{index}"), size))).collect(),
+                console,
                 ..Default::default()
             }
         }

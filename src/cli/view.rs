@@ -51,6 +51,8 @@ struct SpecView {
     nics: Vec<NicView>,
     nvme: Vec<nvme::NvmeSpecView>,
     vsock: Option<VsockView>,
+    /// `SERIAL`, `VIRTIO`.
+    console: String,
     memory: MemoryView,
     cpus: CpusView,
 }
@@ -223,6 +225,7 @@ impl From<v1::VirtualMachine> for VmView {
 
 impl From<v1::VirtualMachineSpec> for SpecView {
     fn from(spec: v1::VirtualMachineSpec) -> Self {
+        let console = spec.console().as_str_name().to_owned();
         let boot = spec.boot.unwrap_or_default();
         let disks = spec.disks.into_iter();
         Self {
@@ -235,6 +238,7 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             cpus: CpusView::from(spec.cpus.unwrap_or_default()),
             nvme: spec.nvme.into_iter().map(nvme::NvmeSpecView::from).collect(),
             vsock: spec.vsock.map(|vsock| VsockView { cid: vsock.cid }),
+            console,
         }
     }
 }
@@ -399,6 +403,7 @@ impl VmView {
         let status = |id: &str| self.nvme.iter().find(|nvme| nvme.id == id);
         add("nvme", lines(self.spec.nvme.iter().map(|nvme| nvme.text(status(&nvme.id)))));
         add("vsock", self.spec.vsock.as_ref().map(|vsock| format!("context id {}", vsock.cid)).unwrap_or_default());
+        add("console", if self.spec.console == "VIRTIO" { "virtio, hvc0".to_owned() } else { String::new() });
         add("devices", lines(self.devices.iter().map(DeviceView::text)));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("takes", self.memory_use.map(stats::MemoryUseView::text).unwrap_or_default());

@@ -13,11 +13,12 @@ use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, ServedBy
 /// and each costs a few pages of memory.
 pub const SPARE_DEVICES: u8 = 4;
 
-/// The first words that every kernel is told; those of the VM's owner follow, and win where the kernel takes the last.
+/// The words that every kernel is told behind the one that names its console; those of the VM's owner follow, and win where
+/// the kernel takes the last.
 ///
 /// `cryptomgr.notests` (Linux's crypto/testmgr.c): a guest need not prove its kernel's ciphers anew at each start. One that
 /// is told `fips=1` does so nevertheless, and `cryptomgr.notests=0` has it do so.
-pub const FIRST_WORDS: &str = "console=ttyS0 cryptomgr.notests";
+pub const FIRST_WORDS: &str = "cryptomgr.notests";
 
 /// Everything that a vmm needs to know; the descriptors travel beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub enum DeviceKind {
         /// The guest's context id.
         cid: u32,
     },
+    /// virtio-console (no descriptor: every launch brings those of the console). With it the VM has no COM1.
+    Console,
     /// virtio-balloon (no descriptor).
     Balloon {
         /// What the guest shall keep, in MiB; `None`: all.

@@ -6,6 +6,7 @@
 mod attach;
 mod balloon;
 mod canonical;
+mod console;
 mod decision;
 mod device;
 mod digest;
@@ -27,6 +28,7 @@ mod vsock;
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use balloon::BalloonSpec;
 pub use canonical::{NotCanonical, canonical};
+pub use console::ConsoleSpec;
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginMode, PolicyFault, PolicyScope, Verdict, denier,
 };

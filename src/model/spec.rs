@@ -6,8 +6,8 @@ use std::collections::HashSet;
 
 use super::resources::check_memory as check_pages;
 use super::{
-    BalloonSpec, CpuSpec, DeviceId, DeviceSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES, MemorySpec,
-    NicBackend, NicSpec, NvmeSpec, RateLimits, ServedBy, TapSpec, Topology, VsockSpec,
+    BalloonSpec, ConsoleSpec, CpuSpec, DeviceId, DeviceSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES,
+    MemorySpec, NicBackend, NicSpec, NvmeSpec, RateLimits, ServedBy, TapSpec, Topology, VsockSpec,
 };
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
@@ -66,6 +66,7 @@ pub struct VmSpec {
     nvmes: Vec<NvmeSpec>,
     vsock: Option<VsockSpec>,
     balloon: Option<BalloonSpec>,
+    console: ConsoleSpec,
 }
 
 impl VmSpec {
@@ -117,8 +118,19 @@ impl VmSpec {
                 return Err(SpecError::new(field, format!("device id {id:?} is taken", id = id.as_str())));
             }
         }
-        let (memory, cpus) = (MemorySpec::default(), CpuSpec::default());
-        Ok(Self { vcpus, memory_mib, boot, disks, nics, nvmes: Vec::new(), vsock: None, balloon: None, memory, cpus })
+        Ok(Self {
+            vcpus,
+            memory_mib,
+            boot,
+            disks,
+            nics,
+            memory: MemorySpec::default(),
+            cpus: CpuSpec::default(),
+            nvmes: Vec::new(),
+            vsock: None,
+            balloon: None,
+            console: ConsoleSpec::default(),
+        })
     }
 
     /// The same VM with its memory from there.
@@ -197,6 +209,19 @@ impl VmSpec {
         Ok(self)
     }
 
+    /// The same VM with that console.
+    pub fn with_console(mut self, console: ConsoleSpec) -> Result<Self, SpecError> {
+        self.console = ConsoleSpec::default();
+        if let Some(id) = console.id()
+            && self.device_ids().any(|taken| taken == id)
+        {
+            let reason = format!("device id {:?} is taken: that is the virtio console's", id.as_str());
+            return Err(SpecError::new("spec.console", reason));
+        }
+        self.console = console;
+        Ok(self)
+    }
+
     /// The same VM whose balloon leaves the guest so much; `None`: all. One without a balloon stays as it is.
     pub fn with_kept(self, keep_mib: Option<u64>) -> Result<Self, SpecError> {
         if self.balloon.is_none() {
@@ -236,12 +261,17 @@ impl VmSpec {
         &self.boot
     }
 
-    /// Ids of disks, NICs, NVMe devices, the socket device and the balloon, in this order.
+    /// Ids of disks, NICs, NVMe devices, the socket device, the balloon and a virtio console, in this order.
     pub fn device_ids(&self) -> impl Iterator<Item = &DeviceId> {
         let disks = self.disks.iter().map(|disk| &disk.id);
         let passed = self.nvmes.iter().map(|nvme| &nvme.id);
-        let fixed = self.vsock.iter().map(VsockSpec::id).chain(self.balloon.iter().map(BalloonSpec::id));
-        disks.chain(self.nics.iter().map(|nic| &nic.id)).chain(passed).chain(fixed)
+        disks.chain(self.nics.iter().map(|nic| &nic.id)).chain(passed).chain(self.fixed_ids())
+    }
+
+    /// Ids of those that stay from the registration to the end.
+    fn fixed_ids(&self) -> impl Iterator<Item = &DeviceId> {
+        let vsock = self.vsock.iter().map(VsockSpec::id);
+        vsock.chain(self.balloon.iter().map(BalloonSpec::id)).chain(self.console.id())
     }
 
     /// Disks, in slot order.
@@ -261,9 +291,9 @@ impl VmSpec {
             DeviceSpec::Nic(nic) => self.nics.push(nic),
             DeviceSpec::Nvme(nvme) => self.nvmes.push(nvme),
         }
-        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock, balloon } = self;
+        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock, balloon, console } = self;
         let spec = Self::new(vcpus, memory_mib, boot, disks, nics)?.with_memory(memory)?.with_cpus(cpus)?;
-        spec.with_nvmes(nvmes)?.with_vsock(vsock)?.with_balloon(balloon)
+        spec.with_nvmes(nvmes)?.with_vsock(vsock)?.with_balloon(balloon)?.with_console(console)
     }
 
     /// Takes a device out, if the VM has it.
@@ -297,9 +327,14 @@ impl VmSpec {
         self.balloon.as_ref()
     }
 
+    /// Its console.
+    pub fn console(&self) -> ConsoleSpec {
+        self.console
+    }
+
     /// Whether that device is the VM's from its registration to its end.
     pub fn is_fixed(&self, id: &DeviceId) -> bool {
-        self.vsock.iter().map(VsockSpec::id).chain(self.balloon.iter().map(BalloonSpec::id)).any(|fixed| fixed == id)
+        self.fixed_ids().any(|fixed| fixed == id)
     }
 
     /// The same VM with another vCPU count (a policy patch). A topology that was asked for does not fit it any more: the
@@ -425,6 +460,23 @@ mod tests {
         assert_eq!(spec.clone().with_kept(Some(200)).unwrap().balloon().unwrap().keep_mib(), Some(200));
         assert_eq!(spec.with_kept(Some(257)).unwrap_err().field, "keep_mib");
         assert_eq!(plain().with_kept(Some(200)).unwrap().balloon(), None);
+    }
+
+    #[test]
+    fn a_virtio_console_is_the_only_device_of_its_name_and_stays() {
+        let spec = VmSpec::new(1, 128, boot(), vec![], vec![nic("eth0")]).unwrap();
+        assert_eq!((spec.console(), spec.console().kernel_word()), (ConsoleSpec::Serial, "console=ttyS0"));
+        let spec = spec.with_console(ConsoleSpec::Virtio).unwrap();
+        let id = spec.console().id().unwrap().clone();
+        assert!(spec.is_fixed(&id) && spec.device_ids().any(|other| *other == id));
+        assert_eq!(spec.console().kernel_word(), "console=hvc0");
+        let more = spec.clone().with_device(DeviceSpec::Nic(nic("eth1"))).unwrap();
+        assert_eq!(more.console(), spec.console());
+        let second = DeviceSpec::Nic(nic("console"));
+        assert_eq!(spec.with_device(second.clone()).unwrap_err().field, "spec.console");
+        // With COM1 the name is free.
+        let serial = VmSpec::new(1, 128, boot(), vec![], vec![]).unwrap().with_device(second).unwrap();
+        assert!(serial.with_console(ConsoleSpec::Serial).is_ok());
     }
 
     #[test]

@@ -7,10 +7,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
+use super::console::Writer;
 use super::counters::Counting;
 use super::machine::Machine;
 use super::ports::{Alarm, PciFunction};
-use super::virtio::{Balloon, Block, KernelNet, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
+use super::virtio::{
+    Balloon, Block, Console, KernelNet, Keyboard, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers,
+};
 use super::{confine, vfio};
 use crate::model::{Bdf, DeviceId, DeviceKind, DeviceLaunch, PciSlot, SPARE_DEVICES, ServedBy, TapSpec};
 use crate::sys::tap;
@@ -56,21 +59,22 @@ impl DeviceError {
 }
 
 /// Threads, rings and timers for devices.
-#[derive(Debug)]
 pub struct Devices {
     workers: Workers,
     /// For what has sockets: a thread that may do more with them, and less besides. It comes at launch only.
     socket_workers: Workers,
     stock: Stock,
     counting: Counting,
+    /// Of the console, until its device is made.
+    console: Option<(Keyboard, Writer)>,
 }
 
 impl Devices {
-    /// None is made yet. What devices do is counted in `counting`.
-    pub fn new(counting: &Counting) -> io::Result<Self> {
+    /// None is made yet. What devices do is counted in `counting`; `console` is what a virtio console stands between.
+    pub fn new(counting: &Counting, console: Option<(Keyboard, Writer)>) -> io::Result<Self> {
         confine::Kind::Io.prepare()?;
         let (workers, socket_workers) = (Workers::new(confine::io), Workers::new(confine::sockets));
-        Ok(Self { workers, socket_workers, stock: Stock::default(), counting: counting.clone() })
+        Ok(Self { workers, socket_workers, stock: Stock::default(), counting: counting.clone(), console })
     }
 
     /// Makes what [`SPARE_DEVICES`] need that come later, and no more from here on.
@@ -82,7 +86,7 @@ impl Devices {
 
     /// A device with its descriptors. Adds what the host may have to tell of it to `alarms`.
     pub fn build(
-        &self,
+        &mut self,
         device: &DeviceLaunch,
         descriptors: Vec<OwnedFd>,
         machine: &Machine,
@@ -125,6 +129,12 @@ impl Devices {
                 let vsock = Vsock::new(id.clone(), *cid, UnixListener::from(listener)).map_err(failed)?;
                 VirtioFunction::new(vsock, memory, bar_base, &self.socket_workers)
             }
+            DeviceKind::Console => {
+                let [] = exactly(id, descriptors)?;
+                let has_another = || failed(io::Error::other("the machine has its one console already"));
+                let (keyboard, output) = self.console.take().ok_or_else(has_another)?;
+                VirtioFunction::new(Console::new(id.clone(), keyboard, output), memory, bar_base, &self.workers)
+            }
             DeviceKind::Balloon { keep_mib } => {
                 let [] = exactly(id, descriptors)?;
                 let (reclaim, counters) = (machine.reclaim(), self.counting.balloon());
@@ -132,13 +142,8 @@ impl Devices {
                 VirtioFunction::new(balloon.map_err(failed)?, memory, bar_base, &self.workers)
             }
             DeviceKind::Vfio { host } => {
-                let descriptors = exactly(id, descriptors)?;
                 let window = vfio::Window { base: bar_base, len: Machine::SLOT_WINDOW_LEN };
-                let made = vfio::VfioFunction::new(id.clone(), *host, descriptors, &memory, &machine.reclaim(), window);
-                let (function, own) =
-                    made.map_err(|source| DeviceError::PassedThrough { id: id.clone(), host: *host, source })?;
-                alarms.extend(own);
-                return Ok(Box::new(function));
+                return pass_through(id, *host, exactly(id, descriptors)?, machine, window, alarms);
             }
         };
         let function = function.map_err(failed)?;
@@ -153,6 +158,21 @@ impl Devices {
     pub fn forget(&self, slot: PciSlot) {
         self.counting.forget(slot.number());
     }
+}
+
+/// A device of the host, of which the descriptors are container and device.
+fn pass_through(
+    id: &DeviceId,
+    host: Bdf,
+    descriptors: [OwnedFd; 2],
+    machine: &Machine,
+    window: vfio::Window,
+    alarms: &mut Vec<Alarm>,
+) -> Result<Box<dyn PciFunction>, DeviceError> {
+    let made = vfio::VfioFunction::new(id.clone(), host, descriptors, &machine.memory(), &machine.reclaim(), window);
+    let (function, own) = made.map_err(|source| DeviceError::PassedThrough { id: id.clone(), host, source })?;
+    alarms.extend(own);
+    Ok(Box::new(function))
 }
 
 fn exactly<const N: usize>(id: &DeviceId, descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N], DeviceError> {

@@ -36,7 +36,7 @@ use std::time::Instant;
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::model::{Launch, PciSlot, SPARE_DEVICES, VmExit};
+use crate::model::{DeviceKind, Launch, PciSlot, SPARE_DEVICES, VmExit};
 use crate::sys;
 use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::counters::Phase;
@@ -48,7 +48,8 @@ use devices::Devices;
 use hotplug::{AttachError, Attached};
 use kvm::Hypervisor;
 use launch::{Inheritance, LaunchError};
-use machine::{Machine, MachineError, Mailbox, Plan};
+use machine::{Console, Machine, MachineError, Mailbox, Plan};
+use virtio::Keyboard;
 
 /// The descriptor that the daemon leaves open for this process: its listening control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -165,6 +166,7 @@ fn assemble(
         control::console_data,
     )?;
     let input_taken = Arc::new(EventFd::new(libc::EFD_NONBLOCK)?);
+    let (front, ends) = console_of(launch, Writer::new(ring, readers), Arc::clone(&input_taken))?;
     let hypervisor = Hypervisor::from_fd(inheritance.kvm).map_err(MachineError::from)?;
     let mut machine = Machine::build(Plan {
         hypervisor: &hypervisor,
@@ -176,13 +178,12 @@ fn assemble(
         kernel: &mut inheritance.kernel,
         initrd: inheritance.initrd.as_mut(),
         cmdline: &launch.cmdline,
-        console: Writer::new(ring, readers),
+        console: front,
         counting,
-        input_taken: Arc::clone(&input_taken),
         hotplug_slots: hotplug_slots(launch),
     })?;
     let mut alarms = Vec::new();
-    let mut attached = Attached::new(Devices::new(counting)?);
+    let mut attached = Attached::new(Devices::new(counting, ends)?);
     for device in &launch.devices {
         let descriptors = inheritance.devices.remove(&device.id).unwrap_or_default();
         attached.insert(&mut machine, device, descriptors, &mut alarms)?;
@@ -203,6 +204,19 @@ fn assemble(
         epoll,
     };
     Ok((parts, mailbox))
+}
+
+/// What the guest's console is; and, if that is a device of the launch, what the device stands between.
+fn console_of(
+    launch: &Launch,
+    output: Writer,
+    input_taken: Arc<EventFd>,
+) -> io::Result<(Console, Option<(Keyboard, Writer)>)> {
+    if !launch.devices.iter().any(|device| device.kind == DeviceKind::Console) {
+        return Ok((Console::Serial { output, input_taken }, None));
+    }
+    let keyboard = Keyboard::new(input_taken)?;
+    Ok((Console::Virtio(keyboard.clone()), Some((keyboard, output))))
 }
 
 /// Slots that the guest is told it may find or lose devices in: those of this launch, and as many more as can be filled.

@@ -105,6 +105,7 @@ pub(super) fn encode_device(device: &DeviceLaunch) -> proto::Device {
         }),
         DeviceKind::Rng => Kind::Rng(proto::Rng {}),
         DeviceKind::Vsock { cid } => Kind::Vsock(proto::Vsock { cid: *cid }),
+        DeviceKind::Console => Kind::Console(proto::Console {}),
         DeviceKind::Balloon { keep_mib } => Kind::Balloon(encode_balloon(*keep_mib)),
         DeviceKind::Vfio { host } => Kind::Vfio(proto::Vfio { host: host.to_string() }),
     };
@@ -136,6 +137,7 @@ pub(super) fn decode_device(device: proto::Device) -> Result<DeviceLaunch, WireE
             let vsock = VsockSpec::new(vsock.cid).map_err(|_| WireError::Malformed("context id"))?;
             DeviceKind::Vsock { cid: vsock.cid() }
         }
+        Kind::Console(_) => DeviceKind::Console,
         Kind::Balloon(balloon) => DeviceKind::Balloon { keep_mib: decode_balloon(balloon) },
         Kind::Vfio(vfio) => {
             DeviceKind::Vfio { host: vfio.host.parse().map_err(|_| WireError::Malformed("address on the host"))? }
@@ -211,6 +213,7 @@ mod tests {
                 device("fast", 7, net(RateLimits::default(), ServedBy::Kernel)),
                 device("vsock", 5, DeviceKind::Vsock { cid: 3 }),
                 device("balloon", 6, DeviceKind::Balloon { keep_mib: Some(128) }),
+                device("console", 8, DeviceKind::Console),
                 device("vf", 4, DeviceKind::Vfio { host: "0000:03:10.1".parse().unwrap() }),
             ],
         }

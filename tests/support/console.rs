@@ -1,4 +1,4 @@
-//! A guest's serial console: what it prints, and a shell to ask it. Key type: [`Console`].
+//! A guest's console: what it prints, and a shell to ask it. Key type: [`Console`].
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};

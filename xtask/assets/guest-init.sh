@@ -22,14 +22,20 @@ while read -r module; do
     *) insmod "$module" ;;
     esac
 done </modules
-# Virtio devices 5 and 19 (VIRTIO 1.3 §5): a balloon, sockets.
+# Virtio devices 3, 5 and 19 (VIRTIO 1.3 §5): a console, a balloon, sockets.
 for id in /sys/bus/virtio/devices/*/device; do
     case "$(cat "$id")" in
+    0x0003) list=/modules.console ;;
     0x0005) list=/modules.balloon ;;
     0x0013) list=/modules.vsock ;;
     *) continue ;;
     esac
     while read -r module; do insmod "$module"; done <"$list"
+    if [ $list = /modules.console ]; then
+        # If that was a module, the kernel had no console to give PID 1, and nothing that was said was heard.
+        exec </dev/console >/dev/console 2>&1
+        echo "ostler-guest: kernel $release"
+    fi
 done
 
 while read -r key value rest; do

@@ -18,6 +18,7 @@ const VSOCK_PEER: &str = include_str!("../assets/vsock-peer.rs");
 /// Loaded by guests that have such a device only: the others' boots are not to pay for it.
 const VSOCK_MODULES: [&str; 1] = ["vmw_vsock_virtio_transport"];
 const BALLOON_MODULES: [&str; 1] = ["virtio_balloon"];
+const CONSOLE_MODULES: [&str; 1] = ["virtio_console"];
 const MODULES: [&str; 10] = [
     "virtio_pci",
     "virtio_mmio",
@@ -112,6 +113,7 @@ pub(crate) fn guest(packages: &Packages, kernel: &Kernel, vsock_peer: &[u8], dri
         ("modules", [&MODULES, drivers].concat()),
         ("modules.vsock", VSOCK_MODULES.to_vec()),
         ("modules.balloon", BALLOON_MODULES.to_vec()),
+        ("modules.console", CONSOLE_MODULES.to_vec()),
     ];
     for (list, names) in lists {
         let mut paths = String::new();

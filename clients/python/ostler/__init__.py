@@ -4,7 +4,7 @@
     node.vms.GetVirtualMachine(vm_pb2.GetVirtualMachineRequest(name="tenants/acme/vms/web"))
 
 `connect` gives a `Node`, whose stubs are those of proto/ostler/v1; a call that fails raises `OstlerError`. `watch` and
-`wait_for` follow VMs, `Console` is a VM's serial console, `upload_plugin` loads a component. Messages are in
+`wait_for` follow VMs, `Console` is a VM's console, `upload_plugin` loads a component. Messages are in
 `ostler.v1`.
 """
 

@@ -1,4 +1,4 @@
-"""A VM's serial console."""
+"""A VM's console."""
 
 import queue
 import threading

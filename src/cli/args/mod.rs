@@ -35,7 +35,7 @@ pub(crate) use plugin::{
     PluginRollbackArgs, PluginUnloadArgs,
 };
 pub use serve::ServeArgs;
-pub(crate) use spec::{Hugepages, SpecArgs};
+pub(crate) use spec::{ConsoleArg, Hugepages, SpecArgs};
 pub(crate) use stream::{ConsoleArgs, EventsArgs, StatsArgs, TopArgs, TopOrder, WaitArgs, WatchArgs};
 pub(crate) use tenant::{TenantCommand, TenantGetArgs};
 pub(crate) use vm::{DestroyArgs, ListArgs, OnVmArgs, RegisterArgs, Removal, RunArgs, StopArgs, VmCommand};

@@ -53,6 +53,18 @@ pub(crate) struct SpecArgs {
     /// Streams between guest and host through a socket; with the guest's context id [default: 3]
     #[arg(long, value_name = "CID", num_args = 0..=1, default_missing_value = "3")]
     pub(crate) vsock: Option<u32>,
+    /// The guest's console: COM1 (ttyS0), or a virtio console (hvc0), whose driver the guest must bring
+    #[arg(long, value_name = "CONSOLE", value_enum, default_value_t = ConsoleArg::Serial)]
+    pub(crate) console: ConsoleArg,
+}
+
+/// Devices that a console may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConsoleArg {
+    /// A serial port, ttyS0
+    Serial,
+    /// A virtio console, hvc0
+    Virtio,
 }
 
 /// Sizes of reserved pages.

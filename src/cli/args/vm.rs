@@ -55,7 +55,7 @@ pub(crate) enum VmCommand {
     Wait(WaitArgs),
     /// Print every change of state, in order
     Watch(WatchArgs),
-    /// Attach to a VM's serial console; Ctrl-] detaches
+    /// Attach to a VM's console; Ctrl-] detaches
     Console(ConsoleArgs),
 }
 

@@ -1,4 +1,4 @@
-//! `ostler vm console`: the user's terminal, or a pipe, on a VM's serial console.
+//! `ostler vm console`: the user's terminal, or a pipe, on a VM's console.
 //!
 //! ```text
 //!   stdin ──thread──▶ requests ──gRPC──▶ guest        ends: Ctrl-] | --until seen | --timeout | input over and quiet

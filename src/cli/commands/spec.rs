@@ -2,16 +2,21 @@
 
 use crate::api::v1;
 
-use super::super::args::{Hugepages, SpecArgs};
+use super::super::args::{ConsoleArg, Hugepages, SpecArgs};
 use super::super::units::{DiskArg, MemoryMib, NicArg, NvmeArg, Rates, TopologyArg};
 
 pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
     use v1::memory_spec::Hugepages as Pages;
+    use v1::virtual_machine_spec::Console;
     let disks = arguments.disks.into_iter();
     let hugepages = match arguments.hugepages {
         None => Pages::None,
         Some(Hugepages::Size2M) => Pages::Size2m,
         Some(Hugepages::Size1G) => Pages::Size1g,
+    };
+    let console = match arguments.console {
+        ConsoleArg::Serial => Console::Serial,
+        ConsoleArg::Virtio => Console::Virtio,
     };
     let (prefault, numa_node) = (arguments.prefault, arguments.numa_node);
     let balloon = arguments.balloon.map(|keep| v1::BalloonSpec { keep_mib: keep.map_or(0, |MemoryMib(keep)| keep) });
@@ -32,6 +37,7 @@ pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
         cpus: Some(v1::CpuSpec { host_cpus: arguments.cpus.unwrap_or_default(), topology }),
         nvme: arguments.nvmes.into_iter().map(nvme).collect(),
         vsock: arguments.vsock.map(|cid| v1::VsockSpec { cid }),
+        console: console.into(),
     }
 }
 

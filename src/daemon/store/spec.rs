@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::format::{Unusable, text};
 use super::nvme;
 use crate::model::{
-    BalloonSpec, BootSpec, CpuSpec, DiskSpec, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, Rate, RateLimits,
-    ServedBy, TapSpec, Topology, VfWish, VlanId, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, CpuSpec, DiskSpec, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, Rate,
+    RateLimits, ServedBy, TapSpec, Topology, VfWish, VlanId, VmSpec, VsockSpec,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub(super) struct StoredSpec {
     vsock: Option<u32>,
     #[serde(default)]
     balloon: Option<StoredBalloon>,
+    /// A virtio console in place of COM1.
+    #[serde(default)]
+    hvc: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -129,6 +132,7 @@ pub(super) fn store_spec(spec: &VmSpec) -> StoredSpec {
         nvmes: spec.nvmes().iter().map(nvme::store_spec).collect(),
         vsock: spec.vsock().map(VsockSpec::cid),
         balloon: spec.balloon().map(|balloon| StoredBalloon { keep_mib: balloon.keep_mib() }),
+        hvc: spec.console() != ConsoleSpec::Serial,
     }
 }
 
@@ -223,5 +227,7 @@ pub(super) fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
     let whole = whole.with_nvmes(nvmes).and_then(|whole| whole.with_vsock(vsock)).map_err(text)?;
     let balloon = spec.balloon.map(|stored| BalloonSpec::new("balloon", stored.keep_mib, whole.memory_mib()));
     let balloon = balloon.transpose().map_err(text)?;
-    load_resources(whole, spec.resources)?.with_balloon(balloon).map_err(text)
+    let console = if spec.hvc { ConsoleSpec::Virtio } else { ConsoleSpec::Serial };
+    let whole = load_resources(whole, spec.resources)?.with_balloon(balloon);
+    whole.and_then(|whole| whole.with_console(console)).map_err(text)
 }

@@ -17,8 +17,8 @@ pub(super) enum PlanError {
     NoLease,
 }
 
-/// The launch of `vm` as `instance`: rng in slot 1, disks, NICs, NVMe devices, the socket device and the balloon in
-/// theirs.
+/// The launch of `vm` as `instance`: rng in slot 1, disks, NICs, NVMe devices, the socket device, the balloon and a virtio
+/// console in theirs.
 pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanError> {
     let spec = &vm.spec;
     let own = spec.device_ids().map(|id| device(vm, id)).collect::<Result<Vec<_>, _>>()?;
@@ -56,6 +56,8 @@ pub(super) fn device(vm: &VmRecord, id: &DeviceId) -> Result<DeviceLaunch, PlanE
         DeviceKind::Vsock { cid: vsock.cid() }
     } else if let Some(balloon) = spec.balloon().filter(|balloon| balloon.id() == id) {
         DeviceKind::Balloon { keep_mib: balloon.keep_mib() }
+    } else if spec.console().id() == Some(id) {
+        DeviceKind::Console
     } else {
         let device = vm.nvmes.iter().find(|device| device.id == *id);
         DeviceKind::Vfio { host: device.and_then(|device| device.function).ok_or(PlanError::NoLease)? }
@@ -75,7 +77,7 @@ fn nic_kind(vm: &VmRecord, nic: &NicSpec) -> Result<DeviceKind, PlanError> {
 /// The daemon's words, then the user's, so that the user's win where the kernel takes the last.
 fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
     let own = &spec.boot().cmdline;
-    let mut words = vec![FIRST_WORDS.to_owned()];
+    let mut words = vec![spec.console().kernel_word().to_owned(), FIRST_WORDS.to_owned()];
     if let Some(nic) = first_nic
         && !own.split(' ').any(|word| word.starts_with("ip="))
     {
@@ -93,7 +95,9 @@ fn cmdline(spec: &VmSpec, first_nic: Option<&NicLease>) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::{NvmeDevice, VfNic, attachments_of, samples};
-    use crate::model::{BalloonSpec, Bdf, BootSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, ServedBy, VfWish};
+    use crate::model::{
+        BalloonSpec, Bdf, BootSpec, ConsoleSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, ServedBy, VfWish,
+    };
 
     #[test]
     fn lays_out_rng_disks_and_nics_each_in_its_slot() {
@@ -138,7 +142,12 @@ mod tests {
         let boot = BootSpec { cmdline: String::new(), ..vm.spec.boot().clone() };
         vm.spec = VmSpec::new(1, 128, boot, vec![], vec![]).unwrap();
         vm.nics.clear();
-        assert_eq!(cmdline(&vm), FIRST_WORDS);
+        assert_eq!(cmdline(&vm), "console=ttyS0 cryptomgr.notests");
+        vm.spec = vm.spec.with_console(ConsoleSpec::Virtio).unwrap();
+        vm.devices = attachments_of(&vm.spec);
+        let launch = plan(&vm, InstanceId::new()).unwrap();
+        assert_eq!(launch.cmdline, "console=hvc0 cryptomgr.notests");
+        assert_eq!(launch.devices.last().unwrap().kind, DeviceKind::Console);
     }
 
     #[test]

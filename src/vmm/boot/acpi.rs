@@ -1,6 +1,6 @@
 //! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): no PIC, no PIT, no RTC, no i8042 for the kernel to probe.
 //!
-//! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1, a generic event
+//! Key types: [`Platform`] in, tables in guest memory out. The DSDT holds the PCI host bridge, COM1 if there is one, a generic event
 //! device with two interrupts, the power button and news of slots, and the port by which a kernel tells that it panicked.
 //! Slots that devices may come to and leave while the guest runs are ACPI devices of the host bridge ([`slots`]).
 
@@ -45,10 +45,8 @@ pub struct Platform<'a> {
     pub last_bus: u8,
     /// 32-bit PCI memory window: base and last address.
     pub pci_window: (u32, u32),
-    /// First port of COM1.
-    pub serial_port: u16,
-    /// GSI of COM1.
-    pub serial_gsi: u32,
+    /// First port and GSI of COM1, if there is one.
+    pub serial: Option<(u16, u32)>,
     /// GSI of the generic event device: the power button.
     pub ged_gsi: u32,
     /// Its second: news of slots.
@@ -145,7 +143,9 @@ fn dsdt(platform: &Platform<'_>) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
     pci_host_bridge(platform, &mut dsdt);
     motherboard(platform, &mut dsdt);
-    serial(platform, &mut dsdt);
+    if let Some((port, gsi)) = platform.serial {
+        serial(port, gsi, &mut dsdt);
+    }
     slots(platform, &mut dsdt);
     events(platform, &mut dsdt);
     panic_event(platform, &mut dsdt);
@@ -194,9 +194,9 @@ fn motherboard(platform: &Platform<'_>, dsdt: &mut Sdt) {
     .to_aml_bytes(dsdt);
 }
 
-fn serial(platform: &Platform<'_>, dsdt: &mut Sdt) {
-    let ports = IO::new(platform.serial_port, platform.serial_port, 1, 8);
-    let interrupt = Interrupt::new(true, true, false, false, platform.serial_gsi);
+fn serial(port: u16, gsi: u32, dsdt: &mut Sdt) {
+    let ports = IO::new(port, port, 1, 8);
+    let interrupt = Interrupt::new(true, true, false, false, gsi);
     Scope::new(
         "\\_SB_".into(),
         vec![&Device::new(
@@ -335,8 +335,7 @@ mod tests {
             ecam: 0xe000_0000,
             last_bus: 0,
             pci_window: (0xc000_0000, 0xdfff_ffff),
-            serial_port: 0x3f8,
-            serial_gsi: 4,
+            serial: Some((0x3f8, 4)),
             ged_gsi: 5,
             slots_gsi: 6,
             slots_port: 0x610,
@@ -381,8 +380,7 @@ mod tests {
             ecam: 0,
             last_bus: 0,
             pci_window: (0, 0),
-            serial_port: 0,
-            serial_gsi: 0,
+            serial: None,
             ged_gsi: 0,
             slots_gsi: 0,
             slots_port: 0,

@@ -1,6 +1,6 @@
-//! The serial console's other side: a ring that keeps the past in a file, and the connections that read and type.
+//! The console's other side, whether a serial line or a virtio device: a ring that keeps the past in a file, and the connections that read and type.
 //!
-//! Key types: [`Ring`] (shared with the vCPU threads that write it), [`Writer`], [`Server`] (control thread).
+//! Key types: [`Ring`] (shared with the threads that write it), [`Writer`], [`Server`] (control thread).
 
 mod ring;
 mod server;

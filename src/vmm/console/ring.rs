@@ -1,6 +1,6 @@
 //! The console's last 64 KiB in a shared file mapping (`wire::console_ring`). Key types: [`Ring`], [`Writer`].
 //!
-//! One writer at a time (the UART's lock sees to that), any number of readers. Positions count bytes since the start
+//! One writer at a time (the UART's lock sees to that; of a virtio console, its thread is the one), any number of readers. Positions count bytes since the start
 //! and never go back, so a reader that was overtaken notices.
 
 use std::fs::File;
@@ -104,7 +104,7 @@ impl Ring {
     }
 }
 
-/// Where the UART's output goes. Never blocks.
+/// Where the guest's output goes. Never blocks.
 pub struct Writer {
     ring: Arc<Ring>,
     readers: Arc<Readers>,

@@ -42,8 +42,8 @@ struct Window {
 
 /// Ports, ECAM and BARs.
 pub(super) struct Bus {
-    /// Rank 1. The UART; never held while another lock is taken.
-    serial: Mutex<Serial<Writer>>,
+    /// Rank 1. The UART, unless the console is a PCI function; never held while another lock is taken.
+    serial: Option<Mutex<Serial<Writer>>>,
     /// Rank 0. Written only when a function comes or goes; each function has a lock of its own (rank 1).
     pci: RwLock<PciBus>,
     /// Rank 0. Sorted by base; read at each access to a BAR, replaced by the control thread when one moves.
@@ -53,18 +53,18 @@ pub(super) struct Bus {
 }
 
 impl Bus {
-    pub(super) fn new(serial: Serial<Writer>, pci: PciBus) -> Self {
+    pub(super) fn new(serial: Option<Serial<Writer>>, pci: PciBus) -> Self {
         Self {
-            serial: Mutex::new(serial),
+            serial: serial.map(Mutex::new),
             pci: RwLock::new(pci),
             windows: RwLock::new(Vec::new()),
             slots: Mutex::default(),
         }
     }
 
-    /// Runs `with` on the UART.
-    pub(super) fn with_serial<T>(&self, with: impl FnOnce(&mut Serial<Writer>) -> T) -> T {
-        with(&mut self.serial.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Runs `with` on the UART, if there is one.
+    pub(super) fn with_serial<T>(&self, with: impl FnOnce(&mut Serial<Writer>) -> T) -> Option<T> {
+        self.serial.as_ref().map(|serial| with(&mut serial.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Runs `with` on the slots' registers.
@@ -97,7 +97,8 @@ impl Bus {
                 data.copy_from_slice(&self.with_slots(|slots| slots.read(port - layout::SLOTS_PORT)).to_le_bytes());
             }
             (layout::SERIAL_PORT..=0x3ff, [byte]) => {
-                *byte = self.with_serial(|serial| serial.read((port - layout::SERIAL_PORT) as u8));
+                let read = self.with_serial(|serial| serial.read((port - layout::SERIAL_PORT) as u8));
+                *byte = read.unwrap_or(*byte);
             }
             // No wake-up is ever pending, the keyboard controller is never busy, and no NMI comes from the bus or memory:
             // with other bits a kernel takes every NMI for a fault of those.

@@ -33,6 +33,7 @@ use super::legacy::power;
 use super::legacy::serial::Serial;
 use super::pci::{PciBus, SharedFunction, SlotTaken};
 use super::ports::{ChangeError, Confine, Doorbell, Effect, GuestMemory, PciFunction};
+use super::virtio::Keyboard;
 use crate::model::{CpuSpec, DeviceChange, MemorySpec, PageSize, PciSlot, Topology};
 use crate::sys::reclaim::Reclaim;
 use crate::sys::{kick, numa};
@@ -136,14 +137,25 @@ pub struct Plan<'a> {
     pub initrd: Option<&'a mut File>,
     /// Kernel command line.
     pub cmdline: &'a str,
-    /// Where the UART's output goes.
-    pub console: Writer,
+    /// By what the guest speaks with its console.
+    pub console: Console,
     /// Where vCPUs count.
     pub counting: &'a Counting,
-    /// Signalled when the guest has taken the input that was typed.
-    pub input_taken: Arc<EventFd>,
     /// First and last slot whose device may come or leave while the VM runs.
     pub hotplug_slots: (PciSlot, PciSlot),
+}
+
+/// What the guest's console is.
+pub enum Console {
+    /// COM1.
+    Serial {
+        /// Where its output goes.
+        output: Writer,
+        /// Signalled when the guest has taken the input that was typed.
+        input_taken: Arc<EventFd>,
+    },
+    /// A PCI function, which comes like the others; this takes what is typed. There is no COM1.
+    Virtio(Keyboard),
 }
 
 /// A VM that is built, and runs once [`Machine::run`] was called.
@@ -151,6 +163,8 @@ pub struct Machine {
     vm: Vm,
     memory: GuestMemory,
     bus: Arc<Bus>,
+    /// `None`: COM1 takes what is typed.
+    keyboard: Option<Keyboard>,
     irqs: IrqTable,
     /// Doorbells as KVM knows them, by slot.
     doorbells: BTreeMap<u8, Vec<Doorbell>>,
@@ -198,7 +212,9 @@ impl Machine {
 
         let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
         let apic_ids: Vec<u8> = (0..plan.vcpus).map(|index| topology.apic_id(index) as u8).collect();
-        let shape = Shape { memory_bytes: plan.memory_bytes, apic_ids: &apic_ids, hotplug_slots: plan.hotplug_slots };
+        let has_serial = matches!(plan.console, Console::Serial { .. });
+        let hotplug_slots = plan.hotplug_slots;
+        let shape = Shape { memory_bytes: plan.memory_bytes, apic_ids: &apic_ids, hotplug_slots, has_serial };
         let entry = load(&memory, images, &shape)?;
         if let Some(first) = vcpus.first() {
             first.set_entry(entry)?;
@@ -209,19 +225,25 @@ impl Machine {
             vm.connect_irq(&event, gsi)?;
             Ok(event)
         };
-        let serial = Serial::new(line(layout::SERIAL_GSI)?, plan.input_taken, plan.console);
+        let (serial, keyboard) = match plan.console {
+            Console::Serial { output, input_taken } => {
+                (Some(Serial::new(line(layout::SERIAL_GSI)?, input_taken, output)), None)
+            }
+            Console::Virtio(keyboard) => (None, Some(keyboard)),
+        };
         let power_button = line(layout::GED_GSI)?;
         let slot_news = line(layout::SLOTS_GSI)?;
         Ok(Self {
             vm,
             memory: GuestMemoryAtomic::new(memory),
             bus: Arc::new(Bus::new(serial, PciBus::new())),
+            keyboard,
             irqs: IrqTable::default(),
             doorbells: BTreeMap::new(),
             pages: PageTable::default(),
             power_button,
             slot_news,
-            hotplug_slots: plan.hotplug_slots,
+            hotplug_slots,
             leaving: Vec::new(),
             vcpus,
             pins: (0..plan.vcpus as usize).map(|index| plan.cpus.pinned(index, plan.vcpus as usize)).collect(),
@@ -414,9 +436,12 @@ impl Machine {
         (1..32).filter_map(|slot| self.bus.function(slot))
     }
 
-    /// Types as much of `input` as the UART takes.
+    /// Types as much of `input` as the console takes.
     pub fn type_in(&self, input: &[u8]) -> usize {
-        self.bus.with_serial(|serial| serial.type_in(input))
+        match &self.keyboard {
+            Some(keyboard) => keyboard.type_in(input),
+            None => self.bus.with_serial(|serial| serial.type_in(input)).unwrap_or(0),
+        }
     }
 
     /// Resets every device, which ends its I/O: nothing reaches a disk afterwards.
@@ -470,11 +495,12 @@ struct Shape<'a> {
     memory_bytes: u64,
     apic_ids: &'a [u8],
     hotplug_slots: (PciSlot, PciSlot),
+    has_serial: bool,
 }
 
 /// Writes kernel, initrd, command line, ACPI tables and the reset vector into guest memory.
 fn load(memory: &GuestMemoryMmap, images: boot::Images<'_>, shape: &Shape<'_>) -> Result<EntryPoint, MachineError> {
-    let &Shape { memory_bytes, apic_ids, hotplug_slots: (first, last) } = shape;
+    let &Shape { memory_bytes, apic_ids, hotplug_slots: (first, last), has_serial } = shape;
     let placement = boot::Placement {
         boot_info: GuestAddress(layout::BOOT_INFO),
         memory_map: GuestAddress(layout::PVH_MEMORY_MAP),
@@ -503,8 +529,7 @@ fn load(memory: &GuestMemoryMmap, images: boot::Images<'_>, shape: &Shape<'_>) -
         ecam: layout::ECAM,
         last_bus: 0,
         pci_window: (layout::PCI_WINDOW as u32, (layout::PCI_WINDOW + layout::PCI_WINDOW_LEN - 1) as u32),
-        serial_port: layout::SERIAL_PORT,
-        serial_gsi: layout::SERIAL_GSI,
+        serial: has_serial.then_some((layout::SERIAL_PORT, layout::SERIAL_GSI)),
         ged_gsi: layout::GED_GSI,
         slots_gsi: layout::SLOTS_GSI,
         slots_port: layout::SLOTS_PORT,

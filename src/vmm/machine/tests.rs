@@ -39,6 +39,11 @@ fn kernel() -> File {
 }
 
 fn machine() -> Option<Machine> {
+    machine_with(|output, input_taken| Console::Serial { output, input_taken })
+}
+
+/// One with another console.
+fn machine_with(console: impl FnOnce(Writer, Arc<EventFd>) -> Console) -> Option<Machine> {
     let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
         eprintln!("skipped: needs /dev/kvm");
         return None;
@@ -46,7 +51,9 @@ fn machine() -> Option<Machine> {
     let hypervisor = Hypervisor::from_fd(OwnedFd::from(kvm)).unwrap();
     let ring = tempfile::tempfile().unwrap();
     ring.set_len(console_ring::FILE_LEN as u64).unwrap();
-    let console = Writer::new(Arc::new(Ring::map(ring).unwrap()), Readers::new().unwrap());
+    let output = Writer::new(Arc::new(Ring::map(ring).unwrap()), Readers::new().unwrap());
+    let input_taken = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let console = console(output, input_taken);
     let mut machine = Machine::build(Plan {
         hypervisor: &hypervisor,
         vcpus: 1,
@@ -59,7 +66,6 @@ fn machine() -> Option<Machine> {
         cmdline: "",
         console,
         counting: &Counting::default(),
-        input_taken: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
         hotplug_slots: (slot(2), slot(6)),
     })
     .unwrap();
@@ -173,4 +179,25 @@ fn refuses_slots_that_are_taken_or_that_the_guest_does_not_know() {
         let refused = insert(&mut machine, slot(number)).unwrap_err();
         assert!(matches!(refused, MachineError::SlotIsFixed { last: 6, .. }), "{refused}");
     }
+}
+
+#[test]
+fn without_com1_its_ports_answer_nothing_and_input_goes_to_the_keyboard() {
+    let Some(serial) = machine() else { return };
+    let line_status = |machine: &Machine| {
+        let mut byte = [0];
+        machine.bus.port_read(layout::SERIAL_PORT + 5, &mut byte);
+        byte[0]
+    };
+    assert_eq!(line_status(&serial), 0x60, "a 16550 that has nothing to say");
+    assert_eq!(serial.type_in(&[b'x'; 5000]), 64);
+    let keyboard = |_, input_taken| Console::Virtio(Keyboard::new(input_taken).unwrap());
+    let Some(machine) = machine_with(keyboard) else { return };
+    for port in layout::SERIAL_PORT..=0x3ff {
+        let mut byte = [0];
+        assert_eq!(machine.bus.port_write(port, &[0]), None);
+        machine.bus.port_read(port, &mut byte);
+        assert_eq!(byte, [0xff], "{port:#x}");
+    }
+    assert_eq!((machine.type_in(&[b'x'; 5000]), machine.type_in(b"y")), (4096, 0));
 }

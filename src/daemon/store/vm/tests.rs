@@ -7,8 +7,8 @@ use crate::daemon::record::{NvmeDevice, samples};
 use crate::daemon::store::format::parse_digest;
 use crate::daemon::store::plugin::decode_plugin;
 use crate::model::{
-    CpuSpec, MemorySpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, PageSize, RateLimits, ServedBy, TapSpec, Topology,
-    VfWish, VlanId,
+    ConsoleSpec, CpuSpec, MemorySpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, PageSize, RateLimits, ServedBy, TapSpec,
+    Topology, VfWish, VlanId,
 };
 
 #[test]
@@ -73,6 +73,9 @@ fn every_state_round_trips() {
     vm.spec = vm.spec.with_memory(memory).unwrap().with_cpus(cpus).unwrap();
     vm.run = None;
     assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
+    vm.spec = vm.spec.with_console(ConsoleSpec::Virtio).unwrap();
+    vm.devices = attachments_of(&vm.spec);
+    assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
 }
 
 #[test]
@@ -102,6 +105,8 @@ fn reads_a_record_from_before_there_were_devices_of_the_host() {
     assert!(json.as_object_mut().unwrap().remove("nvmes").is_some());
     assert!(json["spec"].as_object_mut().unwrap().remove("nvmes").is_some());
     assert!(json["spec"].as_object_mut().unwrap().remove("vsock").is_some());
+    // And the console was COM1.
+    assert!(json["spec"].as_object_mut().unwrap().remove("hvc").is_some());
     assert_eq!(decode_vm(json.to_string().as_bytes()), Ok(vm));
 }
 
