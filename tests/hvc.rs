@@ -1,7 +1,9 @@
 //! A guest whose console is a virtio device: all that it prints and is told goes that way, there is no serial port, and
 //! what holds of a serial console holds of this one. Boots guests (feature `lab`).
 
-use crate::support::guest::{boot, bootable, linux_with};
+use crate::support::console::Console;
+use crate::support::guest::{boot, bootable, linux, linux_with};
+use crate::support::terminal::Terminal;
 use crate::support::wait::{BOOT, until};
 use crate::support::{Caller, Host, facts};
 use ostler::api::v1;
@@ -83,6 +85,36 @@ fn what_is_typed_during_a_pause_comes_after_it_and_a_reboot_brings_the_console_b
     // Stays with the VM.
     let refused = acme.detach("web", "console", None, true).unwrap_err();
     assert_eq!(facts(&refused).reason, "DEVICE_FIXED", "{refused:?}");
+}
+
+/// That the guest knows the window's size, or will: an interrupt tells it.
+fn expect_window(console: &mut Console, rows_and_columns: &str) {
+    console.type_line(&format!(
+        "until [ \"$(stty size </dev/hvc0)\" = '{rows_and_columns}' ]; do sleep 0.1; done; echo fit-$((40+2))"
+    ));
+    console.expect("fit-42");
+}
+
+#[test]
+fn the_size_of_the_window_reaches_the_guest() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let (mut console, _) = boot(&host, &acme, "web", with_hvc(linux()));
+    console.resize(132, 43);
+    expect_window(&mut console, "43 132");
+    // A client tells that of its terminal, now and each time that it changes.
+    let sign = host.data().join("larger");
+    let mut command = host.command("tenant-acme");
+    command.args(["vm", "console", "web"]);
+    let later = format!("(until [ -e {} ]; do sleep 0.1; done; stty rows 50 cols 90 </dev/tty) &", sign.display());
+    let mut terminal = Terminal::run(&format!("stty rows 30 cols 100; {later} {{}}"), &command);
+    expect_window(&mut console, "30 100");
+    std::fs::write(&sign, "").unwrap();
+    expect_window(&mut console, "50 90");
+    terminal.press(b"\x1d");
+    terminal.end();
+    console.resize(0, 43);
+    assert_eq!(facts(&console.end().1.unwrap_err()).reason, "BAD_FIELD");
 }
 
 #[test]

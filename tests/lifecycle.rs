@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::{spawn, wait};
 use crate::support::guest::{boot, linux, linux_with, nic};
 use crate::support::host::taps;
+use crate::support::terminal::Terminal;
 use crate::support::wait::{BOOT, SOON, until};
 use crate::support::{Host, facts};
 use ostler::api::v1;
@@ -268,44 +269,19 @@ fn a_vm_for_the_moment_outlives_resets_and_not_its_client() {
     until("the vmm's end", SOON, || host.vmm_processes().is_empty().then_some(()));
 }
 
-/// The command on a terminal of its own, which says what its settings are before and after, and what the command's code was.
-fn on_a_terminal(command: &std::process::Command) -> std::process::Command {
-    let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_str().unwrap());
-    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
-    let line = format!("echo before $(stty -g); {}; echo code $?; echo after $(stty -g)", words.join(" "));
-    let mut script = std::process::Command::new("script");
-    script.args(["--quiet", "--command", &line, "/dev/null"]);
-    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    script
-}
-
 #[test]
 fn a_terminal_gives_every_key_to_the_guest_but_the_escape_key_and_is_as_before_afterwards() {
-    use std::io::{Read, Write};
-    use std::process::Stdio;
     let host = Host::with_guests();
     let mut command = host.command("tenant-acme");
     command.args(["vm", "run", "web", "--grace", "0"]).args(LINUX);
-    let mut client = on_a_terminal(&command).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut keys, mut screen, mut shown) =
-        (client.stdin.take().unwrap(), client.stdout.take().unwrap(), String::new());
-    let mut until_shown = |wanted: &str| {
-        let mut buffer = [0; 4096];
-        while !shown.contains(wanted) {
-            let len = screen.read(&mut buffer).unwrap();
-            assert_ne!(len, 0, "the terminal is gone: {shown}");
-            shown.push_str(&String::from_utf8_lossy(&buffer[..len]));
-        }
-        shown.clone()
-    };
-    until_shown("ostler-guest: ready");
+    let lines = "echo before $(stty -g); {}; echo code $?; echo after $(stty -g)";
+    let mut terminal = Terminal::run(lines, &command);
+    terminal.expect("ostler-guest: ready");
     // Ctrl-C, which ends a client that reads lines; then what only the guest can answer.
-    keys.write_all(b"\x03\necho answer-$((6*7))\n").unwrap();
-    until_shown("answer-42");
-    keys.write_all(b"\x1d").unwrap();
-    let shown = until_shown("after ");
-    let shown = shown + &std::io::read_to_string(&mut screen).unwrap();
-    client.wait().unwrap();
+    terminal.press(b"\x03\necho answer-$((6*7))\n");
+    terminal.expect("answer-42");
+    terminal.press(b"\x1d");
+    let shown = terminal.end();
     let told = |what: &str| {
         let line = shown.lines().find_map(|line| line.trim().strip_prefix(what));
         line.unwrap_or_else(|| panic!("no {what:?}: {shown}")).to_owned()

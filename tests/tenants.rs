@@ -74,7 +74,7 @@ fn roles_come_from_the_file_and_change_with_it() {
     // A console may be read and not typed into.
     let (_, end) = Console::attach(&viewer, "web").end();
     assert_eq!(facts(&end.unwrap_err()).reason, "NO_PROCESS");
-    let typed = v1::ConsoleRequest { name: viewer.name("web"), input: b"rm -rf /\n".to_vec() };
+    let typed = v1::ConsoleRequest { name: viewer.name("web"), input: b"rm -rf /\n".to_vec(), ..Default::default() };
     let typed = wait(viewer.vms.clone().console(tokio_stream::iter([typed]))).map(drop);
     assert_eq!(reason(typed), "ROLE_DENIED");
 

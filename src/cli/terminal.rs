@@ -64,11 +64,14 @@ impl Screen {
 
     /// Lines and columns as they are now.
     pub(crate) fn size() -> (usize, usize) {
-        let or = |given: u16, usual| if given == 0 { usual } else { usize::from(given) };
-        match tcgetwinsize(io::stdout()) {
-            Ok(size) => (or(size.ws_row, USUAL_HEIGHT), or(size.ws_col, USUAL_WIDTH)),
-            Err(_) => (USUAL_HEIGHT, USUAL_WIDTH),
-        }
+        Self::window()
+            .map_or((USUAL_HEIGHT, USUAL_WIDTH), |(lines, columns)| (usize::from(lines), usize::from(columns)))
+    }
+
+    /// The same of a terminal that says it; neither is 0.
+    pub(crate) fn window() -> Option<(u16, u16)> {
+        let size = tcgetwinsize(io::stdout()).ok()?;
+        (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
     }
 
     /// Shows as much of `text` as there is room for. What was there before is written over, not cleared first: nothing

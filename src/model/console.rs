@@ -1,4 +1,4 @@
-//! By which device a guest speaks with its console. Key type: [`ConsoleSpec`].
+//! By which device a guest speaks with its console, and how large its window is. Key types: [`ConsoleSpec`], [`WindowSize`].
 
 use std::sync::LazyLock;
 
@@ -33,4 +33,13 @@ impl ConsoleSpec {
             Self::Virtio => "console=hvc0",
         }
     }
+}
+
+/// What a terminal shows at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WindowSize {
+    /// Characters in a line; 0: not known.
+    pub columns: u16,
+    /// Lines; 0: not known.
+    pub rows: u16,
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, ServedBy, VmId};
+use super::{Bdf, CpuSpec, DeviceId, InstanceId, MemorySpec, RateLimits, ServedBy, VmId, WindowSize};
 
 /// Devices that a VM takes while it runs, beyond those that it was launched with: their threads and rings are made ahead,
 /// and each costs a few pages of memory.
@@ -113,6 +113,8 @@ pub enum DeviceChange {
         /// What the guest shall keep, in MiB; `None`: all.
         keep_mib: Option<u64>,
     },
+    /// Another size of the window on the console.
+    Window(WindowSize),
 }
 
 /// A device number on PCI bus 0: 1 to 31 (0 is the host bridge).

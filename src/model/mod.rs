@@ -28,7 +28,7 @@ mod vsock;
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use balloon::BalloonSpec;
 pub use canonical::{NotCanonical, canonical};
-pub use console::ConsoleSpec;
+pub use console::{ConsoleSpec, WindowSize};
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginMode, PolicyFault, PolicyScope, Verdict, denier,
 };

@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::launch::{decode_balloon, decode_device, decode_limits, encode_balloon, encode_device, encode_limits};
 use super::{MAX_DESCRIPTORS, MAX_PACKET_LEN, VERSION, proto};
-use crate::model::{DeviceChange, DeviceId, DeviceLaunch, IdError, InstanceId, VmExit, VmId};
+use crate::model::{DeviceChange, DeviceId, DeviceLaunch, IdError, InstanceId, VmExit, VmId, WindowSize};
 
 /// Why a packet was refused.
 #[derive(Debug, thiserror::Error)]
@@ -277,6 +277,9 @@ fn encode_change(device: &DeviceId, change: &DeviceChange) -> proto::DeviceChang
         DeviceChange::Resized => Change::Resized(proto::Resized {}),
         DeviceChange::Limits(limits) => Change::Limits(encode_limits(*limits)),
         DeviceChange::Balloon { keep_mib } => Change::Balloon(encode_balloon(*keep_mib)),
+        DeviceChange::Window(WindowSize { columns, rows }) => {
+            Change::Window(proto::Window { columns: u32::from(*columns), rows: u32::from(*rows) })
+        }
     };
     proto::DeviceChange { device: device.to_string(), change: Some(change) }
 }
@@ -288,6 +291,10 @@ fn decode_change(change: proto::DeviceChange) -> Result<ToVmm, WireError> {
         Change::Resized(_) => DeviceChange::Resized,
         Change::Limits(limits) => DeviceChange::Limits(decode_limits(Some(limits))?),
         Change::Balloon(balloon) => DeviceChange::Balloon { keep_mib: decode_balloon(balloon) },
+        Change::Window(proto::Window { columns, rows }) => {
+            let len = |len| u16::try_from(len).map_err(|_| WireError::TooLarge("window"));
+            DeviceChange::Window(WindowSize { columns: len(columns)?, rows: len(rows)? })
+        }
     };
     Ok(ToVmm::DeviceChange { device, change })
 }
@@ -396,7 +403,8 @@ mod tests {
         let limits = RateLimits { bandwidth: Rate::new("f", 10 << 20, 0).ok(), operations: None };
         let data: DeviceId = "data".parse().unwrap();
         let balloon = |keep_mib| DeviceChange::Balloon { keep_mib };
-        let changes = [DeviceChange::Resized, DeviceChange::Limits(limits), balloon(Some(128)), balloon(None)];
+        let window = DeviceChange::Window(WindowSize { columns: 132, rows: 43 });
+        let changes = [DeviceChange::Resized, DeviceChange::Limits(limits), balloon(Some(128)), balloon(None), window];
         let changes = changes.map(|change| ToVmm::DeviceChange { device: data.clone(), change });
         let kind = DeviceKind::Block { is_read_only: true, queues: 2, limits };
         let plan = DeviceLaunch { id: data.clone(), slot: PciSlot::new(31).unwrap(), kind };

@@ -39,7 +39,7 @@ struct State {
 impl Console {
     pub fn attach(caller: &Caller, vm: &str) -> Self {
         let (input, requests) = mpsc::channel(16);
-        input.try_send(v1::ConsoleRequest { name: caller.name(vm), input: vec![] }).unwrap();
+        input.try_send(v1::ConsoleRequest { name: caller.name(vm), ..Default::default() }).unwrap();
         let stream = wait(caller.vms.clone().console(ReceiverStream::new(requests)));
         let shared = Arc::new(Shared::default());
         let reader = shared.clone();
@@ -100,7 +100,13 @@ impl Console {
 
     /// Types a line and does not wait.
     pub fn type_line(&mut self, line: &str) {
-        let request = v1::ConsoleRequest { name: String::new(), input: format!("{line}\n").into_bytes() };
+        let request = v1::ConsoleRequest { input: format!("{line}\n").into_bytes(), ..Default::default() };
+        wait(self.input.send(request)).expect("the console is closed");
+    }
+
+    /// Says how large its window is.
+    pub fn resize(&self, columns: u32, rows: u32) {
+        let request = v1::ConsoleRequest { window: Some(v1::WindowSize { columns, rows }), ..Default::default() };
         wait(self.input.send(request)).expect("the console is closed");
     }
 

@@ -26,6 +26,7 @@ pub mod host;
 pub mod operations;
 pub mod shell;
 pub mod strays;
+pub mod terminal;
 pub mod vmm;
 pub mod wait;
 

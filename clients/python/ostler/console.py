@@ -64,6 +64,10 @@ class Console:
         """Types into the guest."""
         self._input.put(vm_pb2.ConsoleRequest(input=text.encode() if isinstance(text, str) else text))
 
+    def resize(self, columns, rows):
+        """Says how large the window is: a guest with a virtio console is told of it."""
+        self._input.put(vm_pb2.ConsoleRequest(window=vm_pb2.WindowSize(columns=columns, rows=rows)))
+
     def close(self):
         """Leaves the console; the VM goes on."""
         self._stream.cancel()

@@ -19,7 +19,7 @@ use super::super::failure::{Exit, Failure};
 use super::super::terminal::RawMode;
 use super::super::view::short;
 use super::super::{print, show_bytes};
-use super::line::{InputEnd, Line, read_input};
+use super::line::{InputEnd, Line, follow_window, read_input};
 
 pub(crate) async fn console(mut client: Client, arguments: ConsoleArgs) -> Result<(), Failure> {
     let name = client.caller.vm(&arguments.name.name)?.to_string();
@@ -33,6 +33,9 @@ pub(crate) async fn console(mut client: Client, arguments: ConsoleArgs) -> Resul
     let is_keyboard = raw.is_some();
     if is_keyboard {
         eprint!("[attached to {}, Ctrl-] detaches]\r\n", print::clean(&shown));
+    }
+    if is_keyboard {
+        tokio::spawn(follow_window(line.clone()));
     }
     let input_end = read_input(line, is_keyboard);
     let end = converse(&mut output, input_end, &arguments, is_keyboard).await;

@@ -1,15 +1,17 @@
-//! A VM's serial line: the console call, and the keyboard (or pipe) that types into it. Key types: [`Line`], [`InputEnd`].
+//! A VM's line: the console call, the keyboard (or pipe) that types into it, and the window that shows it. Key types:
+//! [`Line`], [`InputEnd`].
 
 use std::io::{self, Read};
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::api::v1::{ConsoleRequest, ConsoleResponse};
+use crate::api::v1::{ConsoleRequest, ConsoleResponse, WindowSize};
 
 use super::super::client::Client;
-use super::super::terminal::{Escape, escape};
+use super::super::terminal::{Escape, Screen, escape};
 
 /// Bytes of input per request.
 const CHUNK_LEN: usize = 4096;
@@ -33,7 +35,7 @@ impl Line {
     pub(super) async fn open(client: &mut Client, name: &str) -> Result<Self, Status> {
         let (requests, outgoing) = mpsc::channel(MAX_REQUESTS);
         // The channel is empty: this cannot wait.
-        let _ = requests.send(ConsoleRequest { name: name.to_owned(), input: Vec::new() }).await;
+        let _ = requests.send(ConsoleRequest { name: name.to_owned(), ..Default::default() }).await;
         let output = client.vms.console(ReceiverStream::new(outgoing)).await?.into_inner();
         Ok(Self { requests, output })
     }
@@ -46,6 +48,23 @@ pub(super) enum InputEnd {
     Eof,
     /// The user pressed the escape key.
     Detached,
+}
+
+/// Tells whatever line there is how large the terminal is: each new one, and each time that it changes.
+pub(super) async fn follow_window(mut line: watch::Receiver<Requests>) {
+    let Ok(mut changed) = signal(SignalKind::window_change()) else { return };
+    loop {
+        let requests = line.borrow_and_update().clone();
+        let window = Screen::window().map(|(rows, columns)| WindowSize { columns: columns.into(), rows: rows.into() });
+        if window.is_some() {
+            // A line that has ended is followed by another.
+            let _ = requests.send(ConsoleRequest { window, ..Default::default() }).await;
+        }
+        tokio::select! {
+            _ = changed.recv() => {}
+            next = line.changed() => if next.is_err() { return },
+        }
+    }
 }
 
 /// Passes stdin on from a thread of its own (reading it cannot be cancelled; the thread ends with the process) to whatever
@@ -67,7 +86,7 @@ pub(super) fn read_input(line: watch::Receiver<Requests>, is_keyboard: bool) -> 
             };
             if !typed.is_empty() {
                 let requests = line.borrow().clone();
-                let _ = requests.blocking_send(ConsoleRequest { name: String::new(), input: typed.to_vec() });
+                let _ = requests.blocking_send(ConsoleRequest { input: typed.to_vec(), ..Default::default() });
             }
             if let Some(end) = end {
                 break end;

@@ -28,7 +28,7 @@ use super::super::terminal::RawMode;
 use super::super::view::{VmView, json, short};
 use super::super::{print, show, show_bytes};
 use super::follow::Changes;
-use super::line::{InputEnd, Line, Requests, read_input};
+use super::line::{InputEnd, Line, Requests, follow_window, read_input};
 use super::spec::spec;
 use super::vm::{QUICK, START, STOP_MARGIN};
 
@@ -146,6 +146,9 @@ impl Session<'_> {
         let first = Line::open(self.client, self.name).await?;
         let (keyboard, to) = watch::channel(first.requests.clone());
         self.line = Some(first);
+        if is_keyboard {
+            tokio::spawn(follow_window(to.clone()));
+        }
         let mut input_end = std::pin::pin!(read_input(to, is_keyboard));
         let mut is_input_over = false;
         // What the watch said of the guest's end; what it printed before comes first.

@@ -13,8 +13,9 @@ use super::audit::{Audit, Change};
 use super::call::within;
 use super::vm::{Responses, vm_ref};
 use super::{Ending, ended, status};
-use crate::api::v1::{ConsoleRequest, ConsoleResponse};
-use crate::daemon::service::{Console, Identity, ServiceError, SharedNode};
+use crate::api::v1::{self, ConsoleRequest, ConsoleResponse};
+use crate::daemon::service::{Console, Identity, ServiceError, SharedNode, Window};
+use crate::model::{SpecError, WindowSize};
 
 /// Output per response, in bytes.
 const CHUNK_LEN: usize = 16 << 10;
@@ -37,6 +38,7 @@ pub(super) async fn open(
     let first = within(FIRST_LIMIT, requests.message()).await?.unwrap_or_default();
     let name = vm_ref(&first.name)?;
     let may_type = principal.may_change();
+    let size = window_size(first.window)?;
     let change = Change::new(&principal, "Console", &name);
     let console = match node.open_console(&principal, &name.tenant, &name.vm).await {
         Ok(_) if !may_type && !first.input.is_empty() => Err(ServiceError::RoleDenied),
@@ -47,8 +49,9 @@ pub(super) async fn open(
     let console = console?;
     let (responses, stream) = mpsc::channel(QUEUE_LEN);
     match console {
-        Console::Live(socket) => {
-            tokio::spawn(join(socket, Keyboard { first: first.input, requests, may_type }, responses, ending));
+        Console::Live(socket, window) => {
+            let keyboard = Keyboard { typed: first.input, size, requests, window, may_type };
+            tokio::spawn(join(socket, keyboard, responses, ending));
         }
         Console::Kept { output, state } => {
             tokio::spawn(async move {
@@ -70,8 +73,8 @@ async fn join(socket: UnixStream, keyboard: Keyboard, responses: Output, mut end
     let (output, input) = socket.into_split();
     let mut typing = tokio::spawn(keyboard.type_into(input));
     tokio::select! {
-        _refused = &mut typing => {
-            let _ = responses.send(Err(status::of(&ServiceError::RoleDenied))).await;
+        Ok(refusal) = &mut typing => {
+            let _ = responses.send(Err(refusal)).await;
         }
         () = show(output, &responses) => {}
         () = responses.closed() => {}
@@ -92,32 +95,49 @@ async fn show(mut output: OwnedReadHalf, responses: &Output) {
     }
 }
 
-/// What the client types.
+/// What the client types, and how large its window is.
 struct Keyboard {
-    first: Vec<u8>,
+    /// Of its first request.
+    typed: Vec<u8>,
+    size: Option<WindowSize>,
+    /// The further ones.
     requests: Streaming<ConsoleRequest>,
+    window: Window,
     /// A viewer reads only.
     may_type: bool,
 }
 
 impl Keyboard {
     /// Carries input to the guest; returns only when there is some that may not be.
-    async fn type_into(self, mut socket: OwnedWriteHalf) {
-        let Self { first: mut input, mut requests, may_type } = self;
+    async fn type_into(self, mut socket: OwnedWriteHalf) -> Status {
+        let Self { mut typed, mut size, mut requests, window, may_type } = self;
         loop {
-            if !input.is_empty() && !may_type {
-                return;
+            if !typed.is_empty() && !may_type {
+                return status::of(&ServiceError::RoleDenied);
             }
-            if socket.write_all(&input).await.is_err() {
+            if let Some(size) = size.filter(|_| may_type) {
+                window.resize(size).await;
+            }
+            if socket.write_all(&typed).await.is_err() {
                 break;
             }
-            match requests.message().await {
-                Ok(Some(request)) => input = request.input,
-                Ok(None) | Err(_) => break,
-            }
+            let Ok(Some(request)) = requests.message().await else { break };
+            typed = request.input;
+            size = match window_size(request.window) {
+                Ok(size) => size,
+                Err(refusal) => return refusal,
+            };
         }
         // The socket's write half stays open until the console ends: a vmm may take its end for the client's.
-        std::future::pending::<()>().await;
-        drop(socket);
+        std::future::pending().await
     }
+}
+
+fn window_size(size: Option<v1::WindowSize>) -> Result<Option<WindowSize>, Status> {
+    let Some(v1::WindowSize { columns, rows }) = size else { return Ok(None) };
+    let len = |field: &'static str, len: u32| match u16::try_from(len) {
+        Ok(len @ 1..) => Ok(len),
+        _ => Err(status::bad_field(&SpecError::new(field, format!("{len}: a window has 1 to {}", u16::MAX)))),
+    };
+    Ok(Some(WindowSize { columns: len("window.columns", columns)?, rows: len("window.rows", rows)? }))
 }

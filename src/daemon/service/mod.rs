@@ -52,7 +52,7 @@ use crate::sys::program::Program;
 pub use access::Whose;
 pub use attach::Unplug;
 pub use boot::BootError;
-pub use console::Console;
+pub use console::{Console, Window};
 pub use decisions::{Exported, Verified};
 use devices::HostDevices;
 pub use devices::{DeviceError, DeviceView, NvmeView, Released, lease_etag};

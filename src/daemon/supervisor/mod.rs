@@ -44,7 +44,7 @@ use crate::daemon::files::Files;
 use crate::daemon::operation::Underway;
 use crate::daemon::record::{NicLease, NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::CallId;
-use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId};
+use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId, WindowSize};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
 pub use backing::BackingError;
@@ -389,6 +389,14 @@ impl VmHandle {
     /// Has the guest keep so much of its memory; `None`: all.
     pub async fn keep(&self, balloon: DeviceId, keep_mib: Option<u64>) -> Result<VmRecord, CallError> {
         self.change(Change { device: balloon, what: DeviceChange::Balloon { keep_mib }, file_bytes: 0 }).await
+    }
+
+    /// Has the guest told how large the window on its console is. Not waited for: where it cannot be told now (the VM is
+    /// paused, or has no process) it is not.
+    pub async fn tell_window(&self, console: DeviceId, size: WindowSize) -> Result<(), CallError> {
+        let change = Change { device: console, what: DeviceChange::Window(size), file_bytes: 0 };
+        let (reply, _not_waited_for) = oneshot::channel();
+        self.ask(Request::Lifecycle(self.asked(Wanted::Changed(change), reply))).await
     }
 
     async fn change(&self, change: Change) -> Result<VmRecord, CallError> {

@@ -566,7 +566,7 @@ async fn sleep_until(at: Option<Instant>) {
 /// What is to stay of a change, if anything; why it cannot be made.
 fn changed_spec(spec: &VmSpec, change: &Change) -> Result<Option<VmSpec>, String> {
     match change.what {
-        DeviceChange::Resized => Ok(None),
+        DeviceChange::Resized | DeviceChange::Window(_) => Ok(None),
         DeviceChange::Limits(limits) => {
             let limited = spec.clone().with_limits(&change.device, limits);
             let none = || format!("the VM has no disk and no NIC on a tap named {}", change.device);

@@ -330,7 +330,7 @@ impl Device for Block {
                 self.limiter.set(limits);
                 Ok(None)
             }
-            DeviceChange::Balloon { .. } => Err(ChangeError::Unsupported),
+            DeviceChange::Balloon { .. } | DeviceChange::Window(_) => Err(ChangeError::Unsupported),
         }
     }
 

@@ -9,13 +9,16 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::Keyboard;
 use super::keyboard::MAX_TYPED;
-use crate::model::DeviceId;
+use crate::model::{DeviceChange, DeviceId, WindowSize};
+use crate::vmm::ports::ChangeError;
 use crate::vmm::virtio::chain::{self, Chain};
 use crate::vmm::virtio::device::{Active, Device, Fault, Identity, Next, Wake};
 use crate::vmm::virtio::queue::{Ring, RingFault};
 
 /// Queues of port 0: to the guest, and from it.
 const QUEUE_SIZES: [u16; 2] = [64, 64];
+/// Feature (VIRTIO 1.2 §5.3.3): the configuration tells the size of the window.
+const F_SIZE: u64 = 1 << 0;
 /// Communication controller, other.
 const CLASS: u32 = 0x07_80_00;
 /// Output that one request may hold, in bytes: as much as is kept of the past. What exceeds it is lost.
@@ -27,12 +30,18 @@ pub struct Console<W> {
     id: DeviceId,
     keyboard: Keyboard,
     output: W,
+    window: WindowSize,
 }
 
 impl<W: Write> Console<W> {
     /// A console with what is typed on `keyboard`.
     pub fn new(id: DeviceId, keyboard: Keyboard, output: W) -> Self {
-        Self { id, keyboard, output }
+        Self { id, keyboard, output, window: WindowSize::default() }
+    }
+
+    /// Device configuration: `cols`, then `rows`. What follows is for features that are not on offer.
+    fn config(&self) -> Vec<u8> {
+        [self.window.columns, self.window.rows].into_iter().flat_map(u16::to_le_bytes).collect()
     }
 
     /// Gives the guest what was typed, as far as it has buffers.
@@ -110,8 +119,8 @@ impl<W: Write + Send + 'static> Device for Console<W> {
             id: self.id.to_string(),
             device_type: VIRTIO_ID_CONSOLE as u16,
             class: CLASS,
-            features: 0,
-            config: Vec::new(),
+            features: F_SIZE,
+            config: self.config(),
             queue_sizes: QUEUE_SIZES.to_vec(),
         }
     }
@@ -131,6 +140,12 @@ impl<W: Write + Send + 'static> Device for Console<W> {
             next = next.or(self.give(ring, &memory)?);
         }
         Ok(next)
+    }
+
+    fn change(&mut self, change: DeviceChange) -> Result<Option<Vec<u8>>, ChangeError> {
+        let DeviceChange::Window(window) = change else { return Err(ChangeError::Unsupported) };
+        self.window = window;
+        Ok(Some(self.config()))
     }
 
     fn stop(&mut self) {}

@@ -5,6 +5,8 @@
 //!                                           worker ◀─ queue 1 (transmit) ◀─ guest
 //!   readers of the console ◀── output (`Write`: the console's ring)
 //! ```
+//! The configuration tells the size of the window, if whoever shows the console has said it.
+//!
 //! Key types: [`Console`], [`Keyboard`]. What is typed waits for the guest in the keyboard, which is bounded; output never
 //! waits. Both outlast a reset by the driver: what was typed before is for the next one.
 

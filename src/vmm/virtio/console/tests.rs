@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::keyboard::MAX_TYPED;
 use super::*;
+use crate::model::{DeviceChange, WindowSize};
 use crate::vmm::ports::PciFunction;
 use crate::vmm::virtio::testing::*;
 
@@ -64,10 +65,10 @@ impl Bench {
 }
 
 #[test]
-fn is_a_console_of_one_port_without_features() {
+fn is_a_console_of_one_port_that_tells_the_size_of_its_window() {
     let mut bench = Bench::new();
     assert_eq!((bench.driver.config(0, 4), bench.driver.config(8, 4)), (0x1043_1af4, 0x0780_0001));
-    assert_eq!(bench.driver.features() & 0xff_ffff, 0, "no size, no further ports, no early output");
+    assert_eq!(bench.driver.features() & 0xff_ffff, 1, "the size; no further ports, no early output");
     assert_eq!(bench.driver.function.vectors().len(), 3);
 }
 
@@ -158,4 +159,24 @@ fn answers_requests_of_no_use_and_prints_no_more_than_is_kept() {
     bench.driver.send(FROM_GUEST, &[piece(DATA, 3, 0), piece(DATA, 3, WRITE)]);
     assert_eq!(bench.driver.wait_used(FROM_GUEST).1, 0);
     assert_eq!((bench.driver.status(), bench.driver.function.faults()), (15, 4));
+}
+
+#[test]
+fn a_window_of_another_size_is_told_with_an_interrupt() {
+    let mut bench = Bench::new();
+    let size = |bench: &mut Bench| {
+        let mut config = [0; 4];
+        bench.driver.function_config(&mut config);
+        config
+    };
+    let window = |columns, rows| DeviceChange::Window(WindowSize { columns, rows });
+    assert_eq!(size(&mut bench), [0; 4], "not known");
+    bench.driver.bring_up(ALL_FEATURES);
+    while bench.driver.has_interrupt(0, Duration::ZERO) {}
+    bench.driver.function.change(window(132, 43)).unwrap();
+    bench.driver.wait_interrupt(0);
+    assert_eq!(size(&mut bench), [132, 0, 43, 0]);
+    bench.driver.reset();
+    assert_eq!(size(&mut bench), [132, 0, 43, 0], "the next driver reads it");
+    assert!(bench.driver.function.change(DeviceChange::Resized).is_err());
 }
