@@ -117,7 +117,8 @@ fn refuses_what_is_not_to_be(host: &Host, acme: &Caller) {
     }
     assert_eq!(acme.get("web").unwrap().spec.unwrap().memory.unwrap().balloon.unwrap().keep_mib, 144);
     acme.register("plain", linux()).unwrap();
-    assert_eq!(facts(&acme.keep("plain", 128).unwrap_err()).metadata["field"], "name");
+    let without = facts(&acme.keep("plain", 128).unwrap_err());
+    assert_eq!((without.code, without.reason.as_str()), (Code::FailedPrecondition, "CHANGE_FAILED"));
     assert_eq!(host.tenant("globex").keep("tenants/acme/vms/web", 128).unwrap_err().code(), Code::NotFound);
     let fixed = facts(&acme.detach("web", "balloon", None, true).unwrap_err());
     assert!(fixed.message.contains("cannot be detached"), "{fixed:?}");
