@@ -151,6 +151,8 @@ fn another_tenant_reads_zeroes(host: &Host, drives: &Drives) {
     globex.register("next", of_size(64)).unwrap();
     let (mut next, of_next) = boot(host, &globex, "next");
     assert_eq!(of_next.namespace_id, 3);
+    let unique_id = |id| lab(host, drives).namespaces.into_iter().find(|one| one.namespace_id == id).unwrap().unique_id;
+    assert_eq!([1, 3].map(unique_id), ["", "eui64:5254000000000003"]);
     assert!(is_zero(&mut next), "it reads what another tenant wrote");
     globex.destroy("next", true).unwrap();
 }

@@ -84,6 +84,8 @@ struct NamespaceView {
     controllers: Vec<u32>,
     block_device: String,
     uses: Vec<String>,
+    /// `nguid:…`, `eui64:…`; empty if the controller does not say it.
+    unique_id: String,
     lease: Option<LeaseView>,
 }
 
@@ -162,6 +164,7 @@ impl From<v1::NvmeHostNamespace> for NamespaceView {
             controllers: namespace.controllers,
             block_device: namespace.block_device,
             uses: namespace.uses,
+            unique_id: namespace.unique_id,
             lease: namespace.lease.map(LeaseView::from),
         }
     }

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use super::devices::{self, VirtualFunction, names, number, target_name, text};
 use crate::model::Bdf;
-use crate::sys::nvme::identify::{ControllerIdentity, PrimaryCapabilities};
+use crate::sys::nvme::identify::{ControllerIdentity, NamespaceIdentity, PrimaryCapabilities};
 use crate::sys::nvme::{Admin, CommandError, block};
 
 /// Where sysfs is mounted.
@@ -89,6 +89,8 @@ pub struct Secondary {
 pub struct Namespace {
     /// Its id in the subsystem.
     pub nsid: u32,
+    /// Which one it is, whatever its id ([`NamespaceIdentity::unique_id`]); `None` if that is not known.
+    pub unique_id: Option<String>,
     /// Bytes that it holds; 0 if its format is not known.
     pub size_bytes: u64,
     /// Bytes of a logical block.
@@ -197,6 +199,7 @@ fn ask(admin: &Admin, device: &str, address: Bdf, uses: &HostUses) -> Result<Nvm
             let block_device = block::of_namespace(device, nsid);
             namespaces.push(Namespace {
                 nsid,
+                unique_id: page.as_ref().and_then(NamespaceIdentity::unique_id),
                 size_bytes: page.map_or(0, |page| page.size_bytes()),
                 block_bytes: page.map_or(0, |page| page.block_bytes),
                 metadata_bytes: page.map_or(0, |page| page.metadata_bytes),
@@ -210,6 +213,7 @@ fn ask(admin: &Admin, device: &str, address: Bdf, uses: &HostUses) -> Result<Nvm
         let attached = block::of_controller(device);
         namespaces.extend(attached.into_iter().map(|(nsid, name)| Namespace {
             nsid,
+            unique_id: None,
             size_bytes: sectors(Path::new(SYSFS), &name) * 512,
             block_bytes: 0,
             metadata_bytes: 0,
@@ -294,6 +298,7 @@ pub mod samples {
         };
         let namespace = |nsid, mib: u64, controllers| Namespace {
             nsid,
+            unique_id: Some(format!("eui64:{nsid:016x}")),
             size_bytes: mib << 20,
             block_bytes: 512,
             metadata_bytes: 0,

@@ -37,6 +37,9 @@ pub struct Lease<K, H> {
     pub generation: u64,
     /// Who had it last and gave it back clean.
     pub last_tenant: Option<TenantId>,
+    /// What the device itself said that it is when it was claimed or cleaned, where the key does not tell: of NVMe, a
+    /// namespace that was deleted, and another made with its number.
+    pub unique_id: Option<String>,
     /// Where it is.
     pub state: LeaseState<H>,
 }
@@ -143,7 +146,14 @@ impl<H: HeldFor> LeaseState<H> {
 impl<K: Clone, H: HeldFor> Lease<K, H> {
     /// The lease of a device that nobody ever had: not recorded before its first claim.
     pub fn unheld(key: K, address: Bdf) -> Self {
-        Self { key, address, generation: 0, last_tenant: None, state: LeaseState::Free }
+        Self { key, address, generation: 0, last_tenant: None, unique_id: None, state: LeaseState::Free }
+    }
+
+    /// The lease, of a device that says it is `unique_id`. Who had another one does not count, and of a device that does not
+    /// say which it is nobody can know.
+    pub fn of_device(self, unique_id: Option<String>) -> Self {
+        let is_the_same = unique_id.is_some() && unique_id == self.unique_id;
+        Self { last_tenant: self.last_tenant.filter(|_| is_the_same), unique_id, ..self }
     }
 
     /// The lease after `event`.
@@ -160,7 +170,7 @@ impl<K: Clone, H: HeldFor> Lease<K, H> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lease_samples as samples;
+    use super::super::{VfLease, lease_samples as samples};
     use super::*;
     use proptest::prelude::*;
 
@@ -176,6 +186,22 @@ mod tests {
         assert!(refused.to_string().contains("QUARANTINED"), "{refused}");
         lease = lease.after(LeaseEvent::Release).unwrap().after(LeaseEvent::Cleaned).unwrap();
         assert_eq!((lease.state, lease.last_tenant), (LeaseState::Free, Some("acme".parse().unwrap())));
+    }
+
+    #[test]
+    fn what_another_device_of_the_same_key_was_says_nothing_of_this_one() {
+        let known = |unique_id: Option<&str>| VfLease {
+            last_tenant: Some("acme".parse().unwrap()),
+            unique_id: unique_id.map(str::to_owned),
+            ..samples::unheld(0)
+        };
+        let found = |lease: VfLease, unique_id: Option<&str>| lease.of_device(unique_id.map(str::to_owned)).last_tenant;
+        assert!(found(known(Some("eui64:1")), Some("eui64:1")).is_some());
+        assert!(found(known(Some("eui64:1")), Some("eui64:2")).is_none());
+        assert!(found(known(Some("eui64:1")), None).is_none());
+        assert!(found(known(None), Some("eui64:1")).is_none(), "on record from before that was asked");
+        assert!(found(known(None), None).is_none());
+        assert_eq!(known(None).of_device(Some("eui64:1".into())).unique_id.as_deref(), Some("eui64:1"));
     }
 
     fn any_event() -> impl Strategy<Value = LeaseEvent> {

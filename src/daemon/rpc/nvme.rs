@@ -63,6 +63,7 @@ fn with_facts(shown: v1::NvmeHostController, view: &NvmeView, facts: &NvmeFacts)
         controllers: namespace.controllers.iter().map(|id| (*id).into()).collect(),
         block_device: namespace.block_device.clone().unwrap_or_default(),
         uses: namespace.uses.clone(),
+        unique_id: namespace.unique_id.clone().unwrap_or_default(),
         lease: view.lease(NvmePart::Namespace(namespace.nsid)).map(device_lease),
     });
     v1::NvmeHostController {

@@ -113,6 +113,7 @@ pub(super) fn decode_lease(bytes: &[u8]) -> Result<VfLease, Unusable> {
         address: lease.address.parse().map_err(text)?,
         generation: lease.generation,
         last_tenant: lease.last_tenant.map(|tenant| tenant.parse()).transpose().map_err(text)?,
+        unique_id: None,
         state,
     })
 }

@@ -16,6 +16,8 @@ struct StoredLease {
     address: String,
     generation: u64,
     last_tenant: Option<String>,
+    #[serde(default)]
+    unique_id: Option<String>,
     state: StoredState,
     holder: Option<StoredHolder>,
     #[serde(default)]
@@ -103,6 +105,7 @@ pub(super) fn encode_lease(lease: &NvmeLease) -> Vec<u8> {
         address: lease.address.to_string(),
         generation: lease.generation,
         last_tenant: lease.last_tenant.as_ref().map(ToString::to_string),
+        unique_id: lease.unique_id.clone(),
         state,
         holder,
         reason: reason.to_owned(),
@@ -135,6 +138,7 @@ pub(super) fn decode_lease(bytes: &[u8]) -> Result<NvmeLease, Unusable> {
         address: lease.address.parse().map_err(text)?,
         generation: lease.generation,
         last_tenant: lease.last_tenant.map(|tenant| tenant.parse()).transpose().map_err(text)?,
+        unique_id: lease.unique_id,
         state,
     })
 }
@@ -201,7 +205,8 @@ mod tests {
     fn lease(part: NvmePart, state: LeaseState<NvmeHolder>) -> NvmeLease {
         let address = Bdf::new(0, 2, 0, 1).unwrap();
         let key = NvmeKey { controller: Bdf::new(0, 2, 0, 0).unwrap(), serial: "S/1 \"x\"".into(), part };
-        NvmeLease { key, address, generation: 7, last_tenant: Some("globex".parse().unwrap()), state }
+        let (last_tenant, unique_id) = (Some("globex".parse().unwrap()), Some("eui64:01".to_owned()));
+        NvmeLease { key, address, generation: 7, last_tenant, unique_id, state }
     }
 
     #[test]
@@ -221,6 +226,14 @@ mod tests {
                 assert_eq!(decode_lease(&encode_lease(&lease)), Ok(lease));
             }
         }
+    }
+
+    #[test]
+    fn reads_a_lease_from_before_namespaces_were_told_apart() {
+        let lease = lease(NvmePart::Namespace(9), LeaseState::Free);
+        let mut json: serde_json::Value = serde_json::from_slice(&encode_lease(&lease)).unwrap();
+        assert!(json.as_object_mut().unwrap().remove("unique_id").is_some());
+        assert_eq!(decode_lease(json.to_string().as_bytes()), Ok(NvmeLease { unique_id: None, ..lease }));
     }
 
     #[test]

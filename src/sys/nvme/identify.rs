@@ -86,6 +86,9 @@ pub struct NamespaceIdentity {
     flbas: u8,
     /// `DPS`: end-to-end protection.
     dps: u8,
+    /// `NGUID` and `EUI64`: which namespace of all that there are; zero where the controller does not say it.
+    nguid: [u8; 16],
+    eui64: [u8; 8],
 }
 
 impl NamespaceIdentity {
@@ -101,7 +104,18 @@ impl NamespaceIdentity {
             return None;
         }
         let metadata_bytes = u16_at(page, format);
-        Some(Self { blocks, block_bytes: 1 << shift, metadata_bytes, flbas, dps })
+        let (nguid, eui64) = (page[104..120].try_into().ok()?, page[120..128].try_into().ok()?);
+        Some(Self { blocks, block_bytes: 1 << shift, metadata_bytes, flbas, dps, nguid, eui64 })
+    }
+
+    /// Tells it from every other one, also from one that has its number after it: `nguid:` or `eui64:` and its digits.
+    /// `None`: the controller does not say it.
+    pub fn unique_id(&self) -> Option<String> {
+        let named = |kind: &str, bytes: &[u8]| {
+            let digits = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            bytes.iter().any(|byte| *byte != 0).then(|| format!("{kind}:{digits}"))
+        };
+        named("nguid", &self.nguid).or_else(|| named("eui64", &self.eui64))
     }
 
     /// Bytes that it holds.
@@ -254,7 +268,12 @@ mod tests {
         let mut page = page([(0, &[0, 0, 2]), (128, &[0, 0, 9, 0]), (132, &[8, 0, 9, 0]), (144, &[0, 0, 12, 0])]);
         let namespace = NamespaceIdentity::parse(&page).unwrap();
         assert_eq!((namespace.size_bytes(), namespace.block_bytes), (64 << 20, 512));
-        assert_eq!(namespace.format_bits(), 0);
+        assert_eq!((namespace.format_bits(), namespace.unique_id()), (0, None));
+        page[127] = 7;
+        let unique_id = |page: &_| NamespaceIdentity::parse(page).unwrap().unique_id().unwrap();
+        assert_eq!(unique_id(&page), "eui64:0000000000000007");
+        page[104] = 0xab;
+        assert_eq!(unique_id(&page), format!("nguid:ab{}", "0".repeat(30)));
         page[26] = 0x11;
         page[29] = 0b1010;
         let namespace = NamespaceIdentity::parse(&page).unwrap();

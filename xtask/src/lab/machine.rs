@@ -250,7 +250,11 @@ impl NvmeDisk {
         let name = self.name;
         match self.place {
             NvmePlace::Attached => format!("nvme-ns,drive={name},bus=nv0,nsid=1,shared=off"),
-            NvmePlace::Detached(nsid) => format!("nvme-ns,drive={name},bus=nv0,nsid={nsid},shared=on,detached=on"),
+            NvmePlace::Detached(nsid) => {
+                format!(
+                    "nvme-ns,drive={name},bus=nv0,nsid={nsid},shared=on,detached=on,eui64=0x52540000000000{nsid:02x}"
+                )
+            }
             NvmePlace::Alone(serial) => format!("nvme,id=nv1,serial={serial},bus=rp2,drive={name}"),
         }
     }

@@ -147,7 +147,7 @@ fn namespaces<'a>(
     let fitting = facts.namespaces.iter().filter(|one| is_pooled(one) && one.size_bytes >= min_bytes);
     let fitting = fitting.map(|namespace| {
         let key = key_of(address, facts, NvmePart::Namespace(namespace.nsid));
-        (lease_of(key, address, leases), Some(namespace))
+        (lease_of(key, address, leases).of_device(namespace.unique_id.clone()), Some(namespace))
     });
     fitting.filter(|(lease, _)| lease.state == LeaseState::Free).collect()
 }
@@ -263,6 +263,28 @@ mod tests {
         assert!(error.contains("all 3 are taken, the host's") && !error.contains("globex"), "{error}");
         let error = offered(&found, &leases, &of_size(300)).unwrap_err();
         assert!(error.contains(&format!("holds {} bytes: the largest holds {}", 300 << 20, 256 << 20)), "{error}");
+    }
+
+    #[test]
+    fn a_namespace_that_was_made_anew_counts_as_one_that_nobody_had() {
+        let mut found = nvme_samples::primary(&[64]);
+        let (key, lease) = held("acme", NvmePart::Namespace(2));
+        let free = lease.after(LeaseEvent::Release).unwrap().after(LeaseEvent::Cleaned).unwrap();
+        let known = |unique_id: &str| {
+            let lease = NvmeLease { unique_id: Some(unique_id.to_owned()), ..free.clone() };
+            Leases::from([(key.clone(), Arc::new(lease))])
+        };
+        let seen = |found: &NvmeControllers, leases: &Leases| {
+            let mut offer = offer(found, leases, &samples::running("acme", "web"), &of_size(1)).unwrap();
+            let lease = offer.candidates.pop().unwrap();
+            (offer.request.candidates[0].last_tenant, lease.last_tenant.is_some(), lease.unique_id)
+        };
+        let present = "eui64:0000000000000002";
+        assert_eq!(seen(&found, &known(present)), (LastTenant::Same, true, Some(present.into())));
+        assert_eq!(seen(&found, &known("eui64:0000000000000009")), (LastTenant::Nobody, false, Some(present.into())));
+        // Nobody can tell.
+        found.controllers[0].facts.as_mut().unwrap().namespaces[1].unique_id = None;
+        assert_eq!(seen(&found, &known(present)), (LastTenant::Nobody, false, None));
     }
 
     #[test]

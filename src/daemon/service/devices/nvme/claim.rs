@@ -2,6 +2,7 @@
 
 use super::super::super::decisions::{overruled, record, told};
 use super::choose::{self, key_of, lease_of};
+use super::host::is_the_one;
 use super::{DevicesError, HOST_TIMEOUT, NvmeDevices, controller_of, hostdev, on_host_within, on_own_thread, read};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev::nvme::NvmePlace;
@@ -126,7 +127,7 @@ impl NvmeDevices {
         }
     }
 
-    /// Erases what was only claimed, unless it came back clean from a VM before.
+    /// Erases what was only claimed, unless this very device came back clean from a VM before.
     async fn make_clean(&self, lease: NvmeLease) -> Result<NvmeLease, DevicesError> {
         if !matches!(lease.state, LeaseState::Claimed(_)) {
             return Ok(lease);
@@ -160,6 +161,11 @@ impl NvmeDevices {
                     nvme.id
                 )));
             };
+            if !is_the_one(namespace, data) {
+                let text =
+                    "is not the one that the VM was given: that was deleted, and its data with it; detach the device";
+                return Err(DevicesError(format!("namespace {nsid} of NVMe device {} {text}", nvme.id)));
+            }
             let free = choose::free_secondaries(controller, facts, leases);
             let Some((secondary, function)) = free.first() else {
                 let text = "no secondary controller is free on the NVMe controller that has its namespace; try again";

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev::nvme::{NvmePlace, Shares};
-use crate::daemon::inventory::NvmeFacts;
+use crate::daemon::inventory::{Namespace, NvmeFacts};
 use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{Before, NvmeProvision};
 
@@ -55,11 +55,13 @@ pub(super) fn erase_before_use(key: &NvmeKey) -> Result<(), String> {
     .map_err(|error| error.to_string())
 }
 
-/// Cleans a part that its VM has no more. `address` is the function of a secondary controller, to which nothing but `own`
-/// may be attached. `operation` is told how far it is, and may be called off.
-pub(super) fn clean(key: &NvmeKey, address: Bdf, own: &[u32], operation: &Underway) -> Result<(), String> {
+/// Cleans what `lease` is about, which its VM has no more; gives the unique id of a namespace that is clean now. To a
+/// secondary controller nothing but `own` may be attached. `operation` is told how far it is, and may be called off.
+pub(super) fn clean(lease: &NvmeLease, own: &[u32], operation: &Underway) -> Result<Option<String>, String> {
+    let key = &lease.key;
     if key.part == NvmePart::Whole {
-        return hostdev::nvme::take_controller_back(key.controller, operation).map_err(|error| error.to_string());
+        let taken_back = hostdev::nvme::take_controller_back(key.controller, operation);
+        return taken_back.map(|()| None).map_err(|error| error.to_string());
     }
     let found = NvmeControllers::read().map_err(|error| error.to_string())?;
     let controller = controller_of(&found, key)?;
@@ -67,32 +69,45 @@ pub(super) fn clean(key: &NvmeKey, address: Bdf, own: &[u32], operation: &Underw
         return Err(format!("NVMe controller {} has no driver of the host", key.controller));
     };
     match key.part {
-        NvmePart::Secondary(id) => {
-            let secondary = facts.secondaries.iter().find(|secondary| secondary.id == id);
-            let detached = match secondary.and_then(|secondary| secondary.function.as_ref()) {
-                Some(function) if function.address == address => {
-                    let place = NvmePlace { primary: device.clone(), controller: id, function: address };
-                    hostdev::nvme::disconnect(&place)
-                }
-                // Its function is gone, or another: what a guest left in it went with it.
-                _ => hostdev::nvme::detach_all_from(device, id),
+        NvmePart::Secondary(id) => clean_secondary(facts, device, id, lease.address, own).map(|()| None),
+        NvmePart::Namespace(nsid) => {
+            let namespace = facts.namespaces.iter().find(|namespace| namespace.nsid == nsid);
+            let Some(namespace) = namespace.filter(|one| is_the_one(one, lease)) else {
+                // Its data went with it. What has its number now, or is there again later, is erased before anybody gets it.
+                tracing::warn!(nvme = %key, "was deleted while it was lent");
+                return Ok(None);
             };
-            let detached = detached.map_err(|error| error.to_string())?;
-            return match detached.into_iter().find(|nsid| !own.contains(nsid)) {
-                None => Ok(()),
-                Some(nsid) => Err(format!(
-                    "controller {id} of {device} had namespace {nsid} attached, which its guest was not given: it lets \
-                     guests attach what they want; give it to one tenant only"
-                )),
-            };
+            let cleaned = hostdev::nvme::clean_namespace(device, nsid, operation);
+            cleaned.map(|()| namespace.unique_id.clone()).map_err(|error| error.to_string())
         }
-        NvmePart::Namespace(nsid) if facts.namespaces.iter().any(|namespace| namespace.nsid == nsid) => {
-            hostdev::nvme::clean_namespace(device, nsid, operation)
-        }
-        NvmePart::Namespace(nsid) => return Err(format!("namespace {nsid} of {device} is not there any more")),
         NvmePart::Whole => unreachable!("done above"),
     }
-    .map_err(|error| error.to_string())
+}
+
+/// Whether a namespace with the number of `lease` is the one that was lent, as far as that can be told.
+pub(super) fn is_the_one(namespace: &Namespace, lease: &NvmeLease) -> bool {
+    lease.unique_id.is_none() || lease.unique_id == namespace.unique_id
+}
+
+/// Detaches everything from a secondary controller and resets it. `address` is its function as it was lent.
+fn clean_secondary(facts: &NvmeFacts, device: &str, id: u16, address: Bdf, own: &[u32]) -> Result<(), String> {
+    let secondary = facts.secondaries.iter().find(|secondary| secondary.id == id);
+    let detached = match secondary.and_then(|secondary| secondary.function.as_ref()) {
+        Some(function) if function.address == address => {
+            let place = NvmePlace { primary: device.to_owned(), controller: id, function: address };
+            hostdev::nvme::disconnect(&place)
+        }
+        // Its function is gone, or another: what a guest left in it went with it.
+        _ => hostdev::nvme::detach_all_from(device, id),
+    };
+    let detached = detached.map_err(|error| error.to_string())?;
+    match detached.into_iter().find(|nsid| !own.contains(nsid)) {
+        None => Ok(()),
+        Some(nsid) => Err(format!(
+            "controller {id} of {device} had namespace {nsid} attached, which its guest was not given: it lets guests \
+             attach what they want; give it to one tenant only"
+        )),
+    }
 }
 
 /// What each of so many secondary controllers gets, or why there cannot be so many.
@@ -291,5 +306,20 @@ mod tests {
         let mut none = facts;
         none.identity.supports.virtualization_management = false;
         assert!(matches!(shares(&controller, &none, 1), Err(DeviceError::NotPrimary(_))));
+    }
+
+    #[test]
+    fn a_namespace_is_the_one_that_was_lent_unless_it_says_otherwise() {
+        let namespace = nvme_samples::primary(&[64]).controllers.remove(0).facts.unwrap().namespaces.remove(1);
+        let key = NvmeKey { controller: "0000:02:00.0".parse().unwrap(), serial: "LAB".into(), part: NvmePart::Whole };
+        let lent = |unique_id: Option<&str>| NvmeLease {
+            unique_id: unique_id.map(str::to_owned),
+            ..NvmeLease::unheld(key.clone(), key.controller)
+        };
+        assert!(is_the_one(&namespace, &lent(Some("eui64:0000000000000002"))));
+        assert!(is_the_one(&namespace, &lent(None)), "on record from before that was asked");
+        assert!(!is_the_one(&namespace, &lent(Some("eui64:0000000000000003"))));
+        let silent = Namespace { unique_id: None, ..namespace };
+        assert!(!is_the_one(&silent, &lent(Some("eui64:0000000000000002"))));
     }
 }

@@ -199,15 +199,16 @@ impl NvmeDevices {
         let cleaned = match self.patience(&key).await {
             Ok(patience) => {
                 let own = self.namespaces_of(&releasing);
-                let operation = operation.clone();
-                on_own_thread(patience, move || host::clean(&key, address, &own, &operation)).await
+                let (operation, lease) = (operation.clone(), releasing.clone());
+                on_own_thread(patience, move || host::clean(&lease, &own, &operation)).await
             }
             Err(error) => Err(error),
         };
         match cleaned {
-            Ok(()) => {
+            Ok(unique_id) => {
                 tracing::info!(nvme = %releasing.key, "clean and free");
-                let free = self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)?;
+                let cleaned = NvmeLease { unique_id, ..releasing };
+                let free = self.advance(&cleaned, LeaseEvent::Cleaned).await.map_err(unclean)?;
                 crash::reach(match free.key.part {
                     NvmePart::Secondary(_) => Point::SecondaryFree,
                     NvmePart::Namespace(_) | NvmePart::Whole => Point::DataFree,
@@ -259,10 +260,10 @@ impl NvmeDevices {
 }
 
 /// Runs work that may take hours: on a thread of its own, which a daemon that ends does not wait for.
-async fn on_own_thread(
+async fn on_own_thread<T: Send + 'static>(
     patience: Duration,
-    work: impl FnOnce() -> Result<(), String> + Send + 'static,
-) -> Result<(), String> {
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     let (done, answer) = oneshot::channel();
     let thread = std::thread::Builder::new().name("nvme-clean".into());
     // Nobody waits for the answer any more: fine.
