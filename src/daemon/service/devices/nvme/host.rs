@@ -72,11 +72,14 @@ pub(super) fn clean(lease: &NvmeLease, own: &[u32], operation: &Underway) -> Res
         NvmePart::Secondary(id) => clean_secondary(facts, device, id, lease.address, own).map(|()| None),
         NvmePart::Namespace(nsid) => {
             let namespace = facts.namespaces.iter().find(|namespace| namespace.nsid == nsid);
-            let Some(namespace) = namespace.filter(|one| is_the_one(one, lease)) else {
+            let Some(namespace) = namespace.filter(|one| !is_another(one, lease)) else {
                 // Its data went with it. What has its number now, or is there again later, is erased before anybody gets it.
                 tracing::warn!(nvme = %key, "was deleted while it was lent");
                 return Ok(None);
             };
+            if !is_the_one(namespace, lease) {
+                return Err(format!("namespace {nsid} of {device} does not say any more which one it is"));
+            }
             let cleaned = hostdev::nvme::clean_namespace(device, nsid, operation);
             cleaned.map(|()| namespace.unique_id.clone()).map_err(|error| error.to_string())
         }
@@ -87,6 +90,11 @@ pub(super) fn clean(lease: &NvmeLease, own: &[u32], operation: &Underway) -> Res
 /// Whether a namespace with the number of `lease` is the one that was lent, as far as that can be told.
 pub(super) fn is_the_one(namespace: &Namespace, lease: &NvmeLease) -> bool {
     lease.unique_id.is_none() || lease.unique_id == namespace.unique_id
+}
+
+/// Whether it says that it is another one. One that says nothing may be the one that was lent.
+fn is_another(namespace: &Namespace, lease: &NvmeLease) -> bool {
+    namespace.unique_id.is_some() && !is_the_one(namespace, lease)
 }
 
 /// Detaches everything from a secondary controller and resets it. `address` is its function as it was lent.
@@ -318,8 +326,10 @@ mod tests {
         };
         assert!(is_the_one(&namespace, &lent(Some("eui64:0000000000000002"))));
         assert!(is_the_one(&namespace, &lent(None)), "on record from before that was asked");
-        assert!(!is_the_one(&namespace, &lent(Some("eui64:0000000000000003"))));
+        let another = lent(Some("eui64:0000000000000003"));
+        assert!(!is_the_one(&namespace, &another) && is_another(&namespace, &another));
         let silent = Namespace { unique_id: None, ..namespace };
-        assert!(!is_the_one(&silent, &lent(Some("eui64:0000000000000002"))));
+        let lent = lent(Some("eui64:0000000000000002"));
+        assert!(!is_the_one(&silent, &lent) && !is_another(&silent, &lent), "neither is shown");
     }
 }
