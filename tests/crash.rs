@@ -10,7 +10,9 @@ use crate::support::guest::{disk, nic};
 use crate::support::{Caller, Host, small};
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
+use ostler::api::v1::end_plugin_canary_request::End;
 use ostler::api::v1::plugin::Mode;
+use ostler::api::v1::plugin_canary::State as Trial;
 use ostler::api::v1::virtual_machine::State;
 use ostler::daemon::crash::Point;
 
@@ -31,18 +33,26 @@ enum Change {
     Load,
     RollBack,
     Demote,
+    LoadCanary,
+    PromoteCanary,
     Unload,
 }
 
 /// Which changes pass a point. Those of a daemon's start are tried for themselves.
 fn changes(point: Point) -> &'static [Change] {
-    use Change::{Attach, Demote, Destroy, Detach, Load, Register, Resize, RollBack, Unload};
+    use Change::{
+        Attach, Demote, Destroy, Detach, Load, LoadCanary, PromoteCanary, Register, Resize, RollBack, Unload,
+    };
     match point {
         Point::RequestBegun => &[Destroy, Attach, Detach, Resize],
-        Point::RequestAnswered => &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Demote, Unload],
+        Point::RequestAnswered => {
+            &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Demote, LoadCanary, PromoteCanary, Unload]
+        }
         Point::RegisterDecided | Point::RegisterRecorded => &[Register],
-        Point::PluginWritten => &[Load],
-        Point::PluginRecorded => &[Load, RollBack, Demote],
+        Point::PluginWritten => &[Load, LoadCanary],
+        Point::PluginRecorded => &[Load, RollBack, Demote, LoadCanary, PromoteCanary],
+        // No call's: tried for itself.
+        Point::CanaryRolledBack => &[],
         Point::PluginUnloaded => &[Unload],
         Point::DiskGrown => &[Resize],
         Point::EndDirectory
@@ -64,9 +74,20 @@ fn spec() -> v1::VirtualMachineSpec {
 }
 
 fn load(caller: &Caller, component: &str, settings: &[(&str, &str)], id: &str) -> Call<v1::Plugin> {
+    load_at(caller, component, settings, 0, id)
+}
+
+/// The same, for so many of 100 VMs.
+fn load_at(
+    caller: &Caller,
+    component: &str,
+    settings: &[(&str, &str)],
+    canary_percent: u32,
+    id: &str,
+) -> Call<v1::Plugin> {
     use v1::load_plugin_request::{Header, Part};
     let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let header = Header { name: OWN.into(), settings, request_id: id.into(), ..Default::default() };
+    let header = Header { name: OWN.into(), settings, canary_percent, request_id: id.into(), ..Default::default() };
     let bytes = plugin(component);
     let chunks = bytes.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
     let parts =
@@ -87,6 +108,11 @@ impl Change {
             }
             Self::Load => {}
             Self::Demote | Self::Unload => drop(load(acme, OTHER, &[], &new_id()).make().unwrap()),
+            Self::LoadCanary => drop(load(acme, "admission", &[], &new_id()).make().unwrap()),
+            Self::PromoteCanary => {
+                load(acme, "admission", &[], &new_id()).make().unwrap();
+                load_at(acme, "admission", &[("max-vcpus", "3")], 40, &new_id()).make().unwrap();
+            }
             Self::RollBack => {
                 load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap();
                 load(acme, "admission", &[("max-vcpus", "4")], &new_id()).make().unwrap();
@@ -149,6 +175,16 @@ impl Change {
                 let request = v1::SetPluginModeRequest { name: OWN.into(), mode, request_id: id, ..Default::default() };
                 Call::new(async move { plugins.set_plugin_mode(request).await.map(|answer| answer.map(drop)) })
             }
+            Self::LoadCanary => {
+                let loaded = load_at(&acme, "admission", &[("max-vcpus", "3")], 40, &id).0;
+                Call(Box::pin(async move { loaded.await.map(drop) }))
+            }
+            Self::PromoteCanary => {
+                let end = End::Promote.into();
+                let request =
+                    v1::EndPluginCanaryRequest { name: OWN.into(), end, request_id: id, ..Default::default() };
+                Call::new(async move { plugins.end_plugin_canary(request).await.map(|answer| answer.map(drop)) })
+            }
             Self::Unload => {
                 let request = v1::UnloadPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
                 Call::new(async move { plugins.unload_plugin(request).await.map(|answer| answer.map(drop)) })
@@ -174,6 +210,15 @@ impl Change {
             Self::Load => assert_eq!(own.len(), 1, "{what}"),
             Self::RollBack => assert_eq!(own[0].settings["max-vcpus"], "3", "{what}"),
             Self::Demote => assert_eq!(own[0].mode(), Mode::Shadow, "{what}"),
+            Self::LoadCanary => {
+                let canary = own[0].canary.as_ref().unwrap();
+                assert_eq!((canary.state(), canary.percent, &own[0].settings.len()), (Trial::Active, 40, &0), "{what}");
+                assert_eq!(canary.version.as_ref().unwrap().settings["max-vcpus"], "3", "{what}");
+            }
+            Self::PromoteCanary => {
+                assert_eq!((&own[0].canary, own[0].previous.len()), (&None, 1), "{what}");
+                assert_eq!(own[0].settings["max-vcpus"], "3", "{what}");
+            }
             Self::Unload => assert!(own.is_empty(), "{what}: {own:?}"),
         }
         if self == Self::Resize {
@@ -186,7 +231,9 @@ impl Change {
         let acme = host.tenant("acme");
         match self {
             Self::Register | Self::Attach | Self::Detach | Self::Resize => acme.destroy("web", false).unwrap(),
-            Self::Load | Self::RollBack | Self::Demote => acme.unload(OWN, false).unwrap(),
+            Self::Load | Self::RollBack | Self::Demote | Self::LoadCanary | Self::PromoteCanary => {
+                acme.unload(OWN, false).unwrap()
+            }
             Self::Destroy | Self::Unload => {}
         }
     }
@@ -229,7 +276,7 @@ fn a_change_that_is_cut_off_at_any_step_is_done_once_when_it_is_repeated() {
             tried.insert(point);
         }
     }
-    tried.extend([Point::BootDevices, Point::BootSwept, Point::BootResumed]);
+    tried.extend([Point::BootDevices, Point::BootSwept, Point::BootResumed, Point::CanaryRolledBack]);
     assert_eq!(tried, RECORDS.iter().copied().collect::<BTreeSet<_>>(), "not every point was tried");
 }
 
@@ -273,4 +320,26 @@ fn a_destroy_that_is_cut_off_is_finished_by_the_next_daemon_whatever_happens_to_
         assert_eq!(other(&host), bystander, "{what}");
         before.expect_again(&mut host, &what);
     }
+}
+
+/// No client asks for it: the daemon rolls a canary back by itself, and dies when that is on record and not believed yet.
+#[test]
+fn a_roll_back_of_a_canary_that_is_cut_off_is_complete() {
+    let mut host = host();
+    let acme = host.tenant("acme");
+    load(&acme, "hostile/abstain", &[], &new_id()).make().unwrap();
+    load_at(&acme, "hostile/trap", &[], 99, &new_id()).make().unwrap();
+    host.kill_daemon();
+    host.start_daemon_armed(Point::CanaryRolledBack);
+    let acme = host.tenant("acme");
+    // One may be the stable version's; five failures in a row open a breaker.
+    (0..8).for_each(|at| drop(acme.register(&format!("vm-{at}"), small())));
+    host.await_crash(Point::CanaryRolledBack);
+    host.start_daemon();
+    assert_consistent(&host, "rolled back");
+    let acme = host.tenant("acme");
+    let own = acme.plugins("tenants/acme").unwrap().into_iter().find(|plugin| plugin.name == OWN).unwrap();
+    let canary = own.canary.unwrap();
+    assert_eq!((canary.state(), canary.code.as_str()), (Trial::RolledBack, "canary.breaker-open"));
+    (0..8).for_each(|at| drop(acme.register(&format!("new-{at}"), small()).unwrap()));
 }

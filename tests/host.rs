@@ -10,6 +10,7 @@ mod api_reference;
 mod apply;
 mod audit;
 mod bad_input;
+mod canary;
 mod changes;
 mod cli;
 #[cfg(feature = "crash-points")]

@@ -207,6 +207,16 @@ const ROWS: &[Row] = &[
         outcomes: [[OK, NO_OPERATION, NO_OPERATION], [OK, NO_OPERATION, NO_OPERATION], [OK, OK, NO_OPERATION]],
     },
     Row {
+        method: "PluginService/EndPluginCanary",
+        tried: |caller, tenant| {
+            let (name, end) =
+                (format!("tenants/{tenant}/plugins/own"), v1::end_plugin_canary_request::End::Drop.into());
+            let request = v1::EndPluginCanaryRequest { name, end, validate_only: true, ..Default::default() };
+            done(wait(caller.plugins.clone().end_plugin_canary(request)))
+        },
+        outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
+    },
+    Row {
         method: "PluginService/ListPlugins",
         tried: |caller, tenant| caller.plugins(&format!("tenants/{tenant}")).map(drop),
         outcomes: [[OK, DENIED, DENIED], [OK, DENIED, DENIED], [OK; 3]],

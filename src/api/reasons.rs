@@ -53,6 +53,18 @@ pub const REASONS: &[Reason] = &[
         "make the client anew from the node's protocol files",
     ),
     reason(
+        "CANARY_ACTIVE",
+        "FAILED_PRECONDITION",
+        "a canary of the plugin is tried, and this would take the version away that it is compared with",
+        "promote or drop the canary first",
+    ),
+    reason(
+        "CANARY_UNFIT",
+        "FAILED_PRECONDITION",
+        "no plugin of that name decides, or it has other hooks: there is nothing to compare a canary with",
+        "load it without a share, or as a shadow under another name",
+    ),
+    reason(
         "CHANGE_FAILED",
         "FAILED_PRECONDITION",
         "the device was not changed; metadata: cause",
@@ -161,6 +173,12 @@ pub const REASONS: &[Reason] = &[
         "UNAVAILABLE",
         "a device could not be brought to rest, and the VM goes on; metadata: cause",
         "try again later",
+    ),
+    reason(
+        "NO_CANARY",
+        "FAILED_PRECONDITION",
+        "the plugin has no canary, or it was rolled back",
+        "list the plugins: they say what became of it",
     ),
     reason(
         "NO_PROCESS",

@@ -295,6 +295,12 @@ pub(crate) fn parse_setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// `10%` or `10`, of 1 to 99.
+pub(crate) fn parse_percent(text: &str) -> Result<u32, String> {
+    let percent = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    percent.filter(|percent| (1..=99).contains(percent)).ok_or_else(|| format!("{text:?} is no share: write 1% to 99%"))
+}
+
 /// The digits in front, and the rest.
 fn split_unit(text: &str) -> (&str, &str) {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -421,6 +427,8 @@ mod tests {
         assert_eq!(parse_setting("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(parse_setting("a="), Ok(("a".into(), String::new())));
         assert!(parse_setting("=b").is_err() && parse_setting("a").is_err());
+        assert_eq!((parse_percent("10%"), parse_percent("99")), (Ok(10), Ok(99)));
+        assert!(["", "%", "0%", "100%", "-1%", "1.5%", "10 %"].iter().all(|text| parse_percent(text).is_err()));
     }
 
     proptest! {

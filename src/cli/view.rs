@@ -3,6 +3,7 @@
 //! JSON keys mirror `proto/ostler/v1` and stay stable: times are RFC 3339, durations are nanoseconds (`took_ns`),
 //! enum values are their names.
 
+mod canary;
 pub(crate) mod decision;
 pub(crate) mod host;
 pub(crate) mod nvme;
@@ -186,6 +187,7 @@ pub(crate) struct PluginView {
     previous: Vec<VersionView>,
     etag: String,
     mode: String,
+    canary: Option<canary::CanaryView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -360,6 +362,7 @@ impl From<v1::Plugin> for PluginView {
             breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
             previous: plugin.previous.into_iter().map(VersionView::from).collect(),
             etag: plugin.etag,
+            canary: plugin.canary.map(canary::CanaryView::from),
         }
     }
 }
@@ -526,8 +529,8 @@ impl PluginView {
 pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
     let rows: Vec<_> = plugins
         .iter()
-        .map(|plugin| {
-            [
+        .flat_map(|plugin| {
+            let bound = [
                 plugin.name.clone(),
                 plugin.version.clone(),
                 plugin.hooks.join(","),
@@ -535,7 +538,8 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 print::short_digest(&plugin.digest),
                 plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
                 plugin.remark(),
-            ]
+            ];
+            std::iter::once(bound).chain(plugin.canary.as_ref().map(canary::CanaryView::row))
         })
         .collect();
     print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SETTINGS", "SUMMARY"], &rows)

@@ -44,6 +44,8 @@ points! {
     PluginRecorded = "plugin.recorded",
     /// It is not bound any more, on record.
     PluginUnloaded = "plugin.unloaded",
+    /// A canary is rolled back on record; decisions still know it.
+    CanaryRolledBack = "canary.rolled-back",
 
     /// A disk image has grown; nobody was told.
     DiskGrown = "disk.grown",

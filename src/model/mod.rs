@@ -5,6 +5,7 @@
 
 mod attach;
 mod balloon;
+mod canary;
 mod canonical;
 mod console;
 mod decision;
@@ -27,6 +28,7 @@ mod vsock;
 
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use balloon::BalloonSpec;
+pub use canary::{Came, CanaryCause, CanaryShare, Counts, Edition, Trial, canary_lot};
 pub use canonical::{NotCanonical, canonical};
 pub use console::{ConsoleSpec, WindowSize};
 pub use decision::{

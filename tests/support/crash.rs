@@ -23,6 +23,7 @@ pub const RECORDS: &[Point] = &[
     Point::PluginWritten,
     Point::PluginRecorded,
     Point::PluginUnloaded,
+    Point::CanaryRolledBack,
     Point::DiskGrown,
     Point::AttachDecided,
     Point::DetachDecided,

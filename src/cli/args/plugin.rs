@@ -16,9 +16,9 @@ pub(crate) enum PluginCommand {
     List(PluginListArgs),
     /// Bind an earlier version again: the last one, or that of --to
     Rollback(PluginRollbackArgs),
-    /// Have a shadow's answers count
+    /// Have a shadow's answers count, or a canary decide about all VMs
     Promote(PluginPromoteArgs),
-    /// Make a plugin a shadow: it is asked, and decides nothing
+    /// Make a plugin a shadow, which is asked and decides nothing; or drop its canary
     Demote(PluginDemoteArgs),
     /// Take a plugin out of its chain
     Unload(PluginUnloadArgs),
@@ -57,6 +57,9 @@ pub(crate) struct PluginRollbackArgs {
 pub(crate) struct PluginPromoteArgs {
     #[command(flatten)]
     pub(crate) plugin: PluginArg,
+    /// Its canary, in the place of the version that is bound
+    #[arg(long)]
+    pub(crate) canary: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
@@ -67,6 +70,9 @@ pub(crate) struct PluginPromoteArgs {
 pub(crate) struct PluginDemoteArgs {
     #[command(flatten)]
     pub(crate) plugin: PluginArg,
+    /// Its canary alone: the version that is bound decides about all VMs again
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) canary: bool,
     /// Even if it is the operator's last plugin at a hook: everything is denied there then
     #[arg(long)]
     pub(crate) force: bool,
@@ -135,6 +141,9 @@ pub(crate) struct PluginLoadArgs {
     /// As a shadow: it is asked what the chain is asked, and decides nothing
     #[arg(long)]
     pub(crate) shadow: bool,
+    /// As a canary of the plugin of that name: it decides about so many of the VMs (10%), until it is promoted or taken back
+    #[arg(long, value_name = "SHARE", value_parser = units::parse_percent, conflicts_with = "shadow")]
+    pub(crate) canary: Option<u32>,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_stream::iter;
 
+use crate::api::v1::end_plugin_canary_request::End;
 use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin::Mode;
 use crate::api::{Parent, PluginName, v1};
@@ -109,16 +110,43 @@ pub(crate) async fn roll_back(mut client: Client, arguments: PluginRollbackArgs)
 }
 
 pub(crate) async fn promote(client: Client, arguments: PluginPromoteArgs) -> Result<(), Failure> {
+    if arguments.canary {
+        return end_canary(client, &arguments.plugin, End::Promote, arguments.change, arguments.etag).await;
+    }
     let request = mode_request(&client.caller, &arguments.plugin, Mode::Enforced, arguments.change, arguments.etag)?;
     set_mode(client, request, "be promoted").await
 }
 
 pub(crate) async fn demote(client: Client, arguments: PluginDemoteArgs) -> Result<(), Failure> {
+    if arguments.canary {
+        return end_canary(client, &arguments.plugin, End::Drop, arguments.change, arguments.etag).await;
+    }
     let request = mode_request(&client.caller, &arguments.plugin, Mode::Shadow, arguments.change, arguments.etag)?;
     let request = v1::SetPluginModeRequest { force: arguments.force, ..request };
     set_mode(client, request, "become a shadow")
         .await
         .map_err(|failure| failure.hint_for(Exit::WrongState, || "--force does it all the same".to_owned()))
+}
+
+async fn end_canary(
+    mut client: Client,
+    plugin: &PluginArg,
+    end: End,
+    change: ChangeArgs,
+    etag: EtagArg,
+) -> Result<(), Failure> {
+    let (ChangeArgs { request_id, validate_only }, EtagArg { etag }) = (change, etag);
+    let name = full_name(&client.caller, plugin)?;
+    let request = v1::EndPluginCanaryRequest { name: name.clone(), end: end.into(), request_id, etag, validate_only };
+    let call = client.plugins.end_plugin_canary(within(QUICK, request));
+    let view = PluginView::from(patiently(format_args!("ending the canary of {name}"), call).await?);
+    match client.output {
+        Output::Table if validate_only => {
+            show(&format!("the canary of {name} can be ended: nothing was changed\n{}", plugin_table(&[view])))
+        }
+        Output::Table => show(&plugin_table(&[view])),
+        Output::Json => show(&json(&view, false)?),
+    }
 }
 
 fn mode_request(
@@ -209,6 +237,7 @@ fn header(name: &str, arguments: PluginLoadArgs) -> Result<Header, Failure> {
         etag: arguments.etag.etag,
         validate_only: arguments.change.validate_only,
         mode: if arguments.shadow { Mode::Shadow } else { Mode::Enforced }.into(),
+        canary_percent: arguments.canary.unwrap_or_default(),
         ..Default::default()
     };
     for (key, value) in arguments.settings {
@@ -242,6 +271,7 @@ mod tests {
             name: None,
             settings,
             shadow: false,
+            canary: None,
             change: Default::default(),
             etag: Default::default(),
         }

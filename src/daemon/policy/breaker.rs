@@ -5,14 +5,16 @@
 //!      ▲                              ▲ twice as long, up to 5 min  └─────────── the next failure ┘
 //! ```
 //!
-//! A breaker belongs to a plugin's content, the hook, *and the tenant that asks*: a request made to fail opens it for who
+//! A breaker belongs to a plugin's version, the hook, *and the tenant that asks*: a request made to fail opens it for who
 //! made it, not for others. An open one fails closed, and saves the time that the failure takes.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::{PluginDigest, PolicyFault, PolicyScope, TenantId};
+use crate::model::{PolicyFault, PolicyScope, TenantId};
+
+use super::plugin::VersionKey;
 
 /// Failures in a row that open a breaker.
 const MAX_FAILURES: u32 = 5;
@@ -28,7 +30,7 @@ const MAX_BREAKERS: usize = 4096;
 pub(super) struct Key {
     pub(super) plugin: String,
     pub(super) scope: PolicyScope,
-    pub(super) digest: PluginDigest,
+    pub(super) version: VersionKey,
     pub(super) hook: &'static str,
     pub(super) tenant: TenantId,
 }
@@ -117,11 +119,11 @@ impl Breakers {
         &self,
         scope: &PolicyScope,
         plugin: &str,
-        digest: PluginDigest,
+        version: VersionKey,
     ) -> Vec<(&'static str, TenantId, BreakerState)> {
         let now = Instant::now();
         let table = self.table();
-        let own = table.iter().filter(|(key, _)| key.plugin == plugin && key.scope == *scope && key.digest == digest);
+        let own = table.iter().filter(|(key, _)| key.plugin == plugin && key.scope == *scope && key.version == version);
         let states = own.map(|(key, breaker)| (key.hook, key.tenant.clone(), breaker.state(now)));
         let mut states: Vec<_> = states.filter(|(.., state)| *state != BreakerState::Closed).collect();
         states.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
@@ -150,10 +152,15 @@ fn is_failure(fault: &PolicyFault) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PluginDigest;
+
+    fn version(content: u8) -> VersionKey {
+        VersionKey::new(PluginDigest([content; 32]), &[("a".to_owned(), "b".to_owned())].into())
+    }
 
     fn key(tenant: &str) -> Key {
-        let (plugin, scope, digest) = ("p".into(), PolicyScope::Operator, PluginDigest([1; 32]));
-        Key { plugin, scope, digest, hook: "admit", tenant: tenant.parse().unwrap() }
+        let (plugin, scope, version) = ("p".into(), PolicyScope::Operator, version(1));
+        Key { plugin, scope, version, hook: "admit", tenant: tenant.parse().unwrap() }
     }
 
     fn trap() -> Result<(), PolicyFault> {
@@ -208,13 +215,10 @@ mod tests {
                 breakers.note::<()>(key("a"), &Err(fault.clone()), now);
             }
         }
-        assert!(breakers.of(&PolicyScope::Operator, "p", PluginDigest([1; 32])).is_empty());
+        assert!(breakers.of(&PolicyScope::Operator, "p", version(1)).is_empty());
         (0..5).for_each(|_| breakers.note(key("a"), &trap(), now));
-        let states = breakers.of(&PolicyScope::Operator, "p", PluginDigest([1; 32]));
+        let states = breakers.of(&PolicyScope::Operator, "p", version(1));
         assert!(matches!(states[..], [("admit", _, BreakerState::Open(_))]), "{states:?}");
-        assert!(
-            breakers.of(&PolicyScope::Operator, "p", PluginDigest([2; 32])).is_empty(),
-            "another version begins anew"
-        );
+        assert!(breakers.of(&PolicyScope::Operator, "p", version(2)).is_empty(), "another version begins anew");
     }
 }

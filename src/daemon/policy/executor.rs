@@ -93,7 +93,7 @@ impl Asker {
             let key = || Key {
                 plugin: bound.name.clone(),
                 scope: bound.scope.clone(),
-                digest: bound.plugin.digest(),
+                version: bound.plugin.version_key(),
                 hook: Q::HOOK,
                 tenant: question.tenant().clone(),
             };

@@ -247,19 +247,19 @@ impl PolicyHost {
         self.0.compiler.keep(digests);
     }
 
-    /// Breakers of the binding that are not closed: the hook, the tenant that asked, and where it is.
+    /// Breakers of a version bound under `name` that are not closed: the hook, the tenant that asked, and where it is.
     pub fn breakers(
         &self,
         scope: &PolicyScope,
         name: &str,
-        digest: PluginDigest,
+        plugin: &LoadedPlugin,
         mode: PluginMode,
     ) -> Vec<(&'static str, TenantId, BreakerState)> {
         let breakers = match mode {
             PluginMode::Enforced => &self.0.breakers,
             PluginMode::Shadow => &self.0.shadow_breakers,
         };
-        breakers.of(scope, name, digest)
+        breakers.of(scope, name, plugin.version_key())
     }
 
     /// Asks those of `chain` that have an opinion on `question` and decide; who does not is kept for later.

@@ -1,6 +1,7 @@
 //! A plugin that is loaded, or that should be and is not. Key types: [`LoadedPlugin`], [`Bound`].
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -80,8 +81,24 @@ pub struct LoadedPlugin(Arc<Inner>);
 
 struct Inner {
     about: About,
+    version: VersionKey,
     settings: Settings,
     state: State,
+}
+
+/// Tells versions of a plugin apart, within this process: content and settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct VersionKey {
+    digest: PluginDigest,
+    settings: u64,
+}
+
+impl VersionKey {
+    pub(super) fn new(digest: PluginDigest, settings: &BTreeMap<String, String>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        settings.hash(&mut hasher);
+        Self { digest, settings: hasher.finish() }
+    }
 }
 
 /// What a plugin says about itself, checked, and what the host knows about it.
@@ -102,7 +119,8 @@ enum State {
 
 impl LoadedPlugin {
     pub(super) fn ready(compiled: Arc<Compiled>, settings: Settings) -> Self {
-        Self(Arc::new(Inner { about: compiled.about.clone(), settings, state: State::Ready(compiled) }))
+        let version = VersionKey::new(compiled.about.digest, &settings);
+        Self(Arc::new(Inner { about: compiled.about.clone(), version, settings, state: State::Ready(compiled) }))
     }
 
     /// Stands in for a plugin that is bound but could not be loaded again, so that its chain fails closed: every
@@ -116,7 +134,8 @@ impl LoadedPlugin {
             digest,
             size_bytes: 0,
         };
-        Self(Arc::new(Inner { about, settings: Arc::default(), state: State::Broken(cause.into()) }))
+        let (settings, version) = (Settings::default(), VersionKey::new(digest, &BTreeMap::new()));
+        Self(Arc::new(Inner { about, version, settings, state: State::Broken(cause.into()) }))
     }
 
     /// The plugin's own name for itself: 1 to 63 bytes of `a-z`, `0-9` and inner `-`.
@@ -147,6 +166,10 @@ impl LoadedPlugin {
     /// SHA-256 of the component.
     pub fn digest(&self) -> PluginDigest {
         self.0.about.digest
+    }
+
+    pub(super) fn version_key(&self) -> VersionKey {
+        self.0.version
     }
 
     /// Size of the component, in bytes; 0 when broken.

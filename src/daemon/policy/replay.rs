@@ -24,6 +24,8 @@ use super::record::value;
 pub struct Replayer {
     host: PolicyHost,
     plugin: LoadedPlugin,
+    /// Asked instead about what it decided itself.
+    canary: Option<LoadedPlugin>,
     name: String,
     scope: PolicyScope,
     /// For all decisions; `None`: those that each decision was made with.
@@ -69,7 +71,13 @@ impl Replayer {
         scope: PolicyScope,
         settings: Option<BTreeMap<String, String>>,
     ) -> Self {
-        Self { host, plugin, name, scope, settings: settings.map(Arc::new), recorded: Arc::default() }
+        let settings = settings.map(Arc::new);
+        Self { host, plugin, canary: None, name, scope, settings, recorded: Arc::default() }
+    }
+
+    /// The same, but what `canary` decided it is asked itself.
+    pub fn beside(self, canary: Option<LoadedPlugin>) -> Self {
+        Self { canary, ..self }
     }
 
     /// Its content.
@@ -96,37 +104,44 @@ impl Replayer {
 
     /// Asks in the place of `link`, which said `before`.
     fn repeat(&mut self, entry: &DecisionEntry, link: &ChainLink, before: &Answer) -> Option<Replayed> {
-        if !self.plugin.serves(&entry.hook) || is_of_the_moment(&before.said) {
+        let is_its = |canary: &&LoadedPlugin| canary.digest() == link.digest && self.digest() != link.digest;
+        let plugin = self.canary.as_ref().filter(is_its).unwrap_or(&self.plugin);
+        if !plugin.serves(&entry.hook) || is_of_the_moment(&before.said) {
             return None;
         }
         if self.settings.is_none() && *self.recorded != link.settings {
             self.recorded = Arc::new(link.settings.clone());
         }
         let settings = self.settings.as_ref().unwrap_or(&self.recorded);
-        let (after, fuel) = self.ask(&entry.hook, &entry.question, settings)?;
+        let (after, fuel) = self.ask(plugin, &entry.hook, &entry.question, settings)?;
         if is_of_the_moment(&after) {
             return None;
         }
-        let is_same_plugin = link.digest == self.digest() && **settings == link.settings;
+        let is_same_plugin = link.digest == plugin.digest() && **settings == link.settings;
         let change = compare(before, &after, fuel, is_same_plugin);
         Some(Replayed { before: before.clone(), after, fuel, change })
     }
 
     /// Asks at `hook`; `None` if this host does not know the hook, or not this form of its question.
-    fn ask(&self, hook: &str, question: &Value, settings: &Settings) -> Option<(Said, u64)> {
+    fn ask(&self, plugin: &LoadedPlugin, hook: &str, question: &Value, settings: &Settings) -> Option<(Said, u64)> {
         match hook {
-            AdmitRequest::HOOK => self.ask_typed::<AdmitRequest>(question, settings),
-            SelectVfRequest::HOOK => self.ask_typed::<SelectVfRequest>(question, settings),
-            SelectNvmeRequest::HOOK => self.ask_typed::<SelectNvmeRequest>(question, settings),
-            AttachRequest::HOOK => self.ask_typed::<AttachRequest>(question, settings),
-            DetachRequest::HOOK => self.ask_typed::<DetachRequest>(question, settings),
+            AdmitRequest::HOOK => self.ask_typed::<AdmitRequest>(plugin, question, settings),
+            SelectVfRequest::HOOK => self.ask_typed::<SelectVfRequest>(plugin, question, settings),
+            SelectNvmeRequest::HOOK => self.ask_typed::<SelectNvmeRequest>(plugin, question, settings),
+            AttachRequest::HOOK => self.ask_typed::<AttachRequest>(plugin, question, settings),
+            DetachRequest::HOOK => self.ask_typed::<DetachRequest>(plugin, question, settings),
             _ => None,
         }
     }
 
-    fn ask_typed<Q: Question>(&self, question: &Value, settings: &Settings) -> Option<(Said, u64)> {
+    fn ask_typed<Q: Question>(
+        &self,
+        plugin: &LoadedPlugin,
+        question: &Value,
+        settings: &Settings,
+    ) -> Option<(Said, u64)> {
         let question = Q::deserialize(question).ok()?;
-        let (compiled, _) = self.plugin.code().ok()?;
+        let (compiled, _) = plugin.code().ok()?;
         let keeper = &self.host.0.keeper;
         let asked = keeper.in_background(|session| session.rehearse(compiled, settings, &question));
         Some(match asked {

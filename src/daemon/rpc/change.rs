@@ -91,6 +91,7 @@ asked! {
     v1::load_plugin_request::Header => "LoadPlugin";
     v1::RollBackPluginRequest => "RollBackPlugin";
     v1::SetPluginModeRequest => "SetPluginMode";
+    v1::EndPluginCanaryRequest => "EndPluginCanary";
     v1::UnloadPluginRequest => "UnloadPlugin";
 }
 

@@ -12,11 +12,11 @@ use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    AttachState, Attachment, BreakerState, DeviceView, HeldFor, HostUse, Lease, LeaseState, MemoryUse, PluginStatus,
-    PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag,
-    plugin_etag, vm_etag,
+    AttachState, Attachment, BreakerState, CanaryRecord, CanaryState, DeviceView, HeldFor, HostUse, Lease, LeaseState,
+    MemoryUse, PluginStatus, PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats,
+    VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
 };
-use crate::model::{MacAddr, PluginMode, SpecError, TenantId};
+use crate::model::{Counts, MacAddr, PluginMode, SpecError, TenantId};
 use crate::sys::counter_page::now_ns;
 use crate::sys::rtnl::{LinkState, VfConfig};
 use crate::wire::counters::{BalloonCounters, DeviceCounters, Phase, QueueCounters, Reason, Statistic};
@@ -211,7 +211,7 @@ pub(super) fn resume_point(token: &str) -> Result<Option<ResumePoint>, SpecError
 
 /// A plugin as the API shows it.
 pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
-    let PluginView { record, plugin } = view;
+    let PluginView { record, plugin, .. } = view;
     v1::Plugin {
         name: plugin_name(view),
         digest: record.digest.to_string(),
@@ -226,7 +226,31 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         previous: record.previous.iter().map(plugin_version).collect(),
         etag: plugin_etag(record),
         mode: plugin_mode(record.mode).into(),
+        canary: record.canary.as_ref().map(plugin_canary),
     }
+}
+
+fn plugin_canary(canary: &CanaryRecord) -> v1::PluginCanary {
+    let shown = v1::PluginCanary {
+        version: Some(plugin_version(&canary.version)),
+        percent: canary.share.percent(),
+        ..Default::default()
+    };
+    match &canary.state {
+        CanaryState::Active => v1::PluginCanary { state: v1::plugin_canary::State::Active.into(), ..shown },
+        CanaryState::RolledBack { cause, message, time } => v1::PluginCanary {
+            state: v1::plugin_canary::State::RolledBack.into(),
+            code: cause.code().to_owned(),
+            message: message.clone(),
+            roll_back_time: Some(timestamp_to_proto(*time)),
+            ..shown
+        },
+    }
+}
+
+fn canary_counts(counts: Counts) -> v1::plugin_canary::Counts {
+    let Counts { asked, denied, failed } = counts;
+    v1::plugin_canary::Counts { asked, denied, failed }
 }
 
 /// A mode as the API shows it.
@@ -255,7 +279,16 @@ pub(super) fn plugin_status(status: &PluginStatus) -> v1::Plugin {
             BreakerState::Closed | BreakerState::HalfOpen => Duration::ZERO,
         })),
     };
-    v1::Plugin { breakers: status.breakers.iter().map(breaker).collect(), ..plugin(&status.view) }
+    let mut plugin = v1::Plugin { breakers: status.breakers.iter().map(breaker).collect(), ..plugin(&status.view) };
+    if let Some(canary) = &mut plugin.canary {
+        let (with, without) = status.counts.unzip();
+        canary.canary_counts = with.map(canary_counts);
+        canary.stable_counts = without.map(canary_counts);
+        if !status.is_owners {
+            canary.message.clear();
+        }
+    }
+    plugin
 }
 
 /// A network card as the API shows it.

@@ -10,12 +10,13 @@ use super::call::caller;
 use super::change::Changes;
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{encode, status};
+use crate::api::v1::end_plugin_canary_request::End;
 use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin::Mode;
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
-use crate::daemon::service::{PluginPlace, PluginStatus, PluginView, SharedNode, Whose};
-use crate::model::{DigestError, PluginMode, SpecError};
+use crate::daemon::service::{CanaryEnd, CanaryPlace, PluginPlace, PluginStatus, PluginView, SharedNode, Whose};
+use crate::model::{CanaryShare, DigestError, PluginMode, SpecError};
 
 /// Longest component, in bytes, as the public contract says.
 pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
@@ -39,20 +40,22 @@ impl PluginService for PluginRpc {
     ) -> Result<Response<v1::Plugin>, Status> {
         let principal = caller(request.extensions())?;
         let (header, component) = received(request.into_inner()).await?;
-        let place = place(&header.name, header.mode).map_err(|error| status::bad_field(&error))?;
+        let place = place_of(&header).map_err(|error| status::bad_field(&error))?;
         let (resource, settings) = (header.name.clone(), header.settings.clone());
         let digest = Sha256::digest(&component);
-        let make =
-            self.changes.make_with(
-                principal,
-                header,
-                &digest,
-                resource,
-                encode::plugin,
-                |node, principal, terms| async move {
-                    node.load_plugin(&principal, place, component, settings, &terms).await
-                },
-            );
+        let make = self.changes.make_with(
+            principal,
+            header,
+            &digest,
+            resource,
+            encode::plugin,
+            |node, principal, terms| async move {
+                match place {
+                    LoadPlace::Plugin(place) => node.load_plugin(&principal, place, component, settings, &terms).await,
+                    LoadPlace::Canary(place) => node.load_canary(&principal, place, component, settings, &terms).await,
+                }
+            },
+        );
         make.await
     }
 
@@ -85,6 +88,27 @@ impl PluginService for PluginRpc {
         let make =
             self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
                 node.set_plugin_mode(&principal, place, is_forced, &terms).await
+            });
+        make.await
+    }
+
+    async fn end_plugin_canary(
+        &self,
+        request: Request<v1::EndPluginCanaryRequest>,
+    ) -> Result<Response<v1::Plugin>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let PluginName { scope, plugin } =
+            PluginName::parse(&request.name).map_err(|error| status::bad_field(&error))?;
+        let end = match End::try_from(request.end) {
+            Ok(End::Promote) => CanaryEnd::Promote,
+            Ok(End::Drop) => CanaryEnd::Drop,
+            Ok(End::Unspecified) | Err(_) => return Err(bad("end", "say how it ends: PROMOTE or DROP")),
+        };
+        let resource = request.name.clone();
+        let make =
+            self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
+                node.end_canary(&principal, scope, plugin, end, &terms).await
             });
         make.await
     }
@@ -154,6 +178,29 @@ async fn received(mut parts: Streaming<v1::LoadPluginRequest>) -> Result<(Header
         component.extend_from_slice(&chunk);
     }
     Ok((header, component))
+}
+
+/// Where a component goes.
+enum LoadPlace {
+    Plugin(PluginPlace),
+    Canary(CanaryPlace),
+}
+
+fn place_of(header: &Header) -> Result<LoadPlace, SpecError> {
+    let place = place(&header.name, header.mode)?;
+    if header.canary_percent == 0 {
+        return Ok(LoadPlace::Plugin(place));
+    }
+    let PluginPlace { scope, name, mode } = place;
+    match mode {
+        PluginMode::Enforced => {
+            Ok(LoadPlace::Canary(CanaryPlace { scope, name, share: CanaryShare::new(header.canary_percent)? }))
+        }
+        PluginMode::Shadow => Err(SpecError::new(
+            "canary_percent",
+            "a shadow decides nothing, so it has no share: leave one of the two out",
+        )),
+    }
 }
 
 /// What a plugin of this name and mode is bound as.

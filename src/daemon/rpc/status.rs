@@ -12,12 +12,20 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::listener::Refusal;
 use crate::api::{decision_name, reasons};
 use crate::daemon::service::{
-    AddError, BackingError, CallError, Compacted, DeviceError, Exceeded, Failure, HotplugError, Limits, OperationEnd,
-    ServiceError,
+    AddError, BackingError, CallError, CanaryError, Compacted, DeviceError, Exceeded, Failure, HotplugError, Limits,
+    OperationEnd, ServiceError,
 };
 use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName, denier};
 
 const DOMAIN: &str = "ostler";
+
+fn canary(error: &CanaryError) -> &'static str {
+    match error {
+        CanaryError::Active => "CANARY_ACTIVE",
+        CanaryError::None => "NO_CANARY",
+        CanaryError::NothingBound | CanaryError::OtherHooks { .. } => "CANARY_UNFIT",
+    }
+}
 
 /// The status of a failed call.
 pub(super) fn of(error: &ServiceError) -> Status {
@@ -40,6 +48,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
             status(Code::FailedPrecondition, text, "LAST_OF_HOOK", [("hook", (*hook).to_owned())])
         }
         ServiceError::PluginEnforced => status(Code::FailedPrecondition, text, "PLUGIN_ENFORCED", []),
+        ServiceError::Canary(error) => status(Code::FailedPrecondition, text, canary(error), []),
         ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),
         ServiceError::AlreadyRegistered { tenant, name } => {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])

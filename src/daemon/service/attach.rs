@@ -55,7 +55,7 @@ impl Node {
             device: device.clone(),
             in_use: self.in_use(tenant),
         };
-        let decided = self.policy.attach(self.plugins.chain(tenant), request).await;
+        let decided = self.policy.attach(self.plugins.chain(tenant, name), request).await;
         if terms.validate_only {
             allowed(tenant, name, decided.dry_run())?;
             self.check_attach(tenant, &vm, &with, &device).await?;
@@ -136,7 +136,7 @@ impl Node {
             Principal::Tenant(_) | Principal::Viewer(_) => {
                 let is_forced = manner.is_forced;
                 let request = DetachRequest { tenant: tenant.clone(), vm: facts(&vm), device: id.clone(), is_forced };
-                let decided = self.policy.detach(self.plugins.chain(tenant), request).await;
+                let decided = self.policy.detach(self.plugins.chain(tenant, name), request).await;
                 match terms.validate_only {
                     true => allowed(tenant, name, decided.dry_run()).map(|()| None)?,
                     false => Some(self.permitted(tenant, name, decided).await?),
@@ -180,7 +180,7 @@ impl Node {
         name: &VmName,
         decision: Unrecorded<Decision>,
     ) -> Result<DecisionId, ServiceError> {
-        let (id, mut decision) = record(&self.store, decision).await?;
+        let (id, mut decision) = record(&self.store, &self.plugins, decision).await?;
         decision.id = Some(id.clone());
         allowed(tenant, name, decision).map(|()| id)
     }

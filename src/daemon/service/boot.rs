@@ -81,7 +81,7 @@ impl Node {
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
         let policy = start_policy(places, first_user, jail.as_ref())?;
-        let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, &policy).await);
+        let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, store.clone(), policy.clone()).await);
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
         devices.reconcile(&found.vms, &found.provisions).await;
         crash::reach(Point::BootDevices);

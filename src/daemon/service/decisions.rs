@@ -3,10 +3,12 @@
 //!
 //! Tenants see their own; another's and one that does not exist look the same.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::plugins::Plugins;
 use super::{Node, Principal, ServiceError, Whose};
 use crate::daemon::policy::{Shadows, Unrecorded};
 use crate::daemon::store::{Chains, DecisionPage, DecisionQuery, Store, StoreError, StoredDecision};
@@ -24,9 +26,18 @@ const EXPORT_PIECE_LEN: usize = 1 << 20;
 
 /// Puts a decision on record and only then gives it. What cannot be recorded was not decided. Its shadows are asked
 /// meanwhile, and nobody waits for them.
-pub(super) async fn record<D>(store: &Store, unrecorded: Unrecorded<D>) -> Result<(DecisionId, D), StoreError> {
-    let append = |tenant, entry| store.append(tenant, JournalEntry::Decision(Box::new(entry)));
+pub(super) async fn record<D>(
+    store: &Store,
+    plugins: &Arc<Plugins>,
+    unrecorded: Unrecorded<D>,
+) -> Result<(DecisionId, D), StoreError> {
+    let mut observed = Vec::new();
+    let append = |tenant, entry| {
+        observed = plugins.observe(&tenant, &entry);
+        store.append(tenant, JournalEntry::Decision(Box::new(entry)))
+    };
     let (id, decision, shadows) = unrecorded.record(append).await?;
+    plugins.count_in(observed);
     if let Some(shadows) = shadows {
         // As many as the policy host's queue has room for wait; the others are answered at once.
         tokio::spawn(ask_shadows(store.clone(), id.clone(), shadows));

@@ -5,6 +5,7 @@
 mod access;
 mod attach;
 mod boot;
+mod canary;
 mod console;
 mod decisions;
 mod devices;
@@ -42,7 +43,8 @@ pub use crate::daemon::record::{
 };
 use crate::daemon::store::Store;
 pub use crate::daemon::store::{
-    Compacted, DecisionQuery, PluginVersion, ResumePoint, StoredDecision, plugin_etag, vm_etag,
+    CanaryRecord, CanaryState, Compacted, DecisionQuery, PluginVersion, ResumePoint, StoredDecision, plugin_etag,
+    vm_etag,
 };
 use crate::daemon::supervisor::Supervisor;
 pub use crate::daemon::supervisor::{BackingError, CallError, HotplugError};
@@ -52,6 +54,7 @@ use crate::sys::program::Program;
 pub use access::Whose;
 pub use attach::Unplug;
 pub use boot::BootError;
+pub use canary::{CanaryEnd, CanaryError, CanaryPlace};
 pub use console::{Console, Window};
 pub use decisions::{Exported, Verified};
 use devices::HostDevices;

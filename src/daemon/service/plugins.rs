@@ -14,12 +14,13 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::access::require_own;
-use super::{Node, Principal, ServiceError, Terms, Whose};
+use super::canary::CanaryView;
+use super::{CanaryError, Node, Principal, ServiceError, Terms, Whose};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
-use crate::daemon::store::{PluginRecord, PluginVersion, plugin_etag};
+use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
 use crate::daemon::tenants::Use;
-use crate::model::{PluginDigest, PluginId, PluginMode, PolicyScope, TenantId};
+use crate::model::{Counts, PluginDigest, PluginId, PluginMode, PolicyScope, TenantId, VmName};
 
 /// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
 const MAX_PLUGINS: u64 = 16;
@@ -36,6 +37,23 @@ pub struct PluginView {
     pub record: PluginRecord,
     /// As it is asked.
     pub plugin: LoadedPlugin,
+    /// The version that is asked for a share of the VMs; there if the record has an active one.
+    pub canary: Option<CanaryView>,
+}
+
+impl PluginView {
+    /// The version that decides about a VM.
+    fn asked_for(&self, tenant: &TenantId, vm: &VmName) -> &LoadedPlugin {
+        match (&self.canary, self.record.active_canary()) {
+            (Some(canary), Some(tried)) if tried.has(&self.record, tenant, vm) => &canary.plugin,
+            _ => &self.plugin,
+        }
+    }
+
+    /// That no version is tried that this one is compared with.
+    fn require_no_canary(&self) -> Result<(), ServiceError> {
+        if self.canary.is_some() { Err(CanaryError::Active.into()) } else { Ok(()) }
+    }
 }
 
 /// What a plugin is bound as.
@@ -56,12 +74,17 @@ pub struct PluginStatus {
     pub view: PluginView,
     /// Breakers that are not closed, those that the caller may see: hook, who asked, where it is.
     pub breakers: Vec<(&'static str, TenantId, BreakerState)>,
+    /// What came of decisions with the canary and with the stable version, if there is an active one. Counted over tenants.
+    pub counts: Option<(Counts, Counts)>,
+    /// Whether the caller may see what is over tenants.
+    pub is_owners: bool,
 }
 
 /// All bound plugins.
-#[derive(Debug)]
 pub(super) struct Plugins {
     dir: PathBuf,
+    pub(super) store: Store,
+    pub(super) policy: PolicyHost,
     /// Rank: leaf. Guards the pointer; held for a swap only.
     table: RwLock<Arc<Table>>,
     /// One load at a time: store and table change in the same order.
@@ -69,27 +92,38 @@ pub(super) struct Plugins {
 }
 
 impl Plugins {
-    /// Loads again what `records` say. One that does not load stands in its chain and denies.
-    pub(super) async fn restore(dir: &Path, records: Vec<PluginRecord>, host: &PolicyHost) -> Self {
+    /// Loads again what `records` of the `store` say. One that does not load stands in its chain and denies; a canary that
+    /// does not is rolled back.
+    pub(super) async fn restore(dir: &Path, records: Vec<PluginRecord>, store: Store, policy: PolicyHost) -> Self {
         let mut table = Table::new();
+        let mut lost = Vec::new();
         for record in records {
-            let plugin = match reload(dir, &record, host).await {
+            let plugin = match reload(dir, &record.version(), &policy).await {
                 Ok(plugin) => plugin,
                 Err(cause) => {
                     tracing::error!(plugin = %record.name, digest = %record.digest, mode = ?record.mode, cause, "plugin does not load; where it is enforced its chain denies");
                     LoadedPlugin::broken(record.name.as_str(), record.digest, cause)
                 }
             };
-            table.insert((record.scope.clone(), record.name.clone()), PluginView { record, plugin });
+            let canary = match record.active_canary() {
+                Some(canary) => Some(CanaryView::restore(dir, &record, canary, &policy).await),
+                None => None,
+            };
+            lost.extend(canary.clone().filter(CanaryView::is_lost).map(|canary| (record.clone(), canary)));
+            table.insert((record.scope.clone(), record.name.clone()), PluginView { record, plugin, canary });
         }
-        let plugins =
-            Self { dir: dir.to_owned(), table: RwLock::new(Arc::new(table)), turn: tokio::sync::Mutex::default() };
-        plugins.sweep(host);
+        let (dir, table) = (dir.to_owned(), RwLock::new(Arc::new(table)));
+        let plugins = Self { dir, store, policy, table, turn: tokio::sync::Mutex::default() };
+        for (record, canary) in lost {
+            plugins.take_back_lost(&record, &canary).await;
+        }
+        plugins.sweep();
         plugins
     }
 
-    /// Whom `tenant`'s decisions pass: the operator's plugins, then its own, each by name.
-    pub(super) fn chain(&self, tenant: &TenantId) -> Arc<[Bound]> {
+    /// Whom decisions about `tenant`'s VM `vm` pass: the operator's plugins, then its own, each by name. Of one with a
+    /// canary, the version that this VM is given.
+    pub(super) fn chain(&self, tenant: &TenantId, vm: &VmName) -> Arc<[Bound]> {
         let table = self.table();
         let is_asked = |scope: &PolicyScope| match scope {
             PolicyScope::Operator => true,
@@ -100,7 +134,7 @@ impl Plugins {
             .map(|((scope, name), view)| Bound {
                 name: name.to_string(),
                 scope: scope.clone(),
-                plugin: view.plugin.clone(),
+                plugin: view.asked_for(tenant, vm).clone(),
                 mode: view.record.mode,
             })
             .collect()
@@ -111,10 +145,11 @@ impl Plugins {
         self.table().get(&(scope.clone(), name.clone())).cloned().ok_or(ServiceError::NoSuchPlugin)
     }
 
-    /// How many are bound in `scope`.
+    /// How many are bound in `scope`; a canary is one more.
     pub(super) fn count(&self, scope: &PolicyScope) -> u64 {
-        let bound = self.table().keys().filter(|(bound, _)| bound == scope).count();
-        u64::try_from(bound).unwrap_or(u64::MAX)
+        let table = self.table();
+        let bound = table.iter().filter(|((bound, _), _)| bound == scope);
+        bound.map(|(_, view)| 1 + u64::from(view.canary.is_some())).sum()
     }
 
     /// The first hook at which nobody of the operator's chain would decide any more without `name`.
@@ -142,12 +177,13 @@ impl Plugins {
         self.digests().into_iter().map(file_name).collect()
     }
 
-    /// Of what is bound, and of what was and is kept.
+    /// Of what is bound or tried, and of what was and is kept.
     fn digests(&self) -> Vec<PluginDigest> {
         let table = self.table();
         let bound = table.values().map(|view| view.record.digest);
         let previous = table.values().flat_map(|view| view.record.previous.iter().map(|version| version.digest));
-        bound.chain(previous).collect()
+        let tried = table.values().filter_map(|view| Some(view.record.active_canary()?.version.digest));
+        bound.chain(tried).chain(previous).collect()
     }
 
     /// Waits until no plugin is being loaded; none is as long as the guard lives.
@@ -165,11 +201,11 @@ impl Plugins {
         table.keys().filter_map(owner).collect()
     }
 
-    fn table(&self) -> Arc<Table> {
+    pub(super) fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn bind(&self, view: PluginView) {
+    pub(super) fn bind(&self, view: PluginView) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Table::clone(&table);
         next.insert((view.record.scope.clone(), view.record.name.clone()), view);
@@ -177,8 +213,8 @@ impl Plugins {
     }
 
     /// Removes components that no binding names any more, as its version or one before.
-    fn sweep(&self, host: &PolicyHost) {
-        host.keep_compiled(&self.digests());
+    pub(super) fn sweep(&self) {
+        self.policy.keep_compiled(&self.digests());
         let kept = self.kept_files();
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         for entry in entries.flatten() {
@@ -189,8 +225,8 @@ impl Plugins {
     }
 }
 
-/// `version` in the place of `replaced`, which it can be taken back to.
-fn successor(
+/// `version` in the place of `replaced`, which it can be taken back to. It has no canary.
+pub(super) fn successor(
     replaced: Option<&PluginView>,
     scope: PolicyScope,
     name: PluginId,
@@ -205,16 +241,16 @@ fn successor(
         previous.truncate(MAX_PREVIOUS);
     }
     let PluginVersion { digest, settings, loaded } = version;
-    PluginRecord { scope, name, digest, settings, mode, loaded, previous }
+    PluginRecord { scope, name, digest, settings, mode, loaded, previous, canary: None }
 }
 
-async fn reload(dir: &Path, record: &PluginRecord, host: &PolicyHost) -> Result<LoadedPlugin, String> {
-    let path = dir.join(file_name(record.digest));
+pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHost) -> Result<LoadedPlugin, String> {
+    let path = dir.join(file_name(version.digest));
     let bytes = tokio::fs::read(&path).await.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    if PluginDigest(Sha256::digest(&bytes).into()) != record.digest {
+    if PluginDigest(Sha256::digest(&bytes).into()) != version.digest {
         return Err(format!("{} is not what was loaded", path.display()));
     }
-    host.load(bytes, record.settings.clone()).await.map_err(|error| error.to_string())
+    host.load(bytes, version.settings.clone()).await.map_err(|error| error.to_string())
 }
 
 impl Node {
@@ -244,34 +280,53 @@ impl Node {
             return Err(ServiceError::PluginEnforced);
         }
         if replaced.is_none() {
-            if self.plugins.count(&scope) >= MAX_PLUGINS {
-                return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
-            }
-            if let PolicyScope::Tenant(tenant) = &scope {
-                self.charge(tenant, &Use { plugins: 1, ..Use::default() })?;
-            }
+            self.require_room(&scope)?;
         }
         let digest = plugin.digest();
         let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
         let record = successor(replaced.as_ref(), scope, name, version, mode);
-        let view = PluginView { record: record.clone(), plugin };
+        let view = PluginView { record, plugin, canary: None };
         if terms.validate_only {
             return Ok(view);
         }
+        self.keep(digest, component).await?;
+        self.rebind(&view, terms).await?;
+        tracing::info!(plugin = %view.record.name, %digest, ?mode, scope = ?view.record.scope, %principal, "plugin loaded");
+        Ok(view)
+    }
+
+    /// That the chain, and its owner's quota, have room for one plugin more.
+    pub(super) fn require_room(&self, scope: &PolicyScope) -> Result<(), ServiceError> {
+        if self.plugins.count(scope) >= MAX_PLUGINS {
+            return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
+        }
+        match scope {
+            PolicyScope::Operator => Ok(()),
+            PolicyScope::Tenant(tenant) => self.charge(tenant, &Use { plugins: 1, ..Use::default() }),
+        }
+    }
+
+    /// Puts a component on disk, to be bound.
+    pub(super) async fn keep(&self, digest: PluginDigest, component: Vec<u8>) -> Result<(), ServiceError> {
         let path = self.plugins.dir.join(file_name(digest));
         let written = tokio::task::spawn_blocking(move || write_durably(&path, &component)).await;
         written
             .unwrap_or_else(|ended| Err(io::Error::other(ended)))
             .map_err(|source| ServiceError::Host { what: "the component", source })?;
         crash::reach(Point::PluginWritten);
-        let request = terms.success(&view);
-        self.store.put_plugin_for(record.clone(), request.clone()).await?;
+        Ok(())
+    }
+
+    /// Records a plugin with the answer to whoever asked for that, and then has decisions pass through it. The caller has
+    /// the turn.
+    pub(super) async fn rebind(&self, view: &PluginView, terms: &Terms<PluginView>) -> Result<(), ServiceError> {
+        let request = terms.success(view);
+        self.store.put_plugin_for(view.record.clone(), request.clone()).await?;
         crash::reach(Point::PluginRecorded);
         self.requests.written(request).await;
-        tracing::info!(plugin = %record.name, %digest, ?mode, scope = ?record.scope, %principal, "plugin loaded");
         self.plugins.bind(view.clone());
-        self.plugins.sweep(&self.policy);
-        Ok(view)
+        self.plugins.sweep();
+        Ok(())
     }
 
     /// Binds a version again that was bound as `name` in `scope` before: the last one, or that of `digest`. What is bound
@@ -288,23 +343,20 @@ impl Node {
         let _turn = self.plugins.turn.lock().await;
         let replaced = self.plugins.view(&scope, &name)?;
         terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&replaced.record)))?;
+        replaced.require_no_canary()?;
         let mut previous = replaced.record.previous.iter();
         let version = previous.find(|version| digest.is_none_or(|digest| version.digest == digest)).cloned();
         let version = version.ok_or(ServiceError::NoSuchVersion)?;
-        let record = successor(Some(&replaced), scope, name, version, replaced.record.mode);
-        let reloaded = reload(&self.plugins.dir, &record, &self.policy).await;
+        let reloaded = reload(&self.plugins.dir, &version, &self.policy).await;
         let plugin = reloaded.map_err(|cause| ServiceError::VersionLost { cause })?;
-        let view = PluginView { record: record.clone(), plugin };
+        let record = successor(Some(&replaced), scope, name, version, replaced.record.mode);
+        let view = PluginView { record, plugin, canary: None };
         if terms.validate_only {
             return Ok(view);
         }
-        let request = terms.success(&view);
-        self.store.put_plugin_for(record.clone(), request.clone()).await?;
-        crash::reach(Point::PluginRecorded);
-        self.requests.written(request).await;
-        tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin rolled back");
-        self.plugins.bind(view.clone());
-        self.plugins.sweep(&self.policy);
+        self.rebind(&view, terms).await?;
+        let PluginRecord { scope, name, digest, .. } = &view.record;
+        tracing::info!(plugin = %name, %digest, ?scope, %principal, "plugin rolled back");
         Ok(view)
     }
 
@@ -320,21 +372,18 @@ impl Node {
         let PluginPlace { scope, name, mode } = place;
         require_chain(principal, &scope)?;
         let _turn = self.plugins.turn.lock().await;
-        let PluginView { record, plugin } = self.plugins.view(&scope, &name)?;
-        terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&record)))?;
+        let bound = self.plugins.view(&scope, &name)?;
+        terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&bound.record)))?;
+        bound.require_no_canary()?;
         if mode == PluginMode::Shadow && !is_forced {
             self.require_others(&scope, &name)?;
         }
-        let view = PluginView { record: PluginRecord { mode, ..record }, plugin };
+        let view = PluginView { record: PluginRecord { mode, ..bound.record }, ..bound };
         if terms.validate_only {
             return Ok(view);
         }
-        let request = terms.success(&view);
-        self.store.put_plugin_for(view.record.clone(), request.clone()).await?;
-        crash::reach(Point::PluginRecorded);
-        self.requests.written(request).await;
+        self.rebind(&view, terms).await?;
         tracing::info!(plugin = %view.record.name, digest = %view.record.digest, ?mode, ?scope, %principal, "plugin's mode set");
-        self.plugins.bind(view.clone());
         Ok(view)
     }
 
@@ -370,7 +419,7 @@ impl Node {
         self.requests.written(request).await;
         tracing::info!(plugin = %record.name, digest = %record.digest, scope = ?record.scope, %principal, "plugin unloaded");
         self.plugins.unbind(&record);
-        self.plugins.sweep(&self.policy);
+        self.plugins.sweep();
         Ok(())
     }
 
@@ -393,16 +442,18 @@ impl Node {
     }
 
     fn status(&self, principal: &Principal, view: &PluginView) -> PluginStatus {
-        let PluginRecord { scope, name, digest, mode, .. } = &view.record;
-        let mut breakers = self.policy.breakers(scope, name.as_str(), *digest, *mode);
+        let PluginRecord { scope, name, mode, .. } = &view.record;
+        let mut breakers = self.policy.breakers(scope, name.as_str(), &view.plugin, *mode);
         // What others' requests do to the operator's plugin is theirs to know.
         breakers.retain(|(_, tenant, _)| principal.may_see(tenant));
-        PluginStatus { view: view.clone(), breakers }
+        let is_owners = matches!((scope, principal), (PolicyScope::Tenant(_), _) | (_, Principal::Operator(_)));
+        let counts = view.canary.as_ref().filter(|_| is_owners).map(CanaryView::counts);
+        PluginStatus { view: view.clone(), breakers, counts, is_owners }
     }
 }
 
 /// Whether the caller may change the chain.
-fn require_chain(principal: &Principal, scope: &PolicyScope) -> Result<(), ServiceError> {
+pub(super) fn require_chain(principal: &Principal, scope: &PolicyScope) -> Result<(), ServiceError> {
     match (scope, principal) {
         (PolicyScope::Operator, Principal::Operator(_)) => Ok(()),
         (PolicyScope::Operator, Principal::Tenant(_) | Principal::Viewer(_)) => {

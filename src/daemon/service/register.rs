@@ -39,7 +39,7 @@ impl Node {
         if terms.validate_only {
             return self.admitted(tenant, name, spec, decided.dry_run(), files, terms).await;
         }
-        let (id, mut decision) = record(&self.store, decided).await?;
+        let (id, mut decision) = record(&self.store, &self.plugins, decided).await?;
         decision.id = Some(id.clone());
         crash::reach(Point::RegisterDecided);
         if let Outcome::Deny { .. } = decision.outcome {
@@ -126,7 +126,7 @@ impl Node {
             nics: u32::try_from(spec.nics().len()).unwrap_or(u32::MAX),
             in_use: self.in_use(tenant),
         };
-        self.policy.admit(self.plugins.chain(tenant), request).await
+        self.policy.admit(self.plugins.chain(tenant, name), request).await
     }
 
     pub(super) fn in_use(&self, tenant: &TenantId) -> LimitUse {

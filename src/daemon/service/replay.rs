@@ -94,11 +94,11 @@ impl Node {
             }
         };
         let Ok(turn) = self.replays.clone().try_acquire_owned() else { return Err(ServiceError::ReplayUnderWay) };
-        let plugin = self.replayed_plugin(&replay).await?;
+        let (plugin, canary) = self.replayed_plugin(&replay).await?;
         let tenant = whose.resolve(principal)?;
         let name = replay.name.to_string();
         let settings = replay.settings.clone();
-        let replayer = Replayer::new(self.policy.clone(), plugin, name, replay.scope.clone(), settings);
+        let replayer = Replayer::new(self.policy.clone(), plugin, name, replay.scope.clone(), settings).beside(canary);
         let (events, receiver) = mpsc::channel(QUEUE_LEN);
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || {
@@ -120,16 +120,21 @@ impl Node {
         Ok(receiver)
     }
 
-    async fn replayed_plugin(&self, replay: &Replay) -> Result<LoadedPlugin, ServiceError> {
+    /// With the canary of what is bound, if that is asked.
+    async fn replayed_plugin(&self, replay: &Replay) -> Result<(LoadedPlugin, Option<LoadedPlugin>), ServiceError> {
         match &replay.component {
             Some(component) => {
                 let loaded = match &replay.settings {
                     Some(settings) => self.policy.load(component.clone(), settings.clone()).await,
                     None => self.policy.load_without_settings(component.clone()).await,
                 };
-                loaded.map_err(|source| ServiceError::Plugin { scope: replay.scope.clone(), source })
+                let refused = |source| ServiceError::Plugin { scope: replay.scope.clone(), source };
+                Ok((loaded.map_err(refused)?, None))
             }
-            None => Ok(self.plugins.view(&replay.scope, &replay.name)?.plugin),
+            None => {
+                let view = self.plugins.view(&replay.scope, &replay.name)?;
+                Ok((view.plugin, view.canary.map(|canary| canary.plugin)))
+            }
         }
     }
 }

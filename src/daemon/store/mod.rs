@@ -36,7 +36,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
-use crate::model::{Bdf, DecisionId, JournalEntry, PluginDigest, PluginId, PluginMode, PolicyScope, TenantId, VmId};
+use crate::model::{
+    Bdf, CanaryCause, CanaryShare, DecisionId, JournalEntry, PluginDigest, PluginId, PluginMode, PolicyScope, TenantId,
+    VmId, VmName, canary_lot,
+};
 pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
 pub use history::{Compacted, ResumePoint};
@@ -104,6 +107,42 @@ pub struct PluginRecord {
     pub loaded: std::time::SystemTime,
     /// What was bound here before, newest first; a few, for going back.
     pub previous: Vec<PluginVersion>,
+    /// A version that is tried beside it, or was and is not any more.
+    pub canary: Option<CanaryRecord>,
+}
+
+/// A version of a plugin that is, or was, asked for a share of the VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CanaryRecord {
+    /// The version.
+    pub version: PluginVersion,
+    /// For how many VMs.
+    pub share: CanaryShare,
+    /// Where the trial is.
+    pub state: CanaryState,
+}
+
+impl CanaryRecord {
+    /// Whether it decides about this VM, as a version of `plugin`.
+    pub fn has(&self, plugin: &PluginRecord, tenant: &TenantId, vm: &VmName) -> bool {
+        self.share.has(canary_lot(&plugin.scope, &plugin.name, self.version.digest, tenant, vm))
+    }
+}
+
+/// Where the trial of a version is. One that was promoted or dropped has no record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CanaryState {
+    /// It decides for its share.
+    Active,
+    /// It decides nothing any more.
+    RolledBack {
+        /// Why.
+        cause: CanaryCause,
+        /// For people.
+        message: String,
+        /// When.
+        time: std::time::SystemTime,
+    },
 }
 
 /// A version of a plugin: what it is and how it is set.
@@ -121,6 +160,11 @@ impl PluginRecord {
     /// The version that is bound.
     pub fn version(&self) -> PluginVersion {
         PluginVersion { digest: self.digest, settings: self.settings.clone(), loaded: self.loaded }
+    }
+
+    /// The canary that decides for its share, if there is one.
+    pub fn active_canary(&self) -> Option<&CanaryRecord> {
+        self.canary.as_ref().filter(|canary| canary.state == CanaryState::Active)
     }
 }
 
@@ -396,6 +440,7 @@ mod tests {
                 settings: BTreeMap::new(),
                 loaded: std::time::UNIX_EPOCH,
             }],
+            canary: None,
         };
         let unloaded = PluginRecord { name: "old".parse().unwrap(), ..plugin.clone() };
         let shadow = PluginRecord { name: "next".parse().unwrap(), mode: PluginMode::Shadow, ..plugin.clone() };

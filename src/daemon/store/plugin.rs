@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, from_ms, parse_digest, scope_of, tenant_of, text, to_json, to_ms};
-use super::{PluginRecord, PluginVersion};
-use crate::model::{PluginMode, PolicyScope};
+use super::{CanaryRecord, CanaryState, PluginRecord, PluginVersion};
+use crate::model::{CanaryCause, CanaryShare, PluginMode, PolicyScope};
 
 #[derive(Serialize, Deserialize)]
 struct StoredPlugin {
@@ -21,6 +21,24 @@ struct StoredPlugin {
     loaded_ms: u64,
     #[serde(default)]
     previous: Vec<StoredVersion>,
+    /// Left out if there is none, as `shadow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    canary: Option<StoredCanary>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredCanary {
+    version: StoredVersion,
+    percent: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rolled_back: Option<StoredRollBack>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredRollBack {
+    code: String,
+    message: String,
+    at_ms: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,7 +65,31 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         shadow: plugin.mode == PluginMode::Shadow,
         loaded_ms: to_ms(plugin.loaded),
         previous: plugin.previous.iter().map(store_version).collect(),
+        canary: plugin.canary.as_ref().map(store_canary),
     })
+}
+
+fn store_canary(canary: &CanaryRecord) -> StoredCanary {
+    let rolled_back = match &canary.state {
+        CanaryState::Active => None,
+        CanaryState::RolledBack { cause, message, time } => {
+            Some(StoredRollBack { code: cause.code().to_owned(), message: message.clone(), at_ms: to_ms(*time) })
+        }
+    };
+    StoredCanary { version: store_version(&canary.version), percent: canary.share.percent(), rolled_back }
+}
+
+fn load_canary(canary: StoredCanary) -> Result<CanaryRecord, Unusable> {
+    let StoredCanary { version, percent, rolled_back } = canary;
+    let state = match rolled_back {
+        None => CanaryState::Active,
+        Some(StoredRollBack { code, message, at_ms }) => {
+            let cause = CanaryCause::ALL.into_iter().find(|cause| cause.code() == code);
+            let cause = cause.ok_or_else(|| format!("{code:?} is no reason to roll a canary back"))?;
+            CanaryState::RolledBack { cause, message, time: from_ms(at_ms)? }
+        }
+    };
+    Ok(CanaryRecord { version: load_version(version)?, share: CanaryShare::new(percent).map_err(text)?, state })
 }
 
 fn store_version(version: &PluginVersion) -> StoredVersion {
@@ -70,6 +112,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         mode: if plugin.shadow { PluginMode::Shadow } else { PluginMode::Enforced },
         loaded: from_ms(plugin.loaded_ms)?,
         previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
+        canary: plugin.canary.map(load_canary).transpose()?,
     })
 }
 
@@ -89,5 +132,28 @@ mod tests {
         let bytes = encode_plugin(&shadow);
         assert_eq!(decode_plugin(&bytes).unwrap(), shadow);
         assert_ne!(bytes, encode_plugin(&plugin), "its etag is another");
+    }
+
+    #[test]
+    fn a_canary_and_why_it_was_rolled_back_are_found_again() {
+        let plugin = decode_plugin(OLD.as_bytes()).unwrap();
+        assert_eq!(plugin.canary, None);
+        let (version, share) = (plugin.version(), CanaryShare::new(10).unwrap());
+        let with = |state| {
+            let canary = Some(CanaryRecord { version: version.clone(), share, state });
+            PluginRecord { canary, ..plugin.clone() }
+        };
+        let rolled_back = CanaryCause::ALL.map(|cause| CanaryState::RolledBack {
+            cause,
+            message: "12 of 20".into(),
+            time: from_ms(77).unwrap(),
+        });
+        for state in std::iter::once(CanaryState::Active).chain(rolled_back) {
+            let record = with(state);
+            assert_eq!(decode_plugin(&encode_plugin(&record)).unwrap(), record);
+            assert_eq!(record.active_canary().is_some(), record == with(CanaryState::Active));
+        }
+        let text = String::from_utf8(encode_plugin(&with(CanaryState::Active))).unwrap();
+        assert!(decode_plugin(text.replace("\"percent\":10", "\"percent\":100").as_bytes()).is_err());
     }
 }

@@ -63,7 +63,7 @@ async fn no_shadow_changes_what_a_chain_comes_to_wherever_it_stands() {
     }
     // The chain was never left alone for what they did; they are, apart from it.
     let trap = hostile(&host, "trap").await.unwrap();
-    let breakers = |mode| host.breakers(&PolicyScope::Operator, "s", trap.digest(), mode);
+    let breakers = |mode| host.breakers(&PolicyScope::Operator, "s", &trap, mode);
     assert!(breakers(Enforced).is_empty());
     assert_eq!(breakers(Shadow).len(), 1);
 }
@@ -161,7 +161,7 @@ async fn nobody_asks_a_shadow_of_what_is_only_tried() {
         let chain = mixed(&[("a", &open, Enforced), ("s", &trap, Shadow)]);
         assert_eq!(code(&host.admit(chain, request()).await.dry_run()), "allowed");
     }
-    assert!(host.breakers(&PolicyScope::Operator, "s", trap.digest(), Shadow).is_empty());
+    assert!(host.breakers(&PolicyScope::Operator, "s", &trap, Shadow).is_empty());
 }
 
 #[tokio::test]

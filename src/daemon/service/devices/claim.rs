@@ -83,8 +83,9 @@ impl HostDevices {
         for _ in 0..MAX_ROUNDS {
             let devices = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
-            let decided = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await;
-            let (id, decision) = record(&self.store, decided).await.map_err(|error| DevicesError(error.to_string()))?;
+            let decided = self.policy.select_vf(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await;
+            let (id, decision) =
+                record(&self.store, &self.plugins, decided).await.map_err(|error| DevicesError(error.to_string()))?;
             tracing::info!(tenant = %vm.tenant, vm = %vm.name, nic = %nic.id, ?decision.outcome, took = ?decision.took, "VF decision");
             let (order, settings) = match decision {
                 VfDecision { outcome: VfOutcome::Select { order, settings }, .. } => (order, settings),

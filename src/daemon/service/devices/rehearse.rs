@@ -13,7 +13,8 @@ impl HostDevices {
         for (nic, wish) in lacking.filter_map(|nic| Some((nic, nic.vf_wish()?))) {
             let devices = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
-            let decision = self.policy.select_vf(self.plugins.chain(&vm.tenant), offer.request).await.dry_run();
+            let decision =
+                self.policy.select_vf(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await.dry_run();
             if let VfOutcome::Deny { code, message, plugin } = decision.outcome {
                 let who = denier(plugin.as_deref());
                 return Err(DevicesError(format!("{who} gives NIC {} no VF: {message} ({code})", nic.id)));

@@ -45,7 +45,7 @@ impl NvmeDevices {
             }
             let found = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&found, &self.store.snapshot().nvme_leases, vm, nvme)?;
-            let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant), offer.request).await;
+            let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await;
             order_of(nvme, decided.dry_run())?;
         }
         Ok(())
@@ -77,8 +77,9 @@ impl NvmeDevices {
         for _ in 0..MAX_ROUNDS {
             let found = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&found, &self.store.snapshot().nvme_leases, vm, nvme)?;
-            let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant), offer.request).await;
-            let (id, decision) = record(&self.store, decided).await.map_err(|error| DevicesError(error.to_string()))?;
+            let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await;
+            let (id, decision) =
+                record(&self.store, &self.plugins, decided).await.map_err(|error| DevicesError(error.to_string()))?;
             tracing::info!(tenant = %vm.tenant, vm = %vm.name, device = %nvme.id, ?decision.outcome, took = ?decision.took, "NVMe decision");
             let chosen = order_of(nvme, decision)?.into_iter().filter_map(|index| offer.candidates.get(index));
             let taken = self.take_first(chosen, vm, nvme).await;
