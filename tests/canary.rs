@@ -172,6 +172,26 @@ fn a_canary_is_given_more_and_then_all_in_one_step() {
 }
 
 #[test]
+fn replay_asks_each_version_what_it_decided_itself() {
+    let host = Host::start();
+    let acme = host.tenant("acme");
+    acme.load(OWN, &plugin("hostile/abstain"), &[]).unwrap();
+    canary(&acme, OWN, &plugin("hostile/undecided"), &[], 50).unwrap();
+    let refused = (0..16).filter(|at| acme.register(&format!("vm-{at}"), small()).is_err()).count();
+    assert!((1..16).contains(&refused), "{refused} of 16");
+    let replay = || {
+        let output = host.command("tenant-acme").args(["plugin", "replay", "--name", "own"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = replay();
+    assert!(text.starts_with("0 of 16 change"), "{text}");
+    // Without the canary all of it is asked of the bound version.
+    end(&acme, OWN, End::Drop).unwrap();
+    let text = replay();
+    assert!(text.contains(&format!("{refused} of 16 change")), "{text}");
+}
+
+#[test]
 fn what_denies_more_than_the_bound_version_is_rolled_back() {
     let mut host = Host::start();
     let (operator, acme, globex) = (host.operator(), host.tenant("acme"), host.tenant("globex"));
