@@ -278,6 +278,7 @@ mod tests {
         // A fault is one whether or not there is something to compare it with.
         assert_eq!(trial((0, 0), (2, 20), Failed), None);
         assert_eq!(trial((0, 0), (12, 20), Failed), Some(CanaryCause::Failures));
+        assert_eq!(trial((5, 5), (12, 20), Failed), Some(CanaryCause::Failures));
         assert_eq!(trial((100, 180), (12, 20), Failed), None);
         assert_eq!(trial((180, 180), (0, 20), Denied), None);
     }
