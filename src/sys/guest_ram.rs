@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn comes_in_huge_pages_where_the_kernel_has_them() {
         if tmpfs().is_err() {
-            eprintln!("skipped: needs root, and a kernel with huge pages in tmpfs");
+            crate::sys::absence::skip("root, and a kernel with huge pages in tmpfs");
             return;
         }
         let file = File::from(create(16 << 20).unwrap());

@@ -2,6 +2,8 @@
 //!
 //! One of the few folders where `unsafe` may stand (see `tests/tidy.rs`).
 
+#[cfg(test)]
+pub mod absence;
 #[cfg(feature = "node")]
 pub mod artefact;
 pub mod beneath;

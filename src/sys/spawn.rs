@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn an_isolated_child_is_the_first_process_of_its_own_namespace() {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
+            crate::sys::absence::skip("root");
             return;
         }
         let mut log = tempfile::tempfile().unwrap();

@@ -201,6 +201,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+    use crate::sys::absence::skip;
 
     #[test]
     fn knows_netmasks() {
@@ -224,7 +225,7 @@ mod tests {
     fn makes_a_tap_that_vanishes_with_its_descriptor() {
         let tap = match open("osttest0", Ipv4Addr::new(172, 30, 255, 253), 30, 1) {
             Ok(tap) => tap,
-            Err(error) => return println!("skipped: needs CAP_NET_ADMIN and /dev/net/tun ({error})"),
+            Err(error) => return skip(&format!("CAP_NET_ADMIN and /dev/net/tun ({error})")),
         };
         let net = std::path::Path::new("/sys/class/net/osttest0");
         let read = |file: &str| std::fs::read_to_string(net.join(file)).unwrap();
@@ -243,7 +244,7 @@ mod tests {
     fn queues_of_one_tap_come_and_go_and_offloads_are_set_for_all() {
         let taps = match open("osttest1", Ipv4Addr::new(172, 30, 255, 249), 30, 3) {
             Ok(taps) => taps,
-            Err(error) => return println!("skipped: needs CAP_NET_ADMIN and /dev/net/tun ({error})"),
+            Err(error) => return skip(&format!("CAP_NET_ADMIN and /dev/net/tun ({error})")),
         };
         assert_eq!(taps.len(), 3);
         let queues = || std::fs::read_dir("/sys/class/net/osttest1/queues").unwrap().count();

@@ -5,7 +5,8 @@
 //! Linux, else each in a lab of its own, in the order of that list. The others run here. A guest test finds
 //! `OSTLER_BIN` (the `ostler` program), `OSTLER_ASSETS` (a directory with `images/`, `plugins/`, `client/` and `python/`),
 //! `OSTLER_PYTHON` (in the lab: its own interpreter) and `OSTLER_SKIPPED`
-//! (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns).
+//! (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns). Unit tests of the
+//! library that lack something of this machine (vhost-net, taps) are run once more in the lab, which has it.
 
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
@@ -44,6 +45,8 @@ pub(crate) struct TestArguments {
 /// Test programs whose modules are suites.
 const HOST: &str = "host";
 const GUESTS: &str = "guests";
+/// The test program of the library, all of it one suite.
+const LIB: &str = "lib";
 
 /// A test executable that cargo built.
 #[derive(Clone)]
@@ -129,27 +132,34 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Ex
     // Without a test it is not worth a lab.
     suites.retain(|suite| !suite.tests.is_empty());
     suites.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| a.name.cmp(&b.name)));
-    let (guest, host): (Vec<Suite>, Vec<Suite>) = suites.into_iter().partition(|suite| suite.program.name == GUESTS);
+    let (mut guest, host): (Vec<Suite>, Vec<Suite>) =
+        suites.into_iter().partition(|suite| suite.program.name == GUESTS);
     let mut tally = Tally::default();
     let skips = workspace.lab("skipped");
     remove(&skips)?;
     for suite in &host {
         tally.add(run_here(suite, &ostler, &assets, &skips)?);
     }
+    let mut skipped = lines_of(&skips);
+    let verdict = probe::verdict(workspace)?;
+    if !verdict.can_run_directly {
+        let lacking = host.iter().filter(|suite| suite.program.name == LIB);
+        guest.extend(lacking.filter_map(|suite| suite.once_more(&mut skipped, &mut tally)));
+    }
     if !guest.is_empty() {
-        let verdict = probe::verdict(workspace)?;
         if verdict.can_run_directly && !arguments.in_lab {
             eprintln!("== guest tests run on this machine: {}", verdict.reason);
             for suite in &guest {
                 tally.add(run_here(suite, &ostler, &assets, &skips)?);
             }
+            skipped = lines_of(&skips);
         } else {
             let reason = if arguments.in_lab { "as asked for" } else { verdict.reason.as_str() };
             eprintln!("== guest tests run in the lab: {reason}");
             tally.add(run_in_labs(workspace, &guest, &ostler)?);
         }
     }
-    tally.skip(lines_of(&skips));
+    tally.skip(skipped);
     Ok(tally.report(std::env::var("CI").is_ok_and(|ci| ci == "true")))
 }
 
@@ -205,7 +215,7 @@ fn build_tests(workspace: &Workspace, wanted: &[String], guests: &[String]) -> R
     let program = |message: Message| {
         let package_directory = message.manifest_path.parent()?.to_path_buf();
         let name = match message.target.kind.first().map(String::as_str) {
-            Some("lib") if package_directory == workspace.root() => "lib".to_owned(),
+            Some("lib") if package_directory == workspace.root() => LIB.to_owned(),
             _ => message.target.name.clone(),
         };
         Some(Program { name, executable: message.executable?, package_directory })
@@ -219,7 +229,7 @@ fn targets(wanted: &[String], guests: &[String], is_file: impl Fn(&str) -> bool)
     for name in wanted {
         let more = match name.as_str() {
             "tidy" => continue,
-            "lib" => &["--lib"][..],
+            LIB => &["--lib"][..],
             name if guests.iter().any(|guest| guest == name) => &["--test", GUESTS],
             name if is_file(name) => &["--test", HOST],
             // A program's own unit tests, or nothing that there is.
@@ -293,6 +303,16 @@ impl Program {
 }
 
 impl Suite {
+    /// Those of its tests that lacked something, and are to be looked at no further here.
+    fn once_more(&self, skipped: &mut Vec<String>, tally: &mut Tally) -> Option<Self> {
+        let is_lacking = |test: &String| skipped.iter().any(|line| is_about(line, test));
+        let tests: Vec<String> = self.tests.iter().filter(|test| is_lacking(test)).cloned().collect();
+        skipped.retain(|line| !tests.iter().any(|test| is_about(line, test)));
+        // As passed, by libtest.
+        tally.passed = tally.passed.saturating_sub(tests.len());
+        (!tests.is_empty()).then(|| Self { name: self.name.clone(), program: self.program.clone(), tests })
+    }
+
     /// The arguments with which its program runs this suite and no more.
     fn arguments(&self) -> impl Iterator<Item = &str> {
         std::iter::once("--exact").chain(self.tests.iter().map(String::as_str))
@@ -400,6 +420,11 @@ fn run_in_lab(workspace: &Workspace, suite: &Suite, ostler: &Path) -> Result<Tal
     Ok(tally)
 }
 
+/// Whether a line of `OSTLER_SKIPPED` is about this test.
+fn is_about(line: &str, test: &str) -> bool {
+    line.strip_prefix(test).is_some_and(|rest| rest.starts_with(": needs "))
+}
+
 fn lines_of(path: &Path) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
@@ -484,6 +509,18 @@ mod tests {
     fn counts_a_crash_as_a_failure() {
         let tally = Tally::read("create_vm", "running 2 tests\ntest a ... ok\n", false);
         assert_eq!((tally.passed, tally.failed.len()), (1, 1));
+    }
+
+    #[test]
+    fn has_tests_of_the_library_that_lacked_something_run_once_more() {
+        let program = Program { name: LIB.into(), executable: PathBuf::new(), package_directory: PathBuf::new() };
+        let suite = Suite { name: LIB.into(), program, tests: ["a::b", "a::bc", "d"].map(str::to_owned).to_vec() };
+        let mut tally = Tally::read(LIB, "test a::b ... ok\ntest a::bc ... ok\ntest d ... ok\n", true);
+        let mut skipped = vec!["a::bc: needs /dev/vhost-net".to_owned(), "policy::x: needs root".to_owned()];
+        let again = suite.once_more(&mut skipped, &mut tally).unwrap();
+        assert_eq!((again.tests, tally.passed), (vec!["a::bc".to_owned()], 2));
+        assert_eq!(skipped, ["policy::x: needs root"]);
+        assert!(suite.once_more(&mut skipped, &mut tally).is_none());
     }
 
     #[test]

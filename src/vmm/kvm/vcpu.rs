@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_tiny_guest_reaches_its_port_and_its_mmio() {
         let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") else {
-            eprintln!("skipped: needs /dev/kvm");
+            crate::sys::absence::skip("/dev/kvm");
             return;
         };
         let hypervisor = Hypervisor::from_fd(OwnedFd::from(file)).unwrap();
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_raised_kicker_keeps_the_guest_from_running() {
         let Ok(file) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") else {
-            eprintln!("skipped: needs /dev/kvm");
+            crate::sys::absence::skip("/dev/kvm");
             return;
         };
         let hypervisor = Hypervisor::from_fd(OwnedFd::from(file)).unwrap();

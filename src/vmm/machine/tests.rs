@@ -45,7 +45,7 @@ fn machine() -> Option<Machine> {
 /// One with another console.
 fn machine_with(console: impl FnOnce(Writer, Arc<EventFd>) -> Console) -> Option<Machine> {
     let Ok(kvm) = File::options().read(true).write(true).open("/dev/kvm") else {
-        eprintln!("skipped: needs /dev/kvm");
+        crate::sys::absence::skip("/dev/kvm");
         return None;
     };
     let hypervisor = Hypervisor::from_fd(OwnedFd::from(kvm)).unwrap();

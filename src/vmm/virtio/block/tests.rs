@@ -227,7 +227,7 @@ fn direct_io_takes_unaligned_buffers_too() {
     let (device, file) = block(2048, false);
     drop(device);
     if rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file).unwrap() | OFlags::DIRECT).is_err() {
-        return println!("skipped: the directory of temporary files has no direct I/O");
+        return crate::sys::absence::skip("direct I/O in the directory of temporary files");
     }
     let device =
         Block::new("disk-0".parse().unwrap(), file.try_clone().unwrap(), false, 1, RateLimits::default()).unwrap();

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use super::*;
+use crate::sys::absence::skip;
 use crate::sys::tap;
 use crate::vmm::ports::PciFunction;
 use crate::vmm::virtio::Workers;
@@ -23,7 +24,7 @@ fn device(name: &str, pairs: u16) -> Option<(KernelNet, GuestMemory)> {
     let descriptors = match opened {
         Ok(descriptors) => descriptors,
         Err(error) => {
-            println!("skipped: needs CAP_NET_ADMIN, /dev/net/tun and /dev/vhost-net ({error})");
+            skip(&format!("CAP_NET_ADMIN, /dev/net/tun and /dev/vhost-net ({error})"));
             return None;
         }
     };
