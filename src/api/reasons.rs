@@ -261,6 +261,12 @@ pub const REASONS: &[Reason] = &[
         "ask for less, or ask whoever loaded the plugin",
     ),
     reason(
+        "POLICY_UNAVAILABLE",
+        "UNAVAILABLE",
+        "a plugin could not be asked, so it was not allowed; nothing was done; metadata: code, message, plugin, digest, took_us",
+        "try again; if it stays so, an operator loads the plugin again",
+    ),
+    reason(
         "QUOTA_EXCEEDED",
         "RESOURCE_EXHAUSTED",
         "the tenant may not have so much; QuotaFailure; metadata: tenant, resource, limit, used, asked",

@@ -197,7 +197,7 @@ fn default_hint(code: Code, reason: &str) -> Option<&'static str> {
         Code::NotFound => Some("ostler vm list shows what you may see"),
         Code::Unauthenticated => Some("name another identity with --identity, or make one with ostler certs init"),
         Code::PermissionDenied if !reason.starts_with("POLICY_") => Some("this needs another --identity"),
-        Code::Unavailable => Some("is the daemon shutting down? try again"),
+        Code::Unavailable if matches!(reason, "" | "SHUTTING_DOWN") => Some("is the daemon shutting down? try again"),
         Code::Unimplemented => Some("the daemon is of another version than this client"),
         _ => None,
     }

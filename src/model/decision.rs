@@ -136,6 +136,20 @@ impl PolicyFault {
             Self::HostLost => "policy.host-lost",
         }
     }
+
+    /// Whether the plugin was not asked, or its answer got lost: the fault is the node's, and says nothing about the request.
+    pub fn is_nodes(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::HostLost => true,
+            Self::Trap(_)
+            | Self::Deadline(_)
+            | Self::Budget { .. }
+            | Self::Memory { .. }
+            | Self::Refused(_)
+            | Self::BadAnswer(_)
+            | Self::BreakerOpen { .. } => false,
+        }
+    }
 }
 
 /// One plugin's part in a decision; `V` is the hook's kind of answer.
@@ -200,6 +214,17 @@ pub struct Decision {
     pub took: Duration,
     /// Where it is on record, once it is.
     pub id: Option<DecisionId>,
+}
+
+impl Decision {
+    /// Whether it denies because a plugin could not be asked. Nobody said no: the same request may be allowed later.
+    pub fn is_for_want_of_an_answer(&self) -> bool {
+        // The first that denied or failed has decided.
+        let decisive =
+            self.opinions.iter().find(|opinion| matches!(opinion.verdict, Ok(Verdict::Deny { .. }) | Err(_)));
+        matches!(self.outcome, Outcome::Deny { .. })
+            && decisive.is_some_and(|opinion| opinion.verdict.as_ref().is_err_and(PolicyFault::is_nodes))
+    }
 }
 
 /// Whose denial it is, for people.

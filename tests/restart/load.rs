@@ -35,9 +35,8 @@ const PACE: Duration = Duration::from_millis(10);
 const CALLS: usize = 200;
 /// Before a call that has to be made is made again.
 const PAUSE: Duration = Duration::from_millis(50);
-/// What the daemon may hold in memory at any time, in KiB: 40 MiB is what it is to hold with so many VMs, and the calls that
-/// wait for a busy processor come on top.
-const RESIDENT_LIMIT_KIB: u64 = 48 << 10;
+/// What the daemon may hold in memory at any time, in KiB.
+const RESIDENT_LIMIT_KIB: u64 = 40 << 10;
 
 fn available_kib() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap();

@@ -159,15 +159,8 @@ impl Replayer {
 
 /// Whether an answer hung on the moment, not on the question.
 fn is_of_the_moment(said: &Said) -> bool {
-    matches!(
-        said,
-        Said::Fault(
-            PolicyFault::Deadline(_)
-                | PolicyFault::Unavailable(_)
-                | PolicyFault::BreakerOpen { .. }
-                | PolicyFault::HostLost
-        )
-    )
+    let Said::Fault(fault) = said else { return false };
+    fault.is_nodes() || matches!(fault, PolicyFault::Deadline(_) | PolicyFault::BreakerOpen { .. })
 }
 
 fn compare(before: &Answer, after: &Said, fuel: u64, is_same_plugin: bool) -> Change {

@@ -83,7 +83,7 @@ fn instead<Q: Question>(
     place: usize,
     said: Opinion<Q::Verdict>,
 ) -> Option<Value> {
-    if matches!(said.verdict, Err(PolicyFault::Unavailable(_) | PolicyFault::HostLost)) {
+    if said.verdict.as_ref().is_err_and(PolicyFault::is_nodes) {
         return None;
     }
     // Where the chain ended earlier, the answer that ended it stands before this one still.

@@ -341,6 +341,9 @@ fn denied(tenant: &TenantId, name: &VmName, decision: &Decision) -> Status {
     }
     metadata.extend(decision.id.as_ref().map(|id| ("decision", decision_name(id))));
     metadata.push(("took_us", decision.took.as_micros().to_string()));
+    if decision.is_for_want_of_an_answer() {
+        return status(Code::Unavailable, text, "POLICY_UNAVAILABLE", metadata);
+    }
     status(Code::PermissionDenied, text, "POLICY_DENIED", metadata)
 }
 
@@ -378,7 +381,7 @@ fn text(error: &dyn Error) -> String {
 mod tests {
     use super::*;
     use crate::daemon::record::samples;
-    use crate::model::Refused;
+    use crate::model::{Opinion, PolicyFault, Refused, Verdict};
 
     /// The reasons that this file names, and those that the table has.
     #[test]
@@ -430,6 +433,28 @@ mod tests {
         assert_eq!(metadata["code"], "limit.vcpus");
         assert!(metadata["digest"].starts_with("sha256:0909"));
         assert!(status.message().contains("8 vCPUs"), "{}", status.message());
+    }
+
+    #[test]
+    fn a_denial_for_want_of_an_answer_is_no_plugins_no() {
+        let mut decision = samples::running("acme", "web").admission;
+        let mut code_of = |verdicts: Vec<Result<Verdict, PolicyFault>>| {
+            let one = decision.opinions[0].clone();
+            decision.opinions = verdicts.into_iter().map(|verdict| Opinion { verdict, ..one.clone() }).collect();
+            decision.outcome =
+                Outcome::Deny { code: "any".into(), message: "any".into(), plugin: Some("limits".into()) };
+            let (tenant, name) = ("acme".parse().unwrap(), "web".parse().unwrap());
+            let status = of(&ServiceError::Denied { tenant, name, decision: Box::new(decision.clone()) });
+            (status.code(), reason(&status))
+        };
+        let unavailable = (Code::Unavailable, "POLICY_UNAVAILABLE".to_owned());
+        let denied = (Code::PermissionDenied, "POLICY_DENIED".to_owned());
+        let no = || Ok(Verdict::Deny { code: "no".into(), message: "no".into() });
+        assert_eq!(code_of(vec![Err(PolicyFault::HostLost)]), unavailable);
+        assert_eq!(code_of(vec![Ok(Verdict::Abstain), Err(PolicyFault::Unavailable("busy".into()))]), unavailable);
+        assert_eq!(code_of(vec![no(), Err(PolicyFault::HostLost)]), denied);
+        assert_eq!(code_of(vec![Err(PolicyFault::Refused("no".into())), Err(PolicyFault::HostLost)]), denied);
+        assert_eq!(code_of(vec![Ok(Verdict::Abstain)]), denied, "nobody admitted it");
     }
 
     #[test]
