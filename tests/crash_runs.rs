@@ -183,6 +183,46 @@ fn a_device_that_is_coming_or_going_when_the_daemon_dies_is_there_once_or_not_at
 }
 
 #[test]
+fn vms_that_die_with_the_daemon_leave_nothing_and_can_be_started_again() {
+    let mut host = Host::with_guests();
+    let before = Footprint::of_fresh(&mut host);
+    let register = |host: &Host| drop(host.tenant("acme").register("web", spec()).unwrap());
+    let start = |host: &Host| start(host, &new_id());
+    let assert_over = |host: &Host, what: &str| {
+        assert_consistent(host, what);
+        let vm = host.tenant("acme").get("web").unwrap();
+        println!("{what}: {:?} {}", vm.state(), vm.failure);
+        assert!(!matches!(vm.state(), State::Running | State::Paused), "{what}: {vm:?}");
+    };
+    let nics = |host: &Host| -> Vec<_> {
+        host.tenant("acme").get("web").unwrap().nics.into_iter().map(|nic| nic.id).collect()
+    };
+    for point in STARTS {
+        let what = format!("all die in a start at {}", point.name());
+        register(&host);
+        host.crash_with_vmms(point, start);
+        assert_over(&host, &what);
+        host.tenant("acme").destroy("web", false).unwrap();
+        before.expect_again(&mut host, &what);
+    }
+    register(&host);
+    start(&host).make().unwrap();
+    host.crash_with_vmms(Point::AttachSent, |host| attach(host, &new_id()));
+    assert_over(&host, "all die in an attach");
+    assert_eq!(nics(&host), ["eth0"], "no guest was told of it");
+    attach(&host, &new_id()).make().unwrap();
+    start(&host).make().unwrap();
+    host.crash_with_vmms(Point::DetachSent, |host| detach(host, &new_id()));
+    assert_over(&host, "all die in a detach");
+    assert_eq!(nics(&host), ["eth0"], "no guest has it any more");
+    start(&host).make().unwrap();
+    host.crash_with_vmms(Point::StopPressed, |host| end(Change::Stop { grace: GRACE }, host, &new_id()));
+    assert_over(&host, "all die in a stop");
+    host.tenant("acme").destroy("web", false).unwrap();
+    before.expect_again(&mut host, "in the end");
+}
+
+#[test]
 fn a_full_disk_refuses_what_it_cannot_keep_and_harms_no_guest() {
     let mut host = Host::with_guests_on(32);
     let (mut console, _) = boot(&host, &host.tenant("acme"), "web", spec());

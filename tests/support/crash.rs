@@ -12,7 +12,7 @@ use ostler::daemon::crash::Point;
 
 use super::client::{Caller, spawn, wait};
 use super::host::{Host, taps};
-use super::wait::{BOOT, until, within};
+use super::wait::{BOOT, SOON, until, within};
 
 /// What `crash` tries: it needs no guest.
 pub const RECORDS: &[Point] = &[
@@ -124,12 +124,24 @@ pub fn new_id() -> String {
 impl Host {
     /// Has the daemon die at `point` of `call`, which must come to it, and starts the next one.
     pub fn crash<T: 'static>(&mut self, point: Point, call: impl FnOnce(&Self) -> Call<T>) {
+        self.die(point, call);
+        self.start_daemon();
+    }
+
+    /// The same, and all vmms die too before the next daemon starts.
+    pub fn crash_with_vmms<T: 'static>(&mut self, point: Point, call: impl FnOnce(&Self) -> Call<T>) {
+        self.die(point, call);
+        self.kill_vmms();
+        until("the end of the vmms", SOON, || self.vmm_processes().is_empty().then_some(()));
+        self.start_daemon();
+    }
+
+    fn die<T: 'static>(&mut self, point: Point, call: impl FnOnce(&Self) -> Call<T>) {
         self.kill_daemon();
         self.start_daemon_armed(point);
         let Call(request) = call(self);
         spawn(async move { drop(request.await) });
         self.await_crash(point);
-        self.start_daemon();
     }
 }
 

@@ -329,6 +329,14 @@ impl Host {
             .collect()
     }
 
+    /// Sends SIGKILL to all vmms.
+    pub fn kill_vmms(&self) {
+        let pids = self.vmm_processes().into_iter().filter_map(|pid| i32::try_from(pid).ok());
+        for pid in pids.filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
     /// Run directories of VMs.
     pub fn run_entries(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.run_dir().join("vms"));
@@ -413,12 +421,7 @@ impl Drop for Host {
             let _ = daemon.wait();
         }
         // After the daemon: nobody starts another one then.
-        for pid in self.vmm_processes() {
-            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-            if let Some(pid) = pid {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
+        self.kill_vmms();
         if self.is_mounted {
             let _ = Command::new("umount").arg("-l").arg(self.data()).status();
         }
