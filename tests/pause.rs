@@ -1,5 +1,6 @@
 //! A paused VM stands still, and goes on as if nothing had happened. Boots guests (feature `lab`).
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::support::console::Console;
@@ -20,6 +21,17 @@ fn count(console: &mut Console) -> u64 {
 fn pass(time: Duration) {
     let end = Instant::now() + time;
     until("time", time * 2, || (Instant::now() >= end).then_some(()));
+}
+
+/// Sends so many frames to the guest with this address (in a /30), which nobody has to be asked for: by broadcast.
+fn knock(guest: &str, frames: usize) {
+    let address: Ipv4Addr = guest.split('/').next().unwrap().parse().unwrap();
+    let all = Ipv4Addr::from_bits(address.to_bits() | 3);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.set_broadcast(true).unwrap();
+    for _ in 0..frames {
+        socket.send_to(b"knock", (all, 9)).unwrap();
+    }
 }
 
 /// CPU time that each thread of a process has used, in clock ticks.
@@ -54,6 +66,7 @@ fn a_paused_vm_stands_still_and_its_watchdog_sleeps_with_it() {
     assert_eq!(paused.state(), State::Paused);
     assert_eq!(acme.pause("web").unwrap().state(), State::Paused, "once more is no error");
     let before = ticks(paused.vmm_pid);
+    knock(&paused.nics[0].guest_address, 1000);
     pass(Duration::from_secs(8));
     assert_eq!(ticks(paused.vmm_pid), before, "something moved");
     let refused = facts(&acme.start("web").unwrap_err());

@@ -6,7 +6,8 @@
 //!       ▲                │▲        Stop          │
 //!       └────vacate──────┘└──────────────────────┘  acknowledged when no I/O touches guest memory any more
 //! ```
-//! Beside that it may be paused: acknowledged when nothing is in flight; then it answers to nothing but commands.
+//! Beside that it may be paused: acknowledged when nothing is in flight; then it waits for nothing but commands, whatever
+//! comes to its device.
 //! Spawned before system calls are restricted, because no thread can be made later; a free one waits in `workers` for a
 //! device that comes while the VM runs. Wakes up for commands (an eventfd beside the channel), queue notifications and
 //! the device's own descriptor; drained kicks of an idle device have no effect, since a start looks at all queues.
@@ -244,7 +245,7 @@ impl Owner {
         let _ = self.wake.read();
         let mut next = Next::Wait;
         loop {
-            match self.inbox.try_recv() {
+            match self.next_command() {
                 Ok(Command::Seat(seat)) => self.seated = Some(Seated { seat, active: None, is_paused: false }),
                 Ok(Command::Start(active)) => {
                     if let Some(seated) = &mut self.seated {
@@ -276,7 +277,7 @@ impl Owner {
                     if let Some(seated) = &mut self.seated {
                         seated.is_paused = false;
                     }
-                    // Kicks that came meanwhile were drained.
+                    // The kick that woke it for its rest may have been drained.
                     next = self.call(Wake::Any);
                 }
                 Ok(Command::Vacate(done)) => {
@@ -292,6 +293,14 @@ impl Owner {
                     return None;
                 }
             }
+        }
+    }
+
+    /// While it is paused, the next one, whenever that comes: not even a look at what a tap has is for a guest that stands still.
+    fn next_command(&self) -> Result<Command, TryRecvError> {
+        match &self.seated {
+            Some(Seated { is_paused: true, .. }) => self.inbox.recv().map_err(|_| TryRecvError::Disconnected),
+            _ => self.inbox.try_recv(),
         }
     }
 
