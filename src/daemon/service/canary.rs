@@ -268,12 +268,7 @@ impl Node {
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         let CanaryPlace { scope, name, share } = place;
-        require_chain(principal, &scope)?;
-        let plugin = self
-            .policy
-            .load(component.clone(), settings.clone())
-            .await
-            .map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
+        let plugin = self.compiled(principal, &scope, component.clone(), settings.clone()).await?;
         let _turn = self.plugins.turn().await;
         let bound = self.plugins.view(&scope, &name).ok();
         let etag = || bound.as_ref().map(|view| plugin_etag(&view.record));

@@ -254,6 +254,19 @@ pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHos
 }
 
 impl Node {
+    /// A component that `principal` may load into the chain of `scope`, ready to be asked.
+    pub(super) async fn compiled(
+        &self,
+        principal: &Principal,
+        scope: &PolicyScope,
+        component: Vec<u8>,
+        settings: BTreeMap<String, String>,
+    ) -> Result<LoadedPlugin, ServiceError> {
+        require_chain(principal, scope)?;
+        let loaded = self.policy.load(component, settings).await;
+        loaded.map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })
+    }
+
     /// Compiles `component` and binds it as `name` in `scope`, in place of what was bound there.
     pub async fn load_plugin(
         &self,
@@ -264,12 +277,7 @@ impl Node {
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         let PluginPlace { scope, name, mode } = place;
-        require_chain(principal, &scope)?;
-        let plugin = self
-            .policy
-            .load(component.clone(), settings.clone())
-            .await
-            .map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
+        let plugin = self.compiled(principal, &scope, component.clone(), settings.clone()).await?;
         let _turn = self.plugins.turn.lock().await;
         let replaced = self.plugins.view(&scope, &name).ok();
         let etag = || replaced.as_ref().map(|view| plugin_etag(&view.record));
