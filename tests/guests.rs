@@ -25,6 +25,7 @@ mod operations_guests;
 mod pause;
 mod python_guests;
 mod restart;
+mod sequences;
 mod stats;
 mod vf_attach;
 mod vfio;
