@@ -227,7 +227,8 @@ fn what_denies_more_than_the_bound_version_is_rolled_back() {
     assert!(denials >= 19 && at - denials >= 20, "{denials} of {at}");
     assert!(canary.message.contains("with the canary, 0 of"), "{}", canary.message);
     assert!(canary.roll_back_time.is_some() && canary.canary_counts.is_none());
-    assert!(host.daemon_log().contains("canary rolled back"));
+    // Said after it is done.
+    until("the roll-back is logged", SOON, || host.daemon_log().contains("canary rolled back").then_some(()));
     assert_eq!((trial(&globex, ADMISSION).code, trial(&globex, ADMISSION).message), (canary.code, String::new()));
 
     // The bound version decides again, of the next daemon too; what it was is shown until somebody acts.
