@@ -104,7 +104,7 @@ fn of_use(looks_for: Duration) -> Duration {
 }
 
 impl Client {
-    /// Sends `question` and waits for its answer. While none comes `is_patient` is asked every [`LOOK_AGAIN`], with how
+    /// Sends `question` and waits for its answer. While none comes `is_patient` is asked after each [`LOOK_AGAIN`], with how
     /// long it has been; when it says no, or the lane is closed, the wait is over.
     pub fn ask(&mut self, question: &[u8], mut is_patient: impl FnMut(Duration) -> bool) -> Result<Vec<u8>, LaneError> {
         if question.len() > MAX_LEN {
@@ -120,11 +120,11 @@ impl Client {
             let is_open =
                 || self.shared.word(ANSWER.number).is_some_and(|number| number.load(Ordering::SeqCst) == before);
             while is_open() {
+                self.shared.sleep(ANSWER.number, before, CLIENT_SLEEPS, Some(LOOK_AGAIN));
                 // An answer that came while the caller looked for reasons to wait counts: on a busy machine that takes long.
-                if self.shared.is_closed() || (!is_patient(asked.elapsed()) && is_open()) {
+                if is_open() && (self.shared.is_closed() || !is_patient(asked.elapsed())) && is_open() {
                     return Err(LaneError::GivenUp);
                 }
-                self.shared.sleep(ANSWER.number, before, CLIENT_SLEEPS, Some(LOOK_AGAIN));
             }
         }
         self.shared.take(ANSWER, self.number).ok_or(LaneError::Garbled)

@@ -37,8 +37,14 @@ impl HostFacts {
         for (index, nic) in spec.nics().iter().enumerate() {
             check_nic(&format!("spec.nics[{index}]"), nic)?;
         }
-        check_node(spec.memory().numa_node, &read_list("/sys/devices/system/node/has_memory"))?;
-        check_cpus(spec.cpus().host_cpus.as_ref(), &read_list("/sys/devices/system/cpu/online"))
+        // Read anew, CPUs come and go; most specs name none, and each read is some microseconds of a call.
+        if let Some(node) = spec.memory().numa_node {
+            check_node(node, &read_list("/sys/devices/system/node/has_memory"))?;
+        }
+        if let Some(cpus) = &spec.cpus().host_cpus {
+            check_cpus(cpus, &read_list("/sys/devices/system/cpu/online"))?;
+        }
+        Ok(())
     }
 }
 
@@ -57,8 +63,7 @@ fn read_list(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
-fn check_node(wanted: Option<u32>, present: &str) -> Result<(), SpecError> {
-    let Some(node) = wanted else { return Ok(()) };
+fn check_node(node: u32, present: &str) -> Result<(), SpecError> {
     let has = |list: CpuList| list.iter().any(|present| present == node);
     if present.parse().is_ok_and(has) {
         return Ok(());
@@ -68,8 +73,8 @@ fn check_node(wanted: Option<u32>, present: &str) -> Result<(), SpecError> {
     Err(SpecError::new("spec.memory.numa_node", reason))
 }
 
-fn check_cpus(wanted: Option<&CpuList>, present: &str) -> Result<(), SpecError> {
-    let (Some(wanted), Ok(online)) = (wanted, present.parse::<CpuList>()) else { return Ok(()) };
+fn check_cpus(wanted: &CpuList, present: &str) -> Result<(), SpecError> {
+    let Ok(online) = present.parse::<CpuList>() else { return Ok(()) };
     match wanted.iter().find(|cpu| !online.iter().any(|online| online == *cpu)) {
         Some(cpu) => {
             let reason = format!("CPU {cpu} is absent or offline; this host has {online}");
@@ -96,13 +101,13 @@ mod tests {
 
     #[test]
     fn nodes_and_cpus_that_are_absent_are_named_with_those_that_are_there() {
-        assert_eq!(check_node(Some(1), "0-1"), Ok(()));
-        let error = check_node(Some(2), "0-1").unwrap_err();
+        assert_eq!(check_node(1, "0-1"), Ok(()));
+        let error = check_node(2, "0-1").unwrap_err();
         assert!(error.field == "spec.memory.numa_node" && error.reason.ends_with("it has 0-1"), "{error}");
-        assert!(check_node(Some(0), "").unwrap_err().reason.ends_with("it has none"));
+        assert!(check_node(0, "").unwrap_err().reason.ends_with("it has none"));
         let list = |text: &str| text.parse::<CpuList>().unwrap();
-        assert_eq!(check_cpus(Some(&list("0,3")), "0-3"), Ok(()));
-        let error = check_cpus(Some(&list("0-4")), "0-3").unwrap_err();
+        assert_eq!(check_cpus(&list("0,3"), "0-3"), Ok(()));
+        let error = check_cpus(&list("0-4"), "0-3").unwrap_err();
         assert!(error.reason.starts_with("CPU 4 ") && error.reason.ends_with("this host has 0-3"), "{error}");
     }
 

@@ -201,7 +201,8 @@ impl Session {
         })
     }
 
-    /// Whether to wait on: not longer than `limit` for a host that has had its time, or that does nothing.
+    /// Whether to wait on: not longer than `limit` for a host that has had its time, or that does nothing. Its time counts
+    /// from the first time that it is asked for: a quick answer needs no reading of clocks.
     fn patience(&self, limit: Duration) -> impl FnMut(Duration) -> bool {
         let mut at_first = None;
         move |waited| {
