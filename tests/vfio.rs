@@ -123,7 +123,7 @@ fn boot(at: Bdf, descriptors: Vec<OwnedFd>, cmdline: &str, directory: &Path) -> 
         initrd: &images.join("initrd"),
         vcpus: 1,
         memory_mib: 512,
-        cmdline: &format!("console=ttyS0 quiet panic=-1 {cmdline}"),
+        cmdline: format!("console=ttyS0 quiet panic=-1 {cmdline}"),
         devices: vec![
             (launch("rng", 1, DeviceKind::Rng), vec![]),
             (launch("passed", 2, DeviceKind::Vfio { host: at }), descriptors),

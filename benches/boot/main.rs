@@ -1,44 +1,29 @@
 //! Boots the same kernel and initrd with Ostler's vmm and with its peers, alternately, and compares start-up and memory.
 //!
-//! Runs where Linux guests boot (see `cargo xtask bench`). In the lab's counting mode a nanosecond is an executed
-//! instruction, which is what the figures then are. Nothing here has a time limit: that clock jumps ahead whenever the
-//! machine is idle. Who runs this has one.
-//!
-//! ```text
-//!   OSTLER_BIN     the binary under test          QEMU           qemu-system-x86_64 (optional)
-//!   OSTLER_ASSETS  images/ as in the tests        FIRECRACKER    firecracker (optional)
-//!   OSTLER_OUT     where bench.json is written    CLOUD_HYPERVISOR  cloud-hypervisor (optional)
-//! ```
+//! Runs where Linux guests boot (see `cargo xtask bench`), with the environment that `beside` names. In the lab's counting
+//! mode a nanosecond is an executed instruction, which is what the figures then are. Nothing here has a limit by that clock,
+//! which jumps ahead whenever the machine is idle; a guest that is stuck is told by its processor time.
 
+#[path = "../beside/mod.rs"]
+mod beside;
 mod memory;
-mod ostler;
-mod peers;
-mod report;
-#[path = "../../tests/support/vmm.rs"]
-mod vmm;
+mod tiny;
 
-use std::path::PathBuf;
+use std::io;
+use std::path::Path;
 
-/// vCPUs and memory of every contender's VM.
-const VCPUS: u32 = 1;
-const MEMORY_MIB: u64 = 256;
+use beside::report::{Figure, Report, median};
+use beside::stuck::repeated;
+use beside::{Contender, Guest, MEMORY_MIB, USERSPACE, in_directory};
+
 /// Rounds that count; one more goes first to warm the page cache.
 const ROUNDS: usize = 3;
-/// The guest's words on its command line, behind those that a hypervisor adds itself: say when userspace is there, then
-/// power off.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 ostler.exec=poweroff";
-/// What the initrd prints first.
-const USERSPACE: &str = "ostler-guest: kernel";
-
-/// What is booted.
-struct Images {
-    vmlinux: PathBuf,
-    initrd: PathBuf,
-}
 
 /// What one boot gave, in nanoseconds and KiB.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
+    /// From exec to the first instruction of a guest that says so.
+    first_instruction_ns: u64,
     /// From exec to the first line of `/init`.
     userspace_ns: u64,
     /// From exec to the end of the process.
@@ -47,28 +32,29 @@ struct Sample {
     memory: memory::Usage,
 }
 
-/// Something that boots a VM.
-trait Contender {
-    fn name(&self) -> &'static str;
-    fn boot(&self, images: &Images) -> Result<Sample, String>;
-}
-
 fn main() -> Result<(), String> {
     // `cargo bench` and `cargo test` pass flags of their own.
-    let assets =
-        PathBuf::from(std::env::var("OSTLER_ASSETS").map_err(|_| "set OSTLER_ASSETS (see `cargo xtask bench`)")?);
-    let images =
-        Images { vmlinux: assets.join("images/linux-6.12/vmlinux"), initrd: assets.join("images/linux-6.12/initrd") };
-    let mut contenders: Vec<Box<dyn Contender>> = vec![Box::new(ostler::Ostler::from_env()?)];
-    contenders.extend(peers::from_env());
+    let plain = Guest::plain(&beside::assets()?);
+    let contenders = beside::contenders()?;
+    let samples = in_directory(|dir| compare(&contenders, &plain, dir)).map_err(|error| error.to_string())?;
+    let names = contenders.iter().map(|contender| contender.name()).collect();
+    report(names, &samples).publish()
+}
 
-    let mut samples: Vec<Vec<Sample>> = contenders.iter().map(|_| Vec::new()).collect();
+/// The boots of each contender that count, in turn.
+fn compare(contenders: &[Box<dyn Contender>], plain: &Guest, dir: &Path) -> io::Result<Vec<Vec<Sample>>> {
+    let mut tiny = plain.clone();
+    tiny.kernel = dir.join("tiny");
+    std::fs::write(&tiny.kernel, tiny::image())?;
+    let mut samples: Vec<_> = contenders.iter().map(|_| Vec::new()).collect();
     for round in 0..=ROUNDS {
         for (contender, samples) in contenders.iter().zip(&mut samples) {
             eprint!("round {round} {:<18}", contender.name());
-            let sample = contender.boot(&images).map_err(|error| format!("{}: {error}", contender.name()))?;
+            let named = |error| io::Error::other(format!("{}: {error}", contender.name()));
+            let sample = repeated(|| boot(&**contender, plain, &tiny, dir)).map_err(named)?;
             eprintln!(
-                " userspace {:>8.1} M, power-off {:>8.1} M{}",
+                " first instruction {:>6.2} M, userspace {:>8.1} M, power-off {:>8.1} M{}",
+                sample.first_instruction_ns as f64 / 1e6,
                 sample.userspace_ns as f64 / 1e6,
                 sample.power_off_ns as f64 / 1e6,
                 if round == 0 { "  (warm-up)" } else { "" }
@@ -78,10 +64,36 @@ fn main() -> Result<(), String> {
             }
         }
     }
-    let names: Vec<_> = contenders.iter().map(|contender| contender.name()).collect();
-    let report = report::Report::new(&names, &samples);
-    print!("{report}");
-    let out = std::env::var("OSTLER_OUT").map_or_else(|_| PathBuf::from("."), PathBuf::from);
-    let path = out.join("bench.json");
-    std::fs::write(&path, report.to_json()).map_err(|error| format!("{}: {error}", path.display()))
+    Ok(samples)
+}
+
+fn boot(contender: &dyn Contender, plain: &Guest, tiny: &Guest, dir: &Path) -> io::Result<Sample> {
+    let first_instruction_ns = beside::started_in(dir, contender, tiny, |mut running, started| {
+        running.wait_for(tiny::SAYS)?;
+        Ok(started.elapsed().as_nanos() as u64)
+    })?;
+    beside::started_in(dir, contender, plain, |mut running, started| {
+        running.wait_for(USERSPACE)?;
+        let userspace_ns = started.elapsed().as_nanos() as u64;
+        let memory = memory::usage(running.pid(), MEMORY_MIB << 10).map_err(io::Error::other)?;
+        running.wait_for_end()?;
+        let power_off_ns = started.elapsed().as_nanos() as u64;
+        Ok(Sample { first_instruction_ns, userspace_ns, power_off_ns, memory })
+    })
+}
+
+fn report(names: Vec<&'static str>, samples: &[Vec<Sample>]) -> Report {
+    let figure = |name: &str, unit, scale: f64, value: fn(&Sample) -> u64| {
+        let values = |samples: &Vec<Sample>| samples.iter().map(|sample| value(sample) as f64 / scale).collect();
+        let medians: Vec<_> = samples.iter().map(|samples| median(values(samples))).collect();
+        Figure::new(name, unit, &names, &medians)
+    };
+    let figures = vec![
+        figure("exec_to_first_instruction", "M instructions", 1e6, |sample| sample.first_instruction_ns),
+        figure("exec_to_userspace", "M instructions", 1e6, |sample| sample.userspace_ns),
+        figure("exec_to_power_off", "M instructions", 1e6, |sample| sample.power_off_ns),
+        figure("vmm_anonymous_memory", "KiB", 1.0, |sample| sample.memory.anonymous_kib),
+        figure("vmm_memory_besides_guest", "KiB", 1.0, |sample| sample.memory.resident_kib),
+    ];
+    Report { names, figures, notes: "Each kernel has the words of its own hypervisor." }
 }

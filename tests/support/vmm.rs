@@ -30,7 +30,7 @@ pub struct Plan<'a> {
     /// Memory in MiB.
     pub memory_mib: u64,
     /// The kernel's command line.
-    pub cmdline: &'a str,
+    pub cmdline: String,
     /// Devices with their descriptors.
     pub devices: Vec<(DeviceLaunch, Vec<OwnedFd>)>,
     /// Longest silence of the console before a wait for it fails; none waits for ever.
@@ -131,7 +131,7 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
         instance: InstanceId::new(),
         vcpus: plan.vcpus,
         memory_bytes: plan.memory_mib << 20,
-        cmdline: plan.cmdline.into(),
+        cmdline: plan.cmdline,
         has_initrd: true,
         devices,
         request: String::new(),

@@ -2,7 +2,7 @@
 # PID 1 of the test guests: loads drivers, reports what works in lines that begin with "ostler-guest:", then gives a shell.
 # Words of the kernel command line that it obeys: ip=, ostler.nic (tell of the first NIC, once its link is up),
 # ostler.ping=<count> (of the gateway), ostler.nvme (tell of the first NVMe namespace; overwrites its first MiB),
-# ostler.count, ostler.exec=poweroff|reboot|panic.
+# ostler.count, ostler.run=<program of the initial RAM disk>, ostler.exec=poweroff|reboot|panic.
 export PATH=/bin HOME=/ TERM=linux
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -135,6 +135,7 @@ for word in $words; do
             done
         ) &
         ;;
+    ostler.run=*) "/bin/${word#*=}" ;;
     ostler.exec=poweroff) exec poweroff -f ;;
     ostler.exec=reboot) exec reboot -f ;;
     ostler.exec=panic) echo c >/proc/sysrq-trigger ;;

@@ -1,11 +1,11 @@
-//! `cargo xtask bench`: start-up and memory of Ostler's VMM beside its peers, in one lab boot; load on the daemon and
-//! decisions of policy, here.
+//! `cargo xtask bench`: start-up and memory of Ostler's VMM beside its peers, and data through its devices, each in one lab
+//! boot; load on the daemon and decisions of policy, here.
 //!
-//! The figures come from the bench program `boot` (`benches/boot`). Here it is built, carried into the lab in counting
-//! mode (where start-up figures repeat to 1 %, whatever else the machine does) together with the peers that the caller
-//! names, and its table is brought back as `target/bench.json`. QEMU comes with the lab. The other programs are `load`
-//! (`benches/load`) and `policy` (`benches/policy`): they need no guest, run on this machine in real time, and leave
-//! `target/load.json` and `target/policy.json`.
+//! The figures come from the bench programs `boot` and `io` (`benches/`). Here they are built, carried into the lab in
+//! counting mode (where such figures repeat to 1 %, whatever else the machine does) together with the peers that the
+//! caller names, and their tables are brought back as `target/bench.json`. QEMU comes with the lab. The other programs are
+//! `load` and `policy`: they need no guest, run on this machine in real time, and leave `target/load.json` and
+//! `target/policy.json`.
 
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
@@ -18,9 +18,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-const BOOT: &str = "boot";
+/// Those that boot guests.
+const WITH_GUESTS: [(Which, &str); 2] = [(Which::Boot, "boot"), (Which::Io, "io")];
 const LOAD: &str = "load";
 const POLICY: &str = "policy";
+/// What programs with guests leave.
+const FIGURES: &str = "target/bench.json";
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 const LAB_MEMORY_MIB: u32 = 4096;
 /// Variables that name a peer's binary; each must be a static one, to run in the lab.
@@ -35,7 +38,7 @@ pub(crate) struct BenchArguments {
     /// Run one of them only
     #[arg(long, value_enum)]
     only: Option<Which>,
-    /// Run `boot` on this machine's own KVM, in real time, if it can boot Linux
+    /// Run those with guests on this machine's own KVM, in real time, if it can boot Linux
     #[arg(long)]
     here: bool,
     /// Let the lab's clock run in time instead of counting instructions
@@ -48,6 +51,8 @@ pub(crate) struct BenchArguments {
 enum Which {
     /// Start-up and memory of a VM, beside other hypervisors
     Boot,
+    /// Data through disks and NICs of a VM, beside other hypervisors
+    Io,
     /// Calls of the API over mutual TLS: throughput, latency, growth
     Load,
     /// Decisions of plugins, in the policy host and in one process
@@ -79,23 +84,33 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
             return Ok(ExitCode::from(status));
         }
     }
-    if !is_wanted(Which::Boot) {
+    let wanted: Vec<_> = WITH_GUESTS.into_iter().filter(|(which, _)| is_wanted(*which)).collect();
+    if wanted.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    let (assets, program) = (assets(workspace)?, build(workspace, BOOT)?);
-    let status = if arguments.here {
-        let verdict = probe::verdict(workspace)?;
-        if !verdict.can_run_directly {
-            bail!("--here is not possible: {}", verdict.reason);
+    let assets = assets(workspace)?;
+    let mut figures: Vec<serde_json::Value> = Vec::new();
+    for (_, name) in wanted {
+        let program = build(workspace, name)?;
+        let status = if arguments.here {
+            let verdict = probe::verdict(workspace)?;
+            if !verdict.can_run_directly {
+                bail!("--here is not possible: {}", verdict.reason);
+            }
+            run_here(workspace, &program, &ostler, &assets)?
+        } else {
+            run_in_lab(workspace, &program, &ostler, &peers, !arguments.timed)?
+        };
+        if status != 0 {
+            return Ok(ExitCode::from(status));
         }
-        run_here(workspace, &program, &ostler, &assets)?
-    } else {
-        run_in_lab(workspace, &program, &ostler, peers, !arguments.timed)?
-    };
-    if status == 0 {
-        eprintln!("== the figures are in target/bench.json");
+        // Each program leaves its own.
+        let left = fs::read(workspace.root().join(FIGURES)).context("the bench program left no bench.json")?;
+        figures.extend(serde_json::from_slice::<Vec<_>>(&left).context("bench.json")?);
+        crate::workspace::write_whole(&workspace.root().join(FIGURES), &serde_json::to_vec_pretty(&figures)?)?;
     }
-    Ok(ExitCode::from(status))
+    eprintln!("== the figures are in {FIGURES}");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn build(workspace: &Workspace, name: &str) -> Result<PathBuf> {
@@ -130,7 +145,7 @@ fn run_in_lab(
     workspace: &Workspace,
     program: &Path,
     ostler: &Path,
-    peers: Vec<(&str, PathBuf)>,
+    peers: &[(&str, PathBuf)],
     is_counting: bool,
 ) -> Result<u8> {
     let out = workspace.lab(&format!("bench.{}", std::process::id()));
@@ -142,8 +157,8 @@ fn run_in_lab(
     let mut carried = vec![daemon, vmm, (program.to_path_buf(), "bin/bench".to_owned())];
     for (name, path) in peers {
         let place = format!("bin/{}", name.to_lowercase());
-        environment.push((name.to_owned(), format!("/lab/{place}")));
-        carried.push((path, place));
+        environment.push(((*name).to_owned(), format!("/lab/{place}")));
+        carried.push((path.clone(), place));
     }
     eprintln!(
         "== the bench runs in the lab; {}",
@@ -163,7 +178,7 @@ fn run_in_lab(
     let status = lab::run(workspace, &errand)?;
     if status == 0 {
         let figures = fs::read(out.join("bench.json")).context("the bench program left no bench.json")?;
-        crate::workspace::write_whole(&workspace.root().join("target/bench.json"), &figures)?;
+        crate::workspace::write_whole(&workspace.root().join(FIGURES), &figures)?;
     }
     remove(&out)?;
     Ok(status)

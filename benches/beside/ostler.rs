@@ -1,0 +1,92 @@
+//! Ostler's vmm, launched without a daemon.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ostler::model::{DeviceKind, DeviceLaunch, FIRST_WORDS, MacAddr, PciSlot, RateLimits, ServedBy};
+use ostler::sys::{tap, vhost_net};
+
+use super::vmm::Plan;
+use super::{Cache, Contender, Disk, Guest, MEMORY_MIB, Nic, OSTLER, Ready, Server, VCPUS};
+
+/// The binary under test.
+pub struct Ostler {
+    binary: PathBuf,
+}
+
+impl Ostler {
+    /// The vmm beside `OSTLER_BIN`.
+    pub fn from_env() -> Result<Self, String> {
+        let binary = std::env::var("OSTLER_BIN").map_err(|_| "set OSTLER_BIN (see `cargo xtask bench`)")?;
+        Ok(Self { binary: PathBuf::from(binary).with_file_name("ostler-vmm") })
+    }
+}
+
+impl Contender for Ostler {
+    fn name(&self) -> &'static str {
+        OSTLER
+    }
+
+    fn has_disk(&self, _: Cache) -> bool {
+        true
+    }
+
+    fn has_nic(&self, _: Server) -> bool {
+        true
+    }
+
+    fn makes_taps(&self) -> bool {
+        true
+    }
+
+    fn ready<'a>(&'a self, guest: &'a Guest, dir: &'a Path) -> io::Result<Ready<'a>> {
+        let mut kinds = vec![(DeviceKind::Rng, vec![])];
+        for disk in &guest.disks {
+            kinds.push(block(disk)?);
+        }
+        for nic in &guest.nics {
+            kinds.push(net(nic)?);
+        }
+        let devices = kinds.into_iter().zip(1..).map(|((kind, descriptors), number)| {
+            let id = format!("device{number}").parse().map_err(io::Error::other)?;
+            let slot = PciSlot::new(number).ok_or_else(|| io::Error::other("more devices than slots"))?;
+            Ok((DeviceLaunch { id, slot, kind }, descriptors))
+        });
+        let plan = Plan {
+            binary: &self.binary,
+            kernel: &guest.kernel,
+            initrd: &guest.initrd,
+            vcpus: VCPUS,
+            memory_mib: MEMORY_MIB,
+            cmdline: format!("{FIRST_WORDS} {}", super::peers::cmdline(guest, "poweroff")),
+            devices: devices.collect::<io::Result<_>>()?,
+            patience: None,
+        };
+        Ok(Ready::Ostler(Box::new(plan), dir))
+    }
+}
+
+fn block(disk: &Disk) -> io::Result<(DeviceKind, Vec<OwnedFd>)> {
+    let flags = match disk.cache {
+        Cache::Used => 0,
+        Cache::Bypassed => libc::O_DIRECT,
+    };
+    let image = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&disk.path)?;
+    Ok((DeviceKind::Block { is_read_only: false, queues: 1, limits: RateLimits::default() }, vec![image.into()]))
+}
+
+fn net(nic: &Nic) -> io::Result<(DeviceKind, Vec<OwnedFd>)> {
+    let mut descriptors: Vec<OwnedFd> = tap::open(&nic.tap, nic.host, 30, 1)?.into_iter().map(Into::into).collect();
+    let served_by = match nic.server {
+        Server::Process => ServedBy::Vmm,
+        Server::Kernel => {
+            descriptors.push(vhost_net::open()?.into());
+            ServedBy::Kernel
+        }
+    };
+    let kind = DeviceKind::Net { mac: MacAddr(nic.mac), limits: RateLimits::default(), queues: 1, served_by };
+    Ok((kind, descriptors))
+}
