@@ -3,7 +3,7 @@
 
 use std::process::Output;
 
-use crate::support::assets::plugin;
+use crate::support::assets::{plugin, rebuilt};
 use crate::support::client::wait;
 use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host, facts, small};
@@ -19,13 +19,6 @@ const OWN: &str = "tenants/acme/plugins/own";
 
 fn sized(vcpus: u32) -> v1::VirtualMachineSpec {
     v1::VirtualMachineSpec { vcpus, ..small() }
-}
-
-/// The same plugin with another digest: a custom section that nobody reads (core specification §5.5.3).
-fn rebuilt(name: &str) -> Vec<u8> {
-    let mut bytes = plugin(name);
-    bytes.extend([0, 2, 1, b'x']);
-    bytes
 }
 
 /// Loads as a canary.

@@ -27,6 +27,7 @@ mod policy_host;
 mod protos;
 mod python_client;
 mod shadows;
+mod swap;
 mod tenancy;
 mod tenants;
 mod trust;

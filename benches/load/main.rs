@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the tests' harness fails by panicking")]
 
 mod figures;
+mod storm;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -202,6 +203,10 @@ fn run() -> Result<bool, String> {
     let figures = wait(fan_out(&callers, host.tenant("acme"))).map_err(|status| status.to_string())?;
     println!("{figures}");
     all.push(figures);
+    for figures in storm::measure(&host)? {
+        println!("{figures}");
+        all.push(figures);
+    }
     let [before, after] = growth(&mut host, &callers)?;
     println!(
         "over {GROWTH_CALLS} calls: {} KiB to {} KiB resident, {} descriptors to {}",

@@ -25,6 +25,7 @@ pub mod holdings;
 pub mod host;
 pub mod operations;
 pub mod shell;
+pub mod storm;
 pub mod strays;
 pub mod terminal;
 pub mod vmm;

@@ -1,0 +1,118 @@
+//! Decisions of one tenant while the plugin that makes them is replaced, and while another tenant's plugin misbehaves. A
+//! test looks at each answer, a bench at the time that it took. Key types: [`Versions`], [`Neighbour`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ostler::api::v1;
+
+use super::client::{facts, wait};
+use super::{Caller, assets, small};
+
+const PLUGIN: &str = "operator/plugins/admission";
+/// vCPUs that are asked for …
+const ASKED: u32 = 4;
+/// … and what each version makes of them: an answer tells by whose settings it was given.
+const CAPS: [u32; 2] = [2, 3];
+/// What a plugin can do wrong, each with a content of its own.
+const MISBEHAVIOUR: [&str; 4] = ["hostile/loop", "hostile/memory", "hostile/trap", "hostile/log-flood"];
+/// What does nothing.
+const BEHAVIOUR: &str = "hostile/abstain";
+/// Two versions of the operator's plugin that differ in content and in settings.
+pub struct Versions([Version; 2]);
+
+struct Version {
+    bytes: Vec<u8>,
+    digest: String,
+    cap: u32,
+}
+
+impl Versions {
+    /// Loads both; the second one decides.
+    pub fn load(operator: &Caller) -> Self {
+        let [first, second] = CAPS;
+        let version = |bytes: Vec<u8>, cap| {
+            let digest = bind(operator, &bytes, cap).digest;
+            Version { bytes, digest, cap }
+        };
+        Self([version(assets::plugin("admission"), first), version(assets::rebuilt("admission"), second)])
+    }
+
+    /// Has the other one decide, for odd and even `count`.
+    pub fn swap(&self, operator: &Caller, count: usize) {
+        let version = &self.0[count % 2];
+        bind(operator, &version.bytes, version.cap);
+    }
+
+    /// A decision; which version made it. An error if none did, or some of each.
+    pub async fn decide(&self, caller: &Caller) -> Result<usize, String> {
+        let vm = registered(caller, v1::VirtualMachineSpec { vcpus: ASKED, ..small() }).await;
+        let vm = vm.map_err(|status| status.to_string())?;
+        let (vcpus, admission) = (vm.spec.unwrap_or_default().vcpus, vm.admission.unwrap_or_default());
+        let [opinion] = admission.opinions.as_slice() else { return Err(format!("{admission:?}")) };
+        let made_it = |version: &Version| {
+            let detail = format!("cap vCPUs at {}", version.cap);
+            (&version.digest, version.cap, &detail) == (&opinion.digest, vcpus, &opinion.detail)
+        };
+        self.0.iter().position(made_it).ok_or_else(|| format!("{vcpus} vCPUs by {opinion:?}"))
+    }
+}
+
+fn bind(operator: &Caller, bytes: &[u8], cap: u32) -> v1::Plugin {
+    operator.load(PLUGIN, bytes, &[("mode", "cap"), ("max-vcpus", &cap.to_string())]).unwrap()
+}
+
+async fn registered(caller: &Caller, spec: v1::VirtualMachineSpec) -> Result<v1::VirtualMachine, tonic::Status> {
+    let vm = v1::VirtualMachine { name: caller.name("storm"), spec: Some(spec), ..Default::default() };
+    let request =
+        v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), validate_only: true, ..Default::default() };
+    caller.vms.clone().register_virtual_machine(request).await.map(tonic::Response::into_inner)
+}
+
+/// How a neighbour's plugin is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    Quiet,
+    Hostile,
+}
+
+/// Another tenant, which asks its own plugin again and again, and replaces it by the next.
+pub struct Neighbour {
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<BTreeMap<String, usize>>,
+}
+
+impl Neighbour {
+    /// Asks each plugin so many `questions`, with a `pause` behind each, until it is stopped.
+    pub fn start(caller: Caller, manner: Manner, questions: usize, pause: Duration) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let is_stopped = Arc::clone(&is_over);
+        let thread = std::thread::spawn(move || {
+            let mut came = BTreeMap::new();
+            for name in MISBEHAVIOUR.iter().cycle() {
+                let name = if manner == Manner::Quiet { BEHAVIOUR } else { name };
+                caller.load("tenants/globex/plugins/own", &assets::plugin(name), &[]).unwrap();
+                for _ in 0..questions {
+                    if is_stopped.load(Ordering::Relaxed) {
+                        return came;
+                    }
+                    let outcome = wait(registered(&caller, small())).map_err(|status| facts(&status));
+                    let code = outcome.map_or_else(|facts| facts.metadata["code"].clone(), |_| "allowed".to_owned());
+                    *came.entry(code).or_default() += 1;
+                    wait(async { tokio::time::sleep(pause).await });
+                }
+            }
+            came
+        });
+        Self { is_over, thread }
+    }
+
+    /// How often what came of its requests.
+    pub fn stop(self) -> BTreeMap<String, usize> {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}

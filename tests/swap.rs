@@ -1,0 +1,62 @@
+//! A plugin is replaced while it decides, and beside a tenant whose plugins do what they should not. Needs no guest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::support::Host;
+use crate::support::client::wait;
+use crate::support::storm::{Manner, Neighbour, Versions};
+use crate::support::wait::{SOON, until};
+use tokio::task::JoinSet;
+
+/// Clients that ask at once.
+const CLIENTS: usize = 4;
+const SWAPS: usize = 100;
+/// To each of the neighbour's plugins: enough to open its breaker.
+const QUESTIONS: usize = 10;
+/// Decisions from one swap to the next, at least.
+const BETWEEN: usize = 5;
+
+#[test]
+fn decisions_go_on_while_a_plugin_is_swapped_and_each_is_one_versions_as_a_whole() {
+    let host = Host::start();
+    let (operator, globex) = (host.operator(), host.tenant("globex"));
+    let versions = Arc::new(Versions::load(&operator));
+    let neighbour = Neighbour::start(globex, Manner::Hostile, QUESTIONS, Duration::from_millis(1));
+    let (is_over, decided) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let callers: Vec<_> = (0..CLIENTS).map(|_| host.tenant("acme")).collect();
+    let made = wait(async {
+        let mut clients = JoinSet::new();
+        for caller in callers {
+            let (versions, is_over, decided) = (Arc::clone(&versions), Arc::clone(&is_over), Arc::clone(&decided));
+            clients.spawn(async move {
+                let mut made = [0; 2];
+                while !is_over.load(Ordering::Relaxed) {
+                    made[versions.decide(&caller).await?] += 1;
+                    decided.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok::<_, String>(made)
+            });
+        }
+        let swaps = move || {
+            for count in 0..SWAPS {
+                let is_due = || (decided.load(Ordering::Relaxed) >= BETWEEN * count).then_some(());
+                until("decisions between swaps", SOON, is_due);
+                versions.swap(&operator, count);
+            }
+        };
+        tokio::task::spawn_blocking(swaps).await.unwrap();
+        is_over.store(true, Ordering::Relaxed);
+        clients.join_all().await.into_iter().collect::<Result<Vec<_>, _>>()
+    });
+    let made = made.unwrap().into_iter().fold([0, 0], |[a, b], [c, d]| [a + c, b + d]);
+    let came = neighbour.stop();
+    println!("{made:?} decisions, {came:?} beside them");
+    assert!(made.iter().all(|made| *made >= SWAPS), "{made:?} decisions are too few to tell");
+    // Which limit ends a loop hangs on the machine.
+    for codes in [&["policy.budget", "policy.deadline"][..], &["policy.trap"], &["policy.breaker-open"]] {
+        assert!(codes.iter().any(|code| came.contains_key(*code)), "{codes:?}: {came:?}");
+    }
+    assert!(!came.contains_key("allowed"), "{came:?}");
+}
