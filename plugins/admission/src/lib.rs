@@ -10,103 +10,60 @@
 //! | `total-vcpus`, `total-memory-mib` | all VMs of the tenant together |
 //! | `mode` | `deny` (default): a VM that is too large is denied; `cap`: it is made smaller instead |
 //!
-//! [`limits`] decides, on plain values; this file is the door to the host (`wit/`).
+//! [`limits`] decides, [`settings`] says within which limits; this file is what the host sees of it.
 
 mod limits;
 mod settings;
 
-#[allow(missing_docs, unsafe_code, unreachable_pub, reason = "generated from wit/, which carries the documentation")]
-mod host {
-    wit_bindgen::generate!({
-        path: "../../wit",
-        inline: "package ostler:admission; world admission {
-            include ostler:policy/admit@0.1.0;
-            include ostler:policy/attach@0.1.0;
-        }",
-        world: "ostler:admission/admission",
-        generate_all,
-    });
-}
+use limits::Limits;
+use ostler_policy::admit::{self, Admit, AdmitRequest};
+use ostler_policy::attach::{self, Attach, AttachRequest, Device};
+use ostler_policy::{Error, Policy, Reader, Source};
 
-use host::exports::ostler::policy::admit_hook::{self, AdmitRequest, VmPatch};
-use host::exports::ostler::policy::attach_hook::{self, AttachRequest, AttachVerdict, Device};
-use host::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
-use host::ostler::policy::types::{Denial, Error};
-use limits::{Answer, Ask};
+impl Policy for Limits {
+    const NAME: &'static str = "admission";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SUMMARY: &'static str = "admits VMs by the tenant's limits";
+    const SETTINGS: &'static [&'static str] = &settings::KEYS;
 
-/// Instances live for one call: see the crate.
-#[cfg(target_arch = "wasm32")]
-#[global_allocator]
-static ARENA: plugin_arena::Arena = plugin_arena::Arena::new();
-
-struct Admission;
-
-impl lifecycle::Guest for Admission {
-    fn describe() -> Manifest {
-        Manifest {
-            name: "admission".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "admits VMs by the tenant's limits".into(),
-        }
-    }
-
-    fn validate_settings() -> Result<(), Vec<SettingError>> {
-        match settings::read(&settings::Host) {
-            Ok(_) => Ok(()),
-            Err(errors) => Err(errors.into_iter().map(|e| SettingError { key: e.key, message: e.message }).collect()),
-        }
+    fn read(settings: &mut Reader<'_, impl Source>) -> Self {
+        settings::read(settings)
     }
 }
 
-impl admit_hook::Guest for Admission {
-    fn admit_vm(request: AdmitRequest) -> Result<admit_hook::Verdict, Error> {
-        let limits = limits()?;
-        let ask = Ask {
-            disks: request.vm.disks,
-            nics: request.vm.nics,
-            vcpus: request.vm.vcpus,
-            memory_mib: request.vm.memory_mib,
-            vms_in_use: request.in_use.vms,
-            vcpus_in_use: request.in_use.vcpus,
-            memory_mib_in_use: request.in_use.memory_mib,
-        };
-        Ok(match limits.judge(ask) {
-            Answer::Allow { cap_vcpus, cap_memory_mib } => {
-                let vcpus = cap_vcpus.map(VmPatch::CapVcpus);
-                let memory = cap_memory_mib.map(VmPatch::CapMemoryMib);
-                admit_hook::Verdict::Allow(vcpus.into_iter().chain(memory).collect())
-            }
-            Answer::Deny { code, message } => admit_hook::Verdict::Deny(Denial { code: code.into(), message }),
-        })
+impl Admit for Limits {
+    fn admit(&self, request: &AdmitRequest) -> Result<admit::Verdict, Error> {
+        Ok(self.judge(request).map_or_else(admit::Verdict::from, admit::Verdict::Allow))
     }
 }
 
-impl attach_hook::Guest for Admission {
-    fn attach_device(request: AttachRequest) -> Result<AttachVerdict, Error> {
-        let limits = limits()?;
+impl Attach for Limits {
+    fn attach(&self, request: &AttachRequest) -> Result<attach::Verdict, Error> {
         let judged = match request.device {
-            Device::Disk(_) => limits.judge_disks(request.vm.disks.saturating_add(1)),
-            Device::Nic(_) => limits.judge_nics(request.vm.nics.saturating_add(1)),
+            Device::Disk(_) => self.judge_disks(request.vm.disks.saturating_add(1)),
+            Device::Nic(_) => self.judge_nics(request.vm.nics.saturating_add(1)),
             // Whether there is one for it is for plugins with the hook `select-nvme`.
             Device::Nvme(_) => Ok(()),
         };
-        Ok(match judged {
-            Ok(()) => AttachVerdict::Allow,
-            Err((code, message)) => AttachVerdict::Deny(Denial { code: code.into(), message }),
-        })
+        Ok(judged.map_or_else(attach::Verdict::from, |()| attach::Verdict::Allow))
     }
 }
 
-/// What the settings say.
-fn limits() -> Result<limits::Limits, Error> {
-    settings::read(&settings::Host).map_err(|errors| {
-        Error::BadSettings(errors.into_iter().map(|e| format!("{}: {}", e.key, e.message)).collect::<String>())
-    })
-}
+ostler_policy::export!(Limits: admit, attach);
 
-#[allow(unsafe_code, reason = "generated: the functions that the host calls")]
-mod exports {
-    use super::{Admission, host};
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ostler_policy::attach::{Disk, Nvme};
+    use ostler_policy::testing;
 
-    host::export!(Admission with_types_in host);
+    #[test]
+    fn one_more_device_counts_and_an_nvme_device_is_others_business() {
+        let limits: Limits = testing::read([("max-disks", "0")]).unwrap();
+        let disk = Device::Disk(Disk { id: "data".into(), volume: "data.img".into(), read_only: false });
+        let verdict = limits.attach(&testing::attach(disk)).unwrap();
+        assert!(matches!(verdict, attach::Verdict::Deny(denial) if denial.code == "limit.disks"));
+        let nvme = Device::Nvme(Nvme { id: "data".into(), min_bytes: None });
+        assert_eq!(limits.attach(&testing::attach(nvme)), Ok(attach::Verdict::Allow));
+    }
 }

@@ -1,4 +1,7 @@
-//! The decision itself, on plain values: [`Limits`] and an [`Ask`] give an [`Answer`].
+//! The decision itself: [`Limits`] judge a request, and give caps or why not.
+
+use ostler_policy::admit::{AdmitRequest, VmPatch};
+use ostler_policy::{Refusal, refuse};
 
 /// What to do with a VM that is larger than one VM may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,82 +34,57 @@ pub(crate) struct Limits {
     pub mode: Mode,
 }
 
-/// What is asked for, and what the tenant has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub vcpus: u32,
-    pub memory_mib: u64,
-    pub disks: u32,
-    pub nics: u32,
-    pub vms_in_use: u32,
-    pub vcpus_in_use: u32,
-    pub memory_mib_in_use: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Allow { cap_vcpus: Option<u32>, cap_memory_mib: Option<u64> },
-    Deny { code: &'static str, message: String },
-}
-
 impl Limits {
     /// Decides. The size of the VM is settled first, so that totals count what it would really get.
-    pub(crate) fn judge(&self, ask: Ask) -> Answer {
-        match self.settle(ask) {
-            Ok(answer) => answer,
-            Err((code, message)) => Answer::Deny { code, message },
+    pub(crate) fn judge(&self, request: &AdmitRequest) -> Result<Vec<VmPatch>, Refusal> {
+        let AdmitRequest { vm, in_use, .. } = request;
+        if let Some(limit) = self.max_vms.filter(|&limit| u64::from(in_use.vms) >= limit) {
+            return Err(refuse("limit.vms", format!("tenant has {} VMs registered, {limit} are allowed", in_use.vms)));
         }
-    }
-
-    fn settle(&self, ask: Ask) -> Result<Answer, (&'static str, String)> {
-        if let Some(limit) = self.max_vms.filter(|&limit| u64::from(ask.vms_in_use) >= limit) {
-            let message = format!("tenant has {} VMs registered, {limit} are allowed", ask.vms_in_use);
-            return Err(("limit.vms", message));
-        }
-        self.judge_disks(ask.disks)?;
-        self.judge_nics(ask.nics)?;
-        let vcpus = self.size(u64::from(ask.vcpus), self.max_vcpus).map_err(|limit| {
-            ("limit.vcpus", format!("VM asks for {} vCPUs, {limit} are allowed for one VM", ask.vcpus))
+        self.judge_disks(vm.disks)?;
+        self.judge_nics(vm.nics)?;
+        let vcpus = self.size(u64::from(vm.vcpus), self.max_vcpus).map_err(|limit| {
+            refuse("limit.vcpus", format!("VM asks for {} vCPUs, {limit} are allowed for one VM", vm.vcpus))
         })?;
-        let memory_mib = self.size(ask.memory_mib, self.max_memory_mib).map_err(|limit| {
-            let message = format!("VM asks for {} MiB of memory, {limit} are allowed for one VM", ask.memory_mib);
-            ("limit.memory", message)
+        let memory_mib = self.size(vm.memory_mib, self.max_memory_mib).map_err(|limit| {
+            let message = format!("VM asks for {} MiB of memory, {limit} are allowed for one VM", vm.memory_mib);
+            refuse("limit.memory", message)
         })?;
-        within_total(vcpus, u64::from(ask.vcpus_in_use), self.total_vcpus).map_err(|limit| {
+        within_total(vcpus, u64::from(in_use.vcpus), self.total_vcpus).map_err(|limit| {
             let message = format!(
                 "VM asks for {vcpus} vCPUs and the tenant has {} in use, {limit} are allowed in total",
-                ask.vcpus_in_use
+                in_use.vcpus
             );
-            ("limit.total-vcpus", message)
+            refuse("limit.total-vcpus", message)
         })?;
-        within_total(memory_mib, ask.memory_mib_in_use, self.total_memory_mib).map_err(|limit| {
+        within_total(memory_mib, in_use.memory_mib, self.total_memory_mib).map_err(|limit| {
             let message = format!(
                 "VM asks for {memory_mib} MiB of memory and the tenant has {} in use, {limit} are allowed in total",
-                ask.memory_mib_in_use
+                in_use.memory_mib
             );
-            ("limit.total-memory", message)
+            refuse("limit.total-memory", message)
         })?;
-        Ok(Answer::Allow {
-            cap_vcpus: u32::try_from(vcpus).ok().filter(|&vcpus| vcpus < ask.vcpus),
-            cap_memory_mib: Some(memory_mib).filter(|&mib| mib < ask.memory_mib),
-        })
+        let vcpus = u32::try_from(vcpus).ok().filter(|&vcpus| vcpus < vm.vcpus).map(VmPatch::CapVcpus);
+        let memory = Some(memory_mib).filter(|&mib| mib < vm.memory_mib).map(VmPatch::CapMemoryMib);
+        Ok(vcpus.into_iter().chain(memory).collect())
     }
 
     /// Whether one VM may have so many disks.
-    pub(crate) fn judge_disks(&self, count: u32) -> Result<(), (&'static str, String)> {
+    pub(crate) fn judge_disks(&self, count: u32) -> Result<(), Refusal> {
         match self.max_disks {
             Some(limit) if u64::from(count) > limit => {
-                Err(("limit.disks", format!("VM would have {count} disks, {limit} are allowed for one VM")))
+                Err(refuse("limit.disks", format!("VM would have {count} disks, {limit} are allowed for one VM")))
             }
             _ => Ok(()),
         }
     }
 
     /// Whether one VM may have so many network interfaces.
-    pub(crate) fn judge_nics(&self, count: u32) -> Result<(), (&'static str, String)> {
+    pub(crate) fn judge_nics(&self, count: u32) -> Result<(), Refusal> {
         match self.max_nics {
             Some(limit) if u64::from(count) > limit => {
-                Err(("limit.nics", format!("VM would have {count} network interfaces, {limit} are allowed for one VM")))
+                let message = format!("VM would have {count} network interfaces, {limit} are allowed for one VM");
+                Err(refuse("limit.nics", message))
             }
             _ => Ok(()),
         }
@@ -132,21 +110,26 @@ fn within_total(asked: u64, in_use: u64, limit: Option<u64>) -> Result<(), u64> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ostler_policy::{Usage, Vm, testing};
 
-    const ASK: Ask =
-        Ask { vcpus: 4, memory_mib: 1024, disks: 2, nics: 1, vms_in_use: 2, vcpus_in_use: 6, memory_mib_in_use: 3000 };
-    const PLAIN: Answer = Answer::Allow { cap_vcpus: None, cap_memory_mib: None };
+    fn request() -> AdmitRequest {
+        AdmitRequest {
+            vm: Vm { vcpus: 4, memory_mib: 1024, disks: 2, nics: 1, ..testing::vm("web") },
+            in_use: Usage { vms: 2, vcpus: 6, memory_mib: 3000 },
+            ..testing::admit()
+        }
+    }
 
     fn denial(limits: &Limits) -> (&'static str, String) {
-        match limits.judge(ASK) {
-            Answer::Deny { code, message } => (code, message),
-            allow => panic!("{allow:?}"),
+        match limits.judge(&request()) {
+            Err(Refusal { code, message }) => (code, message),
+            Ok(caps) => panic!("{caps:?}"),
         }
     }
 
     #[test]
     fn allows_everything_without_limits() {
-        assert_eq!(Limits::default().judge(ASK), PLAIN);
+        assert_eq!(Limits::default().judge(&request()), Ok(Vec::new()));
     }
 
     #[test]
@@ -161,8 +144,8 @@ mod tests {
             total_memory_mib: Some(4024),
             mode: Mode::Deny,
         };
-        assert_eq!(limits.judge(ASK), PLAIN);
-        assert_eq!(Limits { mode: Mode::Cap, ..limits }.judge(ASK), PLAIN);
+        assert_eq!(limits.judge(&request()), Ok(Vec::new()));
+        assert_eq!(Limits { mode: Mode::Cap, ..limits }.judge(&request()), Ok(Vec::new()));
     }
 
     #[test]
@@ -193,7 +176,7 @@ mod tests {
             mode: Mode::Cap,
             ..Limits::default()
         };
-        assert_eq!(limits.judge(ASK), Answer::Allow { cap_vcpus: Some(2), cap_memory_mib: Some(512) });
+        assert_eq!(limits.judge(&request()), Ok(vec![VmPatch::CapVcpus(2), VmPatch::CapMemoryMib(512)]));
     }
 
     #[test]
@@ -205,7 +188,8 @@ mod tests {
     #[test]
     fn sums_near_the_top_of_the_range_do_not_wrap() {
         let limits = Limits { total_memory_mib: Some(u64::MAX - 1), ..Limits::default() };
-        let ask = Ask { memory_mib: u64::MAX, memory_mib_in_use: u64::MAX, ..ASK };
-        assert!(matches!(limits.judge(ask), Answer::Deny { code: "limit.total-memory", .. }));
+        let mut request = request();
+        (request.vm.memory_mib, request.in_use.memory_mib) = (u64::MAX, u64::MAX);
+        assert_eq!(limits.judge(&request).unwrap_err().code, "limit.total-memory");
     }
 }

@@ -1,17 +1,14 @@
 //! Settings to [`Limits`].
 
 use crate::limits::{Limits, Mode};
-use plugin_settings::{Invalid, Reader, Source};
+use ostler_policy::{Reader, Source};
 
-plugin_settings::host_source!(crate::host::ostler::policy::settings);
-
-const KEYS: [&str; 8] =
+/// Every key.
+pub(crate) const KEYS: [&str; 8] =
     ["max-disks", "max-memory-mib", "max-nics", "max-vcpus", "max-vms", "mode", "total-memory-mib", "total-vcpus"];
 
-/// All settings, or everything that is wrong with them.
-pub(crate) fn read(source: &impl Source) -> Result<Limits, Vec<Invalid>> {
-    let mut reader = Reader::new(source, &KEYS);
-    let limits = Limits {
+pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Limits {
+    Limits {
         max_vms: reader.number("max-vms", 0..=u64::MAX),
         // A VM of no size cannot be capped to: such a limit is a mistake in either mode.
         max_vcpus: reader.number("max-vcpus", 1..=u64::MAX),
@@ -21,22 +18,17 @@ pub(crate) fn read(source: &impl Source) -> Result<Limits, Vec<Invalid>> {
         total_vcpus: reader.number("total-vcpus", 0..=u64::MAX),
         total_memory_mib: reader.number("total-memory-mib", 0..=u64::MAX),
         mode: reader.choice("mode", &[("deny", Mode::Deny), ("cap", Mode::Cap)]),
-    };
-    reader.finish(limits)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
-
-    fn read_map<const N: usize>(entries: [(&str, &str); N]) -> Result<Limits, Vec<Invalid>> {
-        read(&BTreeMap::from(entries))
-    }
+    use ostler_policy::testing::read;
 
     #[test]
     fn reads_every_setting() {
-        let limits = read_map([
+        let limits = read([
             ("max-vms", "1"),
             ("max-vcpus", "2"),
             ("max-memory-mib", "3"),
@@ -57,12 +49,13 @@ mod tests {
             mode: Mode::Cap,
         };
         assert_eq!(limits, Ok(expected));
-        assert_eq!(read_map([]), Ok(Limits::default()));
+        assert_eq!(read([]), Ok(Limits::default()));
     }
 
     #[test]
     fn names_every_setting_that_is_wrong() {
-        let wrong = read_map([("max-vm", "1"), ("max-vms", "many"), ("max-vcpus", "0"), ("mode", "warn")]).unwrap_err();
+        let wrong =
+            read::<Limits>([("max-vm", "1"), ("max-vms", "many"), ("max-vcpus", "0"), ("mode", "warn")]).unwrap_err();
         let keys: Vec<_> = wrong.iter().map(|invalid| invalid.key.as_str()).collect();
         assert_eq!(keys, ["max-vm", "max-vms", "max-vcpus", "mode"]);
         assert!(wrong[0].message.contains("max-vms"), "{}", wrong[0].message);

@@ -13,116 +13,55 @@
 //! | `last-tenant` | `any` (default); `avoid`: what another tenant had comes last; `refuse`: it is out |
 //! | `whole` | serial numbers of controllers that may be given whole, such as `S1,S2`; without it none |
 //!
-//! Of what is left the namespace that fits best comes first. [`rules`] decides, on plain values; this file is the door to
-//! the host (`wit/`).
+//! Of what is left the namespace that fits best comes first. [`rules`] decides, [`settings`] says by which rules; this
+//! file is what the host sees of it.
 
 mod rules;
 mod settings;
 
-#[allow(missing_docs, unsafe_code, unreachable_pub, reason = "generated from wit/, which carries the documentation")]
-mod host {
-    wit_bindgen::generate!({ path: "../../wit", world: "select-nvme" });
-}
+use ostler_policy::select_nvme::{SelectNvme, SelectNvmeRequest, Verdict};
+use ostler_policy::{Error, Policy, Reader, Source};
+use rules::Rules;
 
-use host::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
-use host::exports::ostler::policy::select_nvme_hook::{
-    self, LastTenant, Mark, NvmeWish, Ranking, SelectNvmeRequest, Verdict,
-};
-use host::ostler::policy::types::{Denial, Error};
-use rules::{Ask, Candidate, Controller, Judged, Refusal};
+impl Policy for Rules {
+    const NAME: &'static str = "nvme";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SUMMARY: &'static str = "ranks NVMe namespaces by size, wear, locality, load and who had them";
+    const SETTINGS: &'static [&'static str] = &settings::KEYS;
 
-/// Instances live for one call: see the crate.
-#[cfg(target_arch = "wasm32")]
-#[global_allocator]
-static ARENA: plugin_arena::Arena = plugin_arena::Arena::new();
-
-struct Nvme;
-
-impl lifecycle::Guest for Nvme {
-    fn describe() -> Manifest {
-        Manifest {
-            name: "nvme".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "ranks NVMe namespaces by size, wear, locality, load and who had them".into(),
-        }
-    }
-
-    fn validate_settings() -> Result<(), Vec<SettingError>> {
-        match settings::read(&settings::Host) {
-            Ok(_) => Ok(()),
-            Err(errors) => Err(errors.into_iter().map(|e| SettingError { key: e.key, message: e.message }).collect()),
-        }
+    fn read(settings: &mut Reader<'_, impl Source>) -> Self {
+        settings::read(settings)
     }
 }
 
-impl select_nvme_hook::Guest for Nvme {
-    fn select_nvme(request: SelectNvmeRequest) -> Result<Verdict, Error> {
-        let rules = settings::read(&settings::Host).map_err(|errors| {
-            Error::BadSettings(errors.into_iter().map(|e| format!("{}: {}", e.key, e.message)).collect::<String>())
-        })?;
-        let ask = match request.wish {
-            NvmeWish::Namespace(min_bytes) => Ask::Namespace { min_bytes },
-            NvmeWish::Controller => Ask::Controller,
-        };
-        if let Err(refusal) = rules.allow(ask) {
-            return Ok(Verdict::Deny(denial(refusal)));
-        }
-        let controllers: Vec<Controller<'_>> = request.controllers.iter().map(controller).collect();
-        let mut ranking = Ranking { marks: Vec::new(), reasons: Vec::new() };
-        let table = &request.candidates;
-        let rows = table.controller.iter().zip(&table.nsid).zip(&table.size_bytes);
-        let rows = rows.zip(&table.block_bytes).zip(&table.last_tenant);
-        for ((((index, nsid), size_bytes), block_bytes), last_tenant) in rows {
-            let controller = controllers.get(usize::from(*index));
-            let controller = controller.ok_or_else(|| Error::Internal("a row without its controller".into()))?;
-            let candidate = Candidate {
-                controller,
-                nsid: *nsid,
-                size_bytes: *size_bytes,
-                block_bytes: *block_bytes,
-                was_anothers: *last_tenant == LastTenant::Other,
-            };
-            ranking.marks.push(match rules.judge(ask, candidate) {
-                Judged::Score(score) => Mark::Score(score),
-                Judged::Reject(refusal) => Mark::Reject(reason(&mut ranking.reasons, refusal)),
-            });
-        }
-        Ok(Verdict::Rank(ranking))
+impl SelectNvme for Rules {
+    fn select_nvme(&self, request: &SelectNvmeRequest) -> Result<Verdict, Error> {
+        Ok(match self.allow(request.wish) {
+            Ok(()) => Verdict::Rank(request.rank(|row| self.judge(request.wish, row))),
+            Err(refusal) => refusal.into(),
+        })
     }
 }
 
-fn controller(controller: &select_nvme_hook::Controller) -> Controller<'_> {
-    Controller {
-        address: &controller.address,
-        serial: &controller.serial,
-        numa_node: controller.numa_node,
-        wear_percent: controller.wear_percent,
-        online: controller.online,
-        free: controller.free,
-        other_tenants: controller.other_tenants,
+ostler_policy::export!(Rules: select_nvme);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ostler_policy::select_nvme::{Mark, NvmeWish};
+    use ostler_policy::testing;
+
+    #[test]
+    fn ranks_what_fits_and_says_why_the_rest_is_out() {
+        let rules: Rules = testing::read([("size-slack", "0")]).unwrap();
+        let rows = [(0, 1, 64 << 20), (0, 2, 65 << 20)];
+        let request = testing::select_nvme(NvmeWish::Namespace(64 << 20), vec![testing::controller("S1")], &rows);
+        let Ok(Verdict::Rank(ranking)) = rules.select_nvme(&request) else { panic!() };
+        assert!(matches!(ranking.marks[..], [Mark::Score(_), Mark::Reject(0)]), "{ranking:?}");
+        assert_eq!(ranking.reasons[0].code, "size.no-fit");
+        let whole = testing::select_nvme(NvmeWish::Controller, vec![testing::controller("S1")], &[(0, 0, 1 << 30)]);
+        assert!(
+            matches!(rules.select_nvme(&whole), Ok(Verdict::Deny(denial)) if denial.code == "controller.not-allowed")
+        );
     }
-}
-
-/// Index of this reason in the list; what does not fit any more shares the last.
-fn reason(reasons: &mut Vec<Denial>, refusal: Refusal) -> u32 {
-    const MAX_REASONS: usize = 16;
-    let known = reasons.iter().position(|known| known.message == refusal.message);
-    let index = known.unwrap_or_else(|| {
-        if reasons.len() < MAX_REASONS {
-            reasons.push(denial(refusal));
-        }
-        reasons.len() - 1
-    });
-    u32::try_from(index).unwrap_or(0)
-}
-
-fn denial(refusal: Refusal) -> Denial {
-    Denial { code: refusal.code.into(), message: refusal.message }
-}
-
-#[allow(unsafe_code, reason = "generated: the functions that the host calls")]
-mod exports {
-    use super::{Nvme, host};
-
-    host::export!(Nvme with_types_in host);
 }

@@ -1,11 +1,10 @@
 //! Settings to [`Rules`].
 
 use crate::rules::{NumaRule, Preference, Rules, Spread};
-use plugin_settings::{Invalid, Reader, Source};
+use ostler_policy::{Reader, Source};
 
-plugin_settings::host_source!(crate::host::ostler::policy::settings);
-
-const KEYS: [&str; 10] = [
+/// Every key.
+pub(crate) const KEYS: [&str; 10] = [
     "block-bytes",
     "last-tenant",
     "max-mib",
@@ -22,16 +21,14 @@ const MAX_SLACK: u64 = 10_000;
 /// NVM Express Base 2.0, figure 275: a serial number has 20 bytes.
 const MAX_SERIAL_LEN: usize = 20;
 
-/// All settings, or everything that is wrong with them.
-pub(crate) fn read(source: &impl Source) -> Result<Rules, Vec<Invalid>> {
-    let mut reader = Reader::new(source, &KEYS);
+pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Rules {
     let node = reader.number("numa-node", 0..=u32::MAX.into()).and_then(|node| u32::try_from(node).ok());
     let is_strict = reader.flag("numa-strict").unwrap_or(false);
     let numa = node.map(|node| NumaRule { node, is_strict });
     if is_strict && numa.is_none() {
         reader.refuse("numa-strict", "it needs numa-node: which node is meant?".into());
     }
-    let rules = Rules {
+    Rules {
         slack_percent: reader.number("size-slack", 0..=MAX_SLACK).unwrap_or(Rules::default().slack_percent),
         max_mib: reader.number("max-mib", 1..=u64::MAX >> 20),
         block_bytes: reader.parsed("block-bytes", block_size),
@@ -47,8 +44,7 @@ pub(crate) fn read(source: &impl Source) -> Result<Rules, Vec<Invalid>> {
             &[("any", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
         ),
         whole: reader.parsed("whole", serials).unwrap_or_default(),
-    };
-    reader.finish(rules)
+    }
 }
 
 fn block_size(text: &str) -> Result<u32, String> {
@@ -69,15 +65,11 @@ fn serials(text: &str) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
-
-    fn read_map<const N: usize>(entries: [(&str, &str); N]) -> Result<Rules, Vec<Invalid>> {
-        read(&BTreeMap::from(entries))
-    }
+    use ostler_policy::testing::read;
 
     #[test]
     fn reads_every_setting() {
-        let rules = read_map([
+        let rules = read([
             ("size-slack", "10"),
             ("max-mib", "1024"),
             ("block-bytes", "4096"),
@@ -101,12 +93,12 @@ mod tests {
             whole: vec!["S1".into(), "S2".into()],
         };
         assert_eq!(rules, Ok(expected));
-        assert_eq!(read_map([]), Ok(Rules::default()));
+        assert_eq!(read([]), Ok(Rules::default()));
     }
 
     #[test]
     fn names_every_setting_that_is_wrong() {
-        let wrong = read_map([
+        let wrong = read::<Rules>([
             ("slack", "1"),
             ("numa-strict", "true"),
             ("size-slack", "10001"),

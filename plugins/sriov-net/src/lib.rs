@@ -15,110 +15,61 @@
 //! | `max-tx-mbps` | highest transmit rate |
 //! | `trust`, `spoof-check` | `true` or `false`; to grant (`trust` on, `spoof-check` off) is the operator's |
 //!
-//! [`rules`] decides, on plain values; this file is the door to the host (`wit/`).
+//! [`rules`] decides, [`settings`] says by which rules; this file is what the host sees of it.
 
 mod rules;
 mod settings;
 
-#[allow(missing_docs, unsafe_code, unreachable_pub, reason = "generated from wit/, which carries the documentation")]
-mod host {
-    wit_bindgen::generate!({ path: "../../wit", world: "select-vf" });
-}
+use ostler_policy::select_vf::{Ranking, SelectVf, SelectVfRequest, Verdict};
+use ostler_policy::{Error, Policy, Reader, Source};
+use rules::Rules;
 
-use host::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
-use host::exports::ostler::policy::select_vf_hook::{
-    self, LastTenant, Mark, Ranking, SelectVfRequest, Verdict, VfSetting,
-};
-use host::ostler::policy::types::{Denial, Error};
-use rules::{Ask, Candidate, Judged, Pf, Refusal};
+impl Policy for Rules {
+    const NAME: &'static str = "sriov-net";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const SUMMARY: &'static str = "ranks virtual functions by link, locality, load and who had them";
+    const SETTINGS: &'static [&'static str] = &settings::KEYS;
 
-/// Instances live for one call: see the crate.
-#[cfg(target_arch = "wasm32")]
-#[global_allocator]
-static ARENA: plugin_arena::Arena = plugin_arena::Arena::new();
-
-struct SriovNet;
-
-impl lifecycle::Guest for SriovNet {
-    fn describe() -> Manifest {
-        Manifest {
-            name: "sriov-net".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "ranks virtual functions by link, locality, load and who had them".into(),
-        }
-    }
-
-    fn validate_settings() -> Result<(), Vec<SettingError>> {
-        match settings::read(&settings::Host) {
-            Ok(_) => Ok(()),
-            Err(errors) => Err(errors.into_iter().map(|e| SettingError { key: e.key, message: e.message }).collect()),
-        }
+    fn read(settings: &mut Reader<'_, impl Source>) -> Self {
+        settings::read(settings)
     }
 }
 
-impl select_vf_hook::Guest for SriovNet {
-    fn select_vf(request: SelectVfRequest) -> Result<Verdict, Error> {
-        let rules = settings::read(&settings::Host).map_err(|errors| {
-            Error::BadSettings(errors.into_iter().map(|e| format!("{}: {}", e.key, e.message)).collect::<String>())
-        })?;
-        let ask = Ask { mac: request.wish.mac.as_deref(), vlan: request.wish.vlan };
-        let chosen = match rules.settle(ask) {
-            Ok(chosen) => chosen,
-            Err(refusal) => return Ok(Verdict::Deny(denial(refusal))),
+impl SelectVf for Rules {
+    fn select_vf(&self, request: &SelectVfRequest) -> Result<Verdict, Error> {
+        let settings = match self.settle(&request.wish) {
+            Ok(settings) => settings,
+            Err(refusal) => return Ok(refusal.into()),
         };
-        let pfs: Vec<Pf<'_>> = request.pfs.iter().map(pf).collect();
-        let mut ranking = Ranking { marks: Vec::new(), reasons: Vec::new(), settings: Vec::new() };
-        let table = &request.candidates;
-        for (index, last_tenant) in table.pf.iter().zip(&table.last_tenant) {
-            let pf = pfs.get(usize::from(*index)).ok_or_else(|| Error::Internal("a VF without its PF".into()))?;
-            let candidate = Candidate { pf, was_anothers: *last_tenant == LastTenant::Other };
-            ranking.marks.push(match rules.judge(candidate) {
-                Judged::Score(score) => Mark::Score(score),
-                Judged::Reject(refusal) => Mark::Reject(reason(&mut ranking.reasons, refusal)),
-            });
-        }
-        let rate = chosen.max_tx_mbps.map(VfSetting::MaxTxMbps);
-        let trust = chosen.trust.map(VfSetting::Trust);
-        let spoof_check = chosen.spoof_check.map(VfSetting::SpoofCheck);
-        ranking
-            .settings
-            .extend(chosen.vlan.map(VfSetting::Vlan).into_iter().chain(rate).chain(trust).chain(spoof_check));
-        Ok(Verdict::Rank(ranking))
+        Ok(Verdict::Rank(Ranking { settings, ..request.rank(|row| self.judge(row)) }))
     }
 }
 
-fn pf(pf: &select_vf_hook::Pf) -> Pf<'_> {
-    Pf {
-        name: &pf.name,
-        numa_node: pf.numa_node,
-        link_mbps: pf.link_mbps,
-        total_vfs: pf.total_vfs,
-        free_vfs: pf.free_vfs,
-        own_vfs: pf.own_vfs,
-        other_tenants: pf.other_tenants,
+ostler_policy::export!(Rules: select_vf);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ostler_policy::select_vf::{LastTenant, Mark, Pf, VfSetting};
+    use ostler_policy::testing;
+
+    #[test]
+    fn ranks_each_candidate_and_sets_what_the_settings_say() {
+        let rules: Rules = testing::read([("max-tx-mbps", "100"), ("last-tenant", "refuse")]).unwrap();
+        let pfs = vec![Pf { free_vfs: 4, ..testing::pf("eth0") }, Pf { link_mbps: None, ..testing::pf("eth1") }];
+        let candidates = [(0, 0, LastTenant::Same), (0, 1, LastTenant::Other), (1, 0, LastTenant::Nobody)];
+        let Ok(Verdict::Rank(ranking)) = rules.select_vf(&testing::select_vf(pfs, &candidates)) else { panic!() };
+        assert_eq!(ranking.marks, [Mark::Score(500), Mark::Reject(0), Mark::Reject(1)]);
+        let codes: Vec<_> = ranking.reasons.iter().map(|reason| reason.code.as_str()).collect();
+        assert_eq!(codes, ["tenant.last-other", "link.down"]);
+        assert_eq!(ranking.settings, [VfSetting::MaxTxMbps(100)]);
     }
-}
 
-/// Index of this reason in the list; one PF's VFs share theirs, and what does not fit any more shares the last.
-fn reason(reasons: &mut Vec<Denial>, refusal: Refusal) -> u32 {
-    const MAX_REASONS: usize = 16;
-    let known = reasons.iter().position(|known| known.message == refusal.message);
-    let index = known.unwrap_or_else(|| {
-        if reasons.len() < MAX_REASONS {
-            reasons.push(denial(refusal));
-        }
-        reasons.len() - 1
-    });
-    u32::try_from(index).unwrap_or(0)
-}
-
-fn denial(refusal: Refusal) -> Denial {
-    Denial { code: refusal.code.into(), message: refusal.message }
-}
-
-#[allow(unsafe_code, reason = "generated: the functions that the host calls")]
-mod exports {
-    use super::{SriovNet, host};
-
-    host::export!(SriovNet with_types_in host);
+    #[test]
+    fn a_wish_that_is_not_allowed_denies_the_nic() {
+        let mut request = testing::select_vf(vec![testing::pf("eth0")], &[(0, 0, LastTenant::Nobody)]);
+        request.wish.vlan = Some(7);
+        let verdict = Rules::default().select_vf(&request).unwrap();
+        assert!(matches!(verdict, Verdict::Deny(denial) if denial.code == "vlan.not-allowed"));
+    }
 }

@@ -1,4 +1,7 @@
-//! The decision itself, on plain values: [`Rules`] settle what is asked for and judge each [`Candidate`].
+//! The decision itself: [`Rules`] settle what is wished for and judge each candidate.
+
+use ostler_policy::select_vf::{LastTenant, Row, VfSetting, VfWish};
+use ostler_policy::{Refusal, refuse};
 
 /// What is first, or out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,54 +71,6 @@ impl Default for Rules {
     }
 }
 
-/// What the NIC's owner wishes for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Ask<'a> {
-    pub mac: Option<&'a str>,
-    pub vlan: Option<u16>,
-}
-
-/// A physical function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pf<'a> {
-    pub name: &'a str,
-    pub numa_node: Option<u32>,
-    pub link_mbps: Option<u32>,
-    pub total_vfs: u32,
-    pub free_vfs: u32,
-    pub own_vfs: u32,
-    pub other_tenants: u32,
-}
-
-/// A virtual function that could be given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Candidate<'a> {
-    pub pf: &'a Pf<'a>,
-    pub was_anothers: bool,
-}
-
-/// Why not.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub code: &'static str,
-    pub message: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Judged {
-    Score(i32),
-    Reject(Refusal),
-}
-
-/// What the VF is set to, whichever it will be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Chosen {
-    pub vlan: Option<u16>,
-    pub max_tx_mbps: Option<u32>,
-    pub trust: Option<bool>,
-    pub spoof_check: Option<bool>,
-}
-
 /// Each preference outweighs all below it together: the free share, in permille, and the tenant's own VFs.
 const NUMA_WEIGHT: i32 = 40_000;
 const OTHERS_WEIGHT: i32 = 20_000;
@@ -125,18 +80,18 @@ const MAX_OWN_VFS: u32 = 256;
 const OWN_WEIGHT: i32 = 10;
 
 impl Rules {
-    /// What the owner of the NIC gets of its wishes.
-    pub(crate) fn settle(&self, ask: Ask<'_>) -> Result<Chosen, Refusal> {
-        if let (Some(mac), Some(prefix)) = (ask.mac, &self.macs)
+    /// What the VF is set to, whichever it will be; or why the wish is not granted.
+    pub(crate) fn settle(&self, wish: &VfWish) -> Result<Vec<VfSetting>, Refusal> {
+        if let (Some(mac), Some(prefix)) = (&wish.mac, &self.macs)
             && !mac.starts_with(prefix.as_str())
         {
             let message = format!("address {mac} is wished for, only those that begin with {prefix} are allowed");
-            return Err(Refusal { code: "mac.not-allowed", message });
+            return Err(refuse("mac.not-allowed", message));
         }
-        let vlan = match (ask.vlan, self.vlan) {
+        let vlan = match (wish.vlan, self.vlan) {
             (Some(wish), Some(fixed)) if wish != fixed => {
                 let message = format!("VLAN {wish} is wished for, every NIC gets VLAN {fixed}");
-                return Err(Refusal { code: "vlan.not-allowed", message });
+                return Err(refuse("vlan.not-allowed", message));
             }
             (_, Some(fixed)) => Some(fixed),
             (Some(wish), None) if !self.vlans.iter().any(|(first, last)| (*first..=*last).contains(&wish)) => {
@@ -144,53 +99,45 @@ impl Rules {
                     [] => format!("VLAN {wish} is wished for, none is allowed; the setting vlans allows some"),
                     _ => format!("VLAN {wish} is wished for, and it is not among those that are allowed"),
                 };
-                return Err(Refusal { code: "vlan.not-allowed", message });
+                return Err(refuse("vlan.not-allowed", message));
             }
             (wish, None) => wish,
         };
-        Ok(Chosen { vlan, max_tx_mbps: self.max_tx_mbps, trust: self.trust, spoof_check: self.spoof_check })
+        let rate = self.max_tx_mbps.map(VfSetting::MaxTxMbps);
+        let trust = self.trust.map(VfSetting::Trust);
+        let spoof_check = self.spoof_check.map(VfSetting::SpoofCheck);
+        Ok(vlan.map(VfSetting::Vlan).into_iter().chain(rate).chain(trust).chain(spoof_check).collect())
     }
 
-    /// What is to be said of one candidate.
-    pub(crate) fn judge(&self, candidate: Candidate<'_>) -> Judged {
-        match self.refusal(candidate) {
-            Some(refusal) => Judged::Reject(refusal),
-            None => Judged::Score(self.score(candidate)),
-        }
-    }
-
-    fn refusal(&self, candidate: Candidate<'_>) -> Option<Refusal> {
-        let Candidate { pf, was_anothers } = candidate;
-        let name = pf.name;
-        let refuse = |code, message| Some(Refusal { code, message });
+    /// A candidate's score, or why it is out.
+    pub(crate) fn judge(&self, row: Row<'_>) -> Result<i32, Refusal> {
+        let (pf, name) = (row.pf, &row.pf.name);
         if self.requires_link && pf.link_mbps.is_none() {
-            return refuse("link.down", format!("PF {name} has no carrier"));
+            return Err(refuse("link.down", format!("PF {name} has no carrier")));
         }
         if let Some(least) = self.min_link_mbps.filter(|least| pf.link_mbps.unwrap_or(0) < *least) {
             let speed = pf.link_mbps.unwrap_or(0);
-            return refuse(
-                "link.slow",
-                format!("PF {name} has a link of {speed} Mbit/s, at least {least} are required"),
-            );
+            let message = format!("PF {name} has a link of {speed} Mbit/s, at least {least} are required");
+            return Err(refuse("link.slow", message));
         }
         if let Some(rule) = self.numa.filter(|rule| rule.is_strict && pf.numa_node != Some(rule.node)) {
-            return refuse("numa.remote", format!("PF {name} is not on NUMA node {}", rule.node));
+            return Err(refuse("numa.remote", format!("PF {name} is not on NUMA node {}", rule.node)));
         }
         if self.other_tenants == Preference::Refuse && pf.other_tenants > 0 {
-            return refuse("tenant.shared-pf", format!("PF {name} serves {} other tenants", pf.other_tenants));
+            return Err(refuse("tenant.shared-pf", format!("PF {name} serves {} other tenants", pf.other_tenants)));
         }
-        if self.last_tenant == Preference::Refuse && was_anothers {
-            return refuse("tenant.last-other", format!("another tenant had this VF of PF {name}"));
+        if self.last_tenant == Preference::Refuse && row.last_tenant == LastTenant::Other {
+            return Err(refuse("tenant.last-other", format!("another tenant had this VF of PF {name}")));
         }
-        None
+        Ok(self.score(row))
     }
 
-    fn score(&self, candidate: Candidate<'_>) -> i32 {
-        let Candidate { pf, was_anothers } = candidate;
+    fn score(&self, row: Row<'_>) -> i32 {
+        let pf = row.pf;
         let when = |is_good: bool, weight: i32| if is_good { weight } else { 0 };
         let is_near = self.numa.is_some_and(|rule| pf.numa_node == Some(rule.node));
         let is_alone = self.other_tenants == Preference::Avoid && pf.other_tenants == 0;
-        let is_clean = self.last_tenant == Preference::Avoid && !was_anothers;
+        let is_clean = self.last_tenant == Preference::Avoid && row.last_tenant != LastTenant::Other;
         let free = u64::from(pf.free_vfs.min(pf.total_vfs)) * 1000 / u64::from(pf.total_vfs.max(1));
         let free = i32::try_from(free).unwrap_or(1000);
         // At most 256, so that it cannot reach a preference's weight.
@@ -207,10 +154,14 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ostler_policy::select_vf::Pf;
 
-    const PF: Pf<'static> = Pf {
-        name: "eth0",
+    /// Link 1000 Mbit/s, node 0, half of eight VFs free.
+    const PF: Pf = Pf {
+        address: String::new(),
+        name: String::new(),
         numa_node: Some(0),
+        root: None,
         link_mbps: Some(1000),
         total_vfs: 8,
         free_vfs: 4,
@@ -218,18 +169,17 @@ mod tests {
         other_tenants: 0,
     };
 
-    fn score(rules: &Rules, pf: &Pf<'_>, was_anothers: bool) -> i32 {
-        match rules.judge(Candidate { pf, was_anothers }) {
-            Judged::Score(score) => score,
-            Judged::Reject(refusal) => panic!("{refusal:?}"),
-        }
+    fn judge(rules: &Rules, pf: &Pf, was_anothers: bool) -> Result<i32, Refusal> {
+        let last_tenant = if was_anothers { LastTenant::Other } else { LastTenant::Same };
+        rules.judge(Row { pf, index: 0, last_tenant })
     }
 
-    fn rejected(rules: &Rules, pf: &Pf<'_>, was_anothers: bool) -> &'static str {
-        match rules.judge(Candidate { pf, was_anothers }) {
-            Judged::Score(_) => "",
-            Judged::Reject(refusal) => refusal.code,
-        }
+    fn score(rules: &Rules, pf: &Pf, was_anothers: bool) -> i32 {
+        judge(rules, pf, was_anothers).unwrap()
+    }
+
+    fn rejected(rules: &Rules, pf: &Pf, was_anothers: bool) -> &'static str {
+        judge(rules, pf, was_anothers).err().map_or("", |refusal| refusal.code)
     }
 
     #[test]
@@ -278,9 +228,9 @@ mod tests {
 
     #[test]
     fn wishes_are_granted_within_the_rules() {
-        let code = |rules: &Rules, mac, vlan| match rules.settle(Ask { mac, vlan }) {
-            Ok(_) => "",
-            Err(refusal) => refusal.code,
+        let code = |rules: &Rules, mac: Option<&str>, vlan| {
+            let wish = VfWish { mac: mac.map(str::to_owned), vlan };
+            rules.settle(&wish).err().map_or("", |refusal| refusal.code)
         };
         let rules = Rules { vlans: vec![(100, 100), (200, 210)], macs: Some("02:aa".into()), ..Rules::default() };
         assert_eq!(code(&rules, Some("02:aa:00:00:00:01"), Some(205)), "");
@@ -292,7 +242,7 @@ mod tests {
         assert_eq!(code(&Rules::default(), None, Some(1)), "vlan.not-allowed");
         let fixed = Rules { vlan: Some(7), max_tx_mbps: Some(100), trust: Some(true), ..Rules::default() };
         assert_eq!((code(&fixed, None, Some(7)), code(&fixed, None, Some(8))), ("", "vlan.not-allowed"));
-        let chosen = Chosen { vlan: Some(7), max_tx_mbps: Some(100), trust: Some(true), spoof_check: None };
-        assert_eq!(fixed.settle(Ask::default()), Ok(chosen));
+        let settings = vec![VfSetting::Vlan(7), VfSetting::MaxTxMbps(100), VfSetting::Trust(true)];
+        assert_eq!(fixed.settle(&VfWish { mac: None, vlan: None }), Ok(settings));
     }
 }

@@ -1,11 +1,10 @@
 //! Settings to [`Rules`].
 
 use crate::rules::{NumaRule, Preference, Rules, Spread};
-use plugin_settings::{Invalid, Reader, Source};
+use ostler_policy::{Reader, Source};
 
-plugin_settings::host_source!(crate::host::ostler::policy::settings);
-
-const KEYS: [&str; 13] = [
+/// Every key.
+pub(crate) const KEYS: [&str; 13] = [
     "last-tenant",
     "macs",
     "max-tx-mbps",
@@ -23,9 +22,7 @@ const KEYS: [&str; 13] = [
 /// IEEE 802.1Q, table 9-2: 0 is untagged, 4095 reserved.
 const MAX_VLAN: u16 = 4094;
 
-/// All settings, or everything that is wrong with them.
-pub(crate) fn read(source: &impl Source) -> Result<Rules, Vec<Invalid>> {
-    let mut reader = Reader::new(source, &KEYS);
+pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Rules {
     let node = reader.number("numa-node", 0..=u32::MAX.into()).and_then(|node| u32::try_from(node).ok());
     let is_strict = reader.flag("numa-strict").unwrap_or(false);
     let numa = node.map(|node| NumaRule { node, is_strict });
@@ -33,7 +30,7 @@ pub(crate) fn read(source: &impl Source) -> Result<Rules, Vec<Invalid>> {
         reader.refuse("numa-strict", "it needs numa-node: which node is meant?".into());
     }
     let rate = |value: u64| u32::try_from(value).ok();
-    let rules = Rules {
+    Rules {
         requires_link: reader.flag("require-link").unwrap_or(true),
         min_link_mbps: reader.number("min-link-mbps", 1..=u32::MAX.into()).and_then(rate),
         numa,
@@ -52,8 +49,7 @@ pub(crate) fn read(source: &impl Source) -> Result<Rules, Vec<Invalid>> {
         max_tx_mbps: reader.number("max-tx-mbps", 1..=u32::MAX.into()).and_then(rate),
         trust: reader.flag("trust"),
         spoof_check: reader.flag("spoof-check"),
-    };
-    reader.finish(rules)
+    }
 }
 
 /// `100,200-210` as inclusive ranges.
@@ -83,15 +79,11 @@ fn mac_prefix(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
-
-    fn read_map<const N: usize>(entries: [(&str, &str); N]) -> Result<Rules, Vec<Invalid>> {
-        read(&BTreeMap::from(entries))
-    }
+    use ostler_policy::testing::read;
 
     #[test]
     fn reads_every_setting() {
-        let rules = read_map([
+        let rules = read([
             ("require-link", "false"),
             ("min-link-mbps", "10"),
             ("numa-node", "1"),
@@ -121,12 +113,12 @@ mod tests {
             spoof_check: Some(false),
         };
         assert_eq!(rules, Ok(expected));
-        assert_eq!(read_map([]), Ok(Rules::default()));
+        assert_eq!(read([]), Ok(Rules::default()));
     }
 
     #[test]
     fn names_every_setting_that_is_wrong() {
-        let wrong = read_map([
+        let wrong = read::<Rules>([
             ("min-link", "1"),
             ("numa-strict", "true"),
             ("spread", "evenly"),

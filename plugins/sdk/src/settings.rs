@@ -1,10 +1,12 @@
 //! Reads a policy component's settings: every key known and well-formed, or a list of what is not.
 //!
-//! A plugin makes a [`Reader`], asks it for each key, and lets [`Reader::finish`] say whether anything was wrong. The
-//! rules are tested with a map in the place of the host; [`host_source!`] makes the real source from a plugin's bindings.
+//! A plugin asks a [`Reader`] for each key; [`read`](crate::read) says whether anything was wrong. Tests use a map in the
+//! place of the host.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+
+use crate::host::base::ostler::policy::settings as import;
 
 /// A setting that is refused: its key, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,33 +50,31 @@ impl Source for BTreeMap<&str, &str> {
     }
 }
 
-/// Defines `Host`, the [`Source`] behind the bindings of `ostler:policy/settings` at the given path.
-#[macro_export]
-macro_rules! host_source {
-    ($bindings:path) => {
-        use $bindings as import;
+/// What the host gives. Natively there is no host: tests use a map.
+pub(crate) struct Host;
 
-        /// The settings that the host gives.
-        pub(crate) struct Host;
+impl Source for Host {
+    fn keys(&self) -> Vec<String> {
+        import::keys()
+    }
 
-        impl $crate::Source for Host {
-            fn keys(&self) -> Vec<String> {
-                import::keys()
-            }
+    fn text(&self, key: &str) -> Option<String> {
+        import::get_string(key)
+    }
 
-            fn text(&self, key: &str) -> Option<String> {
-                import::get_string(key)
-            }
+    fn number(&self, key: &str) -> Result<Option<u64>, Invalid> {
+        import::get_u64(key).map_err(Invalid::from)
+    }
 
-            fn number(&self, key: &str) -> Result<Option<u64>, $crate::Invalid> {
-                import::get_u64(key).map_err(|e| $crate::Invalid { key: e.key, message: e.message })
-            }
+    fn flag(&self, key: &str) -> Result<Option<bool>, Invalid> {
+        import::get_bool(key).map_err(Invalid::from)
+    }
+}
 
-            fn flag(&self, key: &str) -> Result<Option<bool>, $crate::Invalid> {
-                import::get_bool(key).map_err(|e| $crate::Invalid { key: e.key, message: e.message })
-            }
-        }
-    };
+impl From<import::Malformed> for Invalid {
+    fn from(malformed: import::Malformed) -> Self {
+        Self { key: malformed.key, message: malformed.message }
+    }
 }
 
 /// Reads settings one by one and keeps what is wrong with them.

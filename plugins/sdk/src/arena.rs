@@ -3,14 +3,6 @@
 //! The first 256 KiB lie in the component's initial memory, so that an ordinary decision never executes `memory.grow`:
 //! the host then has no page mapping to change, which is most of the cost of a fresh instance. Beyond that the memory
 //! grows, up to the host's cap. Freeing is a no-op, since the host throws the whole instance away after the call.
-//!
-//! ```text
-//! #[cfg(target_arch = "wasm32")]
-//! #[global_allocator]
-//! static ARENA: plugin_arena::Arena = plugin_arena::Arena::new();
-//! ```
-
-#![no_std]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -23,7 +15,7 @@ const ARENA_BYTES: usize = 256 << 10;
 #[repr(C, align(16))]
 struct Block(UnsafeCell<[u8; ARENA_BYTES]>);
 
-/// The allocator. One static per component, with `#[global_allocator]`.
+/// The allocator. One static per component: [`export!`](crate::export) makes it.
 pub struct Arena {
     block: Block,
     /// Address of the first free byte; 0 before the first allocation.
@@ -117,10 +109,7 @@ unsafe impl GlobalAlloc for Arena {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-
     use super::*;
-    use std::boxed::Box;
 
     #[test]
     fn hands_out_aligned_and_disjoint_blocks_until_it_is_full() {
