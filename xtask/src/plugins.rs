@@ -1,7 +1,7 @@
 //! Builds the policy plugins: Rust to a core module to a component, and the hostile fixtures of the tests from text.
 //!
-//! [`build`] is the door. [`toolchain`] finds a compiler that has the WebAssembly standard library; [`hostile`] makes the
-//! fixtures. Nothing is built when no input changed since the last time.
+//! [`build`] is the door. [`toolchain`] sees that there is a compiler with the WebAssembly standard library; [`hostile`] makes
+//! the fixtures. Nothing is built when no input changed since the last time.
 
 mod hostile;
 mod toolchain;
@@ -11,10 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use plugin_build::{TARGET, Toolchain, componentize};
 use sha2::{Digest, Sha256};
-use wit_component::ComponentEncoder;
-
-use toolchain::{TARGET, Toolchain};
 
 /// Folders below `plugins/` that become `<name>.wasm`; their packages are called `plugin-<name>`.
 const PLUGINS: [&str; 3] = ["admission", "sriov-net", "nvme"];
@@ -39,7 +37,7 @@ pub(crate) fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
         return Ok(outputs);
     }
     fs::create_dir_all(out.join("hostile")).with_context(|| format!("cannot create {}", out.display()))?;
-    let toolchain = toolchain::find()?;
+    let toolchain = toolchain::find_or_install()?;
     eprintln!("plugins: building with {}", toolchain.description);
     let modules = compile(root, &toolchain)?;
     for ((name, module), output) in PLUGINS.iter().zip(modules).zip(&outputs) {
@@ -78,11 +76,6 @@ fn compile(root: &Path, toolchain: &Toolchain) -> Result<Vec<Vec<u8>>> {
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
         })
         .collect()
-}
-
-/// A core module that carries its world (as `wit-bindgen` leaves it) to a component.
-fn componentize(module: &[u8]) -> Result<Vec<u8>> {
-    ComponentEncoder::default().validate(true).module(module)?.encode()
 }
 
 /// Writes all of `path` or nothing: a half-written plugin never lies under its name.

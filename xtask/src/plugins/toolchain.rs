@@ -1,84 +1,26 @@
-//! Finds a Rust compiler for `wasm32-unknown-unknown`, the target without any system interface. Key type: [`Toolchain`].
-//!
-//! In this order: the user's own compiler if it has the target; Debian's `rustc-web`, whose library source cargo compiles
-//! (`-Zbuild-std`); Debian's packages installed, when run as root. The user's own toolchain is never changed: the error
-//! names the command that would.
+//! Sees that there is a compiler for plugins: installs Debian's packages when there is none, and it may. Key function:
+//! [`find_or_install`]. The user's own toolchain is never changed: the error names the command that would.
 
-use std::env;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-
-/// Its core modules import nothing but what their WIT world grants.
-pub(super) const TARGET: &str = "wasm32-unknown-unknown";
-
-/// The workspace's `rust-version`.
-const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
-
-/// The compiler, its cargo, its library source, and a linker.
-const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "lld"];
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
-const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// What cargo needs for `-Zbuild-std`, below the compiler's sysroot.
-const LIBRARY_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
-
-/// How to call cargo for plugins.
-pub(super) struct Toolchain {
-    /// For people: which compiler, and how it gets its library.
-    pub description: String,
-    cargo: PathBuf,
-    /// Set when the library has to be compiled too: the compiler, and a linker for it.
-    build_std: Option<(PathBuf, PathBuf)>,
-}
-
-impl Toolchain {
-    /// Cargo, free of what the calling cargo and the user's shell set for the host's own build.
-    pub(super) fn cargo(&self) -> Command {
-        let mut cargo = Command::new(&self.cargo);
-        for (name, _) in env::vars_os() {
-            if leaks_into_the_build(&name) {
-                cargo.env_remove(name);
-            }
-        }
-        if let Some((rustc, linker)) = &self.build_std {
-            cargo
-                .env("RUSTC", rustc)
-                // -Z flags on a stable compiler.
-                .env("RUSTC_BOOTSTRAP", "1")
-                .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker)
-                .arg("-Zbuild-std=std,panic_abort");
-        }
-        cargo
-    }
-}
-
-/// Flags and wrappers for the host's compiler. The root `.cargo/config.toml` needs no such care: `--target` overrides
-/// its `build.target`, and its flags are for the host's target only.
-fn leaks_into_the_build(name: &OsString) -> bool {
-    let name = name.to_string_lossy();
-    ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"].contains(&&*name)
-        || name.starts_with("CARGO_BUILD_")
-        || name.starts_with("CARGO_TARGET_")
-        || name.starts_with("CARGO_PROFILE_")
-}
+use plugin_build::{DEBIAN_PACKAGES, OLDEST, TARGET, Toolchain, find};
 
 /// The first toolchain that can build plugins, or what to install.
-pub(super) fn find() -> Result<Toolchain> {
-    if let Some(toolchain) = own_with_target().or_else(debian) {
+pub(super) fn find_or_install() -> Result<Toolchain> {
+    if let Some(toolchain) = find() {
         return Ok(toolchain);
     }
-    let is_root = output("id", &["-u"]).is_some_and(|uid| uid == "0");
     let install = format!("apt-get install -y {}", DEBIAN_PACKAGES.join(" "));
-    if is_root && Path::new("/usr/bin/apt-get").exists() {
+    if is_root() && Path::new("/usr/bin/apt-get").exists() {
         eprintln!("plugins: installing Debian's compiler: {install}");
         let mut args = vec!["install", "-y", "--no-install-recommends"];
         args.extend(DEBIAN_PACKAGES);
         // With an old list of packages apt would install an old compiler. Without the network, what is known may do.
         runs("apt-get", &["-q", "update"]);
         if runs("apt-get", &args) {
-            return debian().with_context(|| {
+            return find().with_context(|| {
                 format!(
                     "`{install}` worked, but left no compiler {OLDEST} or newer with its library source and a linker"
                 )
@@ -91,62 +33,12 @@ pub(super) fn find() -> Result<Toolchain> {
     )
 }
 
-/// The compiler that the user builds Ostler with, if it has the target's library.
-fn own_with_target() -> Option<Toolchain> {
-    let sysroot = PathBuf::from(output("rustc", &["--print", "sysroot"])?);
-    sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir().then(|| Toolchain {
-        description: format!("{} and its {TARGET} library", output("rustc", &["--version"]).unwrap_or_default()),
-        cargo: "cargo".into(),
-        build_std: None,
-    })
-}
-
-/// Debian's newer compiler for web browsers, if its library source and a linker are there.
-fn debian() -> Option<Toolchain> {
-    let is_there = [DEBIAN_RUSTC, DEBIAN_CARGO, LIBRARY_SOURCE].iter().all(|path| Path::new(path).exists());
-    let version = is_there.then(|| output(DEBIAN_RUSTC, &["--version"])).flatten()?;
-    let linker = is_new_enough(&version).then(linker).flatten()?;
-    Some(Toolchain {
-        description: format!("{version} (Debian), library from source, linker {}", linker.display()),
-        cargo: DEBIAN_CARGO.into(),
-        build_std: Some((DEBIAN_RUSTC.into(), linker)),
-    })
-}
-
-/// Whether `rustc 1.96.0 (…)` compiles this workspace.
-fn is_new_enough(version: &str) -> bool {
-    let numbers = |text: &str| text.split('.').map_while(|part| part.parse().ok()).collect::<Vec<u32>>();
-    let version = version.split_whitespace().nth(1).map(numbers).unwrap_or_default();
-    version >= numbers(OLDEST)
-}
-
-/// `rust-lld` of the user's own compiler, else Debian's `wasm-ld`.
-fn linker() -> Option<PathBuf> {
-    let own = output("rustc", &["--print", "target-libdir"])
-        .and_then(|libdir| Some(Path::new(&libdir).parent()?.join("bin/rust-lld")));
-    let debian = ["/usr/bin/wasm-ld", "/usr/bin/wasm-ld-19", "/usr/bin/wasm-ld-14"].map(PathBuf::from);
-    own.into_iter().chain(debian).find(|path| path.exists())
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").stdin(Stdio::null()).output();
+    id.is_ok_and(|id| id.stdout == b"0\n")
 }
 
 /// Runs a program with its output shown; whether it was there and succeeded.
 fn runs(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).stdin(Stdio::null()).status().is_ok_and(|status| status.success())
-}
-
-/// First line of a program's output, if it was there and succeeded.
-fn output(program: &str, args: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).stderr(Stdio::inherit()).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_old_compiler_will_not_do() {
-        let outcomes = ["rustc 1.85.0 (Debian 1)", "rustc 1.96.0 (x)", "rustc 2.0.0", "rustc", "rustc nonsense"];
-        assert_eq!(outcomes.map(is_new_enough), [false, true, true, false, false]);
-    }
 }

@@ -1,0 +1,67 @@
+//! From a policy plugin's crate to a component. Key functions: [`find`], [`build`], [`componentize`].
+//!
+//! For authors (`ostler plugin build`) and for the plugins of this repository (`cargo xtask plugins`).
+
+mod toolchain;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use wit_component::ComponentEncoder;
+
+pub use toolchain::{DEBIAN_PACKAGES, OLDEST, TARGET, Toolchain, find};
+
+/// A core module that carries its world (as `wit-bindgen` leaves it) to a component.
+pub fn componentize(module: &[u8]) -> Result<Vec<u8>> {
+    ComponentEncoder::default().validate(true).module(module)?.encode()
+}
+
+/// Builds the crate in `dir`, and gives its component. The compiler's messages go to stderr.
+pub fn build(toolchain: &Toolchain, dir: &Path) -> Result<Vec<u8>> {
+    let mut cargo = toolchain.cargo();
+    cargo
+        .current_dir(dir)
+        .args(["build", "--release", "--lib", "--target", TARGET, "--message-format=json-render-diagnostics"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = cargo.output().with_context(|| format!("cannot run {:?}", cargo.get_program()))?;
+    ensure!(output.status.success(), "the build failed ({}); the compiler's messages are above", output.status);
+    let module = made(&output.stdout).context("the build made no .wasm: is the crate's type `cdylib`?")?;
+    let bytes = fs::read(&module).with_context(|| format!("cannot read {}", module.display()))?;
+    match componentize(&bytes) {
+        Ok(component) => Ok(component),
+        Err(error) => bail!("{} cannot be made a component: {error:#}", module.display()),
+    }
+}
+
+/// The last core module that cargo tells of: that of the crate itself.
+fn made(messages: &[u8]) -> Option<PathBuf> {
+    let mut files = messages.split(|byte| *byte == b'\n').filter_map(|line| {
+        let message: Value = serde_json::from_slice(line).ok()?;
+        let files = message.get("filenames")?.as_array()?.iter().filter_map(Value::as_str);
+        files.map(PathBuf::from).find(|file| file.extension().is_some_and(|extension| extension == "wasm"))
+    });
+    files.next_back()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_crates_own_module_is_the_last_that_was_made() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","filenames":["/t/libsdk.rlib"]}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","filenames":["/t/mine.wasm","/t/mine.d"]}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+            "\n"
+        );
+        assert_eq!(made(messages.as_bytes()), Some(PathBuf::from("/t/mine.wasm")));
+        assert_eq!(made(b"{}\nnonsense"), None);
+    }
+}
