@@ -22,6 +22,7 @@ mod hostile_clients;
 mod lists;
 mod matrix;
 mod operations;
+mod plugins_offline;
 mod policy;
 mod policy_host;
 mod protos;

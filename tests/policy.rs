@@ -319,6 +319,29 @@ fn functions(count: usize, body: &[u8]) -> Vec<(u8, Vec<u8>)> {
     vec![(1, types), (3, declared), (10, code)]
 }
 
+/// What is no plugin: what it is, its bytes, the codes with which it may be refused.
+pub(crate) fn corpus() -> [(&'static str, Vec<u8>, &'static [&'static str]); 10] {
+    let admission = plugin("admission");
+    // 10,000 functions are fine to compile, and no plugin. 5,000 blocks within each other, and a loop's worth of code.
+    let deep = [[0x02, 0x40].repeat(5_000), vec![0x0b; 5_001]].concat();
+    // As many as overflow the compiler's stack.
+    let deepest = [[0x02, 0x40].repeat(1_000_000), vec![0x0b; 1_000_001]].concat();
+    let wide = [[0x41, 1, 0x1a].repeat(200_000), vec![0x0b]].concat();
+    let table = vec![(4, [vec![1, 0x70, 0], leb(100_000_000)].concat())];
+    [
+        ("precompiled", [b"\x7fELF\x02\x01\x01".as_slice(), &[0; 4096]].concat(), &["plugin.precompiled"]),
+        ("cut", admission[..admission.len() / 2].to_vec(), &["plugin.not-compiled"]),
+        ("core module", plugin("hostile/core-module"), &["plugin.core-module"]),
+        ("10,000 functions", component_of(&functions(10_000, &[0x0b])), &["plugin.missing-export"]),
+        ("deep", component_of(&functions(1, &deep)), &["plugin.missing-export", "plugin.not-compiled"]),
+        ("deepest", component_of(&functions(1, &deepest)), &["plugin.compiler-died"]),
+        ("wide", component_of(&functions(4, &wide)), &["plugin.missing-export", "plugin.not-compiled"]),
+        ("huge table", component_of(&table), &["plugin.too-demanding"]),
+        ("noise", [b"\0asm\x0d\0\x01\0".as_slice(), &[0xa5; 1 << 20]].concat(), &["plugin.not-compiled"]),
+        ("imports", plugin("hostile/clock"), &["plugin.undeclared-imports"]),
+    ]
+}
+
 #[test]
 fn an_attack_on_the_compiler_costs_the_daemon_nothing() {
     let mut host = Host::start();
@@ -330,26 +353,7 @@ fn an_attack_on_the_compiler_costs_the_daemon_nothing() {
     };
     load(&plugin("hostile/no-hook"));
     let before = resident_kib(&mut host);
-    let admission = plugin("admission");
-    // 10,000 functions are fine to compile, and no plugin. 5,000 blocks within each other, and a loop's worth of code.
-    let deep = [[0x02, 0x40].repeat(5_000), vec![0x0b; 5_001]].concat();
-    // As many as overflow the compiler's stack.
-    let deepest = [[0x02, 0x40].repeat(1_000_000), vec![0x0b; 1_000_001]].concat();
-    let wide = [[0x41, 1, 0x1a].repeat(200_000), vec![0x0b]].concat();
-    let table = vec![(4, [vec![1, 0x70, 0], leb(100_000_000)].concat())];
-    let corpus: [(&str, Vec<u8>, &[&str]); 10] = [
-        ("precompiled", [b"\x7fELF\x02\x01\x01".as_slice(), &[0; 4096]].concat(), &["plugin.precompiled"]),
-        ("cut", admission[..admission.len() / 2].to_vec(), &["plugin.not-compiled"]),
-        ("core module", plugin("hostile/core-module"), &["plugin.core-module"]),
-        ("10,000 functions", component_of(&functions(10_000, &[0x0b])), &["plugin.missing-export"]),
-        ("deep", component_of(&functions(1, &deep)), &["plugin.missing-export", "plugin.not-compiled"]),
-        ("deepest", component_of(&functions(1, &deepest)), &["plugin.compiler-died"]),
-        ("wide", component_of(&functions(4, &wide)), &["plugin.missing-export", "plugin.not-compiled"]),
-        ("huge table", component_of(&table), &["plugin.too-demanding"]),
-        ("noise", [b"\0asm\x0d\0\x01\0".as_slice(), &[0xa5; 1 << 20]].concat(), &["plugin.not-compiled"]),
-        ("imports", plugin("hostile/clock"), &["plugin.undeclared-imports"]),
-    ];
-    for (name, bytes, expected) in corpus {
+    for (name, bytes, expected) in corpus() {
         let code = load(&bytes);
         assert!(expected.contains(&code.as_str()), "{name}: {code}");
     }

@@ -1,7 +1,8 @@
 //! The command line: arguments, client calls, printing. Doors: [`parse`], [`run`], [`block_on`].
 //!
 //! `main.rs` calls [`parse`] unless the process is a vmm, and hands a `serve` over to the daemon. Everything else is a
-//! client of the public API, like any other program with a certificate: it imports `api` and `model` only.
+//! client of the public API, like any other program with a certificate: it imports `api` and `model` only. One group of
+//! commands is for plugins' authors, and runs the daemon's policy host here (`commands/author`).
 //!
 //! ```text
 //!   args (what may be written) ──▶ commands (one file per group) ──▶ client ──gRPC/mTLS──▶ daemon
@@ -111,6 +112,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Plugin(PluginCommand::Demote(demote)) => commands::plugin::demote(client().await?, demote).await,
         Command::Plugin(PluginCommand::Unload(unload)) => commands::plugin::unload(client().await?, unload).await,
         Command::Plugin(PluginCommand::Replay(replay)) => commands::replay::replay(client().await?, replay).await,
+        Command::Plugin(PluginCommand::Author(author)) => commands::author::author(author, &global).await,
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,
         Command::Decision(decision) => match decision {
             DecisionCommand::List(list) => commands::decision::list(client().await?, list).await,

@@ -4,6 +4,7 @@
 //! devices are parsed in `units`.
 
 mod apply;
+mod author;
 mod certs;
 mod decision;
 mod device;
@@ -24,6 +25,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::failure::Exit;
 
 pub(crate) use apply::ApplyArgs;
+pub(crate) use author::{
+    AuthorCommand, PluginBenchArgs, PluginBuildArgs, PluginCheckArgs, PluginFixtureArgs, PluginNewArgs, PluginRunArgs,
+    PluginTestArgs,
+};
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};
 pub(crate) use device::{AttachArgs, BalloonArgs, DetachArgs, LimitArgs, RateArgs, ResizeDiskArgs};

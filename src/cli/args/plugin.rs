@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::super::units;
-use super::{ChangeArgs, EtagArg};
+use super::{AuthorCommand, ChangeArgs, EtagArg};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PluginCommand {
@@ -24,6 +24,8 @@ pub(crate) enum PluginCommand {
     Unload(PluginUnloadArgs),
     /// Ask a plugin again what was decided before, and show what it would have said otherwise
     Replay(PluginReplayArgs),
+    #[command(flatten)]
+    Author(AuthorCommand),
 }
 
 /// A plugin that is loaded.

@@ -1,6 +1,7 @@
 //! One file per group of commands: complete names, call, show.
 
 pub(crate) mod apply;
+pub(crate) mod author;
 pub(crate) mod certs;
 pub(crate) mod console;
 pub(crate) mod decision;

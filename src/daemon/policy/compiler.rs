@@ -45,7 +45,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Longest artefact, in bytes.
 pub(super) const MAX_ARTEFACT_LEN: u64 = 256 << 20;
 /// `nobody`: owns nothing.
-const NOBODY: u32 = 65534;
+pub(super) const NOBODY: u32 = 65534;
 /// Number of the signal for too much processor time (signal(7)).
 const SIGXCPU: i32 = 24;
 const SIGABRT: i32 = 6;
@@ -56,12 +56,19 @@ const SIGKILL: i32 = 9;
 pub struct CompilerConfig {
     /// This program.
     pub program: PathBuf,
-    /// Where artefacts are kept.
+    /// Where artefacts are kept; `None`: nowhere.
+    pub files: Option<ArtefactFiles>,
+    /// Whether a compiler that cannot leave the host is used all the same.
+    pub is_lenient: bool,
+}
+
+/// Where artefacts are kept.
+#[derive(Debug, Clone)]
+pub struct ArtefactFiles {
+    /// Their directory.
     pub cache: PathBuf,
     /// The node's key for them.
     pub key: ArtefactKey,
-    /// Whether a compiler that cannot leave the host is used all the same.
-    pub is_lenient: bool,
 }
 
 impl CompilerConfig {
@@ -70,7 +77,7 @@ impl CompilerConfig {
         let cache = dir.join("compiled");
         std::fs::DirBuilder::new().recursive(true).create(&cache)?;
         let key = ArtefactKey::new(&node_key(&dir.join("node.key"))?);
-        Ok(Self { program: program.to_owned(), cache, key, is_lenient })
+        Ok(Self { program: program.to_owned(), files: Some(ArtefactFiles { cache, key }), is_lenient })
     }
 }
 
@@ -103,7 +110,7 @@ impl Compiler {
 
     /// What was made of the component with this content before, for engines of this number (see `serve::compatibility`).
     pub(super) fn kept(&self, compatibility: u64, digest: PluginDigest) -> Option<Artefact> {
-        CacheFile::of(self.0.as_ref()?, compatibility, digest).read()
+        CacheFile::of(self.files()?, compatibility, digest).read()
     }
 
     /// Machine code of the component. Blocks.
@@ -120,8 +127,8 @@ impl Compiler {
 
     /// Keeps what was made; whether it can be had again with [`kept`](Self::kept).
     pub(super) fn keep_one(&self, compatibility: u64, digest: PluginDigest, artefact: &Artefact) -> bool {
-        let Some(config) = &self.0 else { return false };
-        let file = CacheFile::of(config, compatibility, digest);
+        let Some(files) = self.files() else { return false };
+        let file = CacheFile::of(files, compatibility, digest);
         let written = file.write(artefact);
         if let Err(error) = &written {
             tracing::warn!(%error, "a compiled plugin is not kept: {}", file.path.display());
@@ -129,10 +136,14 @@ impl Compiler {
         written.is_ok()
     }
 
+    fn files(&self) -> Option<&ArtefactFiles> {
+        self.0.as_ref()?.files.as_ref()
+    }
+
     /// Forgets artefacts of all components but these.
     pub(super) fn keep(&self, digests: &[PluginDigest]) {
-        let Some(config) = &self.0 else { return };
-        let Ok(entries) = std::fs::read_dir(&config.cache) else { return };
+        let Some(files) = self.files() else { return };
+        let Ok(entries) = std::fs::read_dir(&files.cache) else { return };
         let kept: Vec<_> = digests.iter().map(|digest| hex(*digest)).collect();
         for entry in entries.flatten() {
             let name = entry.file_name();
@@ -177,9 +188,9 @@ struct CacheFile<'a> {
 }
 
 impl<'a> CacheFile<'a> {
-    fn of(config: &'a CompilerConfig, compatibility: u64, digest: PluginDigest) -> Self {
+    fn of(files: &'a ArtefactFiles, compatibility: u64, digest: PluginDigest) -> Self {
         let name = format!("{}-{compatibility:016x}", hex(digest));
-        Self { path: config.cache.join(&name), name, key: &config.key }
+        Self { path: files.cache.join(&name), name, key: &files.key }
     }
 
     fn read(&self) -> Option<Artefact> {

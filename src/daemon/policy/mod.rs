@@ -25,6 +25,7 @@ mod engine;
 mod executor;
 mod hook;
 mod imports;
+mod inspect;
 mod keeper;
 mod limits;
 mod load;
@@ -33,6 +34,7 @@ mod plugin;
 mod prepare;
 mod queue;
 mod record;
+mod rehearsal;
 mod replay;
 mod serve;
 mod session;
@@ -40,6 +42,7 @@ mod shadow;
 mod text;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -52,6 +55,7 @@ use crate::model::{
 };
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Refusal};
+pub use crate::wire::policy::{Note, NoteLevel};
 
 use breaker::Breakers;
 use compiler::Compiler;
@@ -62,12 +66,14 @@ use plugin::{Compiled, Kept, Released};
 use queue::Full;
 
 pub use breaker::BreakerState;
-pub use compiler::{CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
+pub use compiler::{ArtefactFiles, CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
+pub use inspect::{Interfaces, inspect};
 pub use keeper::HostProgram;
 pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
 pub use record::Unrecorded;
+pub use rehearsal::{NotAsked, Rehearsal};
 pub use replay::{Change, Replayed, Replayer};
 pub use serve::{GROUP as HOST_GROUP, ROLE as HOST_ROLE, run as serve_host};
 pub use shadow::Shadows;
@@ -81,6 +87,17 @@ pub struct PolicyConfig {
     pub compiler: Option<CompilerConfig>,
     /// The process that runs plugins; `None`: threads of this one, for tests of this module and to measure by.
     pub host: Option<HostProgram>,
+}
+
+impl PolicyConfig {
+    /// For a plugin's author, who is no daemon: the same processes with the same limits, confined as far as the caller's
+    /// rights allow; no files. `program` is this one.
+    pub fn for_author(program: &Path) -> Self {
+        let program = program.to_owned();
+        let compiler = CompilerConfig { program: program.clone(), files: None, is_lenient: true };
+        let host = HostProgram { program, user: compiler::NOBODY, is_lenient: true, cgroup: None };
+        Self { limits: Limits::default(), compiler: Some(compiler), host: Some(host) }
+    }
 }
 
 /// Why the host could not start: the cause is the daemon's host, not a plugin.

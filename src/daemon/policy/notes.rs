@@ -6,10 +6,17 @@ use crate::wire::policy::{Note, NoteLevel};
 use super::limits::{MAX_LOG_LINES, MAX_MESSAGE_BYTES};
 use super::text::to_line;
 
+/// A plugin's lines as a plugin may leave them, and the number of those that are missing.
+pub(super) fn bounded(notes: Vec<Note>, dropped: u64) -> (Vec<Note>, u64) {
+    let kept = notes.into_iter().take(MAX_LOG_LINES);
+    let kept = kept.map(|Note { level, line }| Note { level, line: to_line(&line, MAX_MESSAGE_BYTES) });
+    (kept.collect(), dropped)
+}
+
 /// Writes a plugin's lines to the daemon's log under its name.
 pub(super) fn write(plugin: &str, notes: Vec<Note>, dropped: u64) {
-    for Note { level, line } in notes.into_iter().take(MAX_LOG_LINES) {
-        let line = to_line(&line, MAX_MESSAGE_BYTES);
+    let (notes, dropped) = bounded(notes, dropped);
+    for Note { level, line } in notes {
         match level {
             NoteLevel::Debug => tracing::debug!(target: "ostler::plugin", plugin, "{line}"),
             NoteLevel::Info => tracing::info!(target: "ostler::plugin", plugin, "{line}"),

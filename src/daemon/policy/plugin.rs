@@ -177,6 +177,14 @@ impl LoadedPlugin {
         self.0.about.size_bytes
     }
 
+    /// Size of its machine code, in bytes; 0 when broken, or gone.
+    pub fn code_bytes(&self) -> usize {
+        match &self.0.state {
+            State::Ready(compiled) => compiled.with_artefact(Artefact::size).unwrap_or(0),
+            State::Broken(_) => 0,
+        }
+    }
+
     /// The settings that it was loaded with; none when broken.
     pub fn settings(&self) -> &BTreeMap<String, String> {
         &self.0.settings

@@ -83,7 +83,7 @@ fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<Vec<&'st
     let undeclared: Vec<String> = ty
         .imports(sandbox.engine())
         .map(|(name, _)| name)
-        .filter(|name| !GRANTED.iter().any(|granted| is_interface(name, granted)))
+        .filter(|name| !is_granted(name))
         .take(SHOWN_IMPORTS)
         .map(|name| to_line(name, SHOWN_IMPORT_BYTES))
         .collect();
@@ -103,8 +103,13 @@ fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<Vec<&'st
     Ok(hooks)
 }
 
+/// Whether a plugin may import what has this name.
+pub(super) fn is_granted(name: &str) -> bool {
+    GRANTED.iter().any(|granted| is_interface(name, granted))
+}
+
 /// Whether `name` is `interface` in a version that this host speaks.
-fn is_interface(name: &str, interface: &str) -> bool {
+pub(super) fn is_interface(name: &str, interface: &str) -> bool {
     let Some((base, version)) = name.split_once('@') else { return false };
     let mut numbers = version.split('.').map(str::parse);
     let is_version = numbers.next() == Some(Ok(VERSION.0)) && numbers.next() == Some(Ok(VERSION.1));

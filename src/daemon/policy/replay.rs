@@ -9,16 +9,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::model::{
-    AdmitRequest, Answer, AttachRequest, ChainLink, DecisionEntry, DetachRequest, PluginDigest, PolicyFault,
-    PolicyScope, Said, SelectNvmeRequest, SelectVfRequest, ShadowAnswer,
-};
+use crate::model::{Answer, ChainLink, DecisionEntry, PluginDigest, PolicyFault, PolicyScope, Said, ShadowAnswer};
 
 use super::PolicyHost;
-use super::hook::{self, Question};
-use super::notes;
+use super::hook::{self, AtHook, Question};
 use super::plugin::{LoadedPlugin, Settings};
 use super::record::value;
+use super::{notes, rehearsal};
 
 /// Puts one plugin into the place that a binding had in recorded decisions.
 pub struct Replayer {
@@ -124,36 +121,29 @@ impl Replayer {
 
     /// Asks at `hook`; `None` if this host does not know the hook, or not this form of its question.
     fn ask(&self, plugin: &LoadedPlugin, hook: &str, question: &Value, settings: &Settings) -> Option<(Said, u64)> {
-        match hook {
-            AdmitRequest::HOOK => self.ask_typed::<AdmitRequest>(plugin, question, settings),
-            SelectVfRequest::HOOK => self.ask_typed::<SelectVfRequest>(plugin, question, settings),
-            SelectNvmeRequest::HOOK => self.ask_typed::<SelectNvmeRequest>(plugin, question, settings),
-            AttachRequest::HOOK => self.ask_typed::<AttachRequest>(plugin, question, settings),
-            DetachRequest::HOOK => self.ask_typed::<DetachRequest>(plugin, question, settings),
-            _ => None,
-        }
+        hook::at_hook(hook, Again { replayer: self, plugin, question, settings })?
     }
+}
 
-    fn ask_typed<Q: Question>(
-        &self,
-        plugin: &LoadedPlugin,
-        question: &Value,
-        settings: &Settings,
-    ) -> Option<(Said, u64)> {
-        let question = Q::deserialize(question).ok()?;
-        let (compiled, _) = plugin.code().ok()?;
-        let keeper = &self.host.0.keeper;
-        let asked = keeper.in_background(|session| session.rehearse(compiled, settings, &question));
-        Some(match asked {
-            Ok(spoken) => {
-                notes::write(&self.name, spoken.notes, spoken.dropped);
-                match hook::checked(&question, spoken.said, &self.scope) {
-                    Ok(verdict) => (Said::Verdict(value(&verdict)), spoken.fuel),
-                    Err(fault) => (Said::Fault(fault), spoken.fuel),
-                }
-            }
-            Err(fault) => (Said::Fault(fault), 0),
-        })
+/// A recorded question, to be asked again.
+struct Again<'a> {
+    replayer: &'a Replayer,
+    plugin: &'a LoadedPlugin,
+    question: &'a Value,
+    settings: &'a Settings,
+}
+
+impl AtHook for Again<'_> {
+    type Out = Option<(Said, u64)>;
+
+    fn at<Q: Question>(self) -> Self::Out {
+        let Replayer { host, name, scope, .. } = self.replayer;
+        let question = Q::deserialize(self.question).ok()?;
+        let (compiled, _) = self.plugin.code().ok()?;
+        let heard = rehearsal::hear(host, compiled, self.settings, scope, &question);
+        notes::write(name, heard.notes, heard.dropped);
+        let said = heard.verdict.map_or_else(Said::Fault, |verdict| Said::Verdict(value(&verdict)));
+        Some((said, heard.fuel))
     }
 }
 

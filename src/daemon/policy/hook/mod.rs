@@ -15,7 +15,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::{Opinion, Outcome, PluginMode, PolicyFault, PolicyScope, TenantId, Verdict};
+use crate::model::{
+    AdmitRequest, AttachRequest, DetachRequest, Opinion, Outcome, PluginMode, PolicyFault, PolicyScope,
+    SelectNvmeRequest, SelectVfRequest, TenantId, Verdict,
+};
 
 use super::call::Site;
 use super::limits::{MAX_CODE_BYTES, MAX_MESSAGE_BYTES};
@@ -55,6 +58,27 @@ pub(super) trait Question: Serialize + DeserializeOwned + Send + Sync + 'static 
 
     /// What the opinions of those who decide, checked and in the order asked, come to.
     fn combine(&self, opinions: &[Opinion<Self::Verdict>]) -> Self::Outcome;
+}
+
+/// What is done at whichever hook.
+pub(super) trait AtHook {
+    /// What comes of it.
+    type Out;
+
+    /// Does it at the hook of this question.
+    fn at<Q: Question>(self) -> Self::Out;
+}
+
+/// Does it at the hook of this name; `None` if there is none.
+pub(super) fn at_hook<A: AtHook>(hook: &str, action: A) -> Option<A::Out> {
+    Some(match hook {
+        AdmitRequest::HOOK => action.at::<AdmitRequest>(),
+        SelectVfRequest::HOOK => action.at::<SelectVfRequest>(),
+        SelectNvmeRequest::HOOK => action.at::<SelectNvmeRequest>(),
+        AttachRequest::HOOK => action.at::<AttachRequest>(),
+        DetachRequest::HOOK => action.at::<DetachRequest>(),
+        _ => return None,
+    })
 }
 
 /// A shadow, and where it would stand if it decided: behind so many of those who do.

@@ -1,0 +1,112 @@
+//! `ostler plugin new|build|inspect|check|run|test|bench|fixture`: for who writes plugins. All but `fixture` need no daemon.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::super::units;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuthorCommand {
+    /// Make a crate that is a plugin already, in Rust, with everything that it needs; needs no daemon
+    New(PluginNewArgs),
+    /// Build a plugin's crate into a component; needs no daemon, but a Rust compiler
+    Build(PluginBuildArgs),
+    /// Show a component's digest, hooks and imports, without running it; needs no daemon
+    Inspect(PluginFileArg),
+    /// Load a plugin as a daemon would, and tell what is wrong with it; needs no daemon
+    Check(PluginCheckArgs),
+    /// Ask a plugin the question of a fixture, and show its answer; needs no daemon
+    Run(PluginRunArgs),
+    /// Compare a plugin's answers with those that fixtures expect; needs no daemon
+    Test(PluginTestArgs),
+    /// Ask a plugin the question of a fixture again and again, and show what an answer costs; needs no daemon
+    Bench(PluginBenchArgs),
+    /// Make a fixture of a recorded decision
+    Fixture(PluginFixtureArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginNewArgs {
+    /// The plugin's name
+    pub(crate) name: String,
+    /// Where the crate is made; must not exist [default: the name]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginBuildArgs {
+    /// The crate's directory
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Where the component is written
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginFileArg {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginCheckArgs {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+    /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginRunArgs {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+    /// The fixture (.json): hook, question, settings
+    #[arg(long, value_name = "FILE")]
+    pub(crate) fixture: PathBuf,
+    /// A setting, in the place of the fixture's own (may be repeated)
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginTestArgs {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+    /// Directory of the fixtures (*.json)
+    pub(crate) dir: PathBuf,
+    /// Write what the plugin says into the fixtures, as what they expect
+    #[arg(long)]
+    pub(crate) update: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginBenchArgs {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+    /// The fixture (.json): hook, question, settings
+    #[arg(long, value_name = "FILE")]
+    pub(crate) fixture: PathBuf,
+    /// A setting, in the place of the fixture's own (may be repeated)
+    #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
+    pub(crate) settings: Vec<(String, String)>,
+    /// So many calls, each on a fresh instance
+    #[arg(long, default_value_t = 1000, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) calls: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginFixtureArgs {
+    /// The decision: 42, acme/42 or tenants/acme/decisions/42
+    #[arg(value_name = "DECISION")]
+    pub(crate) decision: String,
+    /// The plugin whose answer is expected; of two of one name, the operator's [default: the only one that was asked]
+    #[arg(long, value_name = "PLUGIN")]
+    pub(crate) name: Option<String>,
+    /// In this file, which `decision export` wrote, instead of the daemon's records; the decision is then acme/42
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}

@@ -1,0 +1,100 @@
+//! What a component says of itself in its own bytes, before anything of it is compiled or run. Key function: [`inspect`].
+
+use wasmparser::{BinaryReaderError, Parser, Payload};
+
+use crate::model::PluginDigest;
+
+use super::limits::{Limits, MAX_MESSAGE_BYTES};
+use super::load::{self, LoadError};
+use super::prepare::{HOOKS, is_granted, is_interface};
+use super::text::to_line;
+
+/// Names of imports and of exports that are told, each, and their length in bytes.
+const MAX_NAMES: usize = 64;
+const MAX_NAME_BYTES: usize = 128;
+
+/// The outside of a component.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interfaces {
+    /// SHA-256 of its bytes.
+    pub digest: PluginDigest,
+    /// Their number.
+    pub size_bytes: usize,
+    /// What it imports, with versions: `ostler:policy/log@0.1.0`.
+    pub imports: Vec<String>,
+    /// Those among them that no plugin may import.
+    pub refused_imports: Vec<String>,
+    /// What it exports, with versions.
+    pub exports: Vec<String>,
+    /// Hooks among them, in a version that this host speaks.
+    pub hooks: Vec<&'static str>,
+}
+
+/// Reads a component's outside. What this host would refuse later is told, too.
+pub fn inspect(bytes: &[u8]) -> Result<Interfaces, LoadError> {
+    load::check_size(bytes.len(), Limits::default().component_bytes)?;
+    load::check_kind(bytes)?;
+    let (imports, exports) = names(bytes).map_err(|error| {
+        let reason = to_line(&error.to_string(), MAX_MESSAGE_BYTES);
+        LoadError::NotCompiled { reason }
+    })?;
+    let refused_imports = imports.iter().filter(|name| !is_granted(name)).cloned().collect();
+    let exports_hook = |interface| exports.iter().any(|name| is_interface(name, interface));
+    let hooks = HOOKS.into_iter().filter(|(_, interface)| exports_hook(interface)).map(|(hook, _)| hook).collect();
+    let (digest, size_bytes) = (load::digest(bytes), bytes.len());
+    Ok(Interfaces { digest, size_bytes, imports, refused_imports, exports, hooks })
+}
+
+/// Names of the imports and exports of the component itself, not of the modules and components within.
+fn names(bytes: &[u8]) -> Result<(Vec<String>, Vec<String>), BinaryReaderError> {
+    let (mut imports, mut exports) = (Vec::new(), Vec::new());
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload? {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentImportSection(section) if depth == 0 => {
+                for import in section {
+                    keep(&mut imports, import?.name.name);
+                }
+            }
+            Payload::ComponentExportSection(section) if depth == 0 => {
+                for export in section {
+                    keep(&mut exports, export?.name.name);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((imports, exports))
+}
+
+fn keep(names: &mut Vec<String>, name: &str) {
+    if names.len() < MAX_NAMES {
+        names.push(to_line(name, MAX_NAME_BYTES));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Magic, version and layer of a component.
+    const HEADER: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+
+    #[test]
+    fn a_component_without_anything_is_told_as_that() {
+        let found = inspect(&HEADER).unwrap();
+        assert_eq!((found.size_bytes, found.hooks.len(), found.imports.len() + found.exports.len()), (8, 0, 0));
+        assert!(matches!(inspect(b"\0asm\x01\0\0\0"), Err(LoadError::CoreModule)));
+        assert!(matches!(inspect(&[&HEADER[..], &[7]].concat()), Err(LoadError::NotCompiled { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_follows_the_header_is_read_or_refused(rest in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = inspect(&[&HEADER[..], &rest].concat());
+        }
+    }
+}

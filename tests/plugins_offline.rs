@@ -1,0 +1,332 @@
+//! What a plugin's author has: the commands that need no daemon, and fixtures made of recorded decisions. Needs no guest.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::policy::corpus;
+use crate::support::assets::{self, plugin};
+use crate::support::{Host, facts, small};
+use ostler::api::v1;
+
+/// An author's desk: a directory, and the command line without identity and daemon.
+struct Desk(TempDir);
+
+struct Said {
+    code: Option<i32>,
+    out: String,
+    error: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.error))
+    }
+}
+
+fn run(command: &mut Command) -> Said {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code(), out: text(output.stdout), error: text(output.stderr) }
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// The file of a plugin.
+    fn plugin(&self, name: &str) -> PathBuf {
+        self.write(&format!("{}.wasm", name.replace('/', "-")), &plugin(name))
+    }
+
+    fn fixture(&self, name: &str, fixture: &Value) -> PathBuf {
+        self.write(name, fixture.to_string().as_bytes())
+    }
+
+    /// `ostler plugin …` of an author who has nothing else: no identity, no daemon, no variable.
+    fn ostler(&self, arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Said {
+        let mut command = Command::new(assets::binary());
+        command.env_clear().current_dir(self.path()).arg("plugin");
+        run(command.args(arguments.iter().map(|argument| argument.as_ref())))
+    }
+}
+
+/// What is refused: its name, its bytes, its settings.
+type Refused = (String, Vec<u8>, &'static [(&'static str, &'static str)]);
+
+/// A question of `admit` about a VM of so many vCPUs.
+fn admit(vcpus: u32) -> Value {
+    let in_use = json!({"vms": 0, "vcpus": 0, "memory_mib": 0});
+    json!({"tenant": "acme", "vm": "web", "vcpus": vcpus, "memory_mib": 128, "disks": 0, "nics": 0, "in_use": in_use})
+}
+
+fn limit(vcpus: u32, settings: &Value) -> Value {
+    json!({"hook": "admit", "settings": settings, "question": admit(vcpus)})
+}
+
+#[test]
+fn the_outside_of_a_component_is_shown_and_nothing_of_it_is_run() {
+    let desk = Desk::new();
+    let seen = desk.ostler(&[&"inspect", &desk.plugin("admission"), &"-o", &"json"]).json();
+    assert_eq!((&seen["hooks"], &seen["refused_imports"]), (&json!(["admit", "attach"]), &json!([])));
+    assert_eq!(seen["packages"], json!(["ostler:policy@0.1.0"]));
+    assert!(seen["exports"].as_array().unwrap().contains(&json!("ostler:policy/lifecycle@0.1.0")), "{seen}");
+    let table = desk.ostler(&[&"inspect", &desk.plugin("sriov-net")]);
+    assert!(table.out.contains("select-vf") && table.out.contains("sha256:"), "{}", table.out);
+    // What would be refused is told, not refused: the import of a clock, and a start that never ends.
+    let clock = desk.ostler(&[&"inspect", &desk.plugin("hostile/clock")]);
+    assert!(clock.code == Some(0) && clock.out.contains("no plugin may import this"), "{}", clock.out);
+    assert_eq!(desk.ostler(&[&"inspect", &desk.plugin("hostile/describe-loop")]).code, Some(0));
+    let module = desk.ostler(&[&"inspect", &desk.plugin("hostile/core-module")]);
+    assert!(module.code == Some(2) && module.error.contains("code: plugin.core-module"), "{}", module.error);
+    assert_eq!(desk.ostler(&[&"inspect", &"missing.wasm"]).code, Some(2));
+}
+
+#[test]
+fn a_check_says_what_a_daemon_would_say() {
+    let desk = Desk::new();
+    let host = Host::start();
+    let acme = host.tenant("acme");
+    let admission = desk.plugin("admission");
+    let seen = desk.ostler(&[&"check", &admission, &"--setting", &"max-vcpus=2", &"-o", &"json"]).json();
+    let loaded = acme.load("tenants/acme/plugins/own", &plugin("admission"), &[("max-vcpus", "2")]).unwrap();
+    assert_eq!((&seen["digest"], &seen["version"]), (&json!(loaded.digest), &json!(loaded.version)));
+    assert_eq!(seen["hooks"], json!(loaded.hooks));
+    let larger = seen["code_bytes"].as_u64().unwrap() > seen["size_bytes"].as_u64().unwrap();
+    assert!(larger && seen["took_ns"].as_u64().unwrap() > 0, "{seen}");
+    let table = desk.ostler(&[&"check", &admission]);
+    assert!(table.code == Some(0) && table.out.contains("of machine code"), "{}", table.out);
+
+    let mut refusals: Vec<Refused> =
+        corpus().into_iter().map(|(name, bytes, _)| (name.to_owned(), bytes, &[][..])).collect();
+    for name in ["not-wasm", "truncated", "no-hook", "describe-trap", "describe-loop", "large", "bad-name"] {
+        refusals.push((name.to_owned(), plugin(&format!("hostile/{name}")), &[]));
+    }
+    refusals.push(("unknown setting".to_owned(), plugin("admission"), &[("max-cpus", "2")]));
+    refusals.push(("bad setting".to_owned(), plugin("admission"), &[("max-vcpus", "many")]));
+    for (name, bytes, settings) in refusals {
+        let told = facts(&acme.load("tenants/acme/plugins/own", &bytes, settings).unwrap_err());
+        let file = desk.write("refused.wasm", &bytes);
+        let settings: Vec<_> = settings.iter().map(|(key, value)| format!("--setting={key}={value}")).collect();
+        let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"check", &file];
+        arguments.extend(settings.iter().map(|setting| setting as &dyn AsRef<std::ffi::OsStr>));
+        let said = desk.ostler(&arguments);
+        assert_eq!(said.code, Some(2), "{name}: {}", said.error);
+        assert!(said.error.contains(&format!("error: {}\n", told.message)), "{name}: {told:?} {}", said.error);
+        assert!(said.error.contains(&format!("code: {}", told.metadata["code"])), "{name}: {}", said.error);
+    }
+}
+
+#[test]
+fn a_run_shows_the_answer_its_cost_and_what_was_logged() {
+    let desk = Desk::new();
+    let admission = desk.plugin("admission");
+    let fixture = desk.fixture("two.json", &limit(4, &json!({"max-vcpus": "2"})));
+    let seen = desk.ostler(&[&"run", &admission, &"--fixture", &fixture, &"-o", &"json"]);
+    let (code, seen) = (seen.code, seen.json());
+    assert_eq!((code, &seen["said"]["verdict"]["deny"]["code"]), (Some(0), &json!("limit.vcpus")), "{seen}");
+    assert_eq!((&seen["outcome"]["deny"]["plugin"], &seen["subject"]), (&json!("admission"), &json!("vms/web")));
+    assert!(seen["fuel"].as_u64().unwrap() > 0 && seen["took_ns"].as_u64().unwrap() > 0, "{seen}");
+    let table = desk.ostler(&[&"run", &admission, &"--fixture", &fixture, &"--setting", &"max-vcpus=4"]);
+    assert!(table.code == Some(0) && table.out.contains("answer:  allow"), "{}{}", table.out, table.error);
+
+    // Candidates are a table, with the reason against each.
+    let pf = json!({
+        "address": "0000:01:00.0", "name": "eth0", "numa_node": null, "root": null, "link_mbps": 1000,
+        "total_vfs": 8, "free_vfs": 2, "own_vfs": 0, "other_tenants": 0,
+    });
+    let vf = |index: u32, last: &str| {
+        let address = format!("0000:01:10.{index}");
+        json!({"address": address, "pf": 0, "index": index, "last_tenant": last})
+    };
+    let question = json!({
+        "tenant": "acme", "vm": "web", "vcpus": 1, "memory_mib": 128, "disks": 0, "nics": 1, "nic": "eth0",
+        "wish": {"mac": null, "vlan": null}, "pfs": [pf], "candidates": [vf(0, "other"), vf(1, "same")],
+    });
+    let rows = json!({"hook": "select-vf", "settings": {"last-tenant": "refuse"}, "question": question});
+    let fixture = desk.fixture("vf.json", &rows);
+    let table = desk.ostler(&[&"run", &desk.plugin("sriov-net"), &"--fixture", &fixture]).out;
+    assert!(table.contains("1  0000:01:10.1  250\n"), "{table}");
+    assert!(table.contains("-  0000:01:10.0  no: tenant.last-other: another tenant had this VF"), "{table}");
+
+    // A plugin that fails is told with its code, and with what it left in the log until then.
+    let fixture = desk.fixture("plain.json", &limit(1, &json!({})));
+    let seen = desk.ostler(&[&"run", &desk.plugin("hostile/log-flood"), &"--fixture", &fixture]);
+    assert_eq!(seen.code, Some(1));
+    assert!(seen.out.contains("warn: all is well") && seen.out.contains("more were dropped"), "{}", seen.out);
+    assert!(seen.error.contains("policy.trap"), "{}", seen.error);
+    for (name, code) in [("loop", "policy.budget"), ("memory", "policy.memory"), ("widen", "policy.bad-answer")] {
+        let seen = desk.ostler(&[&"run", &desk.plugin(&format!("hostile/{name}")), &"--fixture", &fixture]);
+        assert!(seen.code == Some(1) && seen.error.contains(code), "{name}: {}{}", seen.out, seen.error);
+    }
+}
+
+#[test]
+fn what_is_no_fixture_or_does_not_fit_is_told() {
+    let desk = Desk::new();
+    let admission = desk.plugin("admission");
+    let mut other = limit(1, &json!({}));
+    other["hook"] = json!("select-vf");
+    let mut unknown = other.clone();
+    unknown["hook"] = json!("boot");
+    let mut lacking = limit(1, &json!({}));
+    lacking["question"].as_object_mut().unwrap().remove("vcpus");
+    let mut odd = limit(1, &json!({}));
+    odd["quesiton"] = json!(1);
+    for (fixture, told) in [
+        (other, "does not serve the hook select-vf; it serves admit, attach"),
+        (unknown, "there is no hook \"boot\""),
+        (lacking, "missing field `vcpus`"),
+        (odd, "quesiton"),
+        (limit(1, &json!({"max-cpus": "1"})), "plugin.bad-settings"),
+    ] {
+        let fixture = desk.fixture("wrong.json", &fixture);
+        let seen = desk.ostler(&[&"run", &admission, &"--fixture", &fixture]);
+        assert!(seen.code == Some(2) && seen.error.contains(told), "{told}: {}", seen.error);
+    }
+}
+
+#[test]
+fn fixtures_pass_fail_with_the_difference_and_are_written_on_request() {
+    let desk = Desk::new();
+    let admission = desk.plugin("admission");
+    let mut allows = limit(1, &json!({"max-vcpus": "2"}));
+    allows["expect"] = json!({"verdict": {"allow": []}});
+    let mut wrong = limit(4, &json!({"max-vcpus": "2", "mode": "cap"}));
+    wrong["expect"] = json!({"verdict": {"allow": [{"cap_vcpus": 3}]}});
+    wrong["note"] = json!("capped");
+    desk.fixture("f/1-allows.json", &allows);
+    desk.fixture("f/2-wrong.json", &wrong);
+    desk.fixture("f/3-new.json", &limit(1, &json!({})));
+    desk.fixture("f/4-settings.json", &limit(1, &json!({"max-vcpus": "many"})));
+    desk.write("f/README", b"no fixture");
+    let test = |arguments: &[&dyn AsRef<std::ffi::OsStr>]| {
+        let mut all: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"test", &admission, &"f"];
+        all.extend(arguments);
+        desk.ostler(&all)
+    };
+    let seen = test(&[]);
+    assert_eq!(seen.code, Some(1), "{}{}", seen.out, seen.error);
+    let lines: Vec<_> = seen.out.lines().collect();
+    assert!(lines[0].starts_with("ok      1-allows.json  allow"), "{}", seen.out);
+    assert!(lines[1].starts_with("FAILED  2-wrong.json  allow"), "{}", seen.out);
+    assert_eq!(lines[2].trim(), "verdict.allow[0].cap_vcpus: expected 3, is 2");
+    assert!(lines[3].starts_with("FAILED  3-new.json") && lines[4].contains("--update"), "{}", seen.out);
+    assert!(lines[5].starts_with("FAILED  4-settings.json  plugin.bad-settings"), "{}", seen.out);
+    assert_eq!(lines[6], "1 passed, 3 failed");
+
+    let seen = test(&[&"--update", &"-o", &"json"]);
+    let results: Vec<_> = seen.json()["fixtures"].as_array().unwrap().iter().map(|one| one["result"].clone()).collect();
+    assert_eq!((seen.code, results), (Some(1), ["ok", "updated", "updated", "failed"].map(Value::from).to_vec()));
+    std::fs::remove_file(desk.path().join("f/4-settings.json")).unwrap();
+    let seen = test(&[]);
+    assert!(seen.code == Some(0) && seen.out.ends_with("3 passed, 0 failed\n"), "{}{}", seen.out, seen.error);
+    let written: Value = serde_json::from_slice(&std::fs::read(desk.path().join("f/2-wrong.json")).unwrap()).unwrap();
+    assert_eq!((&written["note"], &written["question"]), (&wrong["note"], &wrong["question"]));
+    assert_eq!(written["expect"], json!({"verdict": {"allow": [{"cap_vcpus": 2}]}}));
+
+    // A failure of the plugin can be what is expected.
+    let mut fault = limit(1, &json!({}));
+    fault["expect"] = json!({"fault": {"budget": {"fuel": 20_000_000}}});
+    desk.fixture("loops/loop.json", &fault);
+    let seen = desk.ostler(&[&"test", &desk.plugin("hostile/loop"), &"loops"]);
+    assert!(seen.code == Some(0) && seen.out.contains("policy.budget"), "{}{}", seen.out, seen.error);
+    std::fs::create_dir(desk.path().join("none")).unwrap();
+    assert_eq!(desk.ostler(&[&"test", &admission, &"none"]).code, Some(2));
+}
+
+#[test]
+fn a_fixture_of_a_recorded_decision_gives_the_recorded_answer_for_the_same_fuel() {
+    let host = Host::without_policy();
+    host.operator().load("operator/plugins/admission", &plugin("admission"), &[("max-vcpus", "2")]).unwrap();
+    let acme = host.tenant("acme");
+    acme.register("web", small()).unwrap();
+    let big = v1::VirtualMachineSpec { vcpus: 4, ..small() };
+    let denied = facts(&acme.register("big", big).unwrap_err()).metadata["decision"].clone();
+    let desk = Desk::new();
+    let admission = desk.plugin("admission");
+    let export = desk.write("acme.jsonl", &acme.export("").unwrap());
+    let records = acme.decisions(v1::ListDecisionsRequest::default()).unwrap();
+    assert_eq!(records.len(), 2);
+    for record in &records {
+        let number = record.name.rsplit('/').next().unwrap();
+        let made = run(host.command("tenant-acme").args(["plugin", "fixture", number]));
+        assert_eq!(made.code, Some(0), "{}", made.error);
+        let again = desk.ostler(&[&"fixture", &format!("acme/{number}"), &"--file", &export]);
+        assert_eq!((again.code, &again.out), (Some(0), &made.out), "{}", again.error);
+        let fixture = desk.write(&format!("f/{number}.json"), made.out.as_bytes());
+        let seen = desk.ostler(&[&"run", &admission, &"--fixture", &fixture, &"-o", &"json"]).json();
+        let link = &record.links[0];
+        assert_eq!((&seen["verdict"], &seen["detail"]), (&json!(link.verdict), &json!(link.detail)));
+        assert_eq!((&seen["fuel"], &seen["digest"]), (&json!(link.fuel), &json!(link.digest)));
+        let outcome: Value = serde_json::from_str(&record.outcome).unwrap();
+        assert_eq!(seen["outcome"], outcome);
+    }
+    let seen = desk.ostler(&[&"test", &admission, &"f"]);
+    assert!(seen.code == Some(0) && seen.out.ends_with("2 passed, 0 failed\n"), "{}{}", seen.out, seen.error);
+    assert!(seen.out.contains("deny: limit.vcpus"), "{}", seen.out);
+    // Another plugin in its place shows itself.
+    let seen = desk.ostler(&[&"test", &desk.plugin("hostile/abstain"), &"f"]);
+    assert!(seen.code == Some(1) && seen.out.contains("0 passed, 2 failed"), "{}", seen.out);
+
+    let fixture = |identity: &str, arguments: &[&str]| {
+        run(host.command(identity).args(["plugin", "fixture"]).args(arguments)).code
+    };
+    assert_eq!(fixture("operator-admin", &[&denied]), Some(0));
+    assert_eq!(fixture("tenant-acme", &[&denied, "--name", "other"]), Some(4));
+    assert_eq!(fixture("tenant-acme", &["99"]), Some(4));
+    assert_eq!(fixture("tenant-globex", &[&denied]), Some(1), "another tenant's are not to be had");
+}
+
+#[test]
+fn a_bench_calls_a_plugin_as_often_as_asked_and_tells_what_it_costs() {
+    let desk = Desk::new();
+    let admission = desk.plugin("admission");
+    let fixture = desk.fixture("two.json", &limit(1, &json!({"max-vcpus": "2"})));
+    let ran = desk.ostler(&[&"run", &admission, &"--fixture", &fixture, &"-o", &"json"]).json();
+    let seen = desk.ostler(&[&"bench", &admission, &"--fixture", &fixture, &"--calls", &"50", &"-o", &"json"]).json();
+    assert_eq!((&seen["fuel"], &seen["calls"], &seen["verdict"]), (&ran["fuel"], &json!(50), &json!("allow")));
+    let times = ["p50_ns", "p99_ns", "longest_ns"].map(|key| seen[key].as_u64().unwrap());
+    assert!(times.is_sorted() && times[0] > 0, "{seen}");
+    let table = desk.ostler(&[&"bench", &admission, &"--fixture", &fixture, &"--calls", &"5"]);
+    assert!(table.code == Some(0) && table.out.contains("the same each time"), "{}{}", table.out, table.error);
+    let seen = desk.ostler(&[&"bench", &desk.plugin("hostile/trap"), &"--fixture", &fixture, &"--setting", &"a=b"]);
+    assert!(seen.code == Some(1) && seen.error.contains("policy.trap"), "{}", seen.error);
+}
+
+#[test]
+fn a_new_plugin_has_everything_and_nothing_is_overwritten() {
+    let desk = Desk::new();
+    let made = desk.ostler(&[&"new", &"size-limit"]);
+    assert!(made.code == Some(0) && made.out.contains("size-limit/README.md"), "{}{}", made.out, made.error);
+    let text = |path: &str| std::fs::read_to_string(desk.path().join("size-limit").join(path)).unwrap();
+    assert!(text("Cargo.toml").contains("name = \"size-limit\"") && text("README.md").contains("size-limit.wasm"));
+    // The SDK looks for the interfaces two directories above itself.
+    assert!(
+        text("ostler/sdk/src/host.rs").contains("path: \"../../wit\"") && text("wit/types.wit").contains("record vm")
+    );
+    // Its fixtures are fixtures: another plugin with this setting says the same, in its own words.
+    let seen = desk.ostler(&[&"test", &desk.plugin("admission"), &"size-limit/fixtures"]);
+    assert!(seen.out.contains("ok      small.json") && seen.out.contains("FAILED  large.json"), "{}", seen.out);
+    assert!(seen.out.contains("verdict.deny.message: expected \"3 vCPUs are asked for"), "{}", seen.out);
+
+    let again = desk.ostler(&[&"new", &"size-limit"]);
+    assert!(again.code == Some(1) && again.error.contains("File exists"), "{}", again.error);
+    assert_eq!(desk.ostler(&[&"new", &"Size/Limit"]).code, Some(2));
+    let nothing = desk.ostler(&[&"build", &"f", &"--out", &"x.wasm"]);
+    assert!(nothing.code == Some(1) && !desk.path().join("x.wasm").exists(), "{}", nothing.error);
+}
