@@ -28,6 +28,7 @@ mod policy_host;
 mod protos;
 mod python_client;
 mod shadows;
+mod signatures;
 mod swap;
 mod tenancy;
 mod tenants;

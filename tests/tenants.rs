@@ -20,7 +20,7 @@ const ADMIN: &str = "spiffe://elsewhere.example/ci/build";
 const OPERATOR: &str = "spiffe://ostler.local/people/olga";
 
 /// Replaces the file in one step, and waits until the daemon has taken it or said that it does not.
-fn write(host: &Host, text: &str, is_usable: bool) {
+pub fn write(host: &Host, text: &str, is_usable: bool) {
     let path = host.data().join("tenants.toml");
     let lines = |word: &str| host.daemon_log().matches(word).count();
     let word = if is_usable { "tenants were read anew" } else { "file changed and is not usable" };

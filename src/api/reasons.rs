@@ -309,6 +309,30 @@ pub const REASONS: &[Reason] = &[
         "repeat it, with the same request_id, when the daemon is back",
     ),
     reason(
+        "SIGNATURE_MALFORMED",
+        "INVALID_ARGUMENT",
+        "a plugin's signature, or the key in it, is none, or there are too many; metadata: code",
+        "send what `ostler plugin sign` writes",
+    ),
+    reason(
+        "SIGNATURE_MISMATCH",
+        "INVALID_ARGUMENT",
+        "a signature is not of the component that came with it; metadata: code",
+        "sign the component anew; if nobody changed it, find out who did",
+    ),
+    reason(
+        "SIGNATURE_MISSING",
+        "FAILED_PRECONDITION",
+        "the chain takes only what certain signers have signed, and the plugin, or the earlier version, bears no signature; metadata: code",
+        "have it signed (`ostler plugin sign`) and load it with the signature",
+    ),
+    reason(
+        "SIGNER_UNKNOWN",
+        "FAILED_PRECONDITION",
+        "others have signed the plugin, or the earlier version, than the chain requires; metadata: code",
+        "have one of those sign it whom the message names, or ask the operator to add the signer",
+    ),
+    reason(
         "START_FAILED",
         "FAILED_PRECONDITION",
         "the VM did not come up; metadata: cause",

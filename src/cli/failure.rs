@@ -157,7 +157,9 @@ fn exit_of(code: Code, reason: &str) -> Exit {
         Code::InvalidArgument | Code::OutOfRange => Exit::Usage,
         Code::NotFound => Exit::NotFound,
         Code::PermissionDenied if reason.starts_with("POLICY_") => Exit::Denied,
-        Code::FailedPrecondition if reason == "START_FAILED" => Exit::Refused,
+        Code::FailedPrecondition if matches!(reason, "START_FAILED" | "SIGNATURE_MISSING" | "SIGNER_UNKNOWN") => {
+            Exit::Refused
+        }
         Code::FailedPrecondition => Exit::WrongState,
         Code::Unavailable | Code::Unauthenticated => Exit::Unreachable,
         Code::DeadlineExceeded => Exit::TimedOut,
@@ -334,7 +336,9 @@ mod tests {
             let details = ErrorDetails::with_error_info(reason, "ostler", std::collections::HashMap::new());
             Status::with_error_details(Code::FailedPrecondition, "x", details)
         };
-        assert_eq!(Failure::from(status("START_FAILED")).exit, Exit::Refused);
+        for reason in ["START_FAILED", "SIGNATURE_MISSING", "SIGNER_UNKNOWN"] {
+            assert_eq!(Failure::from(status(reason)).exit, Exit::Refused, "{reason}");
+        }
         assert_eq!(Failure::from(status("WRONG_STATE")).exit, Exit::WrongState);
     }
 

@@ -105,6 +105,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let upload = commands::plugin::Upload::prepare(load)?;
             commands::plugin::load(client().await?, upload).await
         }
+        Command::Plugin(PluginCommand::Sign(sign)) => commands::sign::sign(&sign, global.output),
+        Command::Plugin(PluginCommand::Keygen(keygen)) => commands::sign::keygen(&keygen, global.output),
         Command::Plugin(PluginCommand::Rollback(rollback)) => {
             commands::plugin::roll_back(client().await?, rollback).await
         }

@@ -188,6 +188,8 @@ pub(crate) struct PluginView {
     etag: String,
     mode: String,
     canary: Option<canary::CanaryView>,
+    signers: Vec<SignerView>,
+    unsigned_code: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -195,6 +197,15 @@ struct VersionView {
     digest: String,
     settings: BTreeMap<String, String>,
     load_time: Option<String>,
+    signers: Vec<SignerView>,
+    unsigned_code: String,
+}
+
+/// Somebody who signed, or had to.
+#[derive(Debug, Serialize)]
+pub(crate) struct SignerView {
+    key: String,
+    name: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -363,6 +374,8 @@ impl From<v1::Plugin> for PluginView {
             previous: plugin.previous.into_iter().map(VersionView::from).collect(),
             etag: plugin.etag,
             canary: plugin.canary.map(canary::CanaryView::from),
+            signers: plugin.signers.into_iter().map(SignerView::from).collect(),
+            unsigned_code: plugin.unsigned_code,
         }
     }
 }
@@ -499,8 +512,33 @@ pub(crate) fn vm_table(vms: &[VmView]) -> String {
 
 impl From<v1::PluginVersion> for VersionView {
     fn from(version: v1::PluginVersion) -> Self {
-        let v1::PluginVersion { digest, settings, load_time } = version;
-        Self { digest, settings: settings.into_iter().collect(), load_time: load_time.and_then(moment) }
+        let v1::PluginVersion { digest, settings, load_time, signers, unsigned_code } = version;
+        Self {
+            digest,
+            settings: settings.into_iter().collect(),
+            load_time: load_time.and_then(moment),
+            signers: signers.into_iter().map(SignerView::from).collect(),
+            unsigned_code,
+        }
+    }
+}
+
+impl From<v1::PluginSigner> for SignerView {
+    fn from(signer: v1::PluginSigner) -> Self {
+        let v1::PluginSigner { key, name } = signer;
+        Self { key, name }
+    }
+}
+
+impl SignerView {
+    /// What the operator calls each, else its key in short; and whether none of them had to sign, if somebody had to.
+    pub(crate) fn cell(signers: &[Self], unsigned_code: &str) -> String {
+        let name = |one: &Self| if one.name.is_empty() { print::short_digest(&one.key) } else { one.name.clone() };
+        let mut names: Vec<_> = signers.iter().map(name).collect();
+        if !unsigned_code.is_empty() {
+            names.push(format!("({})", unsigned_code.trim_start_matches("signature.")));
+        }
+        names.join(" ")
     }
 }
 
@@ -536,13 +574,14 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 plugin.hooks.join(","),
                 plugin.mode.to_lowercase(),
                 print::short_digest(&plugin.digest),
+                SignerView::cell(&plugin.signers, &plugin.unsigned_code),
                 plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
                 plugin.remark(),
             ];
             std::iter::once(bound).chain(plugin.canary.as_ref().map(canary::CanaryView::row))
         })
         .collect();
-    print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SETTINGS", "SUMMARY"], &rows)
+    print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SIGNERS", "SETTINGS", "SUMMARY"], &rows)
 }
 
 /// `tenants/acme/vms/web` as people write it.

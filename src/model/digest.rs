@@ -1,4 +1,5 @@
-//! SHA-256 digests as `sha256:` and 64 hexadecimal digits. Key types: [`PluginDigest`], [`RecordHash`].
+//! SHA-256 digests as `sha256:` and 64 hexadecimal digits. Key types: [`PluginDigest`], [`RecordHash`],
+//! [`SignerId`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -76,6 +77,11 @@ digest! {
 digest! {
     /// Hash of a record in a tenant's chain of decisions: SHA-256 of its canonical bytes, which hold the hash before it.
     RecordHash
+}
+
+digest! {
+    /// Names a key that signs plugins: SHA-256 of its SubjectPublicKeyInfo.
+    SignerId
 }
 
 impl RecordHash {

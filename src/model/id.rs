@@ -1,5 +1,5 @@
 //! Names and ids. Key types: [`TenantId`], [`VmName`], [`VmId`], [`InstanceId`], [`DeviceId`], [`PluginId`],
-//! [`RequestId`].
+//! [`SignerName`], [`RequestId`].
 //!
 //! Names come from people and are DNS labels (RFC 1123 §2.1), so that they are safe in paths, logs, cgroup names and
 //! URIs. Ids are made by the daemon and are ULIDs.
@@ -119,6 +119,10 @@ label! {
 label! {
     /// A policy plugin's name, unique within its scope.
     PluginId
+}
+label! {
+    /// What the operator calls somebody who signs plugins.
+    SignerName
 }
 
 macro_rules! ulid_id {

@@ -22,6 +22,8 @@ mod limits;
 mod nvme;
 mod pci;
 mod resources;
+#[cfg(feature = "node")]
+mod signature;
 mod spec;
 mod vf;
 mod vsock;
@@ -35,9 +37,9 @@ pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginMode, PolicyFault, PolicyScope, Verdict, denier,
 };
 pub use device::{DeviceSpec, DiskSpec, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, ServedBy, TapSpec};
-pub use digest::{DigestError, PluginDigest, RecordHash};
+pub use digest::{DigestError, PluginDigest, RecordHash, SignerId};
 pub use exit::{JAIL_FAILED, VmExit};
-pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, TenantId, VmId, VmName};
+pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, SignerName, TenantId, VmId, VmName};
 pub use image_path::ImagePath;
 pub use jail::{JailArgsError, JailFacts, locked_bytes};
 pub use journal::{
@@ -56,6 +58,8 @@ pub use nvme::{
 };
 pub use pci::{Bdf, BdfError};
 pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
+#[cfg(feature = "node")]
+pub use signature::{MAX_SIGNATURES, PluginSignature, SignatureError, SignerKey, signed_message};
 pub use spec::{BootSpec, SpecError, VmSpec};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,

@@ -9,7 +9,7 @@ CHUNK_LEN = 64 << 10
 def upload_plugin(node, name, component, settings=None, **header):
     """Loads the WebAssembly component `component` (bytes) as "tenants/{tenant}/plugins/{plugin}", or an operator's.
 
-    `header` is the rest of LoadPluginRequest.Header: request_id, etag, validate_only.
+    `header` is the rest of LoadPluginRequest.Header: request_id, etag, validate_only, signatures, mode, canary_percent.
     """
 
     def parts():

@@ -36,8 +36,8 @@ pub(crate) use doctor::DoctorArgs;
 pub(crate) use host::{HostCommand, HostReleaseArgs, NvmeCommand, NvmeProvisionArgs};
 pub(crate) use operation::{OperationArg, OperationCommand, OperationListArgs, OperationWaitArgs};
 pub(crate) use plugin::{
-    PluginArg, PluginCommand, PluginDemoteArgs, PluginListArgs, PluginLoadArgs, PluginPromoteArgs, PluginReplayArgs,
-    PluginRollbackArgs, PluginUnloadArgs,
+    PluginArg, PluginCommand, PluginDemoteArgs, PluginKeygenArgs, PluginListArgs, PluginLoadArgs, PluginPromoteArgs,
+    PluginReplayArgs, PluginRollbackArgs, PluginSignArgs, PluginUnloadArgs,
 };
 pub use serve::ServeArgs;
 pub(crate) use spec::{ConsoleArg, Hugepages, SpecArgs};

@@ -22,6 +22,10 @@ pub(crate) enum PluginCommand {
     Demote(PluginDemoteArgs),
     /// Take a plugin out of its chain
     Unload(PluginUnloadArgs),
+    /// Sign a component; no daemon is asked
+    Sign(PluginSignArgs),
+    /// Make a key to sign with; no daemon is asked
+    Keygen(PluginKeygenArgs),
     /// Ask a plugin again what was decided before, and show what it would have said otherwise
     Replay(PluginReplayArgs),
     #[command(flatten)]
@@ -140,6 +144,9 @@ pub(crate) struct PluginLoadArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
+    /// A file of signatures (may be repeated) [default: FILE.sig, if there is one]
+    #[arg(long = "signature", value_name = "SIG")]
+    pub(crate) signatures: Vec<PathBuf>,
     /// As a shadow: it is asked what the chain is asked, and decides nothing
     #[arg(long)]
     pub(crate) shadow: bool,
@@ -150,6 +157,24 @@ pub(crate) struct PluginLoadArgs {
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
     pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginSignArgs {
+    /// The component (.wasm)
+    pub(crate) file: PathBuf,
+    /// The private Ed25519 key, in PEM; readable by its owner only
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: PathBuf,
+    /// Where the signature goes, beside those of others of the same content [default: FILE.sig]
+    #[arg(long, value_name = "SIG")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginKeygenArgs {
+    /// Where the private key goes, in PEM; what exists is not replaced
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -283,7 +283,7 @@ fn san_text(parsed: &X509Certificate<'_>) -> String {
 }
 
 /// Writes a new file, whole or not at all; an existing one is never touched.
-fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+pub(super) fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
     let part = path.with_extension("part");
     let write = || -> io::Result<()> {
         match fs::remove_file(&part) {
@@ -296,7 +296,8 @@ fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
         // link(2) refuses an existing target, which rename(2) would replace.
         fs::hard_link(&part, path)?;
         fs::remove_file(&part)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
     };
     write().map_err(|error| Failure::local(format_args!("cannot create {}", path.display()), &error))
 }

@@ -18,6 +18,7 @@ pub(crate) mod plugin;
 pub(crate) mod power;
 pub(crate) mod replay;
 pub(crate) mod run;
+pub(crate) mod sign;
 mod spec;
 pub(crate) mod stats;
 pub(crate) mod tenant;

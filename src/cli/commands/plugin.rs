@@ -12,7 +12,7 @@ use crate::api::v1::end_plugin_canary_request::End;
 use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin::Mode;
 use crate::api::{Parent, PluginName, v1};
-use crate::model::{PluginId, PolicyScope, TenantId};
+use crate::model::{PluginId, PluginSignature, PolicyScope, TenantId};
 
 use super::super::args::{
     ChangeArgs, EtagArg, Output, PluginArg, PluginDemoteArgs, PluginListArgs, PluginLoadArgs, PluginPromoteArgs,
@@ -23,6 +23,7 @@ use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
 use super::super::show;
 use super::super::view::{PluginView, json, plugin_table};
+use super::sign::signatures_for;
 
 /// Longest component, in bytes, as the API has it.
 const MAX_COMPONENT_LEN: u64 = 16 << 20;
@@ -43,23 +44,25 @@ pub(crate) struct Upload {
     arguments: PluginLoadArgs,
     plugin: PluginId,
     bytes: Vec<u8>,
+    signatures: Vec<PluginSignature>,
 }
 
 impl Upload {
-    /// Reads the file and finds the plugin's name.
+    /// Reads the files and finds the plugin's name.
     pub(crate) fn prepare(arguments: PluginLoadArgs) -> Result<Self, Failure> {
         let plugin = plugin_id(arguments.name.as_deref(), Some(&arguments.file))?;
         let bytes = read(&arguments.file)?;
-        Ok(Self { arguments, plugin, bytes })
+        let signatures = signatures_for(&arguments.file, &arguments.signatures)?;
+        Ok(Self { arguments, plugin, bytes, signatures })
     }
 }
 
 pub(crate) async fn load(mut client: Client, upload: Upload) -> Result<(), Failure> {
-    let Upload { arguments, plugin, bytes } = upload;
+    let Upload { arguments, plugin, bytes, signatures } = upload;
     let scope = scope(&client.caller, arguments.operator, arguments.tenant.as_deref())?;
     let name = PluginName { scope, plugin }.to_string();
     let is_validation = arguments.change.validate_only;
-    let header = header(&name, arguments)?;
+    let header = Header { signatures: signatures.iter().map(sent).collect(), ..header(&name, arguments)? };
     let parts = parts(header, &bytes);
     let call = client.plugins.load_plugin(within(LOAD, iter(parts)));
     let view = PluginView::from(patiently(format_args!("loading {name}"), call).await?);
@@ -248,6 +251,10 @@ fn header(name: &str, arguments: PluginLoadArgs) -> Result<Header, Failure> {
     Ok(header)
 }
 
+fn sent(signature: &PluginSignature) -> v1::PluginSignature {
+    v1::PluginSignature { public_key: signature.key.spki(), signature: signature.bytes().to_vec() }
+}
+
 /// Header first, then the component in pieces.
 fn parts(header: Header, bytes: &[u8]) -> Vec<v1::LoadPluginRequest> {
     let chunks = bytes.chunks(CHUNK_LEN).map(|chunk| Part::Chunk(chunk.to_vec()));
@@ -270,6 +277,7 @@ mod tests {
             tenant: None,
             name: None,
             settings,
+            signatures: Vec::new(),
             shadow: false,
             canary: None,
             change: Default::default(),

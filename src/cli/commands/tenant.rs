@@ -10,7 +10,7 @@ use super::super::args::{Output, TenantGetArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
-use super::super::view::json;
+use super::super::view::{SignerView, json};
 use super::super::{print, show};
 
 const QUICK: Duration = Duration::from_secs(60);
@@ -25,6 +25,8 @@ struct TenantView {
     name: String,
     quota: QuotaView,
     usage: UsageView,
+    /// Whose signatures its own plugins must bear.
+    required_signers: Vec<SignerView>,
 }
 
 /// `null` is no limit.
@@ -53,7 +55,9 @@ impl From<v1::Tenant> for TenantView {
         let v1::TenantQuota { vms, vcpus, memory_mib, disks, devices, plugins } = tenant.quota.unwrap_or_default();
         let quota = QuotaView { vms, vcpus, memory_mib, disks, devices, plugins };
         let v1::TenantUsage { vms, vcpus, memory_mib, disks, devices, plugins } = tenant.usage.unwrap_or_default();
-        Self { name: tenant.name, quota, usage: UsageView { vms, vcpus, memory_mib, disks, devices, plugins } }
+        let usage = UsageView { vms, vcpus, memory_mib, disks, devices, plugins };
+        let required_signers = tenant.required_signers.into_iter().map(SignerView::from).collect();
+        Self { name: tenant.name, quota, usage, required_signers }
     }
 }
 
@@ -96,7 +100,7 @@ fn table(tenants: &[TenantView]) -> String {
     let of = |used: u64, limit: Option<u64>| limit.map_or_else(|| used.to_string(), |limit| format!("{used}/{limit}"));
     let rows: Vec<_> = tenants
         .iter()
-        .map(|TenantView { name, quota, usage }| {
+        .map(|TenantView { name, quota, usage, required_signers }| {
             [
                 name.trim_start_matches("tenants/").to_owned(),
                 of(usage.vms, quota.vms),
@@ -105,8 +109,9 @@ fn table(tenants: &[TenantView]) -> String {
                 of(usage.disks, quota.disks),
                 of(usage.devices, quota.devices),
                 of(usage.plugins, quota.plugins),
+                SignerView::cell(required_signers, ""),
             ]
         })
         .collect();
-    print::table(["TENANT", "VMS", "VCPUS", "MEMORY MIB", "DISKS", "DEVICES", "PLUGINS"], &rows)
+    print::table(["TENANT", "VMS", "VCPUS", "MEMORY MIB", "DISKS", "DEVICES", "PLUGINS", "SIGNERS"], &rows)
 }

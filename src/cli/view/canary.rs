@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::super::print;
-use super::{VersionView, moment};
+use super::{SignerView, VersionView, moment};
 use crate::api::v1;
 
 /// A canary.
@@ -50,7 +50,7 @@ impl From<v1::plugin_canary::Counts> for CountsView {
 
 impl CanaryView {
     /// Its line in a table of plugins, below that of the bound version.
-    pub(super) fn row(&self) -> [String; 7] {
+    pub(super) fn row(&self) -> [String; 8] {
         let none = String::new;
         let settings = self.version.settings.iter().map(|(key, value)| format!("{key}={value}"));
         [
@@ -59,6 +59,7 @@ impl CanaryView {
             none(),
             format!("canary {}%", self.percent),
             print::short_digest(&self.version.digest),
+            SignerView::cell(&self.version.signers, &self.version.unsigned_code),
             settings.collect::<Vec<_>>().join(" "),
             self.remark(),
         ]

@@ -112,6 +112,21 @@ fn a_moment_outside_the_calendar_is_left_out() {
 }
 
 #[test]
+fn a_plugin_shows_who_signed_it_and_whether_that_is_enough() {
+    let signer = |name: &str| v1::PluginSigner { key: format!("sha256:{}", "ab".repeat(32)), name: name.into() };
+    let cell = |signers: Vec<v1::PluginSigner>, code: &str| {
+        let signers: Vec<_> = signers.into_iter().map(SignerView::from).collect();
+        SignerView::cell(&signers, code)
+    };
+    assert_eq!(cell(vec![], ""), "");
+    assert_eq!(cell(vec![signer("release"), signer("")], ""), "release sha256:abababababab");
+    assert_eq!(cell(vec![], "signature.missing"), "(missing)");
+    assert_eq!(cell(vec![signer("")], "signature.unknown-signer"), "sha256:abababababab (unknown-signer)");
+    let plugin = v1::Plugin { signers: vec![signer("release")], ..Default::default() };
+    assert!(plugin_table(&[PluginView::from(plugin)]).contains("release"));
+}
+
+#[test]
 fn a_plugin_that_cannot_be_loaded_again_says_so_in_place_of_its_summary() {
     let plugin = v1::Plugin { summary: "admits VMs".into(), ..Default::default() };
     assert!(plugin_table(&[PluginView::from(plugin.clone())]).contains("admits VMs"));

@@ -113,7 +113,7 @@ impl Changes {
         principal: Identity,
         message: M,
         resource: impl ToString,
-        encode: fn(&T) -> R,
+        encode: impl Fn(&T) -> R + Send + Sync + 'static,
         work: impl FnOnce(SharedNode, Identity, Terms<T>) -> F + Send + 'static,
     ) -> Result<Response<R>, Status>
     where
@@ -131,7 +131,7 @@ impl Changes {
         principal: Identity,
         mut message: M,
         resource: impl ToString,
-        encode: fn(&T) -> R,
+        encode: impl Fn(&T) -> R + Send + Sync + 'static,
         now: impl FnOnce(&Node) -> Result<T, ServiceError>,
         work: impl FnOnce(SharedNode, Identity, Terms<T>) -> F + Send + 'static,
     ) -> Result<Response<R>, Status>
@@ -141,7 +141,8 @@ impl Changes {
         F: Future<Output = Result<T, ServiceError>> + Send + 'static,
     {
         let is_waited_for = !message.take_no_wait() || message.validate_only();
-        let made = self.begin(principal, message, &[], resource, encode, work)?;
+        let encode: Encode<T, R> = Arc::new(encode);
+        let made = self.begin(principal, message, &[], resource, Arc::clone(&encode), work)?;
         let Some(ticket) = made.ticket.clone().filter(|_| !is_waited_for) else { return made.answer().await };
         let mut answer = std::pin::pin!(made.answer());
         let name = tokio::select! {
@@ -161,7 +162,7 @@ impl Changes {
         message: M,
         rest: &[u8],
         resource: impl ToString,
-        encode: fn(&T) -> R,
+        encode: impl Fn(&T) -> R + Send + Sync + 'static,
         work: impl FnOnce(SharedNode, Identity, Terms<T>) -> F + Send + 'static,
     ) -> Result<Response<R>, Status>
     where
@@ -169,7 +170,7 @@ impl Changes {
         R: Message + Default + Send + 'static,
         F: Future<Output = Result<T, ServiceError>> + Send + 'static,
     {
-        self.begin(principal, message, rest, resource, encode, work)?.answer().await
+        self.begin(principal, message, rest, resource, Arc::new(encode), work)?.answer().await
     }
 
     /// Begins a change in a task of its own.
@@ -180,7 +181,7 @@ impl Changes {
         message: M,
         rest: &[u8],
         resource: impl ToString,
-        encode: fn(&T) -> R,
+        encode: Encode<T, R>,
         work: impl FnOnce(SharedNode, Identity, Terms<T>) -> F + Send + 'static,
     ) -> Result<Made<T, R>, Status>
     where
@@ -189,7 +190,7 @@ impl Changes {
         F: Future<Output = Result<T, ServiceError>> + Send + 'static,
     {
         let resource = resource.to_string();
-        let terms = terms(&principal, message, rest, &resource, encode)?;
+        let terms = terms(&principal, message, rest, &resource, Arc::clone(&encode))?;
         let ticket = terms.ticket.clone();
         let mut change = Change::new(&principal, M::METHOD, resource);
         change.request_id = terms.claim.as_ref().map(|claim| claim.key.id.to_string());
@@ -214,13 +215,16 @@ impl Changes {
     }
 }
 
+/// The response for what a change came to.
+type Encode<T, R> = Arc<dyn Fn(&T) -> R + Send + Sync>;
+
 /// A change that is being made: done to its end whether or not somebody waits for it.
 struct Made<T, R> {
     /// `None`: it is only validated.
     ticket: Option<Ticket>,
     whole: JoinHandle<Result<Answer<T>, Status>>,
     limit: Duration,
-    encode: fn(&T) -> R,
+    encode: Encode<T, R>,
 }
 
 impl<T, R: Message + Default> Made<T, R> {
@@ -275,7 +279,7 @@ fn terms<M: Asked, T: 'static, R: Message + 'static>(
     mut message: M,
     rest: &[u8],
     resource: &str,
-    encode: fn(&T) -> R,
+    encode: Encode<T, R>,
 ) -> Result<Terms<T>, Status> {
     let id = message.take_request_id();
     let id = (!id.is_empty())

@@ -12,11 +12,11 @@ use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, v1};
 use crate::daemon::service::{
-    AttachState, Attachment, BreakerState, CanaryRecord, CanaryState, DeviceView, HeldFor, HostUse, Lease, LeaseState,
-    MemoryUse, PluginStatus, PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats,
-    VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
+    AttachState, Attachment, BreakerState, CanaryRecord, CanaryState, ChainSigners, DeviceView, HeldFor, HostUse,
+    Lease, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction,
+    VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
 };
-use crate::model::{Counts, MacAddr, PluginMode, SpecError, TenantId};
+use crate::model::{Counts, MacAddr, PluginMode, PluginSignature, SignerKey, SignerName, SpecError, TenantId};
 use crate::sys::counter_page::now_ns;
 use crate::sys::rtnl::{LinkState, VfConfig};
 use crate::wire::counters::{BalloonCounters, DeviceCounters, Phase, QueueCounters, Reason, Statistic};
@@ -209,8 +209,8 @@ pub(super) fn resume_point(token: &str) -> Result<Option<ResumePoint>, SpecError
     Ok(Some(ResumePoint { revision: u64::from_be_bytes(*revision), check: u64::from_be_bytes(check) }))
 }
 
-/// A plugin as the API shows it.
-pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
+/// A plugin as the API shows it, in a chain that requires these `signers`.
+pub(super) fn plugin(view: &PluginView, signers: &ChainSigners) -> v1::Plugin {
     let PluginView { record, plugin, .. } = view;
     v1::Plugin {
         name: plugin_name(view),
@@ -223,16 +223,31 @@ pub(super) fn plugin(view: &PluginView) -> v1::Plugin {
         load_time: Some(timestamp_to_proto(record.loaded)),
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
         breakers: Vec::new(),
-        previous: record.previous.iter().map(plugin_version).collect(),
+        previous: record.previous.iter().map(|version| plugin_version(version, signers)).collect(),
         etag: plugin_etag(record),
         mode: plugin_mode(record.mode).into(),
-        canary: record.canary.as_ref().map(plugin_canary),
+        canary: record.canary.as_ref().map(|canary| plugin_canary(canary, signers)),
+        signers: plugin_signers(&record.signatures, signers),
+        unsigned_code: unsigned_code(&record.signatures, signers),
     }
 }
 
-fn plugin_canary(canary: &CanaryRecord) -> v1::PluginCanary {
+fn plugin_signers(signatures: &[PluginSignature], signers: &ChainSigners) -> Vec<v1::PluginSigner> {
+    signatures.iter().map(|signature| plugin_signer(&signature.key, signers.name_of(&signature.key))).collect()
+}
+
+/// Somebody who signs, as the API shows them.
+pub(super) fn plugin_signer(key: &SignerKey, name: Option<&SignerName>) -> v1::PluginSigner {
+    v1::PluginSigner { key: key.id().to_string(), name: name.map(ToString::to_string).unwrap_or_default() }
+}
+
+fn unsigned_code(signatures: &[PluginSignature], signers: &ChainSigners) -> String {
+    signers.check(signatures).err().map(|unsigned| unsigned.code().to_owned()).unwrap_or_default()
+}
+
+fn plugin_canary(canary: &CanaryRecord, signers: &ChainSigners) -> v1::PluginCanary {
     let shown = v1::PluginCanary {
-        version: Some(plugin_version(&canary.version)),
+        version: Some(plugin_version(&canary.version, signers)),
         percent: canary.share.percent(),
         ..Default::default()
     };
@@ -261,11 +276,13 @@ pub(super) fn plugin_mode(mode: PluginMode) -> v1::plugin::Mode {
     }
 }
 
-fn plugin_version(version: &PluginVersion) -> v1::PluginVersion {
+fn plugin_version(version: &PluginVersion, signers: &ChainSigners) -> v1::PluginVersion {
     v1::PluginVersion {
         digest: version.digest.to_string(),
         settings: version.settings.clone().into_iter().collect(),
         load_time: Some(timestamp_to_proto(version.loaded)),
+        signers: plugin_signers(&version.signatures, signers),
+        unsigned_code: unsigned_code(&version.signatures, signers),
     }
 }
 
@@ -279,7 +296,8 @@ pub(super) fn plugin_status(status: &PluginStatus) -> v1::Plugin {
             BreakerState::Closed | BreakerState::HalfOpen => Duration::ZERO,
         })),
     };
-    let mut plugin = v1::Plugin { breakers: status.breakers.iter().map(breaker).collect(), ..plugin(&status.view) };
+    let breakers = status.breakers.iter().map(breaker).collect();
+    let mut plugin = v1::Plugin { breakers, ..plugin(&status.view, &status.signers) };
     if let Some(canary) = &mut plugin.canary {
         let (with, without) = status.counts.unzip();
         canary.canary_counts = with.map(canary_counts);

@@ -15,8 +15,13 @@ use crate::api::v1::load_plugin_request::{Header, Part};
 use crate::api::v1::plugin::Mode;
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
-use crate::daemon::service::{CanaryEnd, CanaryPlace, PluginPlace, PluginStatus, PluginView, SharedNode, Whose};
-use crate::model::{CanaryShare, DigestError, PluginMode, SpecError};
+use crate::daemon::service::{
+    CanaryEnd, CanaryPlace, PluginPlace, PluginStatus, PluginUpload, PluginView, ServiceError, SharedNode,
+    SignatureRefused, Whose,
+};
+use crate::model::{
+    CanaryShare, DigestError, PluginDigest, PluginMode, PluginSignature, PolicyScope, SignerKey, SpecError,
+};
 
 /// Longest component, in bytes, as the public contract says.
 pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
@@ -30,6 +35,12 @@ impl PluginRpc {
     pub(super) fn new(node: SharedNode, audit: Arc<Audit>) -> Self {
         Self { changes: Changes::new(Arc::clone(&node), audit), node }
     }
+
+    /// Shows plugins in the chain of `scope`.
+    fn encode(&self, scope: &PolicyScope) -> impl Fn(&PluginView) -> v1::Plugin + Send + Sync + use<> {
+        let signers = self.node.chain_signers(scope);
+        move |view| encode::plugin(view, &signers)
+    }
 }
 
 #[tonic::async_trait]
@@ -41,18 +52,21 @@ impl PluginService for PluginRpc {
         let principal = caller(request.extensions())?;
         let (header, component) = received(request.into_inner()).await?;
         let place = place_of(&header).map_err(|error| status::bad_field(&error))?;
+        let encode = self.encode(place.scope());
+        let signatures = signatures(&header.signatures).map_err(|error| status::of(&ServiceError::from(error)))?;
+        let digest = PluginDigest(Sha256::digest(&component).into());
         let (resource, settings) = (header.name.clone(), header.settings.clone());
-        let digest = Sha256::digest(&component);
+        let upload = PluginUpload { component, digest, settings, signatures };
         let make = self.changes.make_with(
             principal,
             header,
-            &digest,
+            &digest.0,
             resource,
-            encode::plugin,
+            encode,
             |node, principal, terms| async move {
                 match place {
-                    LoadPlace::Plugin(place) => node.load_plugin(&principal, place, component, settings, &terms).await,
-                    LoadPlace::Canary(place) => node.load_canary(&principal, place, component, settings, &terms).await,
+                    LoadPlace::Plugin(place) => node.load_plugin(&principal, place, upload, &terms).await,
+                    LoadPlace::Canary(place) => node.load_canary(&principal, place, upload, &terms).await,
                 }
             },
         );
@@ -69,11 +83,10 @@ impl PluginService for PluginRpc {
             PluginName::parse(&request.name).map_err(|error| status::bad_field(&error))?;
         let digest = Some(&request.digest).filter(|digest| !digest.is_empty()).map(|digest| digest.parse());
         let digest = digest.transpose().map_err(|error: DigestError| bad("digest", &error.to_string()))?;
-        let resource = request.name.clone();
-        let make =
-            self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
-                node.roll_back_plugin(&principal, scope, plugin, digest, &terms).await
-            });
+        let (resource, encode) = (request.name.clone(), self.encode(&scope));
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.roll_back_plugin(&principal, scope, plugin, digest, &terms).await
+        });
         make.await
     }
 
@@ -84,11 +97,10 @@ impl PluginService for PluginRpc {
         let principal = caller(request.extensions())?;
         let request = request.into_inner();
         let place = place(&request.name, request.mode).map_err(|error| status::bad_field(&error))?;
-        let (resource, is_forced) = (request.name.clone(), request.force);
-        let make =
-            self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
-                node.set_plugin_mode(&principal, place, is_forced, &terms).await
-            });
+        let (resource, is_forced, encode) = (request.name.clone(), request.force, self.encode(&place.scope));
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.set_plugin_mode(&principal, place, is_forced, &terms).await
+        });
         make.await
     }
 
@@ -105,11 +117,10 @@ impl PluginService for PluginRpc {
             Ok(End::Drop) => CanaryEnd::Drop,
             Ok(End::Unspecified) | Err(_) => return Err(bad("end", "say how it ends: PROMOTE or DROP")),
         };
-        let resource = request.name.clone();
-        let make =
-            self.changes.make(principal, request, resource, encode::plugin, move |node, principal, terms| async move {
-                node.end_canary(&principal, scope, plugin, end, &terms).await
-            });
+        let (resource, encode) = (request.name.clone(), self.encode(&scope));
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.end_canary(&principal, scope, plugin, end, &terms).await
+        });
         make.await
     }
 
@@ -184,6 +195,24 @@ async fn received(mut parts: Streaming<v1::LoadPluginRequest>) -> Result<(Header
 enum LoadPlace {
     Plugin(PluginPlace),
     Canary(CanaryPlace),
+}
+
+impl LoadPlace {
+    fn scope(&self) -> &PolicyScope {
+        match self {
+            Self::Plugin(place) => &place.scope,
+            Self::Canary(place) => &place.scope,
+        }
+    }
+}
+
+/// The signatures of a header; whether they are good is seen later.
+fn signatures(sent: &[v1::PluginSignature]) -> Result<Vec<PluginSignature>, SignatureRefused> {
+    PluginSignature::check_count(sent.len())?;
+    let read = |sent: &v1::PluginSignature| {
+        PluginSignature::new(SignerKey::from_spki(&sent.public_key)?, &sent.signature).map_err(Into::into)
+    };
+    sent.iter().map(read).collect()
 }
 
 fn place_of(header: &Header) -> Result<LoadPlace, SpecError> {

@@ -13,7 +13,7 @@ use super::listener::Refusal;
 use crate::api::{decision_name, reasons};
 use crate::daemon::service::{
     AddError, BackingError, CallError, CanaryError, Compacted, DeviceError, Exceeded, Failure, HotplugError, Limits,
-    OperationEnd, ServiceError,
+    OperationEnd, ServiceError, SignatureRefused, Unsigned,
 };
 use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName, denier};
 
@@ -25,6 +25,16 @@ fn canary(error: &CanaryError) -> &'static str {
         CanaryError::None => "NO_CANARY",
         CanaryError::NothingBound | CanaryError::OtherHooks { .. } => "CANARY_UNFIT",
     }
+}
+
+fn signature(error: &SignatureRefused, text: String) -> Status {
+    let (code, reason) = match error {
+        SignatureRefused::Malformed(_) => (Code::InvalidArgument, "SIGNATURE_MALFORMED"),
+        SignatureRefused::Mismatch { .. } => (Code::InvalidArgument, "SIGNATURE_MISMATCH"),
+        SignatureRefused::Unsigned(Unsigned::Missing { .. }) => (Code::FailedPrecondition, "SIGNATURE_MISSING"),
+        SignatureRefused::Unsigned(Unsigned::UnknownSigner { .. }) => (Code::FailedPrecondition, "SIGNER_UNKNOWN"),
+    };
+    status(code, text, reason, [("code", error.code().to_owned())])
 }
 
 /// The status of a failed call.
@@ -48,6 +58,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
             status(Code::FailedPrecondition, text, "LAST_OF_HOOK", [("hook", (*hook).to_owned())])
         }
         ServiceError::PluginEnforced => status(Code::FailedPrecondition, text, "PLUGIN_ENFORCED", []),
+        ServiceError::Signature(error) => signature(error, text),
         ServiceError::Canary(error) => status(Code::FailedPrecondition, text, canary(error), []),
         ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),
         ServiceError::AlreadyRegistered { tenant, name } => {

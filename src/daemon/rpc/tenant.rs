@@ -3,6 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::call::caller;
+use super::encode::plugin_signer;
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::status;
 use crate::api::v1;
@@ -65,7 +66,7 @@ fn tenant_of(name: &str) -> Result<TenantId, SpecError> {
 }
 
 fn encode(view: &TenantView) -> v1::Tenant {
-    let TenantView { quota, used, .. } = view;
+    let TenantView { quota, used, signers, .. } = view;
     v1::Tenant {
         name: name(view),
         quota: Some(v1::TenantQuota {
@@ -84,5 +85,6 @@ fn encode(view: &TenantView) -> v1::Tenant {
             devices: used.devices,
             plugins: used.plugins,
         }),
+        required_signers: signers.iter().map(|(name, key)| plugin_signer(key, Some(name))).collect(),
     }
 }

@@ -20,9 +20,9 @@ use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, USER
 use crate::daemon::operation::Operations;
 use crate::daemon::policy::{CompilerConfig, HOST_GROUP, HostProgram, PolicyConfig, PolicyHost, PolicyStartError};
 use crate::daemon::record::VmRecord;
-use crate::daemon::store::{Store, StoreError};
+use crate::daemon::store::{PluginRecord, Store, StoreError};
 use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
-use crate::daemon::tenants::{TenantsFileError, follow};
+use crate::daemon::tenants::{Followed, TenantsFileError, follow};
 
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,18 @@ fn start_policy(places: &Places, first_user: u32, jail: Option<&Jail>) -> Result
     Ok(PolicyHost::start(PolicyConfig { compiler: Some(compiler), host, ..PolicyConfig::default() })?)
 }
 
+/// The plugins that were loaded before; whose signers have changed meanwhile is told.
+async fn restore_plugins(
+    places: &Places,
+    records: Vec<PluginRecord>,
+    store: &Store,
+    policy: &PolicyHost,
+    tenants: &Followed,
+) -> Arc<Plugins> {
+    let plugins = Plugins::restore(&places.plugins(), records, store.clone(), policy.clone()).await;
+    Arc::new(plugins.warned(&tenants.tenants.borrow()))
+}
+
 impl Node {
     /// Opens what a daemon before this one left in `places`, or begins anew. When it returns, every VM has its
     /// task again: what runs is taken over, what ended meanwhile is about to be told.
@@ -81,7 +93,7 @@ impl Node {
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
         let policy = start_policy(places, first_user, jail.as_ref())?;
-        let plugins = Arc::new(Plugins::restore(&places.plugins(), found.plugins, store.clone(), policy.clone()).await);
+        let plugins = restore_plugins(places, found.plugins, &store, &policy, &tenants).await;
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
         devices.reconcile(&found.vms, &found.provisions).await;
         crash::reach(Point::BootDevices);

@@ -10,13 +10,12 @@
 //! Each decision is one version's as a whole: which, its chain says (`Plugins::chain`). Only decisions on record count, so
 //! that what is merely tried (`validate_only`) takes nothing back. Counts are kept in memory and begin anew with a daemon.
 
-use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::plugins::{PluginView, Plugins, reload, require_chain, successor};
+use super::plugins::{PluginUpload, PluginView, Plugins, reload, require_chain, signer_ids, successor};
 use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::{LoadedPlugin, PolicyHost};
@@ -257,18 +256,17 @@ fn message(cause: CanaryCause, with: Counts, without: Counts, fault: Option<&Pol
 }
 
 impl Node {
-    /// Compiles `component` and has it decide, as a version of the plugin that is bound there, for a share of the VMs. It
+    /// Compiles a component and has it decide, as a version of the plugin that is bound there, for a share of the VMs. It
     /// takes the place of a canary that is tried already.
     pub async fn load_canary(
         &self,
         principal: &Principal,
         place: CanaryPlace,
-        component: Vec<u8>,
-        settings: BTreeMap<String, String>,
+        upload: PluginUpload,
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         let CanaryPlace { scope, name, share } = place;
-        let plugin = self.compiled(principal, &scope, component.clone(), settings.clone()).await?;
+        let (plugin, version) = self.compiled(principal, &scope, &upload).await?;
         let _turn = self.plugins.turn().await;
         let bound = self.plugins.view(&scope, &name).ok();
         let etag = || bound.as_ref().map(|view| plugin_etag(&view.record));
@@ -282,18 +280,17 @@ impl Node {
         if bound.canary.is_none() {
             self.require_room(&scope)?;
         }
-        let digest = plugin.digest();
-        let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
+        let (digest, signers) = (version.digest, signer_ids(&version.signatures));
         let canary = Some(CanaryRecord { version, share, state: CanaryState::Active });
         let record = PluginRecord { canary, ..bound.record };
         let view = PluginView { record, plugin: bound.plugin, canary: Some(CanaryView::new(plugin)) };
         if terms.validate_only {
             return Ok(view);
         }
-        self.keep(digest, component).await?;
+        self.keep(digest, upload.component).await?;
         self.rebind(&view, terms).await?;
         let percent = share.percent();
-        tracing::info!(plugin = %view.record.name, %digest, percent, ?scope, %principal, "canary loaded");
+        tracing::info!(plugin = %view.record.name, %digest, percent, ?scope, ?signers, %principal, "canary loaded");
         Ok(view)
     }
 
@@ -312,6 +309,9 @@ impl Node {
         terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&bound.record)))?;
         let tried = bound.record.canary.clone().ok_or(CanaryError::None)?;
         let digest = tried.version.digest;
+        if end == CanaryEnd::Promote && bound.canary.is_some() {
+            self.require_still_signed(&scope, &tried.version)?;
+        }
         let view = match (end, &bound.canary) {
             (CanaryEnd::Promote, None) => return Err(CanaryError::None.into()),
             (CanaryEnd::Promote, Some(canary)) => PluginView {

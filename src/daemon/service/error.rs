@@ -1,6 +1,6 @@
 //! Why a call failed. Key type: [`ServiceError`]; `rpc/status.rs` turns it into a gRPC status.
 
-use super::{CanaryError, DeviceError};
+use super::{CanaryError, DeviceError, SignatureRefused};
 use crate::daemon::inventory::{PoolExhausted, UsersExhausted};
 use crate::daemon::operation::NotCancellable;
 use crate::daemon::policy::LoadError;
@@ -61,6 +61,9 @@ pub enum ServiceError {
         "a plugin of that name is enforced, and loaded as a shadow it would decide nothing any more; load the shadow under another name"
     )]
     PluginEnforced,
+    /// Its signatures.
+    #[error(transparent)]
+    Signature(#[from] SignatureRefused),
     /// A version that is, or should be, tried beside the bound one.
     #[error(transparent)]
     Canary(#[from] CanaryError),

@@ -1,6 +1,6 @@
 //! Loads and lists policy plugins, and gives each decision its chain. Key types: [`Plugins`], [`PluginView`].
 //!
-//! Order of a load: compile (in the policy host), component to disk, record to the store, new table in one step.
+//! Order of a load: signatures, compile (in the policy host), component to disk, record to the store, new table in one step.
 //! Decisions under way keep the table that they began with.
 
 use std::collections::BTreeMap;
@@ -19,8 +19,10 @@ use super::{CanaryError, Node, Principal, ServiceError, Terms, Whose};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
-use crate::daemon::tenants::Use;
-use crate::model::{Counts, PluginDigest, PluginId, PluginMode, PolicyScope, TenantId, VmName};
+use crate::daemon::tenants::{ChainSigners, Use};
+use crate::model::{
+    Counts, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, SignerId, TenantId, VmName,
+};
 
 /// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
 const MAX_PLUGINS: u64 = 16;
@@ -67,6 +69,19 @@ pub struct PluginPlace {
     pub mode: PluginMode,
 }
 
+/// What a client sends to be bound.
+#[derive(Debug, Clone)]
+pub struct PluginUpload {
+    /// The component.
+    pub component: Vec<u8>,
+    /// Its content address.
+    pub digest: PluginDigest,
+    /// Checked by the plugin itself.
+    pub settings: BTreeMap<String, String>,
+    /// Of whoever they claim to be.
+    pub signatures: Vec<PluginSignature>,
+}
+
 /// A bound plugin and where it is left alone.
 #[derive(Debug, Clone)]
 pub struct PluginStatus {
@@ -78,6 +93,8 @@ pub struct PluginStatus {
     pub counts: Option<(Counts, Counts)>,
     /// Whether the caller may see what is over tenants.
     pub is_owners: bool,
+    /// Whose signatures its chain requires.
+    pub signers: ChainSigners,
 }
 
 /// All bound plugins.
@@ -240,8 +257,8 @@ pub(super) fn successor(
         previous.retain(|old| (old.digest, &old.settings) != (version.digest, &version.settings));
         previous.truncate(MAX_PREVIOUS);
     }
-    let PluginVersion { digest, settings, loaded } = version;
-    PluginRecord { scope, name, digest, settings, mode, loaded, previous, canary: None }
+    let PluginVersion { digest, settings, signatures, loaded } = version;
+    PluginRecord { scope, name, digest, settings, signatures, mode, loaded, previous, canary: None }
 }
 
 pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHost) -> Result<LoadedPlugin, String> {
@@ -254,30 +271,32 @@ pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHos
 }
 
 impl Node {
-    /// A component that `principal` may load into the chain of `scope`, ready to be asked.
+    /// A version that `principal` may load into the chain of `scope`: signed as that requires, and ready to be asked.
     pub(super) async fn compiled(
         &self,
         principal: &Principal,
         scope: &PolicyScope,
-        component: Vec<u8>,
-        settings: BTreeMap<String, String>,
-    ) -> Result<LoadedPlugin, ServiceError> {
+        upload: &PluginUpload,
+    ) -> Result<(LoadedPlugin, PluginVersion), ServiceError> {
         require_chain(principal, scope)?;
-        let loaded = self.policy.load(component, settings).await;
-        loaded.map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })
+        let PluginUpload { component, digest, settings, signatures } = upload;
+        let signatures = self.require_signed(scope, *digest, signatures.clone())?;
+        let loaded = self.policy.load(component.clone(), settings.clone()).await;
+        let plugin = loaded.map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
+        let (digest, loaded) = (plugin.digest(), SystemTime::now());
+        Ok((plugin, PluginVersion { digest, settings: settings.clone(), signatures, loaded }))
     }
 
-    /// Compiles `component` and binds it as `name` in `scope`, in place of what was bound there.
+    /// Compiles a component and binds it where `place` says, instead of what was bound there.
     pub async fn load_plugin(
         &self,
         principal: &Principal,
         place: PluginPlace,
-        component: Vec<u8>,
-        settings: BTreeMap<String, String>,
+        upload: PluginUpload,
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         let PluginPlace { scope, name, mode } = place;
-        let plugin = self.compiled(principal, &scope, component.clone(), settings.clone()).await?;
+        let (plugin, version) = self.compiled(principal, &scope, &upload).await?;
         let _turn = self.plugins.turn.lock().await;
         let replaced = self.plugins.view(&scope, &name).ok();
         let etag = || replaced.as_ref().map(|view| plugin_etag(&view.record));
@@ -290,16 +309,17 @@ impl Node {
         if replaced.is_none() {
             self.require_room(&scope)?;
         }
-        let digest = plugin.digest();
-        let version = PluginVersion { digest, settings, loaded: SystemTime::now() };
+        let digest = version.digest;
         let record = successor(replaced.as_ref(), scope, name, version, mode);
         let view = PluginView { record, plugin, canary: None };
         if terms.validate_only {
             return Ok(view);
         }
-        self.keep(digest, component).await?;
+        self.keep(digest, upload.component).await?;
         self.rebind(&view, terms).await?;
-        tracing::info!(plugin = %view.record.name, %digest, ?mode, scope = ?view.record.scope, %principal, "plugin loaded");
+        let PluginRecord { scope, name, signatures, .. } = &view.record;
+        let signers = signer_ids(signatures);
+        tracing::info!(plugin = %name, %digest, ?mode, ?scope, ?signers, %principal, "plugin loaded");
         Ok(view)
     }
 
@@ -355,6 +375,7 @@ impl Node {
         let mut previous = replaced.record.previous.iter();
         let version = previous.find(|version| digest.is_none_or(|digest| version.digest == digest)).cloned();
         let version = version.ok_or(ServiceError::NoSuchVersion)?;
+        self.require_still_signed(&scope, &version)?;
         let reloaded = reload(&self.plugins.dir, &version, &self.policy).await;
         let plugin = reloaded.map_err(|cause| ServiceError::VersionLost { cause })?;
         let record = successor(Some(&replaced), scope, name, version, replaced.record.mode);
@@ -383,8 +404,10 @@ impl Node {
         let bound = self.plugins.view(&scope, &name)?;
         terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&bound.record)))?;
         bound.require_no_canary()?;
-        if mode == PluginMode::Shadow && !is_forced {
-            self.require_others(&scope, &name)?;
+        match mode {
+            PluginMode::Enforced => self.require_still_signed(&scope, &bound.record.version())?,
+            PluginMode::Shadow if !is_forced => self.require_others(&scope, &name)?,
+            PluginMode::Shadow => {}
         }
         let view = PluginView { record: PluginRecord { mode, ..bound.record }, ..bound };
         if terms.validate_only {
@@ -456,8 +479,13 @@ impl Node {
         breakers.retain(|(_, tenant, _)| principal.may_see(tenant));
         let is_owners = matches!((scope, principal), (PolicyScope::Tenant(_), _) | (_, Principal::Operator(_)));
         let counts = view.canary.as_ref().filter(|_| is_owners).map(CanaryView::counts);
-        PluginStatus { view: view.clone(), breakers, counts, is_owners }
+        PluginStatus { view: view.clone(), breakers, counts, is_owners, signers: self.chain_signers(scope) }
     }
+}
+
+/// Whose keys these are of, for the log.
+pub(super) fn signer_ids(signatures: &[PluginSignature]) -> Vec<SignerId> {
+    signatures.iter().map(|signature| signature.key.id()).collect()
 }
 
 /// Whether the caller may change the chain.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Node, Principal, ServiceError};
-use crate::daemon::tenants::{Followed, Quota, Use};
+use crate::daemon::tenants::{ChainSigners, Followed, Quota, Use};
 use crate::model::{PolicyScope, TenantId};
 
 /// A tenant.
@@ -15,6 +15,8 @@ pub struct TenantView {
     pub quota: Quota,
     /// What it has.
     pub used: Use,
+    /// Whose signatures plugins in its own chain must bear.
+    pub signers: ChainSigners,
 }
 
 impl Node {
@@ -53,7 +55,8 @@ impl Node {
 
     fn view(&self, tenant: TenantId) -> TenantView {
         let quota = self.tenants.tenants.borrow().quota(&tenant);
-        TenantView { quota, used: self.used_by(&tenant), tenant }
+        let signers = self.chain_signers(&PolicyScope::Tenant(tenant.clone()));
+        TenantView { quota, used: self.used_by(&tenant), signers, tenant }
     }
 
     /// Worked out from the records each time: exact after whatever crash.

@@ -37,8 +37,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{
-    Bdf, CanaryCause, CanaryShare, DecisionId, JournalEntry, PluginDigest, PluginId, PluginMode, PolicyScope, TenantId,
-    VmId, VmName, canary_lot,
+    Bdf, CanaryCause, CanaryShare, DecisionId, JournalEntry, PluginDigest, PluginId, PluginMode, PluginSignature,
+    PolicyScope, TenantId, VmId, VmName, canary_lot,
 };
 pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
@@ -101,6 +101,8 @@ pub struct PluginRecord {
     pub digest: PluginDigest,
     /// What it was configured with.
     pub settings: BTreeMap<String, String>,
+    /// Who signed it: checked when it was loaded.
+    pub signatures: Vec<PluginSignature>,
     /// What its answers count for; this stays when another version is bound.
     pub mode: PluginMode,
     /// When it was loaded by the client.
@@ -152,6 +154,8 @@ pub struct PluginVersion {
     pub digest: PluginDigest,
     /// What it was configured with.
     pub settings: BTreeMap<String, String>,
+    /// Who signed it: checked when it was loaded.
+    pub signatures: Vec<PluginSignature>,
     /// When it was loaded by the client.
     pub loaded: std::time::SystemTime,
 }
@@ -159,7 +163,8 @@ pub struct PluginVersion {
 impl PluginRecord {
     /// The version that is bound.
     pub fn version(&self) -> PluginVersion {
-        PluginVersion { digest: self.digest, settings: self.settings.clone(), loaded: self.loaded }
+        let Self { digest, settings, signatures, loaded, .. } = self;
+        PluginVersion { digest: *digest, settings: settings.clone(), signatures: signatures.clone(), loaded: *loaded }
     }
 
     /// The canary that decides for its share, if there is one.
@@ -433,11 +438,13 @@ mod tests {
             name: "limits".parse().unwrap(),
             digest: PluginDigest([7; 32]),
             settings: BTreeMap::from([("max-vms".into(), "3".into())]),
+            signatures: vec![],
             mode: PluginMode::Enforced,
             loaded: std::time::UNIX_EPOCH,
             previous: vec![PluginVersion {
                 digest: PluginDigest([6; 32]),
                 settings: BTreeMap::new(),
+                signatures: vec![],
                 loaded: std::time::UNIX_EPOCH,
             }],
             canary: None,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, from_ms, parse_digest, scope_of, tenant_of, text, to_json, to_ms};
 use super::{CanaryRecord, CanaryState, PluginRecord, PluginVersion};
-use crate::model::{CanaryCause, CanaryShare, PluginMode, PolicyScope};
+use crate::model::{CanaryCause, CanaryShare, PluginMode, PluginSignature, PolicyScope};
 
 #[derive(Serialize, Deserialize)]
 struct StoredPlugin {
@@ -18,6 +18,9 @@ struct StoredPlugin {
     /// Left out if it is not: an etag is of these bytes, and those of older plugins stay.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     shadow: bool,
+    /// A line each, as in a signature's file. Left out if there is none, as `shadow`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    signatures: Vec<String>,
     loaded_ms: u64,
     #[serde(default)]
     previous: Vec<StoredVersion>,
@@ -45,6 +48,8 @@ struct StoredRollBack {
 struct StoredVersion {
     digest: String,
     settings: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    signatures: Vec<String>,
     loaded_ms: u64,
 }
 
@@ -63,6 +68,7 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         digest: plugin.digest.to_string(),
         settings: plugin.settings.clone(),
         shadow: plugin.mode == PluginMode::Shadow,
+        signatures: store_signatures(&plugin.signatures),
         loaded_ms: to_ms(plugin.loaded),
         previous: plugin.previous.iter().map(store_version).collect(),
         canary: plugin.canary.as_ref().map(store_canary),
@@ -93,13 +99,27 @@ fn load_canary(canary: StoredCanary) -> Result<CanaryRecord, Unusable> {
 }
 
 fn store_version(version: &PluginVersion) -> StoredVersion {
-    let PluginVersion { digest, settings, loaded } = version;
-    StoredVersion { digest: digest.to_string(), settings: settings.clone(), loaded_ms: to_ms(*loaded) }
+    let PluginVersion { digest, settings, signatures, loaded } = version;
+    StoredVersion {
+        digest: digest.to_string(),
+        settings: settings.clone(),
+        signatures: store_signatures(signatures),
+        loaded_ms: to_ms(*loaded),
+    }
 }
 
 fn load_version(version: StoredVersion) -> Result<PluginVersion, Unusable> {
-    let StoredVersion { digest, settings, loaded_ms } = version;
-    Ok(PluginVersion { digest: parse_digest(&digest)?, settings, loaded: from_ms(loaded_ms)? })
+    let StoredVersion { digest, settings, signatures, loaded_ms } = version;
+    let signatures = load_signatures(signatures)?;
+    Ok(PluginVersion { digest: parse_digest(&digest)?, settings, signatures, loaded: from_ms(loaded_ms)? })
+}
+
+fn store_signatures(signatures: &[PluginSignature]) -> Vec<String> {
+    signatures.iter().map(ToString::to_string).collect()
+}
+
+fn load_signatures(lines: Vec<String>) -> Result<Vec<PluginSignature>, Unusable> {
+    lines.iter().map(|line| line.parse().map_err(text)).collect()
 }
 
 pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
@@ -109,6 +129,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         name: plugin.name.parse().map_err(text)?,
         digest: parse_digest(&plugin.digest)?,
         settings: plugin.settings,
+        signatures: load_signatures(plugin.signatures)?,
         mode: if plugin.shadow { PluginMode::Shadow } else { PluginMode::Enforced },
         loaded: from_ms(plugin.loaded_ms)?,
         previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
@@ -119,6 +140,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::SignerKey;
 
     /// As a daemon wrote it that knew no shadows.
     const OLD: &str = r#"{"format":1,"tenant":null,"name":"limits","digest":"sha256:0707070707070707070707070707070707070707070707070707070707070707","settings":{},"loaded_ms":5,"previous":[]}"#;
@@ -132,6 +154,29 @@ mod tests {
         let bytes = encode_plugin(&shadow);
         assert_eq!(decode_plugin(&bytes).unwrap(), shadow);
         assert_ne!(bytes, encode_plugin(&plugin), "its etag is another");
+    }
+
+    #[test]
+    fn signatures_of_each_version_are_found_again_as_they_were() {
+        let plugin = decode_plugin(OLD.as_bytes()).unwrap();
+        assert_eq!(plugin.signatures, []);
+        let signature = |byte: u8| {
+            let key = SignerKey::from_raw(&[byte; 32]).unwrap();
+            PluginSignature::new(key, &[byte; 64]).unwrap()
+        };
+        let version = |byte: u8| PluginVersion { signatures: vec![signature(byte)], ..plugin.version() };
+        let (share, state) = (CanaryShare::new(10).unwrap(), CanaryState::Active);
+        let signed = PluginRecord {
+            signatures: vec![signature(1), signature(2)],
+            previous: vec![version(3)],
+            canary: Some(CanaryRecord { version: version(4), share, state }),
+            ..plugin.clone()
+        };
+        let bytes = encode_plugin(&signed);
+        assert_eq!(decode_plugin(&bytes).unwrap(), signed);
+        assert_eq!(signed.version().signatures, signed.signatures);
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(decode_plugin(text.replace("ostler-plugin-signature-1", "signature").as_bytes()).is_err());
     }
 
     #[test]

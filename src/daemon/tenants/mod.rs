@@ -1,5 +1,5 @@
-//! Who belongs to which tenant, as what, and how much each may have: the operator's file `tenants.toml`. Key types:
-//! [`Tenants`], [`Quota`], [`Use`].
+//! Who belongs to which tenant, as what, how much each may have, and who signs its plugins: the operator's file
+//! `tenants.toml`. Key types: [`Tenants`], [`Quota`], [`Use`], [`ChainSigners`].
 //!
 //! ```text
 //!   SPIFFE id ── [[members]] of the file, else the path: /tenant/<name>, /operator/<name> ──▶ Identity
@@ -10,14 +10,17 @@
 //! out from the store each time, so that it cannot drift.
 
 mod follow;
+mod signers;
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
 use crate::daemon::authn::{AuthnError, Identity, Principal, parse_spiffe_id};
-use crate::model::{TenantId, VmSpec};
+use crate::model::{PolicyScope, TenantId, VmSpec};
 pub use follow::{Followed, TenantsFileError, follow};
+pub use signers::{ChainSigners, Unsigned};
+use signers::{Keys, Signers};
 
 /// Longest file, in bytes.
 const MAX_FILE_LEN: usize = 4 << 20;
@@ -28,13 +31,13 @@ pub struct Tenants {
     members: HashMap<String, Principal>,
     quotas: BTreeMap<TenantId, Quota>,
     defaults: Quota,
+    signers: Signers,
     /// Of every identity.
     pub limits: Limits,
 }
 
 /// The most that a tenant may have of each; `None`: no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Quota {
     /// Registered VMs.
     pub vms: Option<u64>,
@@ -98,13 +101,43 @@ impl Default for Limits {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Written {
     #[serde(default)]
-    defaults: Quota,
+    signers: BTreeMap<String, String>,
     #[serde(default)]
-    tenants: BTreeMap<String, Quota>,
+    operator: OperatorSection,
+    #[serde(default)]
+    defaults: TenantSection,
+    #[serde(default)]
+    tenants: BTreeMap<String, TenantSection>,
     #[serde(default)]
     members: Vec<Member>,
     #[serde(default)]
     limits: Limits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct OperatorSection {
+    required_signers: Option<signers::Written>,
+}
+
+/// As in [`Quota`], and whose signatures the tenant's plugins must bear.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct TenantSection {
+    vms: Option<u64>,
+    vcpus: Option<u64>,
+    memory_mib: Option<u64>,
+    disks: Option<u64>,
+    devices: Option<u64>,
+    plugins: Option<u64>,
+    required_signers: Option<signers::Written>,
+}
+
+impl TenantSection {
+    fn split(self) -> (Quota, Option<signers::Written>) {
+        let Self { vms, vcpus, memory_mib, disks, devices, plugins, required_signers } = self;
+        (Quota { vms, vcpus, memory_mib, disks, devices, plugins }, required_signers)
+    }
 }
 
 #[derive(Deserialize)]
@@ -129,16 +162,21 @@ impl Tenants {
         if text.len() > MAX_FILE_LEN {
             return Err(format!("{} bytes, at most {MAX_FILE_LEN} are allowed", text.len()));
         }
-        let Written { defaults, tenants, members, limits } =
+        let Written { signers, operator, defaults, tenants, members, limits } =
             toml::from_str(text).map_err(|error| error.to_string().trim().replace('\n', " "))?;
         if limits.requests_per_second == 0 || limits.burst == 0 || limits.connections == 0 {
             return Err("[limits]: requests-per-second, burst and connections are at least 1".to_owned());
         }
-        let mut quotas = BTreeMap::new();
-        for (name, quota) in tenants {
-            let tenant = name.parse().map_err(|error| format!("[tenants.{name:?}]: {error}"))?;
+        let (defaults, signers_of_all) = defaults.split();
+        let (mut quotas, mut signers_of) = (BTreeMap::new(), Vec::new());
+        for (name, section) in tenants {
+            let tenant: TenantId = name.parse().map_err(|error| format!("[tenants.{name:?}]: {error}"))?;
+            let (quota, signers) = section.split();
+            signers_of.extend(signers.map(|signers| (tenant.clone(), signers)));
             quotas.insert(tenant, quota);
         }
+        let keys = Keys::parse(signers)?;
+        let signers = Signers::new(&keys, operator.required_signers, signers_of_all, signers_of)?;
         let mut known = HashMap::new();
         for member in members {
             let principal = member.principal()?;
@@ -146,7 +184,7 @@ impl Tenants {
                 return Err(format!("[[members]]: {:?} is there twice", member.id));
             }
         }
-        Ok(Self { members: known, quotas, defaults, limits })
+        Ok(Self { members: known, quotas, defaults, signers, limits })
     }
 
     /// Whom the id of a verified certificate names within `trust_domain`.
@@ -160,6 +198,11 @@ impl Tenants {
     /// The most that `tenant` may have.
     pub fn quota(&self, tenant: &TenantId) -> Quota {
         self.quotas.get(tenant).copied().unwrap_or(self.defaults)
+    }
+
+    /// Whose signatures plugins in the chain of `scope` must bear.
+    pub fn signers(&self, scope: &PolicyScope) -> &ChainSigners {
+        self.signers.of(scope)
     }
 
     /// Tenants that the file names.
@@ -302,6 +345,35 @@ mod tests {
         assert_eq!(Tenants::parse("").unwrap(), Tenants::default());
     }
 
+    /// Public keys, as `openssl pkey -pubout` writes them between its lines.
+    const KEYS: [&str; 2] = [
+        "MCowBQYDK2VwAyEA3wspJS/fkDgWWFc/ZyCDDKOYN4tO9HTKyDPCgKZr4N0=",
+        "MCowBQYDK2VwAyEA3wspJS/fkDgWWFc/ZyCDDKOYN4tO9HTKyDPCgKZr4N4=",
+    ];
+
+    #[test]
+    fn signers_are_the_chains_own_or_those_of_all_tenants() {
+        let [release, acme] = KEYS;
+        let text = format!(
+            "[signers]\nacme = \"{acme}\"\nrelease = \"\"\"-----BEGIN PUBLIC KEY-----\n{release}\n-----END PUBLIC KEY-----\"\"\"\n\
+             [operator]\nrequired-signers = [\"release\"]\n[defaults]\nvms = 2\nrequired-signers = [\"release\"]\n\
+             [tenants.acme]\nrequired-signers = [\"acme\", \"release\"]\n\
+             [tenants.globex]\nvms = 1\n[tenants.free]\nrequired-signers = []\n"
+        );
+        let tenants = Tenants::parse(&text).unwrap();
+        let of = |scope: PolicyScope| {
+            tenants.signers(&scope).iter().map(|(name, key)| (name.to_string(), key.to_string())).collect::<Vec<_>>()
+        };
+        let tenant = |name: &str| of(PolicyScope::Tenant(name.parse().unwrap()));
+        let (release, acme) = (("release".to_owned(), release.to_owned()), ("acme".to_owned(), acme.to_owned()));
+        assert_eq!(of(PolicyScope::Operator), std::slice::from_ref(&release));
+        assert_eq!(tenant("acme"), [acme, release.clone()]);
+        // A quota of its own lifts nothing, a list of its own does.
+        assert_eq!((tenant("globex"), tenant("other")), (vec![release.clone()], vec![release]));
+        assert_eq!(tenant("free"), []);
+        assert_eq!(Tenants::default().signers(&PolicyScope::Operator), &ChainSigners::default());
+    }
+
     #[test]
     fn says_where_a_file_is_wrong() {
         let member = |rest: &str| format!("[[members]]\nid = \"spiffe://a/b\"\n{rest}");
@@ -310,6 +382,16 @@ mod tests {
             ("[tenants.acme]\nvms = -1".to_owned(), "vms"),
             ("[tenants.Acme]\nvms = 1".to_owned(), "Acme"),
             ("[quotas]".to_owned(), "unknown field"),
+            ("[signers]\nci = \"MCow\"".to_owned(), "\"ci\": this is no public Ed25519 key"),
+            (format!("[signers]\n\"C I\" = {:?}", KEYS[0]), "C I"),
+            (format!("[signers]\na = {:?}\nb = {:?}", KEYS[0], KEYS[0]), "\"b\" has the key of \"a\""),
+            (
+                "[operator]\nrequired-signers = [\"ci\"]".to_owned(),
+                "[operator]: required-signers: \"ci\" is not in [signers]",
+            ),
+            ("[tenants.acme]\nrequired-signers = [\"ci\"]".to_owned(), "[tenants.acme]: required-signers"),
+            ("[defaults]\nrequired-signers = \"ci\"".to_owned(), "invalid type"),
+            ("[operator]\nvms = 1".to_owned(), "unknown field"),
             ("[limits]\nburst = 0".to_owned(), "at least 1"),
             ("[limits".to_owned(), "line"),
             (member("role = \"admin\""), "has no tenant"),
