@@ -33,16 +33,20 @@ fn decisions_go_on_while_a_plugin_is_swapped_and_each_is_one_versions_as_a_whole
             clients.spawn(async move {
                 let mut made = [0; 2];
                 while !is_over.load(Ordering::Relaxed) {
-                    made[versions.decide(&caller).await?] += 1;
+                    // Who sees a mixture ends the swaps, too: what it saw is then what fails.
+                    let version =
+                        versions.decide(&caller).await.inspect_err(|_| is_over.store(true, Ordering::Relaxed))?;
+                    made[version] += 1;
                     decided.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok::<_, String>(made)
             });
         }
+        let has_ended = Arc::clone(&is_over);
         let swaps = move || {
             for count in 0..SWAPS {
-                let is_due = || (decided.load(Ordering::Relaxed) >= BETWEEN * count).then_some(());
-                until("decisions between swaps", SOON, is_due);
+                let is_due = || decided.load(Ordering::Relaxed) >= BETWEEN * count || has_ended.load(Ordering::Relaxed);
+                until("decisions between swaps", SOON, || is_due().then_some(()));
                 versions.swap(&operator, count);
             }
         };

@@ -1,4 +1,4 @@
-//! The API's messages as JSON and as text. Key types: [`VmView`], [`PluginView`], [`DecisionView`].
+//! The API's messages as JSON and as text. Key types: [`VmView`], [`DecisionView`].
 //!
 //! JSON keys mirror `proto/ostler/v1` and stay stable: times are RFC 3339, durations are nanoseconds (`took_ns`),
 //! enum values are their names.
@@ -8,10 +8,10 @@ pub(crate) mod decision;
 pub(crate) mod host;
 pub(crate) mod nvme;
 pub(crate) mod operation;
+pub(crate) mod plugin;
 pub(crate) mod stats;
 pub(crate) mod top;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -171,50 +171,6 @@ struct OpinionView {
     took_ns: u64,
 }
 
-/// A plugin.
-#[derive(Debug, Serialize)]
-pub(crate) struct PluginView {
-    name: String,
-    digest: String,
-    hooks: Vec<String>,
-    version: String,
-    summary: String,
-    settings: BTreeMap<String, String>,
-    size_bytes: u64,
-    load_time: Option<String>,
-    failure: String,
-    breakers: Vec<BreakerView>,
-    previous: Vec<VersionView>,
-    etag: String,
-    mode: String,
-    canary: Option<canary::CanaryView>,
-    signers: Vec<SignerView>,
-    unsigned_code: String,
-}
-
-#[derive(Debug, Serialize)]
-struct VersionView {
-    digest: String,
-    settings: BTreeMap<String, String>,
-    load_time: Option<String>,
-    signers: Vec<SignerView>,
-    unsigned_code: String,
-}
-
-/// Somebody who signed, or had to.
-#[derive(Debug, Serialize)]
-pub(crate) struct SignerView {
-    key: String,
-    name: String,
-}
-
-#[derive(Debug, Serialize)]
-struct BreakerView {
-    hook: String,
-    tenant: String,
-    retry_ns: u64,
-}
-
 impl From<v1::VirtualMachine> for VmView {
     fn from(vm: v1::VirtualMachine) -> Self {
         Self {
@@ -357,29 +313,6 @@ impl From<v1::Opinion> for OpinionView {
     }
 }
 
-impl From<v1::Plugin> for PluginView {
-    fn from(plugin: v1::Plugin) -> Self {
-        Self {
-            mode: plugin.mode().as_str_name().to_owned(),
-            name: plugin.name,
-            digest: plugin.digest,
-            hooks: plugin.hooks,
-            version: plugin.version,
-            summary: plugin.summary,
-            settings: plugin.settings.into_iter().collect(),
-            size_bytes: plugin.size_bytes,
-            load_time: plugin.load_time.and_then(moment),
-            failure: plugin.failure,
-            breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
-            previous: plugin.previous.into_iter().map(VersionView::from).collect(),
-            etag: plugin.etag,
-            canary: plugin.canary.map(canary::CanaryView::from),
-            signers: plugin.signers.into_iter().map(SignerView::from).collect(),
-            unsigned_code: plugin.unsigned_code,
-        }
-    }
-}
-
 impl VmView {
     /// `tenant/vm` instead of the full name.
     pub(crate) fn short_name(&self) -> String {
@@ -508,80 +441,6 @@ pub(crate) fn vm_table(vms: &[VmView]) -> String {
         })
         .collect();
     print::table(["NAME", "STATE", "VCPUS", "MEMORY", "ADDRESS", "FAILURE"], &rows)
-}
-
-impl From<v1::PluginVersion> for VersionView {
-    fn from(version: v1::PluginVersion) -> Self {
-        let v1::PluginVersion { digest, settings, load_time, signers, unsigned_code } = version;
-        Self {
-            digest,
-            settings: settings.into_iter().collect(),
-            load_time: load_time.and_then(moment),
-            signers: signers.into_iter().map(SignerView::from).collect(),
-            unsigned_code,
-        }
-    }
-}
-
-impl From<v1::PluginSigner> for SignerView {
-    fn from(signer: v1::PluginSigner) -> Self {
-        let v1::PluginSigner { key, name } = signer;
-        Self { key, name }
-    }
-}
-
-impl SignerView {
-    /// What the operator calls each, else its key in short; and whether none of them had to sign, if somebody had to.
-    pub(crate) fn cell(signers: &[Self], unsigned_code: &str) -> String {
-        let name = |one: &Self| if one.name.is_empty() { print::short_digest(&one.key) } else { one.name.clone() };
-        let mut names: Vec<_> = signers.iter().map(name).collect();
-        if !unsigned_code.is_empty() {
-            names.push(format!("({})", unsigned_code.trim_start_matches("signature.")));
-        }
-        names.join(" ")
-    }
-}
-
-impl From<v1::PluginBreaker> for BreakerView {
-    fn from(breaker: v1::PluginBreaker) -> Self {
-        Self { hook: breaker.hook, tenant: breaker.tenant, retry_ns: nanos(breaker.retry) }
-    }
-}
-
-impl PluginView {
-    /// What is wrong with it, else what it does.
-    fn remark(&self) -> String {
-        if !self.failure.is_empty() {
-            return format!("BROKEN: {}", self.failure);
-        }
-        let of =
-            |breaker: &BreakerView| format!("{} for {}", breaker.hook, breaker.tenant.trim_start_matches("tenants/"));
-        match self.breakers.iter().map(of).collect::<Vec<_>>() {
-            open if open.is_empty() => self.summary.clone(),
-            open => format!("KEEPS FAILING: {}", open.join(", ")),
-        }
-    }
-}
-
-/// A table of plugins.
-pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
-    let rows: Vec<_> = plugins
-        .iter()
-        .flat_map(|plugin| {
-            let bound = [
-                plugin.name.clone(),
-                plugin.version.clone(),
-                plugin.hooks.join(","),
-                plugin.mode.to_lowercase(),
-                print::short_digest(&plugin.digest),
-                SignerView::cell(&plugin.signers, &plugin.unsigned_code),
-                plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
-                plugin.remark(),
-            ];
-            std::iter::once(bound).chain(plugin.canary.as_ref().map(canary::CanaryView::row))
-        })
-        .collect();
-    print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SIGNERS", "SETTINGS", "SUMMARY"], &rows)
 }
 
 /// `tenants/acme/vms/web` as people write it.

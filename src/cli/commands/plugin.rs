@@ -22,7 +22,8 @@ use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
 use super::super::show;
-use super::super::view::{PluginView, json, plugin_table};
+use super::super::view::json;
+use super::super::view::plugin::{PluginView, plugin_table};
 use super::sign::signatures_for;
 
 /// Longest component, in bytes, as the API has it.

@@ -10,7 +10,8 @@ use super::super::args::{Output, TenantGetArgs};
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
-use super::super::view::{SignerView, json};
+use super::super::view::json;
+use super::super::view::plugin::SignerView;
 use super::super::{print, show};
 
 const QUICK: Duration = Duration::from_secs(60);

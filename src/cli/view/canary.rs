@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::super::print;
-use super::{SignerView, VersionView, moment};
+use super::moment;
+use super::plugin::{SignerView, VersionView};
 use crate::api::v1;
 
 /// A canary.

@@ -1,5 +1,6 @@
 //! Tests of what people and programs read.
 
+use super::plugin::{PluginView, SignerView, plugin_table};
 use super::*;
 use prost::Message;
 

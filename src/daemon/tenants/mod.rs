@@ -120,7 +120,8 @@ struct OperatorSection {
     required_signers: Option<signers::Written>,
 }
 
-/// As in [`Quota`], and whose signatures the tenant's plugins must bear.
+/// As in [`Quota`], and whose signatures the tenant's plugins must bear. It repeats the quota's fields, for serde can
+/// either flatten or refuse what it does not know, not both.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct TenantSection {
