@@ -14,6 +14,7 @@ mod crash_runs;
 mod create_vm;
 mod doctor_guests;
 mod ends;
+mod hostile_guest;
 mod hotplug;
 mod hvc;
 mod jail;

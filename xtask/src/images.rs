@@ -3,6 +3,7 @@
 //! ```text
 //! target/lab/images/linux-6.12/{vmlinux,bzImage,initrd}   linux-6.1/{vmlinux,bzImage,initrd}
 //!                   linux-6.12-full/{vmlinux,bzImage,initrd}    with drivers of physical devices: igbvf, nvme
+//!                   hostile/vmlinux               a guest that breaks every rule (assets/hostile.rs)
 //!                   hello.img                             ext4, 8 MiB, one file: hello.txt
 //!                   broken/{empty,text,truncated-vmlinux,aarch64-vmlinux,truncated-bzImage}
 //! ```
@@ -16,9 +17,11 @@ use sha2::{Digest, Sha256};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What the example disk's only file says.
 pub(crate) const HELLO: &str = "hello from the block device";
+const HOSTILE: &str = include_str!("../assets/hostile.rs");
 const HELLO_SIZE: &str = "8M";
 /// The lab host's own kernel as a guest: the others are for virtual devices only.
 const FULL: &str = "linux-6.12-full";
@@ -40,6 +43,7 @@ pub(crate) fn make(workspace: &Workspace) -> Result<PathBuf> {
         }
         boot_files(&packages, &packages.host, &vsock_peer, &initrd::PHYSICAL, &directory.join(FULL))?;
         hello(&packages, &directory.join("hello.img"))?;
+        write_changed(&directory.join("hostile/vmlinux"), &hostile(workspace)?)?;
         broken(&directory)
     })?;
     write_whole(&stamp, key.as_bytes())?;
@@ -102,6 +106,19 @@ pub(crate) fn ext4(packages: &Packages, content: &Path, image: &Path, size: &str
 }
 
 /// Files that a hypervisor must refuse, each with its own reason.
+/// Builds the guest that breaks every rule, a kernel of its own, by the compiler alone.
+fn hostile(workspace: &Workspace) -> Result<Vec<u8>> {
+    let source = workspace.lab("hostile.rs");
+    write_whole(&source, HOSTILE.as_bytes())?;
+    let program = unfinished(&workspace.lab("hostile"));
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--edition=2024", "-Copt-level=s", "-Cpanic=abort", "-Cstrip=symbols", "-Crelocation-model=static"]);
+    let linked = "-nostartfiles -nostdlib -static -no-pie -Wl,-e,begin,--image-base=0x200000,--build-id=none";
+    rustc.arg(format!("-Clink-args={linked}")).args(["--target=x86_64-unknown-linux-gnu", "-o"]);
+    output_of(rustc.arg(&program).arg(&source))?;
+    fs::read(&program).with_context(|| format!("cannot read {}", program.display()))
+}
+
 fn broken(images: &Path) -> Result<()> {
     let whole = fs::read(images.join("linux-6.12/vmlinux"))?;
     let image = fs::read(images.join("linux-6.12/bzImage"))?;

@@ -154,7 +154,6 @@ pub(super) const CONTROL: &[Row] = &[
     Row::any("sendto", libc::SYS_sendto, "console output; no socket here is without a peer"),
     Row::any("getrandom", libc::SYS_getrandom, "keys of hash tables"),
     Row::any("eventfd2", libc::SYS_eventfd2, "queues and vectors of a device that comes while the VM runs"),
-    Row::any("epoll_create1", libc::SYS_epoll_create1, "pending vectors of such a device"),
     Row::any("lseek", libc::SYS_lseek, "length of its image, which came open from the daemon"),
     Row::new(
         "statx",

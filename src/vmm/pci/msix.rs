@@ -7,10 +7,8 @@
 //! Source: PCI Local Bus 3.0 §6.8.2. The owner calls [`Msix::sync`] after each write to configuration space.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Capabilities, ConfigSpace};
@@ -51,8 +49,6 @@ pub struct Msix {
     control: u16,
     entries: Vec<[u8; ENTRY_LEN]>,
     events: Vec<Arc<EventFd>>,
-    /// Watches all events, level-triggered: what it reports is what has an unread signal.
-    watch: Epoll,
 }
 
 impl Msix {
@@ -75,18 +71,12 @@ impl Msix {
         let capability = caps.add(config, ID, &body).map_err(io::Error::other)?;
         config.set_writable(capability + CONTROL, &(CONTROL_ENABLE | CONTROL_FUNCTION_MASK).to_le_bytes());
 
-        let watch = Epoll::new()?;
-        let mut events = Vec::new();
-        for number in 0..layout.vectors {
-            let event = EventFd::new(EFD_NONBLOCK)?;
-            let interest = EpollEvent::new(EventSet::IN, number.into());
-            watch.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
-            events.push(Arc::new(event));
-        }
+        let event = |_| EventFd::new(EFD_NONBLOCK).map(Arc::new);
+        let events = (0..layout.vectors).map(event).collect::<io::Result<_>>()?;
         let mut masked = [0; ENTRY_LEN];
         masked[ENTRY_CONTROL] = ENTRY_MASKED;
         let entries = vec![masked; layout.vectors.into()];
-        Ok(Self { capability, control: config.u16(capability + CONTROL), entries, events, watch })
+        Ok(Self { capability, control: config.u16(capability + CONTROL), entries, events })
     }
 
     /// The eventfds, by vector: the device writes them.
@@ -149,11 +139,10 @@ impl Msix {
     /// Reads the pending bits: a masked vector is pending while its eventfd holds a signal.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         let mut bits = vec![0_u8; self.entries.len().div_ceil(64) * 8];
-        let mut ready = vec![EpollEvent::default(); self.events.len()];
-        let count = self.watch.wait(0, &mut ready).unwrap_or(0);
-        for number in ready.iter().take(count).map(|event| event.data() as usize) {
+        for (number, event) in self.events.iter().enumerate() {
             // With a route, KVM has the signal: what the counter shows is history.
             if self.route(number).is_none()
+                && has_signal(event)
                 && let Some(byte) = bits.get_mut(number / 8)
             {
                 *byte |= 1 << (number % 8);
@@ -199,6 +188,12 @@ impl Msix {
         }
         before != after
     }
+}
+
+/// Whether the eventfd, which does not block, holds a signal. A vCPU asks, whose thread may only read and write: what it
+/// takes it puts back, and whoever is to have it meanwhile gets it then.
+fn has_signal(event: &EventFd) -> bool {
+    event.read().is_ok_and(|count| event.write(count).is_ok())
 }
 
 #[cfg(test)]

@@ -67,11 +67,13 @@ impl Signals {
 
     /// Counts a fault and marks the device; `is_live`: the driver has set `DRIVER_OK` and must be told.
     pub(super) fn fail(&self, is_live: bool) -> u64 {
+        // First the number: who sees the mark finds it counted.
+        let count = self.count();
         self.needs_reset.store(true, Ordering::Release);
         if is_live {
             self.config();
         }
-        self.count()
+        count
     }
 
     /// Counts an offence that the device survived.
