@@ -19,11 +19,17 @@ fn huge() -> v1::VirtualMachineSpec {
     v1::VirtualMachineSpec { memory: Some(memory), ..linux() }
 }
 
-/// The mapping of guest memory in /proc/PID/smaps, as its lines.
+/// The largest mapping of guest memory in /proc/PID/smaps, as its lines.
 fn guest_memory(pid: u32) -> Vec<String> {
     let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
-    let lines = smaps.lines().skip_while(|line| !line.contains("guest-ram"));
-    lines.take(25).map(str::to_owned).collect()
+    let lines: Vec<_> = smaps.lines().map(str::to_owned).collect();
+    let of_guest = lines.iter().enumerate().filter(|(_, line)| line.contains("guest-ram"));
+    let mappings = of_guest.map(|(at, _)| lines[at..].iter().take(25).cloned().collect::<Vec<_>>());
+    let size = |mapping: &Vec<String>| -> u64 {
+        let size = mapping.iter().find_map(|line| line.strip_prefix("Size:")).unwrap();
+        size.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    mappings.max_by_key(size).expect("guest memory")
 }
 
 fn has(lines: &[String], name: &str, value: &str) -> bool {

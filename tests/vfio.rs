@@ -3,6 +3,7 @@
 //! Below the API: the test prepares the device, opens it as the daemon does, and launches a vmm.
 
 use std::fs;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -119,8 +120,8 @@ fn boot(at: Bdf, descriptors: Vec<OwnedFd>, cmdline: &str, directory: &Path) -> 
     let images = assets::images().join("linux-6.12-full");
     let plan = Plan {
         binary: &assets::vmm(),
-        kernel: &images.join("vmlinux"),
-        initrd: &images.join("initrd"),
+        kernel: File::open(images.join("vmlinux")).unwrap().into(),
+        initrd: File::open(images.join("initrd")).unwrap().into(),
         vcpus: 1,
         memory_mib: 512,
         cmdline: format!("console=ttyS0 quiet panic=-1 {cmdline}"),

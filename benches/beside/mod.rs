@@ -10,16 +10,16 @@
 #![allow(dead_code, reason = "each program uses another part")]
 
 mod ostler;
-mod peers;
+pub mod peers;
 pub mod report;
 pub mod stuck;
-#[path = "../../tests/support/vmm.rs"]
-mod vmm;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
+
+use crate::vmm;
 
 /// vCPUs and memory of every contender's VM.
 pub const VCPUS: u32 = 1;

@@ -1,16 +1,16 @@
 //! Ostler's vmm, launched without a daemon.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ostler::model::{DeviceKind, DeviceLaunch, FIRST_WORDS, MacAddr, PciSlot, RateLimits, ServedBy};
-use ostler::sys::{tap, vhost_net};
+use ostler::sys::{image, sealed, tap, vhost_net};
 
-use super::vmm::Plan;
 use super::{Cache, Contender, Disk, Guest, MEMORY_MIB, Nic, OSTLER, Ready, Server, VCPUS};
+use crate::vmm::Plan;
 
 /// The binary under test.
 pub struct Ostler {
@@ -55,10 +55,12 @@ impl Contender for Ostler {
             let slot = PciSlot::new(number).ok_or_else(|| io::Error::other("more devices than slots"))?;
             Ok((DeviceLaunch { id, slot, kind }, descriptors))
         });
+        // As the daemon does it, once for all VMs.
+        let prepared = |path: &Path| sealed::copy(image::NAME, &File::open(path)?);
         let plan = Plan {
             binary: &self.binary,
-            kernel: &guest.kernel,
-            initrd: &guest.initrd,
+            kernel: prepared(&guest.kernel)?,
+            initrd: prepared(&guest.initrd)?,
             vcpus: VCPUS,
             memory_mib: MEMORY_MIB,
             cmdline: format!("{FIRST_WORDS} {}", super::peers::cmdline(guest, "poweroff")),

@@ -4,13 +4,20 @@
 //! mode a nanosecond is an executed instruction, which is what the figures then are. Nothing here has a limit by that clock,
 //! which jumps ahead whenever the machine is idle; a guest that is stuck is told by its processor time.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the tests' harness fails by panicking")]
+
 #[path = "../beside/mod.rs"]
 mod beside;
 mod memory;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod ten;
 mod tiny;
 
 use std::io;
 use std::path::Path;
+
+use support::vmm;
 
 use beside::report::{Figure, Report, median};
 use beside::stuck::repeated;
@@ -18,6 +25,9 @@ use beside::{Contender, Guest, MEMORY_MIB, USERSPACE, in_directory};
 
 /// Rounds that count; one more goes first to warm the page cache.
 const ROUNDS: usize = 3;
+
+const NOTES: &str = "Each kernel has the words of its own hypervisor. Ostler's images are prepared, as its daemon does it \
+                     once for all VMs; its ten guests go through daemon, policy and jail, a peer's are bare processes.";
 
 /// What one boot gave, in nanoseconds and KiB.
 #[derive(Debug, Clone, Copy)]
@@ -36,16 +46,28 @@ fn main() -> Result<(), String> {
     // `cargo bench` and `cargo test` pass flags of their own.
     let plain = Guest::plain(&beside::assets()?);
     let contenders = beside::contenders()?;
-    let samples = in_directory(|dir| compare(&contenders, &plain, dir)).map_err(|error| error.to_string())?;
+    let (samples, tens) = in_directory(|dir| Ok((compare(&contenders, &plain, dir)?, tens(&contenders, &plain, dir)?)))
+        .map_err(|error| error.to_string())?;
     let names = contenders.iter().map(|contender| contender.name()).collect();
-    report(names, &samples).publish()
+    report(names, &samples, &tens).publish()
+}
+
+/// Ten guests of each contender. Once: counted, it repeats, and the page cache is warm.
+fn tens(contenders: &[Box<dyn Contender>], plain: &Guest, dir: &Path) -> io::Result<Vec<u64>> {
+    let one = |contender: &dyn Contender| {
+        eprint!("{} at once {:<16}", ten::COUNT, contender.name());
+        let took = repeated(|| ten::run(contender, plain, dir))?;
+        eprintln!(" power-off {:>8.1} M", took as f64 / 1e6);
+        Ok(took)
+    };
+    contenders.iter().map(|contender| one(&**contender)).collect()
 }
 
 /// The boots of each contender that count, in turn.
 fn compare(contenders: &[Box<dyn Contender>], plain: &Guest, dir: &Path) -> io::Result<Vec<Vec<Sample>>> {
     let mut tiny = plain.clone();
     tiny.kernel = dir.join("tiny");
-    std::fs::write(&tiny.kernel, tiny::image())?;
+    std::fs::write(&tiny.kernel, tiny::image(std::fs::read(&plain.kernel)?)?)?;
     let mut samples: Vec<_> = contenders.iter().map(|_| Vec::new()).collect();
     for round in 0..=ROUNDS {
         for (contender, samples) in contenders.iter().zip(&mut samples) {
@@ -82,18 +104,20 @@ fn boot(contender: &dyn Contender, plain: &Guest, tiny: &Guest, dir: &Path) -> i
     })
 }
 
-fn report(names: Vec<&'static str>, samples: &[Vec<Sample>]) -> Report {
+fn report(names: Vec<&'static str>, samples: &[Vec<Sample>], tens: &[u64]) -> Report {
     let figure = |name: &str, unit, scale: f64, value: fn(&Sample) -> u64| {
         let values = |samples: &Vec<Sample>| samples.iter().map(|sample| value(sample) as f64 / scale).collect();
         let medians: Vec<_> = samples.iter().map(|samples| median(values(samples))).collect();
         Figure::new(name, unit, &names, &medians)
     };
+    let ten: Vec<_> = tens.iter().map(|took| Some(*took as f64 / 1e6)).collect();
     let figures = vec![
         figure("exec_to_first_instruction", "M instructions", 1e6, |sample| sample.first_instruction_ns),
         figure("exec_to_userspace", "M instructions", 1e6, |sample| sample.userspace_ns),
         figure("exec_to_power_off", "M instructions", 1e6, |sample| sample.power_off_ns),
+        Figure::new("ten_at_once_to_power_off", "M instructions", &names, &ten),
         figure("vmm_anonymous_memory", "KiB", 1.0, |sample| sample.memory.anonymous_kib),
         figure("vmm_memory_besides_guest", "KiB", 1.0, |sample| sample.memory.resident_kib),
     ];
-    Report { names, figures, notes: "Each kernel has the words of its own hypervisor." }
+    Report { names, figures, notes: NOTES }
 }

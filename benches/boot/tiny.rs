@@ -1,49 +1,73 @@
-//! A kernel of a few instructions, to see when a guest's first one runs: an ELF file with a PVH entry (the notes of Xen,
-//! `XEN_ELFNOTE_PHYS32_ENTRY`), which says [`SAYS`] at COM1 and halts.
+//! A kernel that says [`SAYS`] at COM1 with its first instructions and halts: the real one, with a few bytes of it replaced
+//! where it is entered, so that loading it is the same work. Its entries are that of its ELF header and that of PVH (the
+//! notes of Xen, `XEN_ELFNOTE_PHYS32_ENTRY`).
+
+use std::io;
 
 /// What it says, in a line.
 pub const SAYS: &str = "@@";
 
-const ENTRY: u64 = 0x10_0000;
-const HEADERS_LEN: u64 = 64 + 2 * 56;
-const NOTE_LEN: u64 = 24;
-/// Where the code lies in the file; loaded segments begin at pages.
-const CODE_AT: u64 = 0x1000;
+const PT_LOAD: u64 = 1;
+const PT_NOTE: u64 = 4;
+const XEN_ELFNOTE_PHYS32_ENTRY: u64 = 18;
 
-/// The file.
-pub fn image() -> Vec<u8> {
+/// Makes it of an ELF kernel.
+pub fn image(mut kernel: Vec<u8>) -> io::Result<Vec<u8>> {
+    let file = Elf(&kernel);
+    let places = [file.number(24, 8), file.pvh_entry()];
+    let places: Option<Vec<_>> = places.into_iter().map(|entry| file.place(entry?)).collect();
+    let places = places.ok_or_else(|| io::Error::other("the kernel is no ELF file with a PVH entry"))?;
     let code = code();
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    // ET_EXEC, EM_X86_64, EV_CURRENT.
-    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    for field in [ENTRY, 64, 0] {
-        file.extend(field.to_le_bytes());
+    for place in places {
+        let there = kernel.get_mut(place..place + code.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        there.copy_from_slice(&code);
     }
-    // No flags; sizes of this header and of the two that follow; no sections.
-    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
-    // PT_LOAD, readable and executable; PT_NOTE, readable.
-    segment(&mut file, [1, 5], CODE_AT, ENTRY, code.len() as u64, 0x1000);
-    segment(&mut file, [4, 4], HEADERS_LEN, 0, NOTE_LEN, 4);
-    for word in [4_u32, 8, 18] {
-        file.extend(word.to_le_bytes());
-    }
-    file.extend(b"Xen\0");
-    file.extend(ENTRY.to_le_bytes());
-    file.resize(CODE_AT as usize, 0);
-    file.extend(code);
-    file
+    Ok(kernel)
 }
 
-fn segment(file: &mut Vec<u8>, [kind, flags]: [u32; 2], at: u64, address: u64, len: u64, alignment: u64) {
-    file.extend(kind.to_le_bytes());
-    file.extend(flags.to_le_bytes());
-    for field in [at, address, address, len, len, alignment] {
-        file.extend(field.to_le_bytes());
+/// A 64-bit ELF file.
+struct Elf<'a>(&'a [u8]);
+
+impl Elf<'_> {
+    /// `len` bytes at `at`, as a number.
+    fn number(&self, at: usize, len: usize) -> Option<u64> {
+        let bytes = self.0.get(at..at.checked_add(len)?)?;
+        Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+
+    /// Where the program headers of a kind are.
+    fn headers(&self, kind: u64) -> impl Iterator<Item = usize> {
+        let table = self.number(32, 8).unwrap_or(0) as usize;
+        let count = self.number(56, 2).unwrap_or(0) as usize;
+        (0..count).map(move |number| table + number * 56).filter(move |at| self.number(*at, 4) == Some(kind))
+    }
+
+    /// What the note of PVH names.
+    fn pvh_entry(&self) -> Option<u64> {
+        let begin = self.headers(PT_NOTE).next().and_then(|header| self.number(header + 8, 8))? as usize;
+        let mut at = begin;
+        loop {
+            let [name_len, len, kind] = [0, 4, 8].map(|field| self.number(at + field, 4));
+            let (name_at, [name_len, len]) = (at + 12, [name_len? as usize, len? as usize]);
+            let content = name_at + name_len.next_multiple_of(4);
+            if kind? == XEN_ELFNOTE_PHYS32_ENTRY && self.0.get(name_at..name_at + 4)? == b"Xen\0" {
+                return self.number(content, len.min(8));
+            }
+            at = content + len.next_multiple_of(4);
+        }
+    }
+
+    /// Where in the file the byte is that is loaded to a physical address.
+    fn place(&self, address: u64) -> Option<usize> {
+        self.headers(PT_LOAD).find_map(|header| {
+            let [offset, base, len] = [8, 24, 32].map(|field| self.number(header + field, 8));
+            let inside = address.checked_sub(base?).filter(|inside| Some(*inside) < len)?;
+            usize::try_from(offset? + inside).ok()
+        })
     }
 }
 
-/// 32-bit code: `mov edx, COM1`, then `mov al, …; out dx, al` for each character, then `cli; hlt`, for ever.
+/// The same in 32 and in 64 bits: `mov edx, COM1`, then `mov al, …; out dx, al` for each character, then `cli; hlt`, for ever.
 fn code() -> Vec<u8> {
     let said = SAYS.bytes().chain([b'\n']).flat_map(|character| [0xb0, character, 0xee]);
     [0xba, 0xf8, 0x03, 0, 0].into_iter().chain(said).chain([0xfa, 0xf4, 0xeb, 0xfd]).collect()

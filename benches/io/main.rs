@@ -17,6 +17,8 @@ mod beside;
 mod guest;
 mod pattern;
 mod stream;
+#[path = "../../tests/support/vmm.rs"]
+mod vmm;
 
 use std::collections::BTreeMap;
 use std::io;

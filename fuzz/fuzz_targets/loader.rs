@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{Seek, Write};
 
 use libfuzzer_sys::fuzz_target;
+use ostler::sys::sealed;
 use ostler::vmm::boot::{self, Images, Placement};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -49,8 +50,11 @@ fuzz_target!(|input: &[u8]| {
         let (&flags, image) = input.split_first().unwrap_or((&0, &[]));
         fill(kernel, image);
         fill(initrd, &image[..image.len().min(usize::from(flags) * 16)]);
-        let initrd = (flags & 1 != 0).then_some(initrd);
-        let images = Images { kernel, initrd, cmdline: "console=ttyS0" };
+        let initrd = (flags & 1 != 0).then_some(&*initrd);
+        // A sealed one is mapped into the guest, not copied.
+        let sealed = (flags & 2 != 0).then(|| File::from(sealed::seal("image", image).expect("memory for an image")));
+        let kernel = sealed.as_ref().unwrap_or(kernel);
+        let images = Images { kernel, initrd, is_shared: true, cmdline: "console=ttyS0" };
         if let Ok(boot) = boot::load(memory, images, &PLACEMENT, &[(0, MEMORY, 1)]) {
             assert!((boot.rbx == 0) != (boot.rsi == 0), "one protocol: {boot:x?}");
         }

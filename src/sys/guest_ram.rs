@@ -5,16 +5,20 @@
 //! has changed `shmem_enabled`. A guest then costs one fault for 2 MiB instead of 512, on the host and in the second
 //! dimension of its page tables.
 
+#![allow(unsafe_code, reason = "advises on mapped guest memory; see the block")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
+use vm_memory::GuestRegionMmap;
+
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 /// As it is called in `/proc/<pid>/maps`.
-const NAME: &str = "guest-ram";
+pub const NAME: &str = "guest-ram";
 
 /// A file of `len` bytes in ordinary pages, in huge ones where the kernel finds some. Nothing is allocated yet.
 pub fn create(len: u64) -> io::Result<OwnedFd> {
@@ -39,6 +43,14 @@ pub fn create_huge(len: u64, page_kib: u64) -> io::Result<OwnedFd> {
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "pages are of 2 MiB or 1 GiB")),
     };
     sized(rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | size)?, len)
+}
+
+/// Lets the first `len` bytes of mapped guest memory come in ordinary pages, each when it is touched (`MADV_NOHUGEPAGE`).
+pub fn split_first(region: &GuestRegionMmap, len: usize) -> io::Result<()> {
+    let len = len.min(region.size());
+    // SAFETY: `len` bytes from there on are mapped while the region lives; advice of this kind changes no byte of them.
+    let done = unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_NOHUGEPAGE) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn sized(file: OwnedFd, len: u64) -> io::Result<OwnedFd> {

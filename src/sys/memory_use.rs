@@ -1,29 +1,48 @@
-//! How much memory a process takes (proc_pid_smaps_rollup of proc(5)). Key type: [`MemoryUse`]. Key function: [`read`].
+//! How much memory a process takes (proc_pid_smaps of proc(5)). Key type: [`MemoryUse`]. Key function: [`read`].
 
 use std::io;
 
 use super::proc_text::bytes;
+use super::{guest_ram, image};
 
-/// A vmm's memory, in bytes.
+/// A vmm's memory, in bytes. Pages that it shares with other processes count in proportion.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Pages of memfds that it has touched: guest memory, huge pages included.
+    /// Guest memory that was touched: huge pages and what the guest still shares of its images included.
     pub guest: u64,
-    /// Everything else: code, heap, stacks; pages that it shares with other processes in proportion.
+    /// Everything else: code, heap, stacks.
     pub overhead: u64,
 }
 
 /// Of the process `pid`. Walks its page tables: not for every second.
 pub fn read(pid: u32) -> io::Result<MemoryUse> {
-    parse(&std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/smaps_rollup"))
+    parse(&std::fs::read_to_string(format!("/proc/{pid}/smaps"))?)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/smaps"))
 }
 
-fn parse(rollup: &str) -> Option<MemoryUse> {
-    let (whole, shared) = (bytes(rollup, "Pss")?, bytes(rollup, "Pss_Shmem")?);
-    // Not part of Pss.
-    let huge = ["Shared_Hugetlb", "Private_Hugetlb"].map(|name| bytes(rollup, name).unwrap_or(0)).iter().sum::<u64>();
-    Some(MemoryUse { guest: shared + huge, overhead: whole.saturating_sub(shared) })
+fn parse(smaps: &str) -> Option<MemoryUse> {
+    let mut sum = MemoryUse::default();
+    for mapping in mappings(smaps) {
+        // Huge pages of a pool are not part of Pss.
+        let huge = ["Shared_Hugetlb", "Private_Hugetlb"].map(|name| bytes(mapping, name).unwrap_or(0));
+        let whole = bytes(mapping, "Pss")? + huge.iter().sum::<u64>();
+        let first = mapping.lines().next().unwrap_or_default();
+        let is_guest = [guest_ram::NAME, image::NAME].iter().any(|name| first.contains(name));
+        *if is_guest { &mut sum.guest } else { &mut sum.overhead } += whole;
+    }
+    (sum != MemoryUse::default()).then_some(sum)
+}
+
+/// The text of each mapping: a line of addresses and name, in lower case, then amounts, whose names are capitalised.
+fn mappings(smaps: &str) -> impl Iterator<Item = &str> {
+    let begins =
+        |at: usize| smaps[at..].starts_with(|first: char| first.is_ascii_digit() || first.is_ascii_lowercase());
+    let starts = std::iter::once(0).chain(smaps.match_indices('\n').map(|(at, _)| at + 1));
+    let mut starts = starts.filter(move |at| begins(*at)).peekable();
+    std::iter::from_fn(move || {
+        let start = starts.next()?;
+        smaps.get(start..starts.peek().copied().unwrap_or(smaps.len()))
+    })
 }
 
 #[cfg(test)]
@@ -31,10 +50,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_memory_is_what_is_shared_and_huge() {
-        let rollup = "5-7 ---p 00000000 00:00 0 [rollup]\nRss:  9000 kB\nPss:   8000 kB\nPss_Dirty: 1 kB\n\
-                      Pss_Shmem:  7000 kB\nShared_Hugetlb:  4096 kB\nPrivate_Hugetlb: 0 kB\n";
-        assert_eq!(parse(rollup), Some(MemoryUse { guest: 11_096 << 10, overhead: 1_000 << 10 }));
+    fn guest_memory_is_told_by_its_name() {
+        let mapping = |name: &str, pss: u32, huge: u32| {
+            format!(
+                "7f00-7f10 rw-s 00000000 00:01 1026  {name}\nSize: 9 kB\nPss: {pss} kB\nPss_Dirty: 1 kB\n\
+                 Shared_Hugetlb: {huge} kB\nPrivate_Hugetlb: 0 kB\nVmFlags: rd wr\n"
+            )
+        };
+        let smaps = [
+            mapping("/usr/bin/ostler-vmm", 600, 0),
+            mapping("/guest-ram (deleted)", 7000, 0),
+            mapping("/memfd:guest-image (deleted)", 30, 0),
+            mapping("/memfd:guest-ram (deleted)", 0, 4096),
+            mapping("[heap]", 400, 0),
+        ];
+        assert_eq!(parse(&smaps.concat()), Some(MemoryUse { guest: 11_126 << 10, overhead: 1_000 << 10 }));
         assert_eq!(parse("Rss: 1 kB\n"), None);
         assert!(read(std::process::id()).unwrap().overhead > 0);
     }

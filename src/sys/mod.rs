@@ -17,6 +17,7 @@ pub mod guest_ram;
 pub mod heap;
 pub mod host_use;
 pub mod hugepages;
+pub mod image;
 pub mod inherit;
 pub mod kernel_log;
 pub mod kick;

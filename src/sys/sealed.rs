@@ -10,9 +10,18 @@ const ALL: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::
 
 /// A sealed memfd that holds `bytes`; `name` shows up in `/proc/<pid>/fd`.
 pub fn seal(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    filled(name, |file| file.write_all(bytes))
+}
+
+/// A sealed memfd that holds what `source` has from where it stands.
+pub fn copy(name: &str, mut source: &File) -> io::Result<OwnedFd> {
+    filled(name, |file| io::copy(&mut source, file).map(drop))
+}
+
+fn filled(name: &str, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(fd);
-    file.write_all(bytes)?;
+    fill(&mut file)?;
     file.rewind()?;
     let fd = OwnedFd::from(file);
     rustix::fs::fcntl_add_seals(&fd, ALL)?;

@@ -22,9 +22,9 @@ pub struct Plan<'a> {
     /// The program.
     pub binary: &'a Path,
     /// Its kernel.
-    pub kernel: &'a Path,
+    pub kernel: OwnedFd,
     /// Its initial RAM disk.
-    pub initrd: &'a Path,
+    pub initrd: OwnedFd,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Memory in MiB.
@@ -146,8 +146,8 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
         (Role::Config, sealed::seal("launch", &encode_launch(&launch))?),
         (Role::Kvm, kvm.into()),
         (Role::Ram, guest_ram::create(plan.memory_mib << 20)?),
-        (Role::Kernel, File::open(plan.kernel)?.into()),
-        (Role::Initrd, File::open(plan.initrd)?.into()),
+        (Role::Kernel, plan.kernel),
+        (Role::Initrd, plan.initrd),
         (Role::ConsoleListener, console.into()),
         (Role::ConsoleRing, ring.into()),
         (Role::ExitRecord, File::create(directory.join("exit"))?.into()),

@@ -154,7 +154,8 @@ fn run_in_lab(
     environment.push(("OSTLER_OUT".to_owned(), "/out".to_owned()));
     environment.push((QEMU.0.to_owned(), QEMU.1.to_owned()));
     let [daemon, vmm] = lab::programs(ostler);
-    let mut carried = vec![daemon, vmm, (program.to_path_buf(), "bin/bench".to_owned())];
+    let plugins = (workspace.root().join("target/plugins"), "assets/plugins".to_owned());
+    let mut carried = vec![daemon, vmm, (program.to_path_buf(), "bin/bench".to_owned()), plugins];
     for (name, path) in peers {
         let place = format!("bin/{}", name.to_lowercase());
         environment.push(((*name).to_owned(), format!("/lab/{place}")));

@@ -138,9 +138,10 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(LaunchError::Kvm)?;
     passed.push((Role::Kvm, kvm.into()));
     passed.push((Role::Ram, make_ram(&launch)?));
-    passed.push((Role::Kernel, shared.files.kernel(&vm.spec)?.into()));
+    let image = |file| shared.images.shared(file).map_err(host("image"));
+    passed.push((Role::Kernel, image(shared.files.kernel(&vm.spec)?)?));
     if let Some(initrd) = shared.files.initrd(&vm.spec)? {
-        passed.push((Role::Initrd, initrd.into()));
+        passed.push((Role::Initrd, image(initrd)?));
     }
     let mut longest_file_bytes = 0;
     for (index, disk) in vm.spec.disks().iter().enumerate() {

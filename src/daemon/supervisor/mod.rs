@@ -17,6 +17,7 @@ mod call;
 mod change;
 mod end;
 mod hotplug;
+mod images;
 mod jail;
 mod launch;
 mod lending;
@@ -52,6 +53,7 @@ use call::{Call, Reply, Request, Wanted};
 use change::Change;
 pub use hotplug::HotplugError;
 use hotplug::{DeviceCall, DeviceWanted};
+use images::Images;
 pub use jail::{Jail, JailError};
 pub use paths::{MAX_RUN_DIR_LEN, VmPaths};
 pub use standing::Standing;
@@ -185,6 +187,8 @@ pub struct Supervisor {
 pub(crate) struct Shared {
     /// Opens kernels and disks.
     pub(crate) files: Files,
+    /// What they boot, shared.
+    pub(crate) images: Images,
     /// Sockets: `<run>/vms/<uid>/`.
     pub(crate) run_dir: PathBuf,
     /// Consoles, exit records and logs: `<data>/vms/<uid>/`.
@@ -239,7 +243,8 @@ impl Supervisor {
         devices: Arc<dyn Devices>,
     ) -> Self {
         let (run_dir, state_dir) = (run_dir.join("vms"), data_dir.join("vms"));
-        Self { shared: Arc::new(Shared { files, run_dir, state_dir, vmm: vmm.to_owned(), jail, journal, devices }) }
+        let (vmm, images) = (vmm.to_owned(), Images::default());
+        Self { shared: Arc::new(Shared { files, images, run_dir, state_dir, vmm, jail, journal, devices }) }
     }
 
     /// Where `uid`'s files are.

@@ -1,11 +1,12 @@
 //! Recognises and loads a kernel image. Key types: [`Format`], [`BootError`].
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability};
 use vm_memory::GuestMemoryMmap;
+
+use crate::sys::image::Image;
 
 use super::Placement;
 
@@ -86,7 +87,11 @@ pub(super) struct Kernel {
 }
 
 /// Recognises the image by its magic numbers and loads it.
-pub(super) fn load(memory: &GuestMemoryMmap, image: &mut File, placement: &Placement) -> Result<Kernel, BootError> {
+pub(super) fn load(
+    memory: &GuestMemoryMmap,
+    image: &mut Image<'_>,
+    placement: &Placement,
+) -> Result<Kernel, BootError> {
     let head = read_head(image)?;
     if head.starts_with(b"\x7fELF") {
         check_elf(&head)?;
@@ -99,7 +104,7 @@ pub(super) fn load(memory: &GuestMemoryMmap, image: &mut File, placement: &Place
 }
 
 /// The first 1 KiB, or less of a shorter file.
-fn read_head(image: &mut File) -> Result<Vec<u8>, BootError> {
+fn read_head(image: &mut Image<'_>) -> Result<Vec<u8>, BootError> {
     let unreadable = |source| BootError::Unreadable { what: "kernel", source };
     let mut head = Vec::new();
     image.seek(SeekFrom::Start(0)).map_err(unreadable)?;
@@ -121,7 +126,7 @@ fn check_elf(head: &[u8]) -> Result<(), BootError> {
     Err(BootError::WrongMachine { class, machine })
 }
 
-fn load_elf(memory: &GuestMemoryMmap, image: &mut File, placement: &Placement) -> Result<Kernel, BootError> {
+fn load_elf(memory: &GuestMemoryMmap, image: &mut Image<'_>, placement: &Placement) -> Result<Kernel, BootError> {
     let loaded = Elf::load(memory, None, image, Some(placement.himem)).map_err(|error| elf_error(image, &error))?;
     match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => {
@@ -132,7 +137,7 @@ fn load_elf(memory: &GuestMemoryMmap, image: &mut File, placement: &Placement) -
 }
 
 /// A segment that cannot be read is either cut off or too large for the guest: the file's length tells which.
-fn elf_error(image: &mut File, error: &linux_loader::loader::Error) -> BootError {
+fn elf_error(image: &mut Image<'_>, error: &linux_loader::loader::Error) -> BootError {
     use linux_loader::loader::elf::Error as E;
     match error {
         linux_loader::loader::Error::Elf(E::ReadKernelImage) if !is_cut_off(image) => BootError::DoesNotFit("kernel"),
@@ -144,15 +149,15 @@ fn elf_error(image: &mut File, error: &linux_loader::loader::Error) -> BootError
 }
 
 /// Whether a program header promises bytes beyond the end of the file.
-fn is_cut_off(image: &mut File) -> bool {
+fn is_cut_off(image: &mut Image<'_>) -> bool {
     const PHDR_LEN: u64 = 56;
-    let field = |image: &mut File, offset: u64| -> io::Result<u64> {
+    let field = |image: &mut Image<'_>, offset: u64| -> io::Result<u64> {
         let mut bytes = [0; 8];
         image.seek(SeekFrom::Start(offset))?;
         image.read_exact(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     };
-    let check = |image: &mut File| -> io::Result<bool> {
+    let check = |image: &mut Image<'_>| -> io::Result<bool> {
         let len = image.seek(SeekFrom::End(0))?;
         let table = field(image, 32)?;
         // e_phnum is the 16-bit field at 56.
@@ -170,7 +175,7 @@ fn is_cut_off(image: &mut File) -> bool {
     check(image).unwrap_or(true)
 }
 
-fn load_bzimage(memory: &GuestMemoryMmap, image: &mut File, placement: &Placement) -> Result<Kernel, BootError> {
+fn load_bzimage(memory: &GuestMemoryMmap, image: &mut Image<'_>, placement: &Placement) -> Result<Kernel, BootError> {
     let loaded = BzImage::load(memory, None, image, Some(placement.himem)).map_err(|error| {
         use linux_loader::loader::bzimage::Error as E;
         match error {
@@ -194,7 +199,7 @@ fn load_bzimage(memory: &GuestMemoryMmap, image: &mut File, placement: &Placemen
 }
 
 /// A bzImage says how long its protected-mode part is (`syssize`, in 16-byte units).
-fn check_bzimage_len(image: &mut File, header: &setup_header) -> Result<(), BootError> {
+fn check_bzimage_len(image: &mut Image<'_>, header: &setup_header) -> Result<(), BootError> {
     let len = image.seek(SeekFrom::End(0)).map_err(|source| BootError::Unreadable { what: "kernel", source })?;
     let sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
     let promised = (sectors + 1) * 512 + u64::from(header.syssize) * 16;
@@ -228,7 +233,7 @@ mod tests {
             himem: at(0x10_0000),
             low_ram_end: 32 << 20,
         };
-        load(&memory, &mut file, &placement)
+        load(&memory, &mut Image::copied(&file).unwrap(), &placement)
     }
 
     #[test]

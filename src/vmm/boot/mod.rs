@@ -10,9 +10,10 @@ mod linux;
 mod pvh;
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::sys::image::Image;
 
 pub use kernel::BootError;
 use kernel::Format;
@@ -21,9 +22,11 @@ use kernel::Format;
 #[derive(Debug)]
 pub struct Images<'a> {
     /// ELF `vmlinux` or bzImage.
-    pub kernel: &'a mut File,
+    pub kernel: &'a File,
     /// Initial RAM disk.
-    pub initrd: Option<&'a mut File>,
+    pub initrd: Option<&'a File>,
+    /// Whether pages of a sealed file may be shared with other guests until this one writes them.
+    pub is_shared: bool,
     /// Command line without the final NUL.
     pub cmdline: &'a str,
 }
@@ -79,14 +82,18 @@ pub fn load(
     cmdline.push(0);
     memory.write_slice(&cmdline, placement.cmdline).map_err(|_| BootError::DoesNotFit("command line"))?;
 
-    let kernel = kernel::load(memory, images.kernel, placement)?;
+    let open = |file, what| {
+        let image = if images.is_shared { Image::shared(file, memory) } else { Image::copied(file) };
+        image.map_err(|source| BootError::Unreadable { what, source })
+    };
+    let kernel = kernel::load(memory, &mut open(images.kernel, "kernel")?, placement)?;
     let initrd_limit = match &kernel.format {
         Format::Pvh => placement.low_ram_end,
         // The highest address that the initrd may occupy is inclusive.
         Format::BzImage(header) => placement.low_ram_end.min(u64::from(header.initrd_addr_max) + 1),
     };
     let initrd = match images.initrd {
-        Some(file) => Some(load_initrd(memory, file, kernel.end, initrd_limit)?),
+        Some(file) => Some(load_initrd(memory, &mut open(file, "initrd")?, kernel.end, initrd_limit)?),
         None => None,
     };
     match kernel.format {
@@ -101,16 +108,19 @@ pub fn load(
 }
 
 /// Reads the initrd to the highest page-aligned place below `limit`, and refuses it when that is below `kernel_end`.
-fn load_initrd(memory: &GuestMemoryMmap, file: &mut File, kernel_end: u64, limit: u64) -> Result<Initrd, BootError> {
-    let unreadable = |source| BootError::Unreadable { what: "initrd", source };
-    let len = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
-    file.rewind().map_err(unreadable)?;
+fn load_initrd(
+    memory: &GuestMemoryMmap,
+    image: &mut Image<'_>,
+    kernel_end: u64,
+    limit: u64,
+) -> Result<Initrd, BootError> {
+    let len = image.len();
     if len == 0 {
         return Err(BootError::Empty("initrd"));
     }
     let base = limit.checked_sub(len).map(|base| base & !0xfff).filter(|&base| base >= kernel_end);
     let base = base.ok_or(BootError::DoesNotFit("initrd"))?;
     let count = usize::try_from(len).map_err(|_| BootError::DoesNotFit("initrd"))?;
-    memory.read_exact_volatile_from(GuestAddress(base), file, count).map_err(|_| BootError::DoesNotFit("initrd"))?;
+    memory.read_exact_volatile_from(GuestAddress(base), image, count).map_err(|_| BootError::DoesNotFit("initrd"))?;
     Ok(Initrd { base, len })
 }

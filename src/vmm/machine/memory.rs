@@ -11,6 +11,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::layout;
 use crate::model::MemorySpec;
+use crate::sys::guest_ram;
 
 /// Maps `memory_bytes` of guest memory, of which `file` has to have as many. Ordinary pages are allocated when they are
 /// first touched, or at once if they are to be prefaulted; huge ones are reserved at once either way, so that none can be
@@ -38,7 +39,12 @@ pub fn map(file: File, memory_bytes: u64, spec: &MemorySpec) -> io::Result<Guest
                 .with_file_offset(backing)
                 .build()
                 .map_err(io::Error::other)?;
-            GuestRegionMmap::new(region, GuestAddress(base)).ok_or_else(|| io::Error::other("region past the end"))
+            let region = GuestRegionMmap::new(region, GuestAddress(base))
+                .ok_or_else(|| io::Error::other("region past the end"))?;
+            if base == 0 && spec.is_on_demand() {
+                guest_ram::split_first(&region, layout::BOOT_DATA_LEN)?;
+            }
+            Ok(region)
         })
         .collect::<io::Result<Vec<_>>>()?;
     GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)
@@ -47,7 +53,6 @@ pub fn map(file: File, memory_bytes: u64, spec: &MemorySpec) -> io::Result<Guest
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::guest_ram;
     use std::os::unix::fs::MetadataExt;
     use vm_memory::{Bytes, GuestMemoryBackend};
 

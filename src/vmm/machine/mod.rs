@@ -132,9 +132,9 @@ pub struct Plan<'a> {
     /// What kind of pages it has, and where they come from.
     pub memory: MemorySpec,
     /// Kernel image.
-    pub kernel: &'a mut File,
+    pub kernel: &'a File,
     /// Initial RAM disk.
-    pub initrd: Option<&'a mut File>,
+    pub initrd: Option<&'a File>,
     /// Kernel command line.
     pub cmdline: &'a str,
     /// By what the guest speaks with its console.
@@ -210,7 +210,12 @@ impl Machine {
 
         let kickers = vcpus.iter().map(|vcpu| vm.kicker(vcpu)).collect::<Result<Vec<_>, _>>()?;
 
-        let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
+        let images = boot::Images {
+            kernel: plan.kernel,
+            initrd: plan.initrd,
+            is_shared: plan.memory.is_on_demand(),
+            cmdline: plan.cmdline,
+        };
         let apic_ids: Vec<u8> = (0..plan.vcpus).map(|index| topology.apic_id(index) as u8).collect();
         let has_serial = matches!(plan.console, Console::Serial { .. });
         let hotplug_slots = plan.hotplug_slots;

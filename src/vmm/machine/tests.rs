@@ -61,7 +61,7 @@ fn machine_with(console: impl FnOnce(Writer, Arc<EventFd>) -> Console) -> Option
         ram: guest_ram::create(64 << 20).unwrap().into(),
         memory_bytes: 64 << 20,
         memory: MemorySpec::default(),
-        kernel: &mut kernel(),
+        kernel: &kernel(),
         initrd: None,
         cmdline: "",
         console,
