@@ -211,7 +211,7 @@ fn uploads_that_break_the_protocol_are_refused() {
     let header = |name: &str| Part::Header(Header { name: name.into(), ..Default::default() });
     let name = "operator/plugins/x";
     let chunk = |len: usize| Part::Chunk(vec![0; len]);
-    let too_much = std::iter::once(header(name)).chain((0..257).map(|_| chunk(64 << 10))).collect();
+    let too_much = std::iter::once(header(name)).chain((0..385).map(|_| chunk(64 << 10))).collect();
     for (what, parts) in [
         ("nothing", vec![]),
         ("no header", vec![chunk(8)]),
@@ -220,7 +220,7 @@ fn uploads_that_break_the_protocol_are_refused() {
         ("bad name", vec![header("operator/plugins/A B"), chunk(8)]),
         ("no name", vec![header(""), chunk(8)]),
         ("a chunk that is too long", vec![header(name), chunk((64 << 10) + 1)]),
-        ("more than 16 MiB", too_much),
+        ("more than 24 MiB", too_much),
     ] {
         let refused = operator.load_parts(parts).unwrap_err();
         let code = facts(&refused).code;

@@ -27,7 +27,7 @@ use super::super::view::plugin::{PluginView, plugin_table};
 use super::sign::signatures_for;
 
 /// Longest component, in bytes, as the API has it.
-const MAX_COMPONENT_LEN: u64 = 16 << 20;
+const MAX_COMPONENT_LEN: u64 = 24 << 20;
 /// Bytes per request, as the API has it.
 pub(super) const CHUNK_LEN: usize = 64 << 10;
 /// Compilation included.

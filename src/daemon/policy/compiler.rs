@@ -36,12 +36,12 @@ use super::text::to_line;
 pub const ROLE: &str = "policy-compile";
 /// Says that missing rights to leave the host are no error: for a daemon that jails nothing.
 const LENIENT: &str = "lenient";
-/// Address space of the compiler, in bytes; the engine's own reservations are some 200 MiB of it.
+/// Address space of the compiler, in bytes; the engine's own reservations are some 350 MiB of it.
 const MEMORY_BYTES: u64 = 2 << 30;
-/// Processor time of the compiler, in seconds. A component of 16 MiB takes some ten.
-const CPU_SECONDS: u64 = 30;
+/// Processor time of the compiler, in seconds. A component with an engine of JavaScript takes some sixteen.
+const CPU_SECONDS: u64 = 60;
 /// Longest by the clock: the processor is shared.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(180);
 /// Longest artefact, in bytes.
 pub(super) const MAX_ARTEFACT_LEN: u64 = 256 << 20;
 /// `nobody`: owns nothing.

@@ -18,6 +18,11 @@ use wasmtime::{
 use super::imports::Call;
 use super::limits::Limits;
 
+/// Core modules in one component: a plugin in Python has 38. They cost nothing before they are instantiated.
+const CORE_INSTANCES: u32 = 64;
+/// The engine's bookkeeping of one instance, in bytes: some 24 for each of its functions, of which an engine of JavaScript has
+/// ten thousand. What an instance does not need of it is not allocated.
+const INSTANCE_BYTES: usize = 2 << 20;
 /// How often the epoch moves while a plugin runs. A call is cut at most about two ticks after its deadline.
 const TICK: Duration = Duration::from_millis(1);
 /// Stack of a plugin, in bytes; overflow is a trap.
@@ -74,14 +79,14 @@ pub(super) fn config(limits: &Limits) -> Config {
     let slot_bytes = limits.memory_bytes.saturating_mul(2);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(INSTANCES)
-        .total_core_instances(INSTANCES * 8)
+        .total_core_instances(INSTANCES * CORE_INSTANCES)
         .total_memories(INSTANCES)
         .total_tables(INSTANCES * 4)
-        .max_core_instances_per_component(8)
+        .max_core_instances_per_component(CORE_INSTANCES)
         .max_memories_per_component(1)
         .max_tables_per_component(4)
-        .max_component_instance_size(64 << 10)
-        .max_core_instance_size(64 << 10)
+        .max_component_instance_size(INSTANCE_BYTES)
+        .max_core_instance_size(INSTANCE_BYTES)
         .table_elements(10_000)
         .max_memory_size(slot_bytes)
         .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)

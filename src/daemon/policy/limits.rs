@@ -32,10 +32,12 @@ pub(super) const MAX_SETTING_KEY_BYTES: usize = 64;
 /// Longest value of a setting, in bytes.
 pub(super) const MAX_SETTING_VALUE_BYTES: usize = 4096;
 
-/// What plugins may use. The default suits plugins compiled from Rust or C; an interpreter in a component needs more.
+/// What plugins may use. The default has room for an engine of JavaScript or an interpreter of Python in the component;
+/// plugins compiled from Rust or C need a hundredth of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Linear memory of an instance, in bytes, a multiple of 64 KiB. Default 8 MiB.
+    /// Linear memory of an instance, in bytes, a multiple of 64 KiB. Default 16 MiB: Python begins
+    /// with 12.
     pub memory_bytes: usize,
     /// Longest call, by the clock. Default 50 ms.
     pub deadline: Duration,
@@ -44,7 +46,7 @@ pub struct Limits {
     pub fuel: u64,
     /// Bytes that a plugin may hand to the host in one answer or one call of an import. Default 256 KiB.
     pub host_call_bytes: usize,
-    /// Size of a component, in bytes. Default 16 MiB.
+    /// Size of a component, in bytes. Default 24 MiB: one in Python has 18.
     pub component_bytes: usize,
     /// Components compiled at the same time; further loads wait. Default 1.
     pub compilers: usize,
@@ -59,11 +61,11 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            memory_bytes: 8 << 20,
+            memory_bytes: 16 << 20,
             deadline: Duration::from_millis(50),
             fuel: 20_000_000,
             host_call_bytes: 256 << 10,
-            component_bytes: 16 << 20,
+            component_bytes: 24 << 20,
             compilers: 1,
             queue_depth: 64,
             queue_whole: 1024,

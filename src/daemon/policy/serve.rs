@@ -47,7 +47,7 @@ use super::{confine, prepare};
 pub const ROLE: &str = "policy-host";
 /// How long a thread looks for the next question before it sleeps: about what waking it up would cost.
 pub(super) const LOOKS_FOR: Duration = Duration::from_micros(50);
-/// Address space of the process, in bytes: slots of instances (some 400 MiB, hardly any of it in use), and every plugin's
+/// Address space of the process, in bytes: slots of instances (some 500 MiB, hardly any of it in use), and every plugin's
 /// code (some 100 KiB each, from Rust).
 const MEMORY_BYTES: u64 = 2 << 30;
 /// What the process may use together with the kernel on its behalf. The address space ends first, which refuses a plugin;

@@ -141,7 +141,7 @@ async fn refuses_what_is_no_plugin_and_says_what_to_do() {
         ("truncated", |e| matches!(e, LoadError::NotCompiled { .. }), "build and send it again"),
         ("clock", |e| matches!(e, LoadError::UndeclaredImports(_)), "wasi:clocks/monotonic-clock@0.2.0"),
         ("no-hook", |e| matches!(e, LoadError::MissingExport(_)), "any hook (ostler:policy/admit-hook"),
-        ("large", |e| matches!(e, LoadError::TooMuchMemory { wanted_bytes: 12_582_912, .. }), "8388608"),
+        ("large", |e| matches!(e, LoadError::TooMuchMemory { wanted_bytes: 25_165_824, .. }), "16777216"),
         ("describe-trap", |e| matches!(e, LoadError::Faulted { fault: PolicyFault::Trap(_), .. }), "describe"),
         ("describe-loop", |e| matches!(e, LoadError::Faulted { .. }), "describe"),
         ("start-loop", |e| matches!(e, LoadError::Faulted { .. }), "describe"),

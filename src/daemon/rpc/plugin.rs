@@ -24,7 +24,7 @@ use crate::model::{
 };
 
 /// Longest component, in bytes, as the public contract says.
-pub(super) const MAX_COMPONENT_LEN: usize = 16 << 20;
+pub(super) const MAX_COMPONENT_LEN: usize = 24 << 20;
 
 pub(super) struct PluginRpc {
     node: SharedNode,
