@@ -1,69 +1,12 @@
 //! What a plugin's author has: the commands that need no daemon, and fixtures made of recorded decisions. Needs no guest.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::policy::corpus;
-use crate::support::assets::{self, plugin};
+use crate::support::assets::plugin;
+use crate::support::desk::{Desk, run};
 use crate::support::{Host, facts, small};
 use ostler::api::v1;
-
-/// An author's desk: a directory, and the command line without identity and daemon.
-struct Desk(TempDir);
-
-struct Said {
-    code: Option<i32>,
-    out: String,
-    error: String,
-}
-
-impl Said {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.error))
-    }
-}
-
-fn run(command: &mut Command) -> Said {
-    let output = command.output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Said { code: output.status.code(), out: text(output.stdout), error: text(output.stderr) }
-}
-
-impl Desk {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, bytes).unwrap();
-        path
-    }
-
-    /// The file of a plugin.
-    fn plugin(&self, name: &str) -> PathBuf {
-        self.write(&format!("{}.wasm", name.replace('/', "-")), &plugin(name))
-    }
-
-    fn fixture(&self, name: &str, fixture: &Value) -> PathBuf {
-        self.write(name, fixture.to_string().as_bytes())
-    }
-
-    /// `ostler plugin …` of an author who has nothing else: no identity, no daemon, no variable.
-    fn ostler(&self, arguments: &[&dyn AsRef<std::ffi::OsStr>]) -> Said {
-        let mut command = Command::new(assets::binary());
-        command.env_clear().current_dir(self.path()).arg("plugin");
-        run(command.args(arguments.iter().map(|argument| argument.as_ref())))
-    }
-}
 
 /// What is refused: its name, its bytes, its settings.
 type Refused = (String, Vec<u8>, &'static [(&'static str, &'static str)]);

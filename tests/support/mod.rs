@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Environment: `OSTLER_BIN` (else the binary that cargo built), `OSTLER_ASSETS` (a directory with `images/`, `plugins/`,
-//! `client/` and `python/`; else `target/lab/images`, `target/plugins`, `target/python` and `target/lab/python`) and
-//! `OSTLER_PYTHON` (an interpreter; else `target/lab/python/bin/python3`).
+//! `client/`, `python/` and `examples/`; else `target/lab/images`, `target/plugins`, `target/python`, `target/lab/python`
+//! and `target/lab/examples`) and `OSTLER_PYTHON` (an interpreter; else `target/lab/python/bin/python3`).
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses another part")]
 
@@ -19,6 +19,7 @@ pub mod certs;
 pub mod client;
 pub mod console;
 pub mod crash;
+pub mod desk;
 pub mod drives;
 pub mod guest;
 pub mod holdings;

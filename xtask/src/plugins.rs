@@ -1,8 +1,9 @@
 //! Builds the policy plugins: Rust to a core module to a component, and the hostile fixtures of the tests from text.
 //!
 //! [`build`] is the door. [`toolchain`] sees that there is a compiler with the WebAssembly standard library; [`hostile`] makes
-//! the fixtures. Nothing is built when no input changed since the last time.
+//! the fixtures; [`examples`] builds those in other languages, which only tests need. Nothing is built when no input changed since the last time.
 
+pub(crate) mod examples;
 mod hostile;
 mod toolchain;
 
@@ -14,8 +15,13 @@ use anyhow::{Context, Result, ensure};
 use plugin_build::{TARGET, Toolchain, componentize};
 use sha2::{Digest, Sha256};
 
-/// Folders below `plugins/` that become `<name>.wasm`; their packages are called `plugin-<name>`.
-const PLUGINS: [&str; 3] = ["admission", "sriov-net", "nvme"];
+/// Names of plugins, each of which becomes `<name>.wasm`, and their packages. The last is the example in Rust.
+const PLUGINS: [(&str, &str); 4] = [
+    ("admission", "plugin-admission"),
+    ("sriov-net", "plugin-sriov-net"),
+    ("nvme", "plugin-nvme"),
+    ("size-limit", "size-limit"),
+];
 
 /// What the outputs are made from, beside the compiler.
 const INPUTS: [&str; 7] =
@@ -27,9 +33,9 @@ const INPUTS: [&str; 7] =
 /// error says what to install otherwise.
 pub(crate) fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let started = Instant::now();
-    let outputs: Vec<PathBuf> = PLUGINS.iter().map(|name| out.join(format!("{name}.wasm"))).collect();
+    let outputs: Vec<PathBuf> = PLUGINS.iter().map(|(name, _)| out.join(format!("{name}.wasm"))).collect();
     let stamp = out.join(".inputs");
-    let inputs = fingerprint(root)?;
+    let inputs = fingerprint(root, &INPUTS)?;
     let fixtures = hostile::outputs(out);
     let is_complete = outputs.iter().chain(&fixtures).all(|path| path.is_file());
     if is_complete && fs::read_to_string(&stamp).is_ok_and(|last| last == inputs) {
@@ -40,7 +46,7 @@ pub(crate) fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let toolchain = toolchain::find_or_install()?;
     eprintln!("plugins: building with {}", toolchain.description);
     let modules = compile(root, &toolchain)?;
-    for ((name, module), output) in PLUGINS.iter().zip(modules).zip(&outputs) {
+    for (((name, _), module), output) in PLUGINS.iter().zip(modules).zip(&outputs) {
         let component = componentize(&module).with_context(|| format!("cannot make a component of {name}"))?;
         write(output, &component)?;
         eprintln!("plugins: {} ({} bytes)", output.display(), component.len());
@@ -64,15 +70,15 @@ fn compile(root: &Path, toolchain: &Toolchain) -> Result<Vec<Vec<u8>>> {
         .current_dir(root)
         .args(["build", "--locked", "--lib", "--profile", "plugin", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
-    for name in PLUGINS {
-        cargo.arg("--package").arg(format!("plugin-{name}"));
+    for (_, package) in PLUGINS {
+        cargo.args(["--package", package]);
     }
     let status = cargo.status().with_context(|| format!("cannot run {:?}", cargo.get_program()))?;
     ensure!(status.success(), "the plugin build failed ({status}); the compiler's messages are above");
     PLUGINS
         .iter()
-        .map(|name| {
-            let path = target_dir.join(TARGET).join("plugin").join(format!("plugin_{}.wasm", name.replace('-', "_")));
+        .map(|(_, package)| {
+            let path = target_dir.join(TARGET).join("plugin").join(format!("{}.wasm", package.replace('-', "_")));
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
         })
         .collect()
@@ -86,10 +92,10 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// SHA-256 over names and contents of all inputs.
-fn fingerprint(root: &Path) -> Result<String> {
+/// SHA-256 over names and contents of all inputs below `root`.
+fn fingerprint(root: &Path, inputs: &[&str]) -> Result<String> {
     let mut files = Vec::new();
-    for input in INPUTS {
+    for input in inputs {
         collect(&root.join(input), &mut files)?;
     }
     files.sort();

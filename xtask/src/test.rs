@@ -3,9 +3,8 @@
 //! The tests of a program are run as suites: its modules if it is `host` or `guests`, else all of it. The suites of
 //! `guests` are named in the root package's `[package.metadata.lab] tests`; they run on this machine if its KVM can boot
 //! Linux, else each in a lab of its own, in the order of that list. The others run here. A guest test finds
-//! `OSTLER_BIN` (the `ostler` program), `OSTLER_ASSETS` (a directory with `images/`, `plugins/`, `client/` and `python/`),
-//! `OSTLER_PYTHON` (in the lab: its own interpreter) and `OSTLER_SKIPPED`
-//! (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns). Unit tests of the
+//! `OSTLER_BIN` (the `ostler` program), `OSTLER_ASSETS` (a directory with `images/`, `plugins/`, `client/`, `python/` and, not
+//! in the lab, `examples/`), `OSTLER_PYTHON` (in the lab: its own interpreter) and `OSTLER_SKIPPED` (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns). Unit tests of the
 //! library that lack something of this machine (vhost-net, taps) are run once more in the lab, which has it.
 
 use crate::lab::{self, Errand, probe};
@@ -109,6 +108,7 @@ impl Message {
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
     let assets = assets(workspace)?;
     add_client(workspace, &assets)?;
+    link(&assets, [("examples", plugins::examples::build(workspace)?)])?;
     let order = guest_suites(&workspace.root().join("Cargo.toml"))?;
     let (ostler, programs) = build_tests(workspace, &arguments.suites, &order)?;
     let mut suites = Vec::new();
@@ -196,7 +196,7 @@ fn add_client(workspace: &Workspace, assets: &Path) -> Result<()> {
     link(assets, [("client", client), ("python", workspace.lab("python"))])
 }
 
-fn link(assets: &Path, targets: [(&str, PathBuf); 2]) -> Result<()> {
+fn link<const N: usize>(assets: &Path, targets: [(&str, PathBuf); N]) -> Result<()> {
     for (name, target) in targets {
         remove(&assets.join(name))?;
         std::os::unix::fs::symlink(target, assets.join(name))?;

@@ -1,4 +1,4 @@
-//! Admits VMs by a tenant's limits. The example to read first when writing a plugin.
+//! Admits VMs by a tenant's limits. The examples to read first when writing a plugin are in `../examples`.
 //!
 //! Settings, all optional; a limit that is not set does not limit:
 //!

@@ -1,67 +1,57 @@
-//! From a policy plugin's crate to a component. Key functions: [`find`], [`build`], [`componentize`].
+//! From a policy plugin's source to a component. Key functions: [`build`], [`find`], [`componentize`].
 //!
-//! For authors (`ostler plugin build`) and for the plugins of this repository (`cargo xtask plugins`).
+//! For authors (`ostler plugin build`) and for the plugins of this repository (`cargo xtask plugins`). A component imports
+//! what its world grants and nothing else, whatever its language: [`rust`] and [`c`] have no system interface at all, and in
+//! [`js`] and [`python`] nothing stands behind it.
 
+mod c;
+mod js;
+mod project;
+mod python;
+mod rust;
 mod toolchain;
+mod tools;
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::Result;
 use wit_component::ComponentEncoder;
 
+pub use c::DEBIAN_PACKAGES as C_DEBIAN_PACKAGES;
+pub use project::{Language, MANIFEST};
 pub use toolchain::{DEBIAN_PACKAGES, OLDEST, TARGET, Toolchain, find};
+pub use tools::{Missing, Toolbox};
+
+use project::Project;
 
 /// A core module that carries its world (as `wit-bindgen` leaves it) to a component.
 pub fn componentize(module: &[u8]) -> Result<Vec<u8>> {
     ComponentEncoder::default().validate(true).module(module)?.encode()
 }
 
-/// Builds the crate in `dir`, and gives its component. The compiler's messages go to stderr.
-pub fn build(toolchain: &Toolchain, dir: &Path) -> Result<Vec<u8>> {
-    let mut cargo = toolchain.cargo();
-    cargo
-        .current_dir(dir)
-        .args(["build", "--release", "--lib", "--target", TARGET, "--message-format=json-render-diagnostics"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
-    let output = cargo.output().with_context(|| format!("cannot run {:?}", cargo.get_program()))?;
-    ensure!(output.status.success(), "the build failed ({}); the compiler's messages are above", output.status);
-    let module = made(&output.stdout).context("the build made no .wasm: is the crate's type `cdylib`?")?;
-    let bytes = fs::read(&module).with_context(|| format!("cannot read {}", module.display()))?;
-    match componentize(&bytes) {
-        Ok(component) => Ok(component),
-        Err(error) => bail!("{} cannot be made a component: {error:#}", module.display()),
-    }
+/// What [`build`] made.
+pub struct Built {
+    /// The component's bytes.
+    pub component: Vec<u8>,
+    /// For people: by what.
+    pub by: String,
 }
 
-/// The last core module that cargo tells of: that of the crate itself.
-fn made(messages: &[u8]) -> Option<PathBuf> {
-    let mut files = messages.split(|byte| *byte == b'\n').filter_map(|line| {
-        let message: Value = serde_json::from_slice(line).ok()?;
-        let files = message.get("filenames")?.as_array()?.iter().filter_map(Value::as_str);
-        files.map(PathBuf::from).find(|file| file.extension().is_some_and(|extension| extension == "wasm"))
-    });
-    files.next_back()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_crates_own_module_is_the_last_that_was_made() {
-        let messages = concat!(
-            r#"{"reason":"compiler-artifact","filenames":["/t/libsdk.rlib"]}"#,
-            "\n",
-            r#"{"reason":"compiler-artifact","filenames":["/t/mine.wasm","/t/mine.d"]}"#,
-            "\n",
-            r#"{"reason":"build-finished","success":true}"#,
-            "\n"
-        );
-        assert_eq!(made(messages.as_bytes()), Some(PathBuf::from("/t/mine.wasm")));
-        assert_eq!(made(b"{}\nnonsense"), None);
+/// Builds the plugin in `dir` with what is in `toolbox`; files in between lie in its folder `target`. Messages of compilers
+/// go to stderr.
+///
+/// # Errors
+/// A [`Missing`] if a tool is not there; else what is wrong with the project, or that its build failed.
+pub fn build(dir: &Path, toolbox: &Toolbox) -> Result<Built> {
+    match Project::read(dir)? {
+        Project::Crate => {
+            let toolchain = find().ok_or_else(Missing::rust)?;
+            Ok(Built { component: rust::build(&toolchain, dir)?, by: toolchain.description })
+        }
+        Project::Source(source) => match source.language {
+            Language::C => c::build(&source, toolbox),
+            Language::Js => js::build(&source, toolbox),
+            Language::Python => python::build(&source, toolbox),
+        },
     }
 }

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::super::units;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuthorCommand {
-    /// Make a crate that is a plugin already, in Rust, with everything that it needs; needs no daemon
+    /// Make a directory that is a plugin already, with everything that it needs; needs no daemon
     New(PluginNewArgs),
-    /// Build a plugin's crate into a component; needs no daemon, but a Rust compiler
+    /// Build a plugin into a component; needs no daemon, but what its language is built with
     Build(PluginBuildArgs),
     /// Show a component's digest, hooks and imports, without running it; needs no daemon
     Inspect(PluginFileArg),
@@ -30,14 +30,27 @@ pub(crate) enum AuthorCommand {
 pub(crate) struct PluginNewArgs {
     /// The plugin's name
     pub(crate) name: String,
-    /// Where the crate is made; must not exist [default: the name]
+    /// What it is written in
+    #[arg(long, value_name = "LANGUAGE", value_enum, default_value_t)]
+    pub(crate) lang: PluginLanguage,
+    /// Where it is made; must not exist [default: the name]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }
 
+/// Languages that there is an example in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum PluginLanguage {
+    #[default]
+    Rust,
+    C,
+    Js,
+    Python,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct PluginBuildArgs {
-    /// The crate's directory
+    /// The plugin's directory: a crate, or what has a plugin.toml
     #[arg(default_value = ".")]
     pub(crate) dir: PathBuf,
     /// Where the component is written

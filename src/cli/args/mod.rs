@@ -26,8 +26,8 @@ use super::failure::Exit;
 
 pub(crate) use apply::ApplyArgs;
 pub(crate) use author::{
-    AuthorCommand, PluginBenchArgs, PluginBuildArgs, PluginCheckArgs, PluginFixtureArgs, PluginNewArgs, PluginRunArgs,
-    PluginTestArgs,
+    AuthorCommand, PluginBenchArgs, PluginBuildArgs, PluginCheckArgs, PluginFixtureArgs, PluginLanguage, PluginNewArgs,
+    PluginRunArgs, PluginTestArgs,
 };
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};

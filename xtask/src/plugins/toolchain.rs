@@ -1,5 +1,5 @@
-//! Sees that there is a compiler for plugins: installs Debian's packages when there is none, and it may. Key function:
-//! [`find_or_install`]. The user's own toolchain is never changed: the error names the command that would.
+//! Sees that there are compilers for plugins: installs Debian's packages when there are none, and it may. Key functions:
+//! [`find_or_install`], [`install`]. The user's own toolchain is never changed: the error names the command that would.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,25 +12,27 @@ pub(super) fn find_or_install() -> Result<Toolchain> {
     if let Some(toolchain) = find() {
         return Ok(toolchain);
     }
-    let install = format!("apt-get install -y {}", DEBIAN_PACKAGES.join(" "));
-    if is_root() && Path::new("/usr/bin/apt-get").exists() {
-        eprintln!("plugins: installing Debian's compiler: {install}");
-        let mut args = vec!["install", "-y", "--no-install-recommends"];
-        args.extend(DEBIAN_PACKAGES);
-        // With an old list of packages apt would install an old compiler. Without the network, what is known may do.
-        runs("apt-get", &["-q", "update"]);
-        if runs("apt-get", &args) {
-            return find().with_context(|| {
-                format!(
-                    "`{install}` worked, but left no compiler {OLDEST} or newer with its library source and a linker"
-                )
-            });
-        }
+    let command = format!("apt-get install -y {}", DEBIAN_PACKAGES.join(" "));
+    if install(&DEBIAN_PACKAGES) {
+        return find().with_context(|| {
+            format!("`{command}` worked, but left no compiler {OLDEST} or newer with its library source and a linker")
+        });
     }
     bail!(
         "no Rust compiler with {TARGET} found: run `rustup target add {TARGET}`, \
-         or on Debian, as root, `{install}`"
+         or on Debian, as root, `{command}`"
     )
+}
+
+/// Installs Debian's packages, if this is Debian's root; whether that worked.
+pub(super) fn install(packages: &[&str]) -> bool {
+    if !is_root() || !Path::new("/usr/bin/apt-get").exists() {
+        return false;
+    }
+    eprintln!("plugins: installing Debian's packages {}", packages.join(" "));
+    // With an old list of packages apt would install an old compiler. Without the network, what is known may do.
+    runs("apt-get", &["-q", "update"]);
+    runs("apt-get", &[&["install", "-y", "--no-install-recommends"], packages].concat())
 }
 
 fn is_root() -> bool {
