@@ -172,6 +172,7 @@ fn run_in_lab(
         is_counting,
         memory_mib: LAB_MEMORY_MIB,
         cpus: lab::CPUS,
+        nodes: 1,
         label: None,
         timeout: Some(LIMIT),
         out: Some(out.clone()),

@@ -39,6 +39,8 @@ const MEMORY_LIMIT_MIB: u32 = 12 << 10;
 pub(super) struct Shape {
     pub(super) memory_mib: u32,
     pub(super) cpus: u32,
+    /// NUMA nodes: each has a share of the memory, and a CPU if there is more than one.
+    pub(super) nodes: u32,
     /// The clock counts executed instructions instead of time; one CPU.
     pub(super) is_counting: bool,
     /// Standard input and output become the lab's console.
@@ -82,6 +84,9 @@ impl<'a> Machine<'a> {
     pub(super) fn run(&self, shape: &Shape) -> Result<End> {
         if shape.memory_mib > MEMORY_LIMIT_MIB {
             bail!("a lab of {} MiB is too large: at most {MEMORY_LIMIT_MIB} MiB", shape.memory_mib);
+        }
+        if shape.nodes > 1 && (shape.is_counting || !shape.memory_mib.is_multiple_of(shape.nodes)) {
+            bail!("{} nodes: the memory is to be a multiple of that, and the clock does not count then", shape.nodes);
         }
         let started = Instant::now();
         for file in ["output", "status", "console"] {
@@ -162,7 +167,15 @@ impl<'a> Machine<'a> {
         if shape.is_counting {
             command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]);
         } else {
-            command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-smp", &shape.cpus.to_string()]);
+            // One after the other where each node has its own: at once they disturb nested guests (`CPUS`).
+            let threads = if shape.nodes > 1 { "single" } else { "multi" };
+            let accelerator = format!("tcg,thread={threads},tb-size=1024");
+            command.args(["-accel", &accelerator, "-smp", &shape.cpus.max(shape.nodes).to_string()]);
+        }
+        for number in (0..shape.nodes).filter(|_| shape.nodes > 1) {
+            let mib = shape.memory_mib / shape.nodes;
+            command.arg("-object").arg(format!("memory-backend-ram,id=node{number},size={mib}M"));
+            command.arg("-numa").arg(format!("node,nodeid={number},cpus={number},memdev=node{number}"));
         }
         command.args([
             "-m",

@@ -41,6 +41,9 @@ pub(crate) struct LabArguments {
     /// CPUs of the lab host
     #[arg(long, default_value_t = CPUS)]
     cpus: u32,
+    /// NUMA nodes of the lab host, each with a share of its memory and, if there are several, a CPU
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    nodes: u32,
     /// Let the lab's clock count executed instructions (1 ns each) instead of time
     #[arg(long)]
     counting: bool,
@@ -76,6 +79,8 @@ pub(crate) struct Errand {
     pub(crate) memory_mib: u32,
     /// Lab host's CPUs.
     pub(crate) cpus: u32,
+    /// Its NUMA nodes; 0 is one.
+    pub(crate) nodes: u32,
     /// When to give up.
     pub(crate) timeout: Option<Duration>,
     /// Stands before each line of output, to tell labs apart that run at once.
@@ -91,6 +96,7 @@ pub(crate) fn run_chore(workspace: &Workspace, arguments: &LabArguments) -> Resu
         is_counting: arguments.counting,
         memory_mib: arguments.memory,
         cpus: arguments.cpus,
+        nodes: arguments.nodes,
         timeout: arguments.timeout.map(Duration::from_secs),
         out: arguments.out.clone(),
         environment: contract(),
@@ -154,6 +160,7 @@ pub(crate) fn run(workspace: &Workspace, errand: &Errand) -> Result<u8> {
     let shape = Shape {
         memory_mib: errand.memory_mib,
         cpus: errand.cpus,
+        nodes: errand.nodes,
         is_counting: errand.is_counting,
         is_shell: errand.command.is_empty(),
         timeout: errand.timeout,
