@@ -24,6 +24,7 @@ mod net_io;
 mod nvme;
 mod operations_guests;
 mod pause;
+mod placement_guests;
 mod python_guests;
 mod restart;
 mod sequences;

@@ -23,6 +23,7 @@ mod languages;
 mod lists;
 mod matrix;
 mod operations;
+mod placement;
 mod plugins_offline;
 mod policy;
 mod policy_host;

@@ -119,6 +119,20 @@ fn a_run_shows_the_answer_its_cost_and_what_was_logged() {
 }
 
 #[test]
+fn the_placement_plugin_keeps_to_its_fixtures() {
+    let desk = Desk::new();
+    let placement = desk.plugin("placement");
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/placement/fixtures");
+    let seen = desk.ostler(&[&"test", &placement, &fixtures]);
+    assert!(seen.code == Some(0) && seen.out.contains("4 passed, 0 failed"), "{}{}", seen.out, seen.error);
+    let table = desk.ostler(&[&"run", &placement, &"--fixture", &fixtures.join("reserved.json")]).out;
+    assert!(table.contains("1  node 1     -1000\n"), "{table}");
+    assert!(table.contains("-  node 0     no: memory.promised: node 0 has 16384 MiB"), "{table}");
+    let bench = desk.ostler(&[&"bench", &placement, &"--fixture", &fixtures.join("near.json")]);
+    assert_eq!(bench.code, Some(0), "{}", bench.error);
+}
+
+#[test]
 fn what_is_no_fixture_or_does_not_fit_is_told() {
     let desk = Desk::new();
     let admission = desk.plugin("admission");

@@ -39,8 +39,17 @@ pub(crate) struct VmView {
     create_time: Option<String>,
     pub(crate) update_time: Option<String>,
     pub(crate) admission: Option<DecisionView>,
+    placement: Option<PlacementView>,
     memory_use: Option<stats::MemoryUseView>,
     etag: String,
+}
+
+/// Where policy has the VM run.
+#[derive(Debug, Serialize)]
+struct PlacementView {
+    numa_node: u32,
+    host_cpus: String,
+    decision: String,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -186,9 +195,25 @@ impl From<v1::VirtualMachine> for VmView {
             create_time: vm.create_time.and_then(moment),
             update_time: vm.update_time.and_then(moment),
             admission: vm.admission.map(DecisionView::from),
+            placement: vm.placement.map(PlacementView::from),
             memory_use: vm.memory_use.map(stats::MemoryUseView::from),
             etag: vm.etag,
         }
+    }
+}
+
+impl From<v1::Placement> for PlacementView {
+    fn from(placement: v1::Placement) -> Self {
+        let v1::Placement { numa_node, host_cpus, decision } = placement;
+        Self { numa_node, host_cpus, decision }
+    }
+}
+
+impl PlacementView {
+    fn text(&self) -> String {
+        let decision = short(&self.decision);
+        let by = if decision.is_empty() { String::new() } else { format!(" (decision {decision})") };
+        format!("NUMA node {}, CPUs {}{by}", self.numa_node, self.host_cpus)
     }
 }
 
@@ -319,6 +344,11 @@ impl VmView {
         short(&self.name)
     }
 
+    /// Where it would run, of a start that is only validated.
+    pub(crate) fn tried_place(&self) -> Option<String> {
+        self.placement.as_ref().filter(|placement| placement.decision.is_empty()).map(PlacementView::text)
+    }
+
     /// The state, with the cause if it is FAILED.
     pub(crate) fn state_text(&self) -> String {
         if self.failure.is_empty() { self.state.clone() } else { format!("{} ({})", self.state, self.failure) }
@@ -347,6 +377,7 @@ impl VmView {
         if let Some(t) = &self.spec.cpus.topology {
             add("topology", format!("{} sockets × {} cores × {} threads", t.sockets, t.cores, t.threads));
         }
+        add("placed", self.placement.as_ref().map(PlacementView::text).unwrap_or_default());
         add("disks", lines(self.spec.disks.iter().map(DiskView::text)));
         add("nics", lines(self.nics.iter().map(|nic| nic.text(self.spec.nics.iter().find(|spec| spec.id == nic.id)))));
         let status = |id: &str| self.nvme.iter().find(|nvme| nvme.id == id);
@@ -443,10 +474,10 @@ pub(crate) fn vm_table(vms: &[VmView]) -> String {
     print::table(["NAME", "STATE", "VCPUS", "MEMORY", "ADDRESS", "FAILURE"], &rows)
 }
 
-/// `tenants/acme/vms/web` as people write it.
+/// `tenants/acme/vms/web`, or a decision, as people write it.
 pub(crate) fn short(name: &str) -> String {
     match name.split('/').collect::<Vec<_>>()[..] {
-        ["tenants", tenant, "vms", vm] => format!("{tenant}/{vm}"),
+        ["tenants", tenant, "vms" | "decisions", last] => format!("{tenant}/{last}"),
         _ => name.to_owned(),
     }
 }

@@ -21,6 +21,7 @@ mod lifecycle;
 mod limits;
 mod nvme;
 mod pci;
+mod place;
 mod resources;
 #[cfg(feature = "node")]
 mod signature;
@@ -57,6 +58,7 @@ pub use nvme::{
     SelectNvmeRequest,
 };
 pub use pci::{Bdf, BdfError};
+pub use place::{PlaceCandidate, PlaceDecision, PlaceOutcome, PlaceRanking, PlaceRequest, PlaceVerdict, Placement};
 pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
 #[cfg(feature = "node")]
 pub use signature::{MAX_SIGNATURES, PluginSignature, SignatureError, SignerKey, signed_message};

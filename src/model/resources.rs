@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::SpecError;
 
 /// CPUs of a host are numbered below this (`CONFIG_NR_CPUS` of stock kernels; cpu_set_t holds as many).
@@ -13,14 +15,17 @@ const MAX_CPU: u32 = 1023;
 const MAX_NODE: u32 = 1023;
 
 /// Pages that back guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum PageSize {
     /// The host's ordinary pages.
     #[default]
+    #[serde(rename = "ordinary")]
     Small,
     /// Reserved pages of 2 MiB (hugetlbfs).
+    #[serde(rename = "two_mib")]
     Huge2M,
     /// Reserved pages of 1 GiB.
+    #[serde(rename = "one_gib")]
     Huge1G,
 }
 
@@ -161,10 +166,17 @@ fn bits(count: u32) -> u32 {
 }
 
 /// A set of the host's CPUs, written as the kernel does: `0-1,4`. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct CpuList(BTreeSet<u32>);
 
 impl CpuList {
+    /// How many there are, at least 1.
+    pub fn count(&self) -> u32 {
+        // Bounded by the highest number.
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
     /// The CPUs, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         self.0.iter().copied()
@@ -175,6 +187,20 @@ impl CpuList {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected CPUs of the host as numbers and ranges, such as 0-1,4; the highest possible is 1023")]
 pub struct CpuListError;
+
+impl TryFrom<String> for CpuList {
+    type Error = CpuListError;
+
+    fn try_from(text: String) -> Result<Self, CpuListError> {
+        text.parse()
+    }
+}
+
+impl From<CpuList> for String {
+    fn from(list: CpuList) -> Self {
+        list.to_string()
+    }
+}
 
 impl FromStr for CpuList {
     type Err = CpuListError;

@@ -6,7 +6,7 @@ use crate::{Error, Policy, read};
 
 /// Makes a component of a policy: `export!(Limits: admit, attach)`. Once in a crate of type `cdylib`.
 ///
-/// The hooks are `admit`, `attach`, `detach`, `select_vf` and `select_nvme`; the type implements the trait of each. Memory
+/// The hooks are `admit`, `attach`, `detach`, `place`, `select_vf` and `select_nvme`; the type implements the trait of each. Memory
 /// is [`Arena`](crate::Arena)'s.
 #[macro_export]
 macro_rules! export {
@@ -65,6 +65,14 @@ macro_rules! export_hook {
             }
         }
         $crate::host::detach::export!(Component with_types_in $crate::host::detach);
+    };
+    (place, $policy:ident) => {
+        impl $crate::host::place::exports::ostler::policy::place_hook::Guest for Component {
+            fn place_vm(request: $crate::place::PlaceRequest) -> Result<$crate::place::Verdict, $crate::Error> {
+                $crate::decide(|policy: &$policy| $crate::place::Place::place(policy, &request))
+            }
+        }
+        $crate::host::place::export!(Component with_types_in $crate::host::place);
     };
     (select_vf, $policy:ident) => {
         impl $crate::host::select_vf::exports::ostler::policy::select_vf_hook::Guest for Component {

@@ -65,6 +65,19 @@ pub mod detach {
     });
 }
 
+/// The hook `place`.
+pub mod place {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "package ostler:sdk; world sdk-place { export ostler:policy/place-hook@0.1.0; }",
+        world: "ostler:sdk/sdk-place",
+        with: { "ostler:policy/types@0.1.0": crate::host::base::ostler::policy::types },
+        additional_derives: [PartialEq],
+        pub_export_macro: true,
+        generate_all,
+    });
+}
+
 /// The hook `select-vf`.
 pub mod select_vf {
     wit_bindgen::generate!({

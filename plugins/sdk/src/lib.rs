@@ -37,6 +37,7 @@ mod export;
 #[doc(hidden)]
 pub mod host;
 pub mod log;
+pub mod place;
 mod policy;
 mod reasons;
 pub mod select_nvme;

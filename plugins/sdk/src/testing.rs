@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use crate::admit::AdmitRequest;
 use crate::attach::{AttachRequest, Device};
 use crate::detach::DetachRequest;
+use crate::place::{self, NodeTable, Pages, PlaceRequest};
 use crate::select_nvme::{self, Controller, NvmeTable, NvmeWish, SelectNvmeRequest};
 use crate::select_vf::{self, Pf, SelectVfRequest, VfTable, VfWish};
 use crate::{Invalid, Policy, Usage, Vm};
@@ -104,6 +105,51 @@ pub fn select_nvme(wish: NvmeWish, controllers: Vec<Controller>, candidates: &[(
             size_bytes: candidates.iter().map(|(.., size)| *size).collect(),
             block_bytes: vec![512; candidates.len()],
             last_tenant: vec![select_nvme::LastTenant::Nobody; candidates.len()],
+        },
+    }
+}
+
+/// A NUMA node of four CPUs and 16 GiB, without VMs and far from every device.
+pub fn node(number: u32) -> place::Row {
+    place::Row {
+        node: number,
+        cpus: 4,
+        memory_mib: 16 << 10,
+        available_mib: 16 << 10,
+        two_mib_pages: 0,
+        one_gib_pages: 0,
+        vms: 0,
+        own_vms: 0,
+        placed_vcpus: 0,
+        placed_mib: 0,
+        own_devices: 0,
+        free_vfs: 0,
+    }
+}
+
+/// `acme` starts `web`, which has no devices of the host, on one of these nodes.
+pub fn place(rows: &[place::Row]) -> PlaceRequest {
+    fn column<T>(rows: &[place::Row], of: impl Fn(&place::Row) -> T) -> Vec<T> {
+        rows.iter().map(of).collect()
+    }
+    PlaceRequest {
+        tenant: "acme".into(),
+        vm: vm("web"),
+        pages: Pages::Ordinary,
+        devices: 0,
+        candidates: NodeTable {
+            node: column(rows, |row| row.node),
+            cpus: column(rows, |row| row.cpus),
+            memory_mib: column(rows, |row| row.memory_mib),
+            available_mib: column(rows, |row| row.available_mib),
+            two_mib_pages: column(rows, |row| row.two_mib_pages),
+            one_gib_pages: column(rows, |row| row.one_gib_pages),
+            vms: column(rows, |row| row.vms),
+            own_vms: column(rows, |row| row.own_vms),
+            placed_vcpus: column(rows, |row| row.placed_vcpus),
+            placed_mib: column(rows, |row| row.placed_mib),
+            own_devices: column(rows, |row| row.own_devices),
+            free_vfs: column(rows, |row| row.free_vfs),
         },
     }
 }

@@ -150,7 +150,8 @@ pub(super) fn show_state(client: &Client, vm: v1::VirtualMachine, validated: Opt
     let view = VmView::from(vm);
     match (client.output, validated) {
         (Output::Table, Some(can)) => {
-            show(&format!("{} is {}, and {can}: nothing was changed\n", view.short_name(), view.state_text()))
+            let place = view.tried_place().map(|place| format!(" on {place}")).unwrap_or_default();
+            show(&format!("{} is {}, and {can}{place}: nothing was changed\n", view.short_name(), view.state_text()))
         }
         (Output::Table, None) => show(&format!("{} is {}\n", view.short_name(), view.state_text())),
         (Output::Json, _) => show(&json(&view, false)?),

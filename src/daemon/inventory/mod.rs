@@ -6,6 +6,7 @@
 mod addresses;
 mod devices;
 mod facts;
+mod nodes;
 mod nvme;
 mod users;
 
@@ -14,6 +15,9 @@ pub use addresses::{AddressPool, Lease, Network, NetworkError, PoolExhausted};
 pub use devices::samples as device_samples;
 pub use devices::{Devices, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
 pub use facts::{HostFacts, check_nic};
+#[cfg(test)]
+pub use nodes::samples as node_samples;
+pub use nodes::{Node, Nodes};
 #[cfg(test)]
 pub use nvme::samples as nvme_samples;
 pub use nvme::{Namespace, NvmeController, NvmeControllers, NvmeFacts, Secondary};

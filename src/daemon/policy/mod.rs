@@ -50,8 +50,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, Decision, DetachRequest, NvmeDecision, Opinion, Outcome, PluginDigest, PluginMode,
-    PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, VfDecision,
+    AdmitRequest, AttachRequest, Decision, DetachRequest, NvmeDecision, Opinion, Outcome, PlaceDecision, PlaceRequest,
+    PluginDigest, PluginMode, PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, VfDecision,
 };
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Refusal};
@@ -247,6 +247,11 @@ impl PolicyHost {
     /// Asks the plugins of `chain` in order which namespace or controller an NVMe device gets.
     pub async fn select_nvme(&self, chain: Arc<[Bound]>, request: SelectNvmeRequest) -> Unrecorded<NvmeDecision> {
         self.decide(chain, request, |outcome, opinions, took| NvmeDecision { outcome, opinions, took }).await
+    }
+
+    /// Asks the plugins of `chain` in order on which NUMA node a VM runs. If none of them decides it runs anywhere.
+    pub async fn place(&self, chain: Arc<[Bound]>, request: PlaceRequest) -> Unrecorded<PlaceDecision> {
+        self.decide(chain, request, |outcome, opinions, took| PlaceDecision { outcome, opinions, took }).await
     }
 
     /// Asks the plugins of `chain` in order whether a VM may have a device, as [`admit`](Self::admit) does for the VM.

@@ -5,10 +5,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::model::{PluginDigest, PluginMode, PolicyScope};
+use crate::model::{PlaceRequest, PluginDigest, PluginMode, PolicyScope};
 use crate::sys::artefact::Artefact;
 
 use super::compiler::Compiler;
+use super::hook::Question;
 
 /// A plugin's settings: key to text, fixed while it is loaded.
 pub(super) type Settings = Arc<BTreeMap<String, String>>;
@@ -153,9 +154,19 @@ impl LoadedPlugin {
         &self.0.about.summary
     }
 
-    /// Hooks that it exports: `admit`, `select-vf`, `select-nvme`.
+    /// Hooks that it exports: `admit`, `place`, ….
     pub fn hooks(&self) -> &[&'static str] {
         &self.0.about.hooks
+    }
+
+    /// Of these, the hooks at which something is lost with the last plugin. Where nobody places VMs they run anywhere.
+    pub fn hooks_to_keep(&self) -> impl Iterator<Item = &'static str> {
+        self.0.about.hooks.iter().copied().filter(|hook| *hook != PlaceRequest::HOOK)
+    }
+
+    /// Whether it has a say in where VMs run.
+    pub fn places(&self) -> bool {
+        self.serves(PlaceRequest::HOOK)
     }
 
     /// Whether it is asked at `hook`. A broken one is asked everywhere: nobody knows what it would have denied.

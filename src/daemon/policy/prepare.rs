@@ -5,7 +5,7 @@
 
 use wasmtime::component::{Component, Linker};
 
-use crate::model::{AdmitRequest, AttachRequest, DetachRequest, SelectNvmeRequest, SelectVfRequest};
+use crate::model::{AdmitRequest, AttachRequest, DetachRequest, PlaceRequest, SelectNvmeRequest, SelectVfRequest};
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Manifest, Refusal, Settings};
 
@@ -13,7 +13,7 @@ use super::call::{Code, Site};
 use super::engine::Sandbox;
 use super::hook::Question;
 use super::imports::bindings::exports::ostler::policy::{
-    admit_hook, attach_hook, detach_hook, lifecycle, select_nvme_hook, select_vf_hook,
+    admit_hook, attach_hook, detach_hook, lifecycle, place_hook, select_nvme_hook, select_vf_hook,
 };
 use super::imports::{Call, GRANTED};
 use super::limits::MAX_MESSAGE_BYTES;
@@ -22,12 +22,13 @@ use super::text::to_line;
 /// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
 /// Hooks and the interfaces that carry them: a plugin exports at least one.
-pub(super) const HOOKS: [(&str, &str); 5] = [
+pub(super) const HOOKS: [(&str, &str); 6] = [
     (AdmitRequest::HOOK, "ostler:policy/admit-hook"),
     (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook"),
     (SelectNvmeRequest::HOOK, "ostler:policy/select-nvme-hook"),
     (AttachRequest::HOOK, "ostler:policy/attach-hook"),
     (DetachRequest::HOOK, "ostler:policy/detach-hook"),
+    (PlaceRequest::HOOK, "ostler:policy/place-hook"),
 ];
 /// The package version that this host speaks; later patches of it too.
 const VERSION: (u64, u64) = (0, 1);
@@ -73,6 +74,7 @@ fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtim
             .transpose()?,
         attach: serves(AttachRequest::HOOK).then(|| attach_hook::GuestIndices::new(&instance)).transpose()?,
         detach: serves(DetachRequest::HOOK).then(|| detach_hook::GuestIndices::new(&instance)).transpose()?,
+        place: serves(PlaceRequest::HOOK).then(|| place_hook::GuestIndices::new(&instance)).transpose()?,
         instance,
     })
 }

@@ -27,7 +27,9 @@ use serde::{Deserialize, Serialize};
 use wasmtime::Engine;
 use wasmtime::component::Linker;
 
-use crate::model::{AdmitRequest, AttachRequest, DetachRequest, PolicyFault, SelectNvmeRequest, SelectVfRequest};
+use crate::model::{
+    AdmitRequest, AttachRequest, DetachRequest, PlaceRequest, PolicyFault, SelectNvmeRequest, SelectVfRequest,
+};
 use crate::sys::artefact::ArtefactReceiver;
 use crate::sys::lane::Server;
 use crate::sys::packet::{Connection, Received};
@@ -146,6 +148,7 @@ impl Host {
             SelectNvmeRequest::HOOK => ask::<SelectNvmeRequest>(site, question),
             AttachRequest::HOOK => ask::<AttachRequest>(site, question),
             DetachRequest::HOOK => ask::<DetachRequest>(site, question),
+            PlaceRequest::HOOK => ask::<PlaceRequest>(site, question),
             _ => None,
         }
     }

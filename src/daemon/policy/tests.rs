@@ -8,6 +8,7 @@ use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
 mod devices;
+mod place;
 mod replay;
 mod select_nvme;
 mod select_vf;

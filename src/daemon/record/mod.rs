@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
-use crate::model::{Decision, DeviceId, InstanceId, MacAddr, TenantId, VmId, VmName, VmSpec, VmState};
+use crate::model::{Decision, DeviceId, InstanceId, MacAddr, Placement, TenantId, VmId, VmName, VmSpec, VmState};
 use crate::sys::process::Identity;
 pub use attachment::{AddError, AttachState, Attachment, RNG, attachments_of};
 pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
@@ -50,6 +50,8 @@ pub struct VmRecord {
     /// NVMe devices that it has, in the order of `spec.nvmes()`; empty before it got them. Their namespaces stay its own
     /// until it is destroyed.
     pub nvmes: Vec<NvmeDevice>,
+    /// Where it runs, if policy has chosen that; as long as it is on. It stays there when its guest resets.
+    pub placement: Option<Placement>,
     /// User and group id of its vmm on the host, its own until it is destroyed.
     pub user: u32,
     /// When it was registered.
@@ -191,6 +193,7 @@ pub mod samples {
             }],
             vfs: vec![],
             nvmes: vec![],
+            placement: None,
             user: 0x4f00_0004,
             created: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             updated: SystemTime::UNIX_EPOCH + Duration::from_secs(2),

@@ -10,13 +10,15 @@ use crate::api::convert::{
 };
 use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
-use crate::api::{PluginName, VmRef, v1};
+use crate::api::{PluginName, VmRef, decision_name, v1};
 use crate::daemon::service::{
     AttachState, Attachment, BreakerState, CanaryRecord, CanaryState, ChainSigners, DeviceView, HeldFor, HostUse,
     Lease, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction,
     VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
 };
-use crate::model::{Counts, MacAddr, PluginMode, PluginSignature, SignerKey, SignerName, SpecError, TenantId};
+use crate::model::{
+    Counts, MacAddr, Placement, PluginMode, PluginSignature, SignerKey, SignerName, SpecError, TenantId,
+};
 use crate::sys::counter_page::now_ns;
 use crate::sys::rtnl::{LinkState, VfConfig};
 use crate::wire::counters::{BalloonCounters, DeviceCounters, Phase, QueueCounters, Reason, Statistic};
@@ -64,7 +66,14 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         nvme: vm.nvmes.iter().map(super::nvme::device).collect(),
         devices: vm.devices.iter().map(device_status).collect(),
         memory_use: None,
+        placement: vm.placement.as_ref().map(placement),
     }
+}
+
+fn placement(placement: &Placement) -> v1::Placement {
+    let Placement { node, cpus, decision } = placement;
+    let decision = decision.as_ref().map(decision_name).unwrap_or_default();
+    v1::Placement { numa_node: *node, host_cpus: cpus.to_string(), decision }
 }
 
 /// What a VM's process takes.

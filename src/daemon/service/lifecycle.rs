@@ -12,7 +12,7 @@ use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::record::{Before, VmRecord};
 use crate::daemon::store::vm_etag;
 use crate::daemon::supervisor::{CallError, OnlyIf, VmHandle};
-use crate::model::{Event, FailureCause, Refused, TenantId, VmExit, VmId, VmName, VmState, step};
+use crate::model::{Event, FailureCause, Placement, Refused, TenantId, VmExit, VmId, VmName, VmState, step};
 
 /// Where a VM is that an earlier attempt was about.
 enum Settled {
@@ -42,8 +42,8 @@ impl Node {
         }
         let vm = self.get(principal, tenant, name)?;
         let Some(handle) = self.prepare(&vm, terms, &Event::Start).await? else {
-            self.rehearse_start(&vm).await?;
-            return Ok(VmRecord::clone(&vm));
+            let placement = self.rehearse_start(&vm).await?;
+            return Ok(VmRecord { placement, ..VmRecord::clone(&vm) });
         };
         Ok(handle.start().await?)
     }
@@ -247,14 +247,16 @@ impl Node {
         }
     }
 
-    /// Whether a start would get what it needs of the host, as far as that can be told without taking it.
-    async fn rehearse_start(&self, vm: &VmRecord) -> Result<(), ServiceError> {
+    /// Whether a start would get what it needs of the host, as far as that can be told without taking it; and where the VM
+    /// would run.
+    async fn rehearse_start(&self, vm: &VmRecord) -> Result<Option<Placement>, ServiceError> {
         let failed = |cause: String| CallError::StartFailed(FailureCause(VmExit::LaunchFailed(cause)));
         match self.check_host(&vm.tenant, &vm.spec).await {
             Err(ServiceError::BadField(error)) => return Err(failed(error.to_string()).into()),
             other => other?,
         }
-        self.devices.rehearse(vm).await.map_err(|error| failed(error.0).into())
+        self.devices.rehearse(vm).await.map_err(|error| failed(error.0))?;
+        self.devices.rehearse_place(vm).await.map_err(|error| failed(error.0).into())
     }
 }
 

@@ -177,9 +177,9 @@ impl Plugins {
         };
         let operators = table.iter().filter(|((scope, _), view)| decides(scope, view));
         let (own, others): (Vec<_>, Vec<_>) = operators.partition(|((_, other), _)| other == name);
-        let hooks = own.iter().flat_map(|(_, view)| view.plugin.hooks());
+        let mut hooks = own.iter().flat_map(|(_, view)| view.plugin.hooks_to_keep());
         let is_served = |hook: &str| others.iter().any(|(_, view)| view.plugin.hooks().contains(&hook));
-        hooks.copied().find(|hook| !is_served(hook))
+        hooks.find(|hook| !is_served(hook))
     }
 
     fn unbind(&self, record: &PluginRecord) {

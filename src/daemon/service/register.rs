@@ -88,6 +88,7 @@ impl Node {
             nics: nics.collect(),
             vfs: Vec::new(),
             nvmes: Vec::new(),
+            placement: None,
             devices: attachments_of(&spec),
             spec,
             state: VmState::Registered,

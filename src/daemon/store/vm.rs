@@ -10,7 +10,7 @@ use super::format::{FORMAT, Unusable, from_json, from_ms, text, to_json, to_ms};
 use super::nvme;
 use super::spec::{StoredSpec, load_spec, store_spec};
 use crate::daemon::record::{AttachState, Attachment, NicLease, Run, Subnet, VfNic, VmRecord, attachments_of, mac_of};
-use crate::model::{FailureCause, PciSlot, VmExit, VmSpec, VmState};
+use crate::model::{CpuList, DecisionId, FailureCause, PciSlot, Placement, TenantId, VmExit, VmSpec, VmState};
 use crate::sys::process::Identity;
 
 #[derive(Serialize, Deserialize)]
@@ -30,6 +30,8 @@ struct StoredVm {
     vfs: Vec<StoredVf>,
     #[serde(default)]
     nvmes: Vec<nvme::StoredDevice>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    placement: Option<StoredPlacement>,
     /// 0: of a daemon that gave VMs no user of their own.
     #[serde(default)]
     user: u32,
@@ -102,6 +104,14 @@ struct StoredVf {
     mac: String,
 }
 
+#[derive(Serialize, Deserialize)]
+struct StoredPlacement {
+    node: u32,
+    cpus: CpuList,
+    /// Number of the decision, in the VM's tenant's chain.
+    decision: u64,
+}
+
 pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
     to_json(&StoredVm {
         format: FORMAT,
@@ -115,6 +125,7 @@ pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
         nics: vm.nics.iter().map(|n| StoredNic { id: n.id.to_string(), network: n.subnet.network() }).collect(),
         vfs: vm.vfs.iter().map(store_vf).collect(),
         nvmes: vm.nvmes.iter().map(nvme::store_device).collect(),
+        placement: vm.placement.as_ref().and_then(store_placement),
         user: vm.user,
         created_ms: to_ms(vm.created),
         updated_ms: to_ms(vm.updated),
@@ -147,6 +158,7 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         nics,
         vfs: vm.vfs.into_iter().map(load_vf).collect::<Result<_, _>>()?,
         nvmes: vm.nvmes.into_iter().map(nvme::load_device).collect::<Result<_, _>>()?,
+        placement: vm.placement.map(|placement| load_placement(placement, &tenant)),
         user: vm.user,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
@@ -200,6 +212,17 @@ fn load_vf(vf: StoredVf) -> Result<VfNic, Unusable> {
         pf_interface: vf.pf_interface,
         mac: vf.mac.parse().map_err(text)?,
     })
+}
+
+/// What was only tried is not the VM's, and in no etag.
+fn store_placement(placement: &Placement) -> Option<StoredPlacement> {
+    let Placement { node, cpus, decision } = placement;
+    Some(StoredPlacement { node: *node, cpus: cpus.clone(), decision: decision.as_ref()?.sequence })
+}
+
+fn load_placement(placement: StoredPlacement, tenant: &TenantId) -> Placement {
+    let StoredPlacement { node, cpus, decision } = placement;
+    Placement { node, cpus, decision: Some(DecisionId { tenant: tenant.clone(), sequence: decision }) }
 }
 
 fn store_state(state: &VmState) -> StoredState {

@@ -37,6 +37,7 @@ impl VmTask {
         }
         self.vm.vfs.clone_from(&spawned.vfs);
         self.vm.nvmes.clone_from(&spawned.nvmes);
+        self.vm.placement.clone_from(&spawned.placement);
         let recorded = self.shared.journal.update(self.vm.clone()).await;
         crash::reach(Point::LaunchRecorded);
         let (process, link, last_word) = match recorded {

@@ -26,7 +26,7 @@ use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::CallId;
-use crate::model::{InstanceId, JailFacts, Launch, NicSpec, PageSize, SpecError, VmId};
+use crate::model::{CpuList, InstanceId, JailFacts, Launch, NicSpec, PageSize, Placement, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
 use crate::sys::guest_ram;
@@ -73,6 +73,8 @@ pub(super) struct Spawned {
     pub(super) vfs: Vec<VfNic>,
     /// NVMe devices that it has, each with its function.
     pub(super) nvmes: Vec<NvmeDevice>,
+    /// Where it runs, if policy has chosen that.
+    pub(super) placement: Option<Placement>,
     roles: Vec<Role>,
     descriptors: Vec<OwnedFd>,
 }
@@ -98,7 +100,7 @@ pub(super) fn arg0(uid: VmId) -> String {
     format!("{ARG0}{uid}")
 }
 
-/// Claims the devices that `vm` needs and has not, then makes the run `instance`.
+/// Claims the devices that `vm` needs and has not, and a place, then makes the run `instance`.
 pub(super) async fn launch(
     shared: Arc<Shared>,
     mut vm: VmRecord,
@@ -111,6 +113,10 @@ pub(super) async fn launch(
         let given = shared.devices.claim_nvmes(vm.clone()).await?;
         vm.nvmes.retain(|known| given.iter().all(|device| device.id != known.id));
         vm.nvmes.extend(given);
+    }
+    // A guest that resets stays where it is, as it keeps its devices.
+    if vm.placement.is_none() {
+        vm.placement = shared.devices.place(vm.clone()).await?;
     }
     for id in vm.devices_of_host() {
         shared.devices.attach(vm.uid, id).await?;
@@ -179,10 +185,12 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     let log = create(&paths.log()).map_err(host("vmm log"))?;
     crash::reach(Point::LaunchFiles);
     let facts = JailFacts::new(&launch, vm.user, longest_file_bytes);
-    let process = start(shared, &launch, &facts, control.as_fd(), log)?;
+    let cpus = vm.placement.as_ref().map(|placement| &placement.cpus).or(launch.cpus.host_cpus.as_ref());
+    let process = start(shared, &launch, &facts, cpus, control.as_fd(), log)?;
     crash::reach(Point::LaunchSpawned);
     let (roles, descriptors) = passed.into_iter().unzip();
-    Ok(Spawned { process, vfs: vm.vfs.clone(), nvmes: vm.nvmes.clone(), roles, descriptors })
+    let (vfs, nvmes, placement) = (vm.vfs.clone(), vm.nvmes.clone(), vm.placement.clone());
+    Ok(Spawned { process, vfs, nvmes, placement, roles, descriptors })
 }
 
 /// The guest's memory. Its pages are charged to who touches them first: the vmm, by its cgroup.
@@ -205,11 +213,13 @@ fn check_hugepages(size: PageSize, memory_bytes: u64) -> Result<(), LaunchError>
     }
 }
 
-/// Starts the process: in its cgroup and as the role `jail`, which becomes the vmm; without a jail as the vmm itself.
+/// Starts the process: in its cgroup, which holds it on `cpus`, and as the role `jail`, which becomes the vmm; without a jail
+/// as the vmm itself.
 fn start(
     shared: &Shared,
     launch: &Launch,
     facts: &JailFacts,
+    cpus: Option<&CpuList>,
     control: BorrowedFd<'_>,
     log: File,
 ) -> Result<Process, LaunchError> {
@@ -217,7 +227,7 @@ fn start(
     let started = match &shared.jail {
         None => sys::spawn::detached(program, &name, &["vmm".as_ref()], control, log),
         Some(jail) => {
-            let cgroup = jail.make(launch.vm, facts, launch.cpus.host_cpus.as_ref())?;
+            let cgroup = jail.make(launch.vm, facts, cpus)?;
             crash::reach(Point::LaunchCgroup);
             let args: Vec<String> =
                 [format!("request={}", launch.request)].into_iter().chain(facts.to_args()).collect();

@@ -45,7 +45,9 @@ use crate::daemon::files::Files;
 use crate::daemon::operation::Underway;
 use crate::daemon::record::{NicLease, NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::CallId;
-use crate::model::{Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, RateLimits, Refused, VmId, WindowSize};
+use crate::model::{
+    Bdf, DeviceChange, DeviceId, DeviceSpec, FailureCause, Placement, RateLimits, Refused, VmId, WindowSize,
+};
 use crate::sys::confinement::{self, Confinement};
 use crate::sys::process::{Identity, Process};
 pub use backing::BackingError;
@@ -96,6 +98,9 @@ pub trait Devices: Send + Sync + 'static {
     /// The same for each NVMe device without a function: its namespace, unless it has one already, and a controller for
     /// this run.
     fn claim_nvmes(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>>;
+    /// Chooses where `vm` runs until it is off, if that is policy's to say; `None`: anywhere, or where its spec says. It has
+    /// its devices by then. [`release`](Self::release) undoes it.
+    fn place(&self, vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>>;
     /// Records that what `vm` has for its device `id` is about to go to its process.
     fn attach(&self, vm: VmId, id: DeviceId) -> BoxFuture<'_, Result<(), DevicesError>>;
     /// The descriptors of a virtual function that is its VM's, in the order that a launch has them: its VFIO container,

@@ -2,7 +2,7 @@
 
 use crate::daemon::record::{NicLease, RNG, Subnet, VmRecord};
 use crate::model::{
-    DeviceId, DeviceKind, DeviceLaunch, FIRST_WORDS, InstanceId, Launch, NicSpec, PciSlot, TapSpec, VmSpec,
+    DeviceId, DeviceKind, DeviceLaunch, FIRST_WORDS, InstanceId, Launch, MemorySpec, NicSpec, PciSlot, TapSpec, VmSpec,
 };
 use crate::sys::tap;
 
@@ -32,9 +32,16 @@ pub(super) fn plan(vm: &VmRecord, instance: InstanceId) -> Result<Launch, PlanEr
         has_initrd: spec.boot().initrd.is_some(),
         devices,
         request: String::new(),
-        memory: *spec.memory(),
+        memory: memory(vm),
+        // Where policy placed it, no vCPU has a CPU of its own: its cgroup holds all its threads on the node.
         cpus: spec.cpus().clone(),
     })
+}
+
+/// Where its memory comes from: as its spec says, and where it was placed.
+fn memory(vm: &VmRecord) -> MemorySpec {
+    let spec = *vm.spec.memory();
+    MemorySpec { numa_node: spec.numa_node.or(vm.placement.as_ref().map(|placement| placement.node)), ..spec }
 }
 
 /// The entropy device, which every VM has.
@@ -96,7 +103,8 @@ mod tests {
     use super::*;
     use crate::daemon::record::{NvmeDevice, VfNic, attachments_of, samples};
     use crate::model::{
-        BalloonSpec, Bdf, BootSpec, ConsoleSpec, NicBackend, NvmeSpec, NvmeWish, RateLimits, ServedBy, VfWish,
+        BalloonSpec, Bdf, BootSpec, ConsoleSpec, NicBackend, NvmeSpec, NvmeWish, Placement, RateLimits, ServedBy,
+        VfWish,
     };
 
     #[test]
@@ -115,6 +123,15 @@ mod tests {
         );
         assert_eq!(launch.memory_bytes, 256 << 20);
         assert!(launch.has_initrd);
+    }
+
+    #[test]
+    fn a_vm_that_was_placed_has_its_memory_there_and_no_vcpu_a_cpu_of_its_own() {
+        let mut vm = samples::running("acme", "web");
+        assert_eq!(plan(&vm, InstanceId::new()).unwrap().memory.numa_node, None);
+        vm.placement = Some(Placement { node: 1, cpus: "4-7".parse().unwrap(), decision: None });
+        let launch = plan(&vm, InstanceId::new()).unwrap();
+        assert_eq!((launch.memory.numa_node, launch.cpus.host_cpus), (Some(1), None));
     }
 
     #[test]

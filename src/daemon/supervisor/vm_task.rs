@@ -280,6 +280,7 @@ impl VmTask {
         if !effects.contains(&Effect::Launch) {
             self.shared.devices.release(self.vm.uid).await;
             self.vm.vfs.clear();
+            self.vm.placement = None;
             // Their namespaces stay its own: there lies its data.
             self.vm.nvmes.iter_mut().for_each(|nvme| nvme.function = None);
         }

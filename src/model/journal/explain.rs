@@ -113,7 +113,8 @@ impl DecisionEntry {
 /// What of a candidate names it.
 fn label(candidate: &Value, at: usize) -> String {
     let name = ["address", "name", "id"].into_iter().find_map(|key| candidate.get(key)?.as_str());
-    name.map_or_else(|| format!("#{at}"), str::to_owned)
+    let node = || candidate.get("node").and_then(Value::as_u64).map(|node| format!("node {node}"));
+    name.map(str::to_owned).or_else(node).unwrap_or_else(|| format!("#{at}"))
 }
 
 /// The name of an enum's variant as serde writes it, and its content.

@@ -17,6 +17,7 @@ const ATTACH: &str = "ostler:policy/attach@0.1.0";
 const DETACH: &str = "ostler:policy/detach@0.1.0";
 const SELECT_VF: &str = "ostler:policy/select-vf@0.1.0";
 const SELECT_NVME: &str = "ostler:policy/select-nvme@0.1.0";
+const PLACE: &str = "ostler:policy/place@0.1.0";
 
 /// A fixture: name of its text and of the output, its world, the parts that it shares.
 struct Fixture(&'static str, &'static str, &'static [&'static str]);
@@ -32,7 +33,7 @@ const ATTACHES: &[&str] = &["attach-type", "memory", "lifecycle"];
 const DETACHES: &[&str] = &["detach-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 39] = [
+const FIXTURES: [Fixture; 43] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("attach-abstain", ATTACH, ATTACHES),
     Fixture("attach-forge", ATTACH, ATTACHES),
@@ -58,6 +59,10 @@ const FIXTURES: [Fixture; 39] = [
     Fixture("nvme-reason", SELECT_NVME, SELECTS),
     Fixture("nvme-short", SELECT_NVME, SELECTS),
     Fixture("nvme-trap", SELECT_NVME, SELECTS),
+    Fixture("place-code", PLACE, SELECTS),
+    Fixture("place-reason", PLACE, SELECTS),
+    Fixture("place-short", PLACE, SELECTS),
+    Fixture("place-trap", PLACE, SELECTS),
     Fixture("ramble", ADMIT, LOADS),
     Fixture("recursion", ADMIT, LOADS),
     Fixture("shout", ADMIT, LOADS),

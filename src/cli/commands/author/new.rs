@@ -22,7 +22,7 @@ macro_rules! copied {
 }
 
 /// What the crate is made with: this version's interfaces and SDK. The SDK finds `wit` two directories above itself.
-const COPIED: [(&str, &str); 24] = copied![
+const COPIED: [(&str, &str); 26] = copied![
     "plugins/sdk/src/admit.rs" => "ostler/sdk/src/admit.rs",
     "plugins/sdk/src/arena.rs" => "ostler/sdk/src/arena.rs",
     "plugins/sdk/src/attach.rs" => "ostler/sdk/src/attach.rs",
@@ -31,6 +31,7 @@ const COPIED: [(&str, &str); 24] = copied![
     "plugins/sdk/src/host.rs" => "ostler/sdk/src/host.rs",
     "plugins/sdk/src/lib.rs" => "ostler/sdk/src/lib.rs",
     "plugins/sdk/src/log.rs" => "ostler/sdk/src/log.rs",
+    "plugins/sdk/src/place.rs" => "ostler/sdk/src/place.rs",
     "plugins/sdk/src/policy.rs" => "ostler/sdk/src/policy.rs",
     "plugins/sdk/src/reasons.rs" => "ostler/sdk/src/reasons.rs",
     "plugins/sdk/src/select_nvme.rs" => "ostler/sdk/src/select_nvme.rs",
@@ -43,6 +44,7 @@ const COPIED: [(&str, &str); 24] = copied![
     "wit/detach.wit" => "wit/detach.wit",
     "wit/lifecycle.wit" => "wit/lifecycle.wit",
     "wit/log.wit" => "wit/log.wit",
+    "wit/place.wit" => "wit/place.wit",
     "wit/select-nvme.wit" => "wit/select-nvme.wit",
     "wit/select-vf.wit" => "wit/select-vf.wit",
     "wit/settings.wit" => "wit/settings.wit",

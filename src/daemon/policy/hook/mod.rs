@@ -6,6 +6,7 @@
 pub(super) mod admit;
 pub(super) mod attach;
 pub(super) mod detach;
+pub(super) mod place;
 mod ranking;
 pub(super) mod select_nvme;
 pub(super) mod select_vf;
@@ -16,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, DetachRequest, Opinion, Outcome, PluginMode, PolicyFault, PolicyScope,
+    AdmitRequest, AttachRequest, DetachRequest, Opinion, Outcome, PlaceRequest, PluginMode, PolicyFault, PolicyScope,
     SelectNvmeRequest, SelectVfRequest, TenantId, Verdict,
 };
 
@@ -77,6 +78,7 @@ pub(super) fn at_hook<A: AtHook>(hook: &str, action: A) -> Option<A::Out> {
         SelectNvmeRequest::HOOK => action.at::<SelectNvmeRequest>(),
         AttachRequest::HOOK => action.at::<AttachRequest>(),
         DetachRequest::HOOK => action.at::<DetachRequest>(),
+        PlaceRequest::HOOK => action.at::<PlaceRequest>(),
         _ => return None,
     })
 }

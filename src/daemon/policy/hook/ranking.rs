@@ -1,11 +1,28 @@
-//! Candidates ranked by several plugins. Key type: [`Tally`], for hooks that choose a device.
+//! Candidates ranked by several plugins. Key type: [`Tally`], for hooks that choose one of several.
 
+use crate::daemon::policy::limits::MAX_REASONS;
 use crate::model::{Mark, Opinion, PolicyScope};
 
-use super::NO_OPINION;
+use super::{NO_OPINION, check_denial};
 
 /// Every candidate was rejected by some plugin.
 pub(super) const NO_CANDIDATE: &str = "policy.no-candidate";
+
+/// What of a ranking breaks the contract: one mark for each of so many `candidates`, and reasons that are there.
+pub(super) fn check_marks(marks: &[Mark], reasons: &[(String, String)], candidates: usize) -> Result<(), String> {
+    if marks.len() != candidates {
+        return Err(format!("{} marks for {candidates} candidates", marks.len()));
+    }
+    if reasons.len() > MAX_REASONS {
+        return Err(format!("{} reasons, at most {MAX_REASONS} are allowed", reasons.len()));
+    }
+    reasons.iter().try_for_each(|(code, message)| check_denial(code, message))?;
+    let unknown = marks.iter().find_map(|mark| match mark {
+        Mark::Reject(reason) if *reason >= reasons.len() => Some(reason),
+        _ => None,
+    });
+    unknown.map_or(Ok(()), |reason| Err(format!("a mark names reason {reason} of {}", reasons.len())))
+}
 
 /// What is wrong with a choice: code, text, and the plugin that decided, if one did.
 pub(super) type Denial = (String, String, Option<String>);

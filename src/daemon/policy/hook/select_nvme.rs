@@ -5,13 +5,12 @@
 use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::imports::bindings::exports::ostler::policy::select_nvme_hook as wit;
 use crate::daemon::policy::imports::bindings::ostler::policy::types;
-use crate::daemon::policy::limits::MAX_REASONS;
 use crate::model::{
     LastTenant, Mark, NvmeControllerView, NvmeOutcome, NvmeRanking, NvmeVerdict, NvmeWish, Opinion, PolicyFault,
     PolicyScope, SelectNvmeRequest, TenantId,
 };
 
-use super::ranking::Tally;
+use super::ranking::{Tally, check_marks};
 use super::{Question, check_denial};
 
 impl Question for SelectNvmeRequest {
@@ -42,7 +41,7 @@ impl Question for SelectNvmeRequest {
 
     fn check(&self, verdict: &NvmeVerdict, _scope: &PolicyScope) -> Result<(), String> {
         match verdict {
-            NvmeVerdict::Rank(ranking) => check_ranking(ranking, self),
+            NvmeVerdict::Rank(NvmeRanking { marks, reasons }) => check_marks(marks, reasons, self.candidates.len()),
             NvmeVerdict::Deny { code, message } => check_denial(code, message),
             NvmeVerdict::Abstain => Ok(()),
         }
@@ -55,22 +54,6 @@ impl Question for SelectNvmeRequest {
     fn combine(&self, opinions: &[Opinion<NvmeVerdict>]) -> NvmeOutcome {
         combine(opinions, self.candidates.len())
     }
-}
-
-fn check_ranking(ranking: &NvmeRanking, request: &SelectNvmeRequest) -> Result<(), String> {
-    let NvmeRanking { marks, reasons } = ranking;
-    if marks.len() != request.candidates.len() {
-        return Err(format!("{} marks for {} candidates", marks.len(), request.candidates.len()));
-    }
-    if reasons.len() > MAX_REASONS {
-        return Err(format!("{} reasons, at most {MAX_REASONS} are allowed", reasons.len()));
-    }
-    reasons.iter().try_for_each(|(code, message)| check_denial(code, message))?;
-    let unknown = marks.iter().find_map(|mark| match mark {
-        Mark::Reject(reason) if *reason >= reasons.len() => Some(reason),
-        _ => None,
-    });
-    unknown.map_or(Ok(()), |reason| Err(format!("a mark names reason {reason} of {}", reasons.len())))
 }
 
 /// What the opinions, checked and in the order asked, come to for this many candidates.

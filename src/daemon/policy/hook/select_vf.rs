@@ -6,13 +6,13 @@
 use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::imports::bindings::exports::ostler::policy::select_vf_hook as wit;
 use crate::daemon::policy::imports::bindings::ostler::policy::types;
-use crate::daemon::policy::limits::{MAX_REASONS, MAX_VF_SETTINGS};
+use crate::daemon::policy::limits::MAX_VF_SETTINGS;
 use crate::model::{
     LastTenant, MacAddr, Mark, Opinion, PfView, PolicyFault, PolicyScope, SelectVfRequest, TenantId, VfOutcome,
     VfRanking, VfSetting, VfSettings, VfVerdict, VfWish, VlanId,
 };
 
-use super::ranking::Tally;
+use super::ranking::{Tally, check_marks};
 use super::{Question, check_denial};
 
 /// Two plugins want the NIC to be two things.
@@ -63,23 +63,9 @@ impl Question for SelectVfRequest {
 
 fn check_ranking(ranking: &VfRanking, request: &SelectVfRequest, scope: &PolicyScope) -> Result<(), String> {
     let VfRanking { marks, reasons, settings } = ranking;
-    if marks.len() != request.candidates.len() {
-        return Err(format!("{} marks for {} candidates", marks.len(), request.candidates.len()));
-    }
-    if reasons.len() > MAX_REASONS || settings.len() > MAX_VF_SETTINGS {
-        return Err(format!(
-            "{} reasons and {} settings, at most {MAX_REASONS} and {MAX_VF_SETTINGS} are allowed",
-            reasons.len(),
-            settings.len()
-        ));
-    }
-    reasons.iter().try_for_each(|(code, message)| check_denial(code, message))?;
-    for mark in marks {
-        if let Mark::Reject(reason) = mark
-            && *reason >= reasons.len()
-        {
-            return Err(format!("a mark names reason {reason} of {}", reasons.len()));
-        }
+    check_marks(marks, reasons, request.candidates.len())?;
+    if settings.len() > MAX_VF_SETTINGS {
+        return Err(format!("{} settings, at most {MAX_VF_SETTINGS} are allowed", settings.len()));
     }
     for setting in settings {
         let is_operator = *scope == PolicyScope::Operator;

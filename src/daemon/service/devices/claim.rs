@@ -10,7 +10,9 @@ use crate::daemon::inventory::Devices;
 use crate::daemon::record::{Holder, LeaseEvent, NvmeDevice, VfKey, VfLease, VfNic, VmRecord, mac_of};
 use crate::daemon::store::StoreError;
 use crate::daemon::supervisor::{BoxFuture, DevicesError};
-use crate::model::{Bdf, DeviceId, Enforcement, NicSpec, VfDecision, VfOutcome, VfSettings, VfWish, VmId, denier};
+use crate::model::{
+    Bdf, DeviceId, Enforcement, NicSpec, Placement, VfDecision, VfOutcome, VfSettings, VfWish, VmId, denier,
+};
 use crate::sys::rtnl::VfConfig;
 
 /// How often policy is asked anew because others took everything that it chose.
@@ -53,6 +55,10 @@ impl crate::daemon::supervisor::Devices for HostDevices {
         Box::pin(async move { self.nvme().claim(&vm).await })
     }
 
+    fn place(&self, vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>> {
+        Box::pin(async move { self.placer.place(&vm).await })
+    }
+
     fn open_nvme(&self, function: Bdf) -> Result<[OwnedFd; 2], DevicesError> {
         let opened = hostdev::open(function).map_err(|error| DevicesError(error.to_string()))?;
         Ok([opened.container, opened.device])
@@ -74,6 +80,7 @@ impl crate::daemon::supervisor::Devices for HostDevices {
                 let _ = self.clean(lease).await;
             }
             self.nvme().release(uid).await;
+            self.placer.release(uid);
         })
     }
 }

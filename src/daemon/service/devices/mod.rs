@@ -12,6 +12,7 @@
 mod choose;
 mod claim;
 mod nvme;
+mod place;
 mod rehearse;
 mod strays;
 
@@ -26,7 +27,7 @@ use super::plugins::Plugins;
 use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev;
-use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
+use crate::daemon::inventory::{Devices, Nodes, PhysicalFunction, VirtualFunction};
 use crate::daemon::operation::Step;
 use crate::daemon::policy::PolicyHost;
 use crate::daemon::record::{
@@ -39,6 +40,7 @@ use crate::sys::rtnl::VfConfig;
 pub(super) use choose::key_of;
 use nvme::NvmeDevices;
 pub use nvme::NvmeView;
+use place::Placer;
 
 /// How long one device may take on the host before it counts as stuck. The kernel waits up to 60 s for a function
 /// that does not come back from its reset (`PCI_RESET_WAIT`).
@@ -141,7 +143,7 @@ pub enum Released {
     Nvme(NvmeLease),
 }
 
-/// Gives VMs virtual functions, and NVMe devices, and takes them back.
+/// Gives VMs virtual functions, NVMe devices and a node of the host, and takes them back.
 pub(super) struct HostDevices {
     store: Store,
     policy: PolicyHost,
@@ -150,12 +152,14 @@ pub(super) struct HostDevices {
     /// function that nobody has is taken from vfio-pci.
     addressing: Mutex<()>,
     nvme: Arc<NvmeDevices>,
+    placer: Placer,
 }
 
 impl HostDevices {
     pub(super) fn new(store: Store, policy: PolicyHost, plugins: Arc<Plugins>) -> Self {
         let nvme = Arc::new(NvmeDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
-        Self { store, policy, plugins, addressing: Mutex::default(), nvme }
+        let placer = Placer::new(store.clone(), policy.clone(), Arc::clone(&plugins), Nodes::default());
+        Self { store, policy, plugins, addressing: Mutex::default(), nvme, placer }
     }
 
     fn nvme(&self) -> &Arc<NvmeDevices> {

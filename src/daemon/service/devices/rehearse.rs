@@ -1,11 +1,20 @@
-//! Whether a VM would get its virtual functions and NVMe devices now, without taking any.
+//! Whether a VM would get its virtual functions and NVMe devices now, and where it would run, without taking anything.
 
 use super::{HostDevices, choose, read};
 use crate::daemon::record::VmRecord;
 use crate::daemon::supervisor::DevicesError;
-use crate::model::{VfOutcome, denier};
+use crate::model::{Placement, VfOutcome, denier};
 
 impl HostDevices {
+    /// Where `vm` would run, as near as can be to devices that it has already; `None`: anywhere. What policy says is on no
+    /// record: nobody acts on it.
+    pub(in crate::daemon::service) async fn rehearse_place(
+        &self,
+        vm: &VmRecord,
+    ) -> Result<Option<Placement>, DevicesError> {
+        self.placer.rehearse(vm).await
+    }
+
     /// Asks policy about each NIC that is to be a virtual function, and each NVMe device that has nothing yet, with what
     /// is free now. What it says is on no record: nobody acts on it.
     pub(in crate::daemon::service) async fn rehearse(&self, vm: &VmRecord) -> Result<(), DevicesError> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::*;
 use crate::daemon::record::{AttachState, NvmeDevice, VfNic, mac_of};
 use crate::daemon::supervisor::{DevicesError, HotplugError};
-use crate::model::{Bdf, DeviceSpec};
+use crate::model::{Bdf, DeviceSpec, Placement};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -44,6 +44,10 @@ impl Devices for Lender {
             VfNic { id: nic.id.clone(), address, pf_interface: "eth0".into(), mac }
         });
         ready(Ok(given.collect()))
+    }
+
+    fn place(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>> {
+        ready(Ok(None))
     }
 
     fn attach(&self, _vm: VmId, _id: DeviceId) -> BoxFuture<'_, Result<(), DevicesError>> {

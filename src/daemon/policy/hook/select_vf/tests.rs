@@ -175,7 +175,7 @@ fn answers_that_break_the_contract_are_refused() {
     let reserved = VfRanking { reasons: vec![("policy.trap".into(), "no".into())], ..ranking(EQUAL, &[]) };
     assert!(refused(reserved, &operator));
     let reason = ("a".to_owned(), "b".to_owned());
-    assert!(refused(VfRanking { reasons: vec![reason; MAX_REASONS + 1], ..ranking(EQUAL, &[]) }, &operator));
+    assert!(refused(VfRanking { reasons: vec![reason; 17], ..ranking(EQUAL, &[]) }, &operator));
     assert!(refused(ranking(EQUAL, &[VfSetting::Trust(false); MAX_VF_SETTINGS + 1]), &operator));
     for setting in [VfSetting::Mac(MacAddr([1; 6])), VfSetting::Mac(MacAddr([0; 6])), VfSetting::MaxTxMbps(0)] {
         assert!(refused(ranking(EQUAL, &[setting]), &operator), "{setting}");
