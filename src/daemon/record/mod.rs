@@ -50,8 +50,9 @@ pub struct VmRecord {
     /// NVMe devices that it has, in the order of `spec.nvmes()`; empty before it got them. Their namespaces stay its own
     /// until it is destroyed.
     pub nvmes: Vec<NvmeDevice>,
-    /// Where it runs, if policy has chosen that; as long as it is on. It stays there when its guest resets.
-    pub placement: Option<Placement>,
+    /// Where it runs, if policy has chosen that; as long as it is on. It stays there when its guest resets. Boxed: most have
+    /// none, and each task holds several records.
+    pub placement: Option<Box<Placement>>,
     /// User and group id of its vmm on the host, its own until it is destroyed.
     pub user: u32,
     /// When it was registered.

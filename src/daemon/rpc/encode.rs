@@ -66,7 +66,7 @@ pub(super) fn vm(vm: &VmRecord) -> v1::VirtualMachine {
         nvme: vm.nvmes.iter().map(super::nvme::device).collect(),
         devices: vm.devices.iter().map(device_status).collect(),
         memory_use: None,
-        placement: vm.placement.as_ref().map(placement),
+        placement: vm.placement.as_deref().map(placement),
     }
 }
 

@@ -43,7 +43,7 @@ impl Node {
         let vm = self.get(principal, tenant, name)?;
         let Some(handle) = self.prepare(&vm, terms, &Event::Start).await? else {
             let placement = self.rehearse_start(&vm).await?;
-            return Ok(VmRecord { placement, ..VmRecord::clone(&vm) });
+            return Ok(VmRecord { placement: placement.map(Box::new), ..VmRecord::clone(&vm) });
         };
         Ok(handle.start().await?)
     }

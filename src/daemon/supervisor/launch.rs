@@ -74,7 +74,7 @@ pub(super) struct Spawned {
     /// NVMe devices that it has, each with its function.
     pub(super) nvmes: Vec<NvmeDevice>,
     /// Where it runs, if policy has chosen that.
-    pub(super) placement: Option<Placement>,
+    pub(super) placement: Option<Box<Placement>>,
     roles: Vec<Role>,
     descriptors: Vec<OwnedFd>,
 }
@@ -116,7 +116,7 @@ pub(super) async fn launch(
     }
     // A guest that resets stays where it is, as it keeps its devices.
     if vm.placement.is_none() {
-        vm.placement = shared.devices.place(vm.clone()).await?;
+        vm.placement = shared.devices.place(vm.clone()).await?.map(Box::new);
     }
     for id in vm.devices_of_host() {
         shared.devices.attach(vm.uid, id).await?;

@@ -129,7 +129,7 @@ mod tests {
     fn a_vm_that_was_placed_has_its_memory_there_and_no_vcpu_a_cpu_of_its_own() {
         let mut vm = samples::running("acme", "web");
         assert_eq!(plan(&vm, InstanceId::new()).unwrap().memory.numa_node, None);
-        vm.placement = Some(Placement { node: 1, cpus: "4-7".parse().unwrap(), decision: None });
+        vm.placement = Some(Box::new(Placement { node: 1, cpus: "4-7".parse().unwrap(), decision: None }));
         let launch = plan(&vm, InstanceId::new()).unwrap();
         assert_eq!((launch.memory.numa_node, launch.cpus.host_cpus), (Some(1), None));
     }

@@ -83,10 +83,10 @@ fn where_a_vm_was_placed_is_on_record_and_what_was_only_tried_is_not() {
     let vm = samples::running("acme", "web");
     let decision = Some(DecisionId { tenant: vm.tenant.clone(), sequence: 42 });
     let placement = Placement { node: 1, cpus: "4-7,12".parse().unwrap(), decision };
-    let placed = VmRecord { placement: Some(placement.clone()), ..vm.clone() };
+    let placed = VmRecord { placement: Some(Box::new(placement.clone())), ..vm.clone() };
     assert_eq!(decode_vm(&encode_vm(&placed)).as_ref(), Ok(&placed));
     let tried = Placement { decision: None, ..placement };
-    assert_eq!(encode_vm(&VmRecord { placement: Some(tried), ..vm.clone() }), encode_vm(&vm));
+    assert_eq!(encode_vm(&VmRecord { placement: Some(Box::new(tried)), ..vm.clone() }), encode_vm(&vm));
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn vm(tenant: &str) -> VmRecord {
 }
 
 fn on(node: u32, tenant: &str) -> VmRecord {
-    VmRecord { placement: Some(Placement { node, cpus: "0".parse().unwrap(), decision: None }), ..vm(tenant) }
+    VmRecord { placement: Some(Box::new(Placement { node, cpus: "0".parse().unwrap(), decision: None })), ..vm(tenant) }
 }
 
 fn offered(nodes: &[Node], table: &Table) -> Result<Vec<PlaceCandidate>, String> {
