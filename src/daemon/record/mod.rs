@@ -59,8 +59,8 @@ pub struct VmRecord {
     pub created: SystemTime,
     /// Of the last change of state.
     pub updated: SystemTime,
-    /// The decision that admitted it.
-    pub admission: Decision,
+    /// The decision that admitted it. Boxed: it never changes, and each task holds several records.
+    pub admission: Box<Decision>,
 }
 
 /// One run of a VM: recorded without a process before one is started, and with it right after.
@@ -198,7 +198,7 @@ pub mod samples {
             user: 0x4f00_0004,
             created: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
             updated: SystemTime::UNIX_EPOCH + Duration::from_secs(2),
-            admission: Decision {
+            admission: Box::new(Decision {
                 outcome: Outcome::Allow(vec![Patch::CapVcpus(2)]),
                 opinions: vec![
                     Opinion {
@@ -220,7 +220,7 @@ pub mod samples {
                 ],
                 took: Duration::from_micros(40),
                 id: Some(DecisionId { tenant: tenant.parse().unwrap(), sequence: 7 }),
-            },
+            }),
         }
     }
 }

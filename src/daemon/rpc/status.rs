@@ -437,7 +437,7 @@ mod tests {
             plugin: Some("limits".into()),
         };
         let (tenant, name) = ("acme".parse().unwrap(), "web".parse().unwrap());
-        let status = of(&ServiceError::Denied { tenant, name, decision: Box::new(decision) });
+        let status = of(&ServiceError::Denied { tenant, name, decision });
         assert_eq!((status.code(), reason(&status).as_str()), (Code::PermissionDenied, "POLICY_DENIED"));
         let metadata = status.get_error_details().error_info().unwrap().metadata.clone();
         assert_eq!(metadata["plugin"], "limits");
@@ -455,7 +455,7 @@ mod tests {
             decision.outcome =
                 Outcome::Deny { code: "any".into(), message: "any".into(), plugin: Some("limits".into()) };
             let (tenant, name) = ("acme".parse().unwrap(), "web".parse().unwrap());
-            let status = of(&ServiceError::Denied { tenant, name, decision: Box::new(decision.clone()) });
+            let status = of(&ServiceError::Denied { tenant, name, decision: decision.clone() });
             (status.code(), reason(&status))
         };
         let unavailable = (Code::Unavailable, "POLICY_UNAVAILABLE".to_owned());

@@ -96,7 +96,7 @@ impl Node {
             user: user.id(),
             created: now,
             updated: now,
-            admission,
+            admission: Box::new(admission),
         };
         if terms.validate_only {
             return Ok(vm);
@@ -227,7 +227,7 @@ mod tests {
 
     fn after(patches: Vec<Patch>) -> Result<(u32, u64), String> {
         let vm = samples::running("acme", "web"); // 2 vCPUs, 256 MiB
-        let decision = Decision { outcome: Outcome::Allow(patches), ..vm.admission };
+        let decision = Decision { outcome: Outcome::Allow(patches), ..*vm.admission };
         match patched(vm.spec, decision) {
             Ok((spec, _)) => Ok((spec.vcpus(), spec.memory_mib())),
             Err(denied) => match denied.outcome {

@@ -129,7 +129,7 @@ pub(super) fn encode_vm(vm: &VmRecord) -> Vec<u8> {
         user: vm.user,
         created_ms: to_ms(vm.created),
         updated_ms: to_ms(vm.updated),
-        admission: StoredDecision::from(&vm.admission),
+        admission: StoredDecision::from(&*vm.admission),
     })
 }
 
@@ -162,7 +162,7 @@ pub(super) fn decode_vm(bytes: &[u8]) -> Result<VmRecord, Unusable> {
         user: vm.user,
         created: from_ms(vm.created_ms)?,
         updated: from_ms(vm.updated_ms)?,
-        admission: vm.admission.load(&tenant)?,
+        admission: Box::new(vm.admission.load(&tenant)?),
         tenant,
     })
 }

@@ -1,6 +1,7 @@
 //! How a run ended, when its vmm did not say so itself. Key functions: [`inferred`], [`read_record`].
 //!
-//! The order of belief: the exit record, the vmm's last message (or what we did to it), then what is said here.
+//! The order of belief: the exit record, why a jail could not be built, the vmm's last message (or what we did to it), then
+//! what else is said here.
 
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -31,11 +32,16 @@ pub(super) fn out_of_memory() -> VmExit {
     VmExit::Vanished(OUT_OF_MEMORY.to_owned())
 }
 
+/// Whether the jail could not be built, and its process has said why in the log.
+pub(super) fn is_of_the_jail(end: End) -> bool {
+    matches!(end, End::Exited(status) if status == i32::from(JAIL_FAILED))
+}
+
 /// What the end of the process itself tells; `was_out_of_memory`: what its cgroup says of that.
 pub(super) async fn inferred(end: End, process: Identity, paths: &VmPaths, was_out_of_memory: bool) -> VmExit {
     VmExit::Vanished(match end {
         End::Signal(libc::SIGKILL) | End::Unknown if was_out_of_memory => return out_of_memory(),
-        End::Exited(status) if status == i32::from(JAIL_FAILED) => {
+        end if is_of_the_jail(end) => {
             let said = last_line(paths).await.unwrap_or_else(|| "see its log".to_owned());
             return VmExit::LaunchFailed(said);
         }

@@ -455,7 +455,9 @@ impl VmTask {
             Some(run) => end::read_record(&self.paths, run.instance).await,
             None => None,
         };
-        let exit = match record.or(live.last_word) {
+        // A jail that ends so has said why, whatever we saw of it meanwhile.
+        let last_word = live.last_word.filter(|_| !end::is_of_the_jail(end));
+        let exit = match record.or(last_word) {
             Some(exit) => exit,
             None => {
                 // Before its cgroup is removed.
