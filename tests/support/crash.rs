@@ -9,6 +9,7 @@ use ostler::api::v1;
 use ostler::api::v1::device_lease::State as Lease;
 use ostler::api::v1::virtual_machine::State;
 use ostler::daemon::crash::Point;
+use ostler::sys::image;
 
 use super::client::{Caller, spawn, wait};
 use super::host::{Host, taps};
@@ -227,7 +228,11 @@ fn mounts() -> BTreeSet<String> {
     mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned).collect()
 }
 
-/// Of the daemon: files and devices by path, the rest by kind. Sockets are its clients'.
+/// Images that the daemon keeps for further VMs, one copy of each: kernels and initrds of what tests boot.
+const KEPT_IMAGES: usize = 6;
+
+/// Of the daemon: files and devices by path, the rest by kind. Sockets are its clients', and the images that it keeps are
+/// nobody's.
 fn descriptors(pid: u32) -> Vec<String> {
     let targets = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let targets = targets.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()));
@@ -237,6 +242,9 @@ fn descriptors(pid: u32) -> Vec<String> {
         // Pipes have numbers; its own files are named after the process.
         *target = target.split("pipe:").next().unwrap_or_default().replace(&format!("/proc/{pid}/"), "/proc/self/");
     }
+    let all = targets.len();
+    targets.retain(|target| !target.contains(image::NAME));
+    assert!(all - targets.len() <= KEPT_IMAGES, "{} images are kept", all - targets.len());
     targets.sort();
     targets
 }
