@@ -4,8 +4,8 @@
 //! The figures come from the bench programs `boot` and `io` (`benches/`). Here they are built, carried into the lab in
 //! counting mode (where such figures repeat to 1 %, whatever else the machine does) together with the peers that the
 //! caller names, and their tables are brought back as `target/bench.json`. QEMU comes with the lab. The other programs are
-//! `load` and `policy`: they need no guest, run on this machine in real time, and leave `target/load.json` and
-//! `target/policy.json`.
+//! `jail`, `load` and `policy`: they need no guest, run on this machine in real time, and leave `target/jail.json`,
+//! `target/load.json` and `target/policy.json`.
 
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
@@ -21,6 +21,7 @@ use std::time::Duration;
 /// Those that boot guests.
 const WITH_GUESTS: [(Which, &str); 2] = [(Which::Boot, "boot"), (Which::Io, "io")];
 const LOAD: &str = "load";
+const JAIL: &str = "jail";
 const POLICY: &str = "policy";
 /// What programs with guests leave.
 const FIGURES: &str = "target/bench.json";
@@ -53,6 +54,8 @@ enum Which {
     Boot,
     /// Data through disks and NICs of a VM, beside other hypervisors
     Io,
+    /// A VM's process until its first instruction, in a jail and without one
+    Jail,
     /// Calls of the API over mutual TLS: throughput, latency, growth
     Load,
     /// Decisions of plugins, in the policy host and in one process
@@ -74,6 +77,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
     let ostler = build_ostler(workspace)?;
     if is_wanted(Which::Policy) {
         let status = run_policy(workspace, &ostler)?;
+        if status != 0 {
+            return Ok(ExitCode::from(status));
+        }
+    }
+    if is_wanted(Which::Jail) {
+        let status = run_here(workspace, &build(workspace, JAIL)?, &ostler, &assets(workspace)?)?;
         if status != 0 {
             return Ok(ExitCode::from(status));
         }
