@@ -1,8 +1,9 @@
 //! Boots the same kernel and initrd with Ostler's vmm and with its peers, alternately, and compares start-up and memory.
 //!
 //! Runs where Linux guests boot (see `cargo xtask bench`), with the environment that `beside` names. In the lab's counting
-//! mode a nanosecond is an executed instruction, which is what the figures then are. Nothing here has a limit by that clock,
-//! which jumps ahead whenever the machine is idle; a guest that is stuck is told by its processor time.
+//! mode a nanosecond is an executed instruction, which is what the figures then are. A guest that is stuck is told by its
+//! processor time, not by that clock, which jumps ahead whenever the machine is idle; only calls of the daemon (`ten`) have
+//! the limit that they have in tests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the tests' harness fails by panicking")]
 
