@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::CallError;
 use super::link::Link;
 use crate::daemon::record::VmRecord;
-use crate::model::{DeviceChange, DeviceId};
+use crate::model::{DeviceChange, DeviceId, VmSpec};
 use crate::wire::ToVmm;
 
 /// A change of a device.
@@ -17,6 +17,23 @@ pub(super) struct Change {
     pub(super) what: DeviceChange,
     /// Bytes of the longest file that the vmm has to write afterwards.
     pub(super) file_bytes: u64,
+}
+
+impl Change {
+    /// The spec that it leaves behind, if it is to stay; why it cannot be made.
+    pub(super) fn kept_in(&self, spec: &VmSpec) -> Result<Option<VmSpec>, String> {
+        match self.what {
+            DeviceChange::Resized | DeviceChange::Window(_) => Ok(None),
+            DeviceChange::Limits(limits) => {
+                let limited = spec.clone().with_limits(&self.device, limits);
+                let none = || format!("the VM has no disk and no NIC on a tap named {}", self.device);
+                limited.map(Some).ok_or_else(none)
+            }
+            DeviceChange::Balloon { keep_mib } => {
+                spec.clone().with_kept(keep_mib).map(Some).map_err(|error| error.to_string())
+            }
+        }
+    }
 }
 
 type Reply = oneshot::Sender<Result<VmRecord, CallError>>;

@@ -27,6 +27,7 @@ mod paths;
 mod plan;
 mod reconcile;
 mod standing;
+mod steps;
 mod traces;
 mod underway;
 mod vm_task;

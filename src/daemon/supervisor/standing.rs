@@ -66,7 +66,7 @@ impl VmTask {
         let is_off = matches!(self.phase, Phase::Idle) && !self.vm.state.has_process();
         if is_off {
             let run_dir = self.paths.run_dir().to_owned();
-            super::vm_task::blocking(move || launch::remove_dir(&run_dir), "run directory").await;
+            super::steps::blocking(move || launch::remove_dir(&run_dir), "run directory").await;
             self.shared.remove_cgroup(self.vm.uid).await;
         }
         is_off
