@@ -43,6 +43,34 @@ fn kernels_that_do_not_boot_fail_each_with_its_own_cause() {
 }
 
 #[test]
+fn a_kernel_or_initrd_that_is_a_block_device_is_refused() {
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    let name = "device";
+    let node = crate::support::assets::images().join(name);
+    let _ = std::fs::remove_file(&node);
+    make_block_device(&node);
+    let mut kernel = linux();
+    kernel.boot.as_mut().unwrap().kernel = name.into();
+    let mut initrd = linux();
+    initrd.boot.as_mut().unwrap().initrd = name.into();
+    for (spec, field) in [(kernel, "spec.boot.kernel"), (initrd, "spec.boot.initrd")] {
+        let refused = facts(&acme.register("web", spec).unwrap_err());
+        assert!(refused.message.contains(field) && refused.message.contains("is a block device"), "{refused:?}");
+    }
+    std::fs::remove_file(node).unwrap();
+}
+
+/// A node at `path` for whichever block device this host has, so that it can be opened.
+fn make_block_device(path: &std::path::Path) {
+    let mut devices = std::fs::read_dir("/sys/class/block").unwrap().map(|entry| entry.unwrap().path());
+    let number = std::fs::read_to_string(devices.next().expect("a block device").join("dev")).unwrap();
+    let (major, minor) = number.trim().split_once(':').unwrap();
+    let made = std::process::Command::new("mknod").arg(path).args(["b", major, minor]).status().unwrap();
+    assert!(made.success(), "{made}");
+}
+
+#[test]
 fn a_disk_that_was_removed_after_registration_fails_the_start() {
     let host = Host::with_guests();
     let acme = host.tenant("acme");

@@ -115,9 +115,14 @@ impl Files {
         spec.disks().iter().enumerate().try_for_each(|(index, disk)| self.disk(tenant, index, disk).map(drop))
     }
 
+    /// A kernel or an initrd: a regular file, since its length is what its inode says.
     fn image(&self, field: &str, path: &ImagePath) -> Result<File, SpecError> {
-        beneath::open(&self.images, path.as_str(), Access::Read)
-            .map_err(|error| refusal(field, path, "the node's images", &error))
+        let refused = |error| refusal(field, path, "the node's images", &error);
+        let file = beneath::open(&self.images, path.as_str(), Access::Read).map_err(refused)?;
+        if file.metadata().map_err(refused)?.is_file() {
+            return Ok(file);
+        }
+        Err(SpecError::new(field, format!("{:?} is a block device: make it a regular file", path.as_str())))
     }
 }
 
