@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::desk::Desk;
+use crate::support::desk::{Desk, run};
 use crate::support::{Host, assets, small};
 use ostler::api::v1;
 
@@ -133,4 +133,50 @@ fn a_stranger_gets_from_nothing_to_a_component() {
         assert!(lacking.code == Some(1) && told, "{}", lacking.error);
     }
     assert!(!desk.path().join("x.wasm").exists());
+}
+
+#[test]
+fn an_edit_decides_next_with_one_command_unless_something_is_wrong_with_it() {
+    let (desk, host) = (Desk::new(), Host::start());
+    let acme = host.tenant("acme");
+    assert_eq!(desk.ostler(&[&"new", &"my-c", &"--lang", &"c"]).code, Some(0));
+    let push = |more: &[&str]| {
+        let mut command = host.command("tenant-acme");
+        let path = std::env::join_paths(assets::tools()).unwrap();
+        command.env("PATH", path).args(["plugin", "push"]).arg(desk.path().join("my-c")).args(more);
+        run(&mut command)
+    };
+    let first = push(&["--setting", "max-vcpus=2"]);
+    assert_eq!(first.code, Some(0), "{}{}", first.out, first.error);
+    let told = ["my-c.wasm", "12 fixtures passed", "loaded"];
+    assert!(told.iter().all(|word| first.error.contains(word)), "{}", first.error);
+    let denied = |code: &str| {
+        let facts =
+            crate::support::facts(&acme.register("web", v1::VirtualMachineSpec { vcpus: 4, ..small() }).unwrap_err());
+        assert_eq!((facts.metadata["plugin"].as_str(), facts.metadata["code"].as_str()), ("my-c", code), "{facts:?}");
+        facts.metadata["digest"].clone()
+    };
+    let before = denied("limit.vcpus");
+
+    // What the fixtures do not expect is not loaded, and neither is what is no C.
+    let source = std::fs::read_to_string(desk.path().join("my-c/plugin.c")).unwrap();
+    let edited = source.replace("limit.vcpus", "too.many");
+    assert_ne!(edited, source);
+    desk.write("my-c/plugin.c", edited.as_bytes());
+    let failed = push(&["--setting", "max-vcpus=2"]);
+    let told = failed.error.contains("fixtures failed") && failed.error.contains("FAILED  large.json");
+    assert!(failed.code == Some(1) && told, "{}", failed.error);
+    desk.write("my-c/plugin.c", b"int x = ;\n");
+    assert_eq!(push(&["--setting", "max-vcpus=2"]).code, Some(1));
+    assert_eq!(denied("limit.vcpus"), before);
+
+    // Without fixtures it is what its author says it is; with a key it is signed.
+    desk.write("my-c/plugin.c", edited.as_bytes());
+    std::fs::remove_dir_all(desk.path().join("my-c/fixtures")).unwrap();
+    let key = desk.path().join("key.pem");
+    assert_eq!(desk.ostler(&[&"keygen", &key]).code, Some(0));
+    let pushed = push(&["--setting", "max-vcpus=2", "--key", key.to_str().unwrap()]);
+    assert!(pushed.code == Some(0) && pushed.error.contains("no fixtures are in"), "{}", pushed.error);
+    assert_ne!(denied("too.many"), before);
+    assert!(desk.path().join("my-c/target/my-c.wasm.sig").is_file());
 }

@@ -266,6 +266,72 @@ fn a_bench_calls_a_plugin_as_often_as_asked_and_tells_what_it_costs() {
 }
 
 #[test]
+fn the_fuel_of_fixtures_is_shown_compared_and_limited() {
+    let desk = Desk::new();
+    let admission = desk.plugin("admission");
+    for (name, vcpus) in [("one", 1), ("two", 2)] {
+        desk.fixture(&format!("fixtures/{name}.json"), &limit(vcpus, &json!({"max-vcpus": "1"})));
+    }
+    let fuel = |more: &[&dyn AsRef<std::ffi::OsStr>]| {
+        let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"fuel", &admission, &"fixtures"];
+        arguments.extend(more);
+        desk.ostler(&arguments)
+    };
+    let seen = fuel(&[&"-o", &"json"]).json();
+    let fixture = desk.path().join("fixtures/one.json");
+    let ran = desk.ostler(&[&"run", &admission, &"--fixture", &fixture, &"-o", &"json"]).json();
+    assert_eq!((&seen["fixtures"][0]["fixture"], &seen["fixtures"][0]["fuel"]), (&json!("one.json"), &ran["fuel"]));
+    assert_eq!(seen["fixtures"][1]["fixture"], "two.json");
+    // The same code with another digest takes the same.
+    let again = desk.write("again.wasm", &crate::support::assets::rebuilt("admission"));
+    let table = fuel(&[&"--than", &again]);
+    assert!(table.code == Some(0) && table.out.matches("the same").count() == 2, "{}{}", table.out, table.error);
+    let most = ran["fuel"].as_u64().unwrap() - 1;
+    let refused = fuel(&[&"--most", &most.to_string()]);
+    assert!(refused.code == Some(1) && refused.error.contains(&format!("take more than {most}")), "{}", refused.error);
+    let trap = desk.ostler(&[&"fuel", &desk.plugin("hostile/trap"), &"fixtures"]);
+    assert!(trap.code == Some(1) && trap.error.contains("one.json"), "{}", trap.error);
+}
+
+#[test]
+fn a_component_comes_from_an_oci_image_layout_too() {
+    let (desk, host) = (Desk::new(), Host::start());
+    let admission = plugin("admission");
+    let blob = |bytes: &[u8]| {
+        let digest = sha256(bytes);
+        desk.write(&format!("layout/blobs/sha256/{digest}"), bytes);
+        json!({"digest": format!("sha256:{digest}"), "size": bytes.len()})
+    };
+    let typed = |mut descriptor: Value, kind: &str| {
+        descriptor["mediaType"] = kind.into();
+        descriptor
+    };
+    let layer = typed(blob(&admission), "application/wasm");
+    let config = typed(blob(b"{}"), "application/vnd.wasm.config.v0+json");
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]}).to_string();
+    let mut image = typed(blob(manifest.as_bytes()), "application/vnd.oci.image.manifest.v1+json");
+    image["annotations"] = json!({"org.opencontainers.image.ref.name": "v1"});
+    desk.write("layout/index.json", json!({"schemaVersion": 2, "manifests": [image]}).to_string().as_bytes());
+    desk.write("layout/oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+
+    let place = format!("oci:{}:v1", desk.path().join("layout").display());
+    let seen = desk.ostler(&[&"check", &place, &"-o", &"json"]).json();
+    let mut load = host.command("tenant-acme");
+    let loaded = run(load.args(["plugin", "load", &place, "--name", "own", "-o", "json"])).json();
+    assert_eq!(
+        (&seen["digest"], &seen["digest"]),
+        (&loaded["digest"], &json!(format!("sha256:{}", sha256(&admission))))
+    );
+    let unknown = desk.ostler(&[&"inspect", &place.replace(":v1", ":v2")]);
+    assert!(unknown.code == Some(2) && unknown.error.contains("no image \"v2\", but v1"), "{}", unknown.error);
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
 fn a_new_plugin_has_everything_and_nothing_is_overwritten() {
     let desk = Desk::new();
     let made = desk.ostler(&[&"new", &"size-limit"]);

@@ -1,10 +1,12 @@
-//! `ostler plugin new|build|inspect|check|run|test|bench|fixture`: for who writes plugins. All but `fixture` need no daemon.
+//! `ostler plugin new|build|inspect|check|run|test|bench|fuel|fixture|push`: for who writes plugins. All but the last two need
+//! no daemon.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::super::units;
+use super::plugin::PluginBindingArgs;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuthorCommand {
@@ -22,8 +24,12 @@ pub(crate) enum AuthorCommand {
     Test(PluginTestArgs),
     /// Ask a plugin the question of a fixture again and again, and show what an answer costs; needs no daemon
     Bench(PluginBenchArgs),
+    /// Show what the answers to fixtures take of a call's fuel, and compare two builds; needs no daemon
+    Fuel(PluginFuelArgs),
     /// Make a fixture of a recorded decision
     Fixture(PluginFixtureArgs),
+    /// Build a plugin, compare its answers with its fixtures, and load it: from an edit to the next decision
+    Push(PluginPushArgs),
 }
 
 #[derive(Debug, Args)]
@@ -60,13 +66,13 @@ pub(crate) struct PluginBuildArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginFileArg {
-    /// The component (.wasm)
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
     pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginCheckArgs {
-    /// The component (.wasm)
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
     pub(crate) file: PathBuf,
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
@@ -75,7 +81,7 @@ pub(crate) struct PluginCheckArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginRunArgs {
-    /// The component (.wasm)
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
     pub(crate) file: PathBuf,
     /// The fixture (.json): hook, question, settings
     #[arg(long, value_name = "FILE")]
@@ -87,7 +93,7 @@ pub(crate) struct PluginRunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginTestArgs {
-    /// The component (.wasm)
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
     pub(crate) file: PathBuf,
     /// Directory of the fixtures (*.json)
     pub(crate) dir: PathBuf,
@@ -98,7 +104,7 @@ pub(crate) struct PluginTestArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginBenchArgs {
-    /// The component (.wasm)
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
     pub(crate) file: PathBuf,
     /// The fixture (.json): hook, question, settings
     #[arg(long, value_name = "FILE")]
@@ -112,6 +118,20 @@ pub(crate) struct PluginBenchArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PluginFuelArgs {
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
+    pub(crate) file: PathBuf,
+    /// Directory of the fixtures (*.json)
+    pub(crate) dir: PathBuf,
+    /// Another build of it to compare with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) than: Option<PathBuf>,
+    /// Fail if an answer takes more than this
+    #[arg(long, value_name = "FUEL")]
+    pub(crate) most: Option<u64>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PluginFixtureArgs {
     /// The decision: 42, acme/42 or tenants/acme/decisions/42
     #[arg(value_name = "DECISION")]
@@ -122,4 +142,16 @@ pub(crate) struct PluginFixtureArgs {
     /// In this file, which `decision export` wrote, instead of the daemon's records; the decision is then acme/42
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginPushArgs {
+    /// The plugin's directory: a crate, or what has a plugin.toml; fixtures are in its directory fixtures
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Sign it with this private Ed25519 key, in PEM
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) binding: PluginBindingArgs,
 }

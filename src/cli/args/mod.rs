@@ -26,8 +26,8 @@ use super::failure::Exit;
 
 pub(crate) use apply::ApplyArgs;
 pub(crate) use author::{
-    AuthorCommand, PluginBenchArgs, PluginBuildArgs, PluginCheckArgs, PluginFixtureArgs, PluginLanguage, PluginNewArgs,
-    PluginRunArgs, PluginTestArgs,
+    AuthorCommand, PluginBenchArgs, PluginBuildArgs, PluginCheckArgs, PluginFixtureArgs, PluginFuelArgs,
+    PluginLanguage, PluginNewArgs, PluginPushArgs, PluginRunArgs, PluginTestArgs,
 };
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};
 pub(crate) use decision::{DecisionCommand, DecisionExportArgs, DecisionListArgs, DecisionVerifyArgs};
@@ -36,8 +36,8 @@ pub(crate) use doctor::DoctorArgs;
 pub(crate) use host::{HostCommand, HostReleaseArgs, NvmeCommand, NvmeProvisionArgs};
 pub(crate) use operation::{OperationArg, OperationCommand, OperationListArgs, OperationWaitArgs};
 pub(crate) use plugin::{
-    PluginArg, PluginCommand, PluginDemoteArgs, PluginKeygenArgs, PluginListArgs, PluginLoadArgs, PluginPromoteArgs,
-    PluginReplayArgs, PluginRollbackArgs, PluginSignArgs, PluginUnloadArgs,
+    PluginArg, PluginBindingArgs, PluginCommand, PluginDemoteArgs, PluginKeygenArgs, PluginListArgs, PluginLoadArgs,
+    PluginPromoteArgs, PluginReplayArgs, PluginRollbackArgs, PluginSignArgs, PluginUnloadArgs,
 };
 pub use serve::ServeArgs;
 pub(crate) use spec::{ConsoleArg, Hugepages, SpecArgs};

@@ -79,7 +79,7 @@ pub(crate) struct PluginDemoteArgs {
     /// Its canary alone: the version that is bound decides about all VMs again
     #[arg(long, conflicts_with = "force")]
     pub(crate) canary: bool,
-    /// Even if it is the operator's last plugin at a hook: everything is denied there then
+    /// Even if it is the operator's last plugin at a hook other than place: everything is denied there then
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
@@ -92,7 +92,7 @@ pub(crate) struct PluginDemoteArgs {
 pub(crate) struct PluginUnloadArgs {
     #[command(flatten)]
     pub(crate) plugin: PluginArg,
-    /// Even if it is the operator's last plugin at a hook: everything is denied there then
+    /// Even if it is the operator's last plugin at a hook other than place: everything is denied there then
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]
@@ -103,7 +103,7 @@ pub(crate) struct PluginUnloadArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginReplayArgs {
-    /// The component (.wasm); none: the one that is loaded
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout); none: the one that is loaded
     pub(crate) file: Option<PathBuf>,
     /// In the place of this plugin [default: the file's name]
     #[arg(long, required_unless_present = "file")]
@@ -130,23 +130,30 @@ pub(crate) struct PluginReplayArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginLoadArgs {
-    /// The component (.wasm)
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
     pub(crate) file: PathBuf,
+    /// A file of signatures (may be repeated) [default: FILE.sig, if there is one]
+    #[arg(long = "signature", value_name = "SIG")]
+    pub(crate) signatures: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) binding: PluginBindingArgs,
+}
+
+/// How a component is bound.
+#[derive(Debug, Args)]
+pub(crate) struct PluginBindingArgs {
     /// Into the operator's chain: asked for every tenant
     #[arg(long, conflicts_with = "tenant")]
     pub(crate) operator: bool,
     /// Into this tenant's chain [default: the caller's own chain]
     #[arg(long, value_name = "TENANT")]
     pub(crate) tenant: Option<String>,
-    /// Its name [default: the file's name]
+    /// Its name [default: that of the file, or of the directory]
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
-    /// A file of signatures (may be repeated) [default: FILE.sig, if there is one]
-    #[arg(long = "signature", value_name = "SIG")]
-    pub(crate) signatures: Vec<PathBuf>,
     /// As a shadow: it is asked what the chain is asked, and decides nothing
     #[arg(long)]
     pub(crate) shadow: bool,
@@ -161,7 +168,7 @@ pub(crate) struct PluginLoadArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PluginSignArgs {
-    /// The component (.wasm)
+    /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout)
     pub(crate) file: PathBuf,
     /// The private Ed25519 key, in PEM; readable by its owner only
     #[arg(long, value_name = "KEY")]

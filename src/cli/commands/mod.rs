@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod author;
 pub(crate) mod certs;
+mod component;
 pub(crate) mod console;
 pub(crate) mod decision;
 pub(crate) mod device;

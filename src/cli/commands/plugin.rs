@@ -1,7 +1,5 @@
 //! `ostler plugin load|list|rollback|promote|demote|unload`.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,8 +13,8 @@ use crate::api::{Parent, PluginName, v1};
 use crate::model::{PluginId, PluginSignature, PolicyScope, TenantId};
 
 use super::super::args::{
-    ChangeArgs, EtagArg, Output, PluginArg, PluginDemoteArgs, PluginListArgs, PluginLoadArgs, PluginPromoteArgs,
-    PluginRollbackArgs, PluginUnloadArgs,
+    ChangeArgs, EtagArg, Output, PluginArg, PluginBindingArgs, PluginDemoteArgs, PluginListArgs, PluginLoadArgs,
+    PluginPromoteArgs, PluginRollbackArgs, PluginUnloadArgs,
 };
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
@@ -24,10 +22,9 @@ use super::super::identity::Caller;
 use super::super::show;
 use super::super::view::json;
 use super::super::view::plugin::{PluginView, plugin_table};
+use super::component::read;
 use super::sign::signatures_for;
 
-/// Longest component, in bytes, as the API has it.
-const MAX_COMPONENT_LEN: u64 = 24 << 20;
 /// Bytes per request, as the API has it.
 pub(super) const CHUNK_LEN: usize = 64 << 10;
 /// Compilation included.
@@ -42,7 +39,7 @@ struct ListView {
 /// A component that was read and named, before the daemon is asked.
 #[derive(Debug)]
 pub(crate) struct Upload {
-    arguments: PluginLoadArgs,
+    binding: PluginBindingArgs,
     plugin: PluginId,
     bytes: Vec<u8>,
     signatures: Vec<PluginSignature>,
@@ -51,19 +48,20 @@ pub(crate) struct Upload {
 impl Upload {
     /// Reads the files and finds the plugin's name.
     pub(crate) fn prepare(arguments: PluginLoadArgs) -> Result<Self, Failure> {
-        let plugin = plugin_id(arguments.name.as_deref(), Some(&arguments.file))?;
-        let bytes = read(&arguments.file)?;
-        let signatures = signatures_for(&arguments.file, &arguments.signatures)?;
-        Ok(Self { arguments, plugin, bytes, signatures })
+        let PluginLoadArgs { file, signatures, binding } = arguments;
+        let plugin = plugin_id(binding.name.as_deref(), Some(&file))?;
+        let bytes = read(&file)?;
+        let signatures = signatures_for(&file, &signatures)?;
+        Ok(Self { binding, plugin, bytes, signatures })
     }
 }
 
 pub(crate) async fn load(mut client: Client, upload: Upload) -> Result<(), Failure> {
-    let Upload { arguments, plugin, bytes, signatures } = upload;
-    let scope = scope(&client.caller, arguments.operator, arguments.tenant.as_deref())?;
+    let Upload { binding, plugin, bytes, signatures } = upload;
+    let scope = scope(&client.caller, binding.operator, binding.tenant.as_deref())?;
     let name = PluginName { scope, plugin }.to_string();
-    let is_validation = arguments.change.validate_only;
-    let header = Header { signatures: signatures.iter().map(sent).collect(), ..header(&name, arguments)? };
+    let is_validation = binding.change.validate_only;
+    let header = Header { signatures: signatures.iter().map(sent).collect(), ..header(&name, binding)? };
     let parts = parts(header, &bytes);
     let call = client.plugins.load_plugin(within(LOAD, iter(parts)));
     let view = PluginView::from(patiently(format_args!("loading {name}"), call).await?);
@@ -218,33 +216,17 @@ pub(super) fn scope(caller: &Caller, is_operator: bool, tenant: Option<&str>) ->
     }
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let unreadable = |error| {
-        let failure = Failure::local(format_args!("cannot read {}", path.display()), &error);
-        Failure { exit: Exit::Usage, ..failure }
-    };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_COMPONENT_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_COMPONENT_LEN {
-        let most = MAX_COMPONENT_LEN >> 20;
-        return Err(Failure::new(Exit::Usage, format!("{} is larger than {most} MiB", path.display()))
-            .hint("strip the component's debug sections, or build it for size"));
-    }
-    Ok(bytes)
-}
-
-fn header(name: &str, arguments: PluginLoadArgs) -> Result<Header, Failure> {
+fn header(name: &str, binding: PluginBindingArgs) -> Result<Header, Failure> {
     let mut header = Header {
         name: name.to_owned(),
-        request_id: arguments.change.request_id,
-        etag: arguments.etag.etag,
-        validate_only: arguments.change.validate_only,
-        mode: if arguments.shadow { Mode::Shadow } else { Mode::Enforced }.into(),
-        canary_percent: arguments.canary.unwrap_or_default(),
+        request_id: binding.change.request_id,
+        etag: binding.etag.etag,
+        validate_only: binding.change.validate_only,
+        mode: if binding.shadow { Mode::Shadow } else { Mode::Enforced }.into(),
+        canary_percent: binding.canary.unwrap_or_default(),
         ..Default::default()
     };
-    for (key, value) in arguments.settings {
+    for (key, value) in binding.settings {
         if header.settings.insert(key.clone(), value).is_some() {
             return Err(Failure::new(Exit::Usage, format!("setting {key:?} is given twice")));
         }
@@ -271,14 +253,12 @@ mod tests {
         plugin_id(name, Some(Path::new(file)))
     }
 
-    fn with(settings: Vec<(String, String)>) -> PluginLoadArgs {
-        PluginLoadArgs {
-            file: "x".into(),
+    fn with(settings: Vec<(String, String)>) -> PluginBindingArgs {
+        PluginBindingArgs {
             operator: false,
             tenant: None,
             name: None,
             settings,
-            signatures: Vec::new(),
             shadow: false,
             canary: None,
             change: Default::default(),

@@ -15,7 +15,8 @@ use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::view::json;
 use super::super::{print, show};
-use super::plugin::{CHUNK_LEN, plugin_id, read, scope};
+use super::component::read;
+use super::plugin::{CHUNK_LEN, plugin_id, scope};
 
 /// A million decisions take some minutes.
 const LONG: Duration = Duration::from_secs(3600);

@@ -26,7 +26,7 @@ use super::super::failure::{Exit, Failure};
 use super::super::view::json;
 use super::super::{print, show};
 use super::certs::create;
-use super::plugin::read;
+use super::component::{is_file, read};
 
 /// Longest file of a key or of signatures, in bytes.
 const MAX_TEXT_LEN: u64 = 64 << 10;
@@ -48,11 +48,21 @@ struct Report {
 
 /// Signs a component, and writes that to a file beside it.
 pub(crate) fn sign(arguments: &PluginSignArgs, output: Output) -> Result<(), Failure> {
+    let (path, digest, key) = write(arguments)?;
+    report(&path, Some(digest), key, output)
+}
+
+/// The same without a word: the file, what was signed, by whom.
+pub(crate) fn write(arguments: &PluginSignArgs) -> Result<(PathBuf, PluginDigest, SignerKey), Failure> {
     let digest = PluginDigest(Sha256::digest(read(&arguments.file)?).into());
     let pair = private_key(&arguments.key)?;
     let key = public_key(&pair)?;
     let made = PluginSignature::new(key, pair.sign(&signed_message(digest)).as_ref()).map_err(|error| bad(&error))?;
-    let path = arguments.out.clone().unwrap_or_else(|| beside(&arguments.file));
+    let path = match &arguments.out {
+        Some(path) => path.clone(),
+        None if is_file(&arguments.file) => beside(&arguments.file),
+        None => return Err(Failure::new(Exit::Usage, "the signature needs a file: name it with --out")),
+    };
     // Others may have signed the same content; what is of another is of no use to anybody.
     let mut signatures = if path.exists() { signatures(&path)? } else { Vec::new() };
     signatures.retain(|other| other.key != key && other.is_of(digest));
@@ -62,7 +72,7 @@ pub(crate) fn sign(arguments: &PluginSignArgs, output: Output) -> Result<(), Fai
     let part = path.with_added_extension("part");
     let written = fs::write(&part, text).and_then(|()| fs::rename(&part, &path));
     written.map_err(|error| Failure::local(format_args!("cannot write {}", path.display()), &error))?;
-    report(&path, Some(digest), key, output)
+    Ok((path, digest, key))
 }
 
 /// Makes a key to sign with.

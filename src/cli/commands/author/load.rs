@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::cli::args::{Output, PluginCheckArgs};
-use crate::cli::commands::plugin::read;
+use crate::cli::commands::component::read;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::view::json;
 use crate::cli::{print, show};

@@ -1,4 +1,4 @@
-//! `ostler plugin new|build|inspect|check|run|test|bench|fixture`: for who writes plugins.
+//! `ostler plugin new|build|inspect|check|run|test|bench|fuel|fixture|push`: for who writes plugins.
 //!
 //! The one place where a client runs the daemon's own code: the policy host and the compiler are started as the daemon
 //! starts them, with the same limits, so that what holds here holds there. A plugin runs in their processes, not in this.
@@ -7,8 +7,10 @@ mod bench;
 mod build;
 mod differ;
 mod fixture;
+mod fuel;
 mod load;
 mod new;
+mod push;
 mod run;
 mod suite;
 
@@ -27,6 +29,8 @@ pub(crate) async fn author(command: AuthorCommand, global: &GlobalArgs) -> Resul
         AuthorCommand::Run(arguments) => run::run(arguments, output).await,
         AuthorCommand::Test(arguments) => suite::test(&arguments, output).await,
         AuthorCommand::Bench(arguments) => bench::bench(arguments, output).await,
+        AuthorCommand::Fuel(arguments) => fuel::fuel(&arguments, output).await,
+        AuthorCommand::Push(arguments) => push::push(arguments, global).await,
         AuthorCommand::Fixture(arguments) => match arguments.file.clone() {
             Some(file) => fixture::from_file(&file, &arguments),
             None => fixture::from_daemon(Client::connect(global).await?, &arguments).await,

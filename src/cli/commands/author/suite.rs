@@ -44,20 +44,10 @@ enum Verdict {
 }
 
 pub(super) async fn test(arguments: &PluginTestArgs, output: Output) -> Result<(), Failure> {
-    let paths = fixtures(&arguments.dir)?;
-    let workbench = Workbench::open(&arguments.file)?;
-    // Held meanwhile, so that the component is compiled once.
-    let _compiled = workbench.load_without_settings().await.map_err(|error| refused(&error))?;
-    let mut fixtures = Vec::with_capacity(paths.len());
-    for path in &paths {
-        let result = one(&workbench, path, arguments.update).await?;
-        if output == Output::Table {
-            show(&result.text())?;
-        }
-        fixtures.push(result);
-    }
-    let count = |verdict| fixtures.iter().filter(|result| result.result == verdict).count();
-    let (passed, failed, updated) = (count(Verdict::Ok), count(Verdict::Failed), count(Verdict::Updated));
+    let fixtures = asked(&arguments.file, &arguments.dir, arguments.update, output == Output::Table).await?;
+    let of = |verdict| fixtures.iter().filter(|result| result.result == verdict).count();
+    let (passed, failed, updated) = (of(Verdict::Ok), of(Verdict::Failed), of(Verdict::Updated));
+    let count = fixtures.len();
     match output {
         Output::Json => show(&json(&SuiteView { passed, failed, updated, fixtures }, false)?)?,
         Output::Table => {
@@ -68,12 +58,40 @@ pub(super) async fn test(arguments: &PluginTestArgs, output: Output) -> Result<(
     if failed == 0 {
         return Ok(());
     }
-    let failure = Failure::new(Exit::Refused, format!("{failed} of {} fixtures failed", paths.len()));
+    let failure = Failure::new(Exit::Refused, format!("{failed} of {count} fixtures failed"));
     Err(failure.hint("if the plugin is right, --update writes what it says into the fixtures"))
 }
 
+/// Asks the plugin in `file` each fixture in `dir`; each is shown as soon as it is known, if it `is_shown`.
+async fn asked(file: &Path, dir: &Path, is_update: bool, is_shown: bool) -> Result<Vec<ResultView>, Failure> {
+    let paths = fixtures(dir)?;
+    let workbench = Workbench::open(file)?;
+    // Held meanwhile, so that the component is compiled once.
+    let _compiled = workbench.load_without_settings().await.map_err(|error| refused(&error))?;
+    let mut results = Vec::with_capacity(paths.len());
+    for path in &paths {
+        let result = one(&workbench, path, is_update).await?;
+        if is_shown {
+            show(&result.text())?;
+        }
+        results.push(result);
+    }
+    Ok(results)
+}
+
+/// How many fixtures in `dir` the plugin in `file` passes: all of them, or those that failed are the error.
+pub(super) async fn passed(file: &Path, dir: &Path) -> Result<usize, Failure> {
+    let results = asked(file, dir, false, false).await?;
+    let failed: Vec<_> = results.iter().filter(|result| result.result != Verdict::Ok).map(ResultView::text).collect();
+    if failed.is_empty() {
+        return Ok(results.len());
+    }
+    let what = format!("{} of {} fixtures failed:\n{}", failed.len(), results.len(), failed.concat().trim_end());
+    Err(Failure::new(Exit::Refused, what))
+}
+
 /// The fixtures in a directory, by name.
-fn fixtures(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+pub(super) fn fixtures(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let unreadable = |error| {
         let failure = Failure::local(format_args!("cannot read {}", dir.display()), &error);
         Failure { exit: Exit::Usage, ..failure }
