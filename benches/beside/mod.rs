@@ -149,7 +149,7 @@ pub fn started_in<T>(
     let ready = contender.ready(guest, &own)?;
     let started = Instant::now();
     let running = ready.start()?;
-    let watch = stuck::Watch::begin(running.pid())?;
+    let watch = stuck::Watch::begin(running.pid(), stuck::LIMIT)?;
     let outcome = watch.end(work(running, started));
     std::fs::remove_dir_all(&own)?;
     outcome

@@ -8,7 +8,7 @@ use super::{Cache, Contender, Disk, Guest, MEMORY_MIB, Nic, Ready, Server, VCPUS
 
 /// Those whose binaries the environment names.
 pub fn from_env() -> Vec<Box<dyn Contender>> {
-    let kinds = [("QEMU", Kind::Qemu), ("FIRECRACKER", Kind::Firecracker), ("CLOUD_HYPERVISOR", Kind::CloudHypervisor)];
+    let kinds = [("FIRECRACKER", Kind::Firecracker), ("CLOUD_HYPERVISOR", Kind::CloudHypervisor), ("QEMU", Kind::Qemu)];
     let peer = |(name, kind)| {
         let binary = std::env::var_os(name).map(PathBuf::from).filter(|path| path.exists())?;
         Some(Box::new(Peer { kind, binary }) as Box<dyn Contender>)

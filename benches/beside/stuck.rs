@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ostler::sys::process::Process;
 
-/// More processor time than any run takes.
-const LIMIT: Duration = Duration::from_secs(30);
+/// More processor time than a run with one guest takes.
+pub const LIMIT: Duration = Duration::from_secs(30);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a run is tried.
@@ -18,31 +18,32 @@ const ATTEMPTS: usize = 3;
 
 /// A process that is killed when it has had its time.
 pub struct Watch {
+    limit: Duration,
     is_over: Sender<()>,
     thread: JoinHandle<bool>,
 }
 
 impl Watch {
-    /// Until [`Watch::end`].
-    pub fn begin(pid: u32) -> io::Result<Self> {
+    /// Until [`Watch::end`], or until `pid` has had `limit` of processor time.
+    pub fn begin(pid: u32, limit: Duration) -> io::Result<Self> {
         let process = Process::open(pid)?;
         let (is_over, over) = channel();
         let thread = std::thread::spawn(move || {
             while over.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                if process.cpu_time().is_ok_and(|had| had > LIMIT) {
+                if process.cpu_time().is_ok_and(|had| had > limit) {
                     return process.kill().is_ok();
                 }
             }
             false
         });
-        Ok(Self { is_over, thread })
+        Ok(Self { limit, is_over, thread })
     }
 
     /// What came of the work with it, or that it was stuck.
     pub fn end<T>(self, outcome: io::Result<T>) -> io::Result<T> {
         drop(self.is_over);
         if self.thread.join().is_ok_and(|is_killed| is_killed) {
-            let message = format!("used {LIMIT:?} of processor time and did not come to its end");
+            let message = format!("used {:?} of processor time and did not come to its end", self.limit);
             return Err(io::Error::new(io::ErrorKind::TimedOut, message));
         }
         outcome

@@ -2,8 +2,7 @@
 //!
 //! Runs where Linux guests boot (see `cargo xtask bench`), with the environment that `beside` names. In the lab's counting
 //! mode a nanosecond is an executed instruction, which is what the figures then are. A guest that is stuck is told by its
-//! processor time, not by that clock, which jumps ahead whenever the machine is idle; only calls of the daemon (`ten`) have
-//! the limit that they have in tests.
+//! processor time, not by that clock, which jumps ahead whenever the machine is idle.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the tests' harness fails by panicking")]
 
@@ -12,7 +11,6 @@ mod beside;
 mod memory;
 #[path = "../../tests/support/mod.rs"]
 mod support;
-mod ten;
 mod tiny;
 
 use std::io;
@@ -28,10 +26,10 @@ use beside::{Contender, Guest, MEMORY_MIB, USERSPACE, in_directory};
 const ROUNDS: usize = 3;
 
 const NOTES: &str = "Each kernel has the words of its own hypervisor. Ostler's images are prepared, as its daemon does it \
-                     once for all VMs; its ten guests go through daemon, policy and jail, a peer's are bare processes.";
+                     once for all VMs.";
 
 /// What one boot gave, in nanoseconds and KiB.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Sample {
     /// From exec to the first instruction of a guest that says so.
     first_instruction_ns: u64,
@@ -41,27 +39,17 @@ struct Sample {
     power_off_ns: u64,
     /// Memory of the process, when userspace is there.
     memory: memory::Usage,
+    /// Its anonymous pages, in KiB by mapping.
+    anonymous: Vec<(String, u64)>,
 }
 
 fn main() -> Result<(), String> {
     // `cargo bench` and `cargo test` pass flags of their own.
     let plain = Guest::plain(&beside::assets()?);
     let contenders = beside::contenders()?;
-    let (samples, tens) = in_directory(|dir| Ok((compare(&contenders, &plain, dir)?, tens(&contenders, &plain, dir)?)))
-        .map_err(|error| error.to_string())?;
+    let samples = in_directory(|dir| compare(&contenders, &plain, dir)).map_err(|error| error.to_string())?;
     let names = contenders.iter().map(|contender| contender.name()).collect();
-    report(names, &samples, &tens).publish()
-}
-
-/// Ten guests of each contender. Once: counted, it repeats, and the page cache is warm.
-fn tens(contenders: &[Box<dyn Contender>], plain: &Guest, dir: &Path) -> io::Result<Vec<u64>> {
-    let one = |contender: &dyn Contender| {
-        eprint!("{} at once {:<16}", ten::COUNT, contender.name());
-        let took = repeated(|| ten::run(contender, plain, dir))?;
-        eprintln!(" power-off {:>8.1} M", took as f64 / 1e6);
-        Ok(took)
-    };
-    contenders.iter().map(|contender| one(&**contender)).collect()
+    report(names, &samples).publish()
 }
 
 /// The boots of each contender that count, in turn.
@@ -84,6 +72,9 @@ fn compare(contenders: &[Box<dyn Contender>], plain: &Guest, dir: &Path) -> io::
             );
             if round > 0 {
                 samples.push(sample);
+            } else {
+                let parts = sample.anonymous.iter().map(|(name, kib)| format!("{name} {kib}"));
+                eprintln!("        anonymous memory, KiB: {}", parts.collect::<Vec<_>>().join(", "));
             }
         }
     }
@@ -98,25 +89,25 @@ fn boot(contender: &dyn Contender, plain: &Guest, tiny: &Guest, dir: &Path) -> i
     beside::started_in(dir, contender, plain, |mut running, started| {
         running.wait_for(USERSPACE)?;
         let userspace_ns = started.elapsed().as_nanos() as u64;
-        let memory = memory::usage(running.pid(), MEMORY_MIB << 10).map_err(io::Error::other)?;
+        let guest_kib = MEMORY_MIB << 10;
+        let memory = memory::usage(running.pid(), guest_kib).map_err(io::Error::other)?;
+        let anonymous = memory::profile(running.pid(), guest_kib).map_err(io::Error::other)?;
         running.wait_for_end()?;
         let power_off_ns = started.elapsed().as_nanos() as u64;
-        Ok(Sample { first_instruction_ns, userspace_ns, power_off_ns, memory })
+        Ok(Sample { first_instruction_ns, userspace_ns, power_off_ns, memory, anonymous })
     })
 }
 
-fn report(names: Vec<&'static str>, samples: &[Vec<Sample>], tens: &[u64]) -> Report {
+fn report(names: Vec<&'static str>, samples: &[Vec<Sample>]) -> Report {
     let figure = |name: &str, unit, scale: f64, value: fn(&Sample) -> u64| {
         let values = |samples: &Vec<Sample>| samples.iter().map(|sample| value(sample) as f64 / scale).collect();
         let medians: Vec<_> = samples.iter().map(|samples| median(values(samples))).collect();
         Figure::new(name, unit, &names, &medians)
     };
-    let ten: Vec<_> = tens.iter().map(|took| Some(*took as f64 / 1e6)).collect();
     let figures = vec![
         figure("exec_to_first_instruction", "M instructions", 1e6, |sample| sample.first_instruction_ns),
         figure("exec_to_userspace", "M instructions", 1e6, |sample| sample.userspace_ns),
         figure("exec_to_power_off", "M instructions", 1e6, |sample| sample.power_off_ns),
-        Figure::new("ten_at_once_to_power_off", "M instructions", &names, &ten),
         figure("vmm_anonymous_memory", "KiB", 1.0, |sample| sample.memory.anonymous_kib),
         figure("vmm_memory_besides_guest", "KiB", 1.0, |sample| sample.memory.resident_kib),
     ];
