@@ -38,13 +38,13 @@ pub fn prepare(place: &VfPlace, wanted: &VfConfig) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
     let mut card = Card::open(place)?;
     card.wait_for_carrier()?;
-    card.settle(wanted, Direction::There)?;
+    settle(&mut card, wanted, Direction::There)?;
     crash::reach(Point::VfSet);
     bus.bind_to_vfio(place.address)?;
     crash::reach(Point::VfBound);
     reset(&bus.dir(place.address), place.address)?;
     // Some cards forget part of it in a reset; and what is shown now is what the guest gets.
-    card.settle(wanted, Direction::There)?;
+    settle(&mut card, wanted, Direction::There)?;
     crash::reach(Point::VfReady);
     Ok(())
 }
@@ -58,7 +58,7 @@ pub fn release(place: &VfPlace, original: &VfConfig) -> Result<(), HostdevError>
     crash::reach(Point::VfReset);
     bus.leave_vfio(place.address)?;
     crash::reach(Point::VfUnbound);
-    card.settle(original, Direction::Back)?;
+    settle(&mut card, original, Direction::Back)?;
     crash::reach(Point::VfRestored);
     Ok(())
 }
@@ -143,39 +143,60 @@ impl<'a> Card<'a> {
         }
         Ok(())
     }
+}
 
-    /// Writes what differs and reads it back until nothing does.
-    fn settle(&mut self, wanted: &VfConfig, direction: Direction) -> Result<(), HostdevError> {
-        let (interface, vf) = (self.place.pf_interface.clone(), self.place.address);
-        let mut differing = Vec::new();
-        for round in 0..SETTLE_ROUNDS {
-            if round > 0 {
-                std::thread::sleep(STEP);
-            }
-            let link = self.link()?;
-            let Some(shown) = link.vfs.get(usize::from(self.place.index)) else {
-                let source = io::Error::new(io::ErrorKind::NotFound, "it has no virtual function of that number");
-                return Err(HostdevError::Link { interface, source });
-            };
-            differing = changes(shown, wanted, direction);
-            if differing.is_empty() {
-                return Ok(());
-            }
-            for change in &differing {
-                match self.rtnl.set_vf(link.index, self.place.index.into(), *change) {
-                    Ok(()) => {}
-                    // The card is at work on this very virtual function: the next round tries again.
-                    Err(error) if is_passing(&error) && round + 1 < SETTLE_ROUNDS => break,
-                    Err(source) => {
-                        let setting = Shown(*change).to_string();
-                        return Err(HostdevError::Setting { interface, vf, setting, source });
-                    }
+/// What shows the settings of one virtual function, and takes them.
+trait Settings {
+    fn place(&self) -> &VfPlace;
+    fn shown(&mut self) -> Result<VfConfig, HostdevError>;
+    fn set(&mut self, change: VfChange) -> io::Result<()>;
+}
+
+impl Settings for Card<'_> {
+    fn place(&self) -> &VfPlace {
+        self.place
+    }
+
+    fn shown(&mut self) -> Result<VfConfig, HostdevError> {
+        let link = self.link()?;
+        link.vfs.get(usize::from(self.place.index)).copied().ok_or_else(|| {
+            let source = io::Error::new(io::ErrorKind::NotFound, "it has no virtual function of that number");
+            HostdevError::Link { interface: self.place.pf_interface.clone(), source }
+        })
+    }
+
+    fn set(&mut self, change: VfChange) -> io::Result<()> {
+        let index = self.rtnl.link(&self.place.pf_interface)?.index;
+        self.rtnl.set_vf(index, self.place.index.into(), change)
+    }
+}
+
+/// Writes what differs and reads it back until nothing does.
+fn settle(card: &mut impl Settings, wanted: &VfConfig, direction: Direction) -> Result<(), HostdevError> {
+    let (interface, vf) = (card.place().pf_interface.clone(), card.place().address);
+    let mut differing = Vec::new();
+    for round in 0..SETTLE_ROUNDS {
+        if round > 0 {
+            std::thread::sleep(STEP);
+        }
+        differing = changes(&card.shown()?, wanted, direction);
+        if differing.is_empty() {
+            return Ok(());
+        }
+        for change in &differing {
+            match card.set(*change) {
+                Ok(()) => {}
+                // The card is at work on this very virtual function: the next round tries again.
+                Err(error) if is_passing(&error) && round + 1 < SETTLE_ROUNDS => break,
+                Err(source) => {
+                    let setting = Shown(*change).to_string();
+                    return Err(HostdevError::Setting { interface, vf, setting, source });
                 }
             }
         }
-        let settings = differing.into_iter().map(|change| Shown(change).to_string()).collect::<Vec<_>>().join(", ");
-        Err(HostdevError::NotTaken { interface, vf, settings })
     }
+    let settings = differing.into_iter().map(|change| Shown(change).to_string()).collect::<Vec<_>>().join(", ");
+    Err(HostdevError::NotTaken { interface, vf, settings })
 }
 
 fn is_passing(error: &io::Error) -> bool {
@@ -240,6 +261,58 @@ mod tests {
         let back: Vec<_> = changes(&after, &before, Direction::Back);
         assert!(matches!(back.first(), Some(VfChange::Trust(false))), "{back:?}");
         assert!(matches!(back.last(), Some(VfChange::Vlan(_))), "{back:?}");
+    }
+
+    /// A card that answers that it is busy so many times, and then takes what it is given, or does not.
+    struct Busy {
+        place: VfPlace,
+        config: VfConfig,
+        times: u32,
+        takes: bool,
+        calls: u32,
+    }
+
+    impl Settings for Busy {
+        fn place(&self) -> &VfPlace {
+            &self.place
+        }
+
+        fn shown(&mut self) -> Result<VfConfig, HostdevError> {
+            Ok(self.config)
+        }
+
+        fn set(&mut self, change: VfChange) -> io::Result<()> {
+            self.calls += 1;
+            if self.calls <= self.times {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
+            if self.takes {
+                apply(&mut self.config, change);
+            }
+            Ok(())
+        }
+    }
+
+    fn busy(times: u32, takes: bool) -> Busy {
+        let place = VfPlace { pf_interface: "eth0".into(), index: 0, address: Bdf::new(0, 1, 16, 0).unwrap() };
+        Busy { place, config: VfConfig::default(), times, takes, calls: 0 }
+    }
+
+    /// No card of the lab is busy when it is wanted to be: igb answers at once.
+    #[test]
+    fn a_card_that_still_resets_its_function_is_asked_again_and_not_for_ever() {
+        let wanted = VfConfig { mac: [2, 0, 0, 0, 0, 1], is_trusted: true, ..VfConfig::default() };
+        let mut card = busy(3, true);
+        settle(&mut card, &wanted, Direction::There).unwrap();
+        assert_eq!((card.config, card.calls), (wanted, 5));
+        let mut card = busy(u32::MAX, true);
+        let error = settle(&mut card, &wanted, Direction::There).unwrap_err();
+        assert_eq!(card.calls, SETTLE_ROUNDS);
+        assert!(error.to_string().starts_with("network card eth0 refuses address 02:00:00:00:00:01"), "{error}");
+        let mut card = busy(0, false);
+        let error = settle(&mut card, &wanted, Direction::There).unwrap_err();
+        assert!(error.to_string().ends_with("address 02:00:00:00:00:01, trust on"), "{error}");
+        assert_eq!(card.calls, 2 * SETTLE_ROUNDS);
     }
 
     proptest! {

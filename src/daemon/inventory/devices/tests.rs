@@ -121,6 +121,29 @@ fn takes_settings_from_the_link_by_number() {
     assert_eq!(devices.vfs().count(), 2);
 }
 
+/// Linux makes all functions of a card or none; a card's driver may have brought up fewer.
+#[test]
+fn of_fewer_functions_than_were_asked_for_each_keeps_its_number_and_settings() {
+    let sys = recorded();
+    let read = || Devices::read_sysfs(sys.path()).unwrap().pfs.remove(0);
+    // The card's driver shows settings of one only.
+    let mut pf = read();
+    let link = Link {
+        name: "eth0".into(),
+        index: 2,
+        permanent_mac: Some([0x52, 0x54, 0, 0, 0, 1]),
+        mac: None,
+        is_up: true,
+        has_carrier: true,
+        vfs: vec![VfConfig::default()],
+    };
+    pf.add_link(sys.path(), link);
+    assert_eq!(pf.vfs.iter().map(|vf| vf.config.is_some()).collect::<Vec<_>>(), [true, false]);
+    // The first one never came: the number of the other one stays its own.
+    fs::remove_file(sys.path().join("devices/pci0000:00/0000:00:02.0/0000:01:00.0/virtfn0")).unwrap();
+    assert_eq!(read().vfs.iter().map(|vf| vf.index).collect::<Vec<_>>(), [1]);
+}
+
 #[test]
 fn a_host_without_pci_has_no_cards() {
     let empty = tempfile::tempdir().unwrap();
