@@ -1,6 +1,7 @@
 //! Virtual functions of the lab's network card for VMs: chosen by policy, set, given, taken back. Boots guests (feature
 //! `lab`). What the card shows is asked with `ip`, not with the code under test.
 
+mod races;
 mod running;
 
 use std::fs;

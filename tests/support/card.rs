@@ -1,7 +1,7 @@
 //! The lab's SR-IOV network card. Key type: [`Card`]. What it shows is asked with `ip`, not with the code under test.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::shell::{DEVICES, read, run, write};
@@ -19,16 +19,29 @@ pub struct Card {
     pub interface: String,
 }
 
+/// Network cards that can have virtual functions, by address. The lab's second one shares an IOMMU group with all of its
+/// own.
+pub fn cards() -> Vec<PathBuf> {
+    let functions = fs::read_dir(DEVICES).unwrap().map(|entry| entry.unwrap().path());
+    let mut cards: Vec<_> =
+        functions.filter(|path| path.join("sriov_numvfs").exists() && path.join("net").exists()).collect();
+    cards.sort();
+    cards
+}
+
+/// The network interface of a function whose directory is `directory`.
+pub fn interface(directory: &Path) -> String {
+    let mut names = fs::read_dir(directory.join("net")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.next().unwrap().into_string().unwrap()
+}
+
 impl Card {
     /// `None` where there is no such card.
     pub fn with_vfs(count: u32) -> Option<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         run("modprobe", &["-a", "igb", "vfio-pci"]);
-        let mut functions = fs::read_dir(DEVICES).unwrap().map(|entry| entry.unwrap().path());
-        let directory = functions.find(|path| path.join("sriov_numvfs").exists() && path.join("net").exists())?;
-        let interface =
-            fs::read_dir(directory.join("net")).unwrap().next()?.unwrap().file_name().into_string().unwrap();
-        let card = Self { _turn: turn, directory, interface };
+        let directory = cards().into_iter().next()?;
+        let card = Self { _turn: turn, interface: interface(&directory), directory };
         run("ip", &["link", "set", &card.interface, "up"]);
         card.wait_for_carrier();
         write(card.directory.join("sriov_drivers_autoprobe"), "0");
@@ -48,7 +61,7 @@ impl Card {
     pub fn shown(&self) -> Vec<serde_json::Value> {
         let link: serde_json::Value =
             serde_json::from_str(&run("ip", &["-j", "link", "show", "dev", &self.interface])).unwrap();
-        link[0]["vfinfo_list"].as_array().unwrap().clone()
+        link[0]["vfinfo_list"].as_array().cloned().unwrap_or_default()
     }
 
     /// A virtual function's directory.

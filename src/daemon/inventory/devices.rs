@@ -79,7 +79,7 @@ pub struct VirtualFunction {
     pub index: u16,
     /// Its driver.
     pub driver: Option<String>,
-    /// Its network interface on the host, if a host driver made one.
+    /// Its network interface on the host, if a host driver made one; `None` too if that is in another network namespace.
     pub interface: Option<String>,
     /// That interface is switched on: the host uses it.
     pub is_used_by_host: bool,

@@ -12,6 +12,8 @@ mod users;
 
 pub use addresses::{AddressPool, Lease, Network, NetworkError, PoolExhausted};
 #[cfg(test)]
+pub use devices::GroupMember;
+#[cfg(test)]
 pub use devices::samples as device_samples;
 pub use devices::{Devices, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
 pub use facts::{HostFacts, check_nic};

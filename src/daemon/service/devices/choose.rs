@@ -1,10 +1,10 @@
 //! Which virtual functions a NIC could get, before policy is asked and after; pure. Key functions: [`offer`], [`unfit`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::DevicesError;
-use crate::daemon::inventory::{Devices, PhysicalFunction, VirtualFunction};
+use crate::daemon::inventory::{Devices, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
 use crate::daemon::record::{LeaseState, VfKey, VfLease, VmRecord};
 use crate::model::{DeviceId, LastTenant, MacAddr, PfView, SelectVfRequest, VfCandidate, VfSettings, VfWish};
 use crate::sys::rtnl::{LinkState, VfConfig, VfVlanConfig};
@@ -48,6 +48,9 @@ pub(super) fn unfit(pf: &PhysicalFunction, vf: &VirtualFunction) -> Option<&'sta
     }
     if vf.is_used_by_host {
         return Some("the host uses its network interface");
+    }
+    if vf.interface.is_none() && vf.driver.as_deref().is_some_and(|driver| driver != VFIO_DRIVER) {
+        return Some("a host driver has it, and shows no network interface here: a container may use it");
     }
     if vf.reset_methods.is_empty() {
         return Some("it cannot be reset");
@@ -143,14 +146,17 @@ fn none_free(devices: &Devices, leases: &Leases) -> DevicesError {
                     sriov_numvfs of a network card";
         return DevicesError(text.into());
     }
-    let unfit = devices.vfs().filter(|(pf, vf)| unfit(pf, vf).is_some()).count();
+    let reasons: Vec<_> = devices.vfs().filter_map(|(pf, vf)| unfit(pf, vf)).collect();
+    let unfit = reasons.len();
+    let reasons: Vec<_> = reasons.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    let why = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) };
     let is_held = |lease: &VfLease| lease.state != LeaseState::Free;
     let held =
         devices.vfs().filter(|(pf, vf)| key_of(pf, vf).and_then(|key| leases.get(&key)).is_some_and(|l| is_held(l)));
     let held = held.count();
     DevicesError(format!(
-        "no SR-IOV virtual function is free: of {total}, {held} are taken and {unfit} cannot be lent; an operator sees \
-         more with `ostler host devices`"
+        "no SR-IOV virtual function is free: of {total}, {held} are taken and {unfit} cannot be lent{why}; an operator \
+         sees more with `ostler host devices`"
     ))
 }
 
@@ -180,7 +186,7 @@ pub(super) fn is_mac_taken(mac: MacAddr, own: VfKey, devices: &Devices, leases: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::inventory::device_samples;
+    use crate::daemon::inventory::{GroupMember, device_samples};
     use crate::daemon::record::{LeaseEvent, lease_samples, samples};
 
     fn held_by(devices: &Devices, tenant: &str, index: usize) -> (VfKey, Arc<VfLease>) {
@@ -208,7 +214,10 @@ mod tests {
         assert_eq!(offered(&devices, &leases), Ok(vec![3]));
         devices.pfs[0].vfs[3].iommu_group = None;
         let error = offered(&devices, &leases).unwrap_err();
-        assert!(error.contains("of 4, 1 are taken and 3 cannot be lent"), "{error}");
+        assert!(
+            error.contains("of 4, 1 are taken and 3 cannot be lent (it cannot be reset; it has no IOMMU"),
+            "{error}"
+        );
         assert!(!error.contains("globex"));
         assert!(offered(&device_samples::card(0), &leases).unwrap_err().contains("sriov_numvfs"));
     }
@@ -222,6 +231,38 @@ mod tests {
         assert!(offered(&devices, &leases).is_err());
         devices.pfs[0].link.as_mut().unwrap().mac = MacAddr([0x52, 0x54, 0, 0, 0, 99]);
         assert_eq!(offered(&devices, &leases), Ok(vec![0]));
+    }
+
+    /// What a card of one function offers after `change`.
+    fn offered_after(change: impl FnOnce(&mut VirtualFunction)) -> Result<Vec<u16>, String> {
+        let mut devices = device_samples::card(1);
+        change(&mut devices.pfs[0].vfs[0]);
+        offered(&devices, &Leases::new())
+    }
+
+    /// Why it offers none.
+    fn refused(change: impl FnOnce(&mut VirtualFunction)) -> String {
+        offered_after(change).unwrap_err()
+    }
+
+    #[test]
+    fn what_something_else_may_use_is_not_offered() {
+        let netns = refused(|vf| vf.driver = Some("igbvf".into()));
+        assert!(netns.contains("a container may use it"), "{netns}");
+        let idle = offered_after(|vf| {
+            vf.driver = Some("igbvf".into());
+            vf.interface = Some("eth1".into());
+        });
+        assert_eq!(idle, Ok(vec![0]), "a host driver that nobody uses makes way");
+        assert_eq!(offered_after(|vf| vf.driver = Some(VFIO_DRIVER.into())), Ok(vec![0]));
+        // A member of its group, whatever that is: its card, which the host's driver has, too.
+        let card = device_samples::card(1).pfs[0].address;
+        let member =
+            |driver: Option<&str>| GroupMember { address: card, driver: driver.map(str::to_owned), is_bridge: false };
+        let shared = refused(|vf| vf.group_members.push(member(Some("igb"))));
+        assert!(shared.contains("its IOMMU group has another function"), "{shared}");
+        assert_eq!(offered_after(|vf| vf.group_members.push(member(None))), Ok(vec![0]));
+        assert_eq!(refused(|vf| vf.config = None).matches("its card has no driver").count(), 1);
     }
 
     #[test]
