@@ -2,6 +2,7 @@
 //! `lab`). What the card shows is asked with `ip`, not with the code under test.
 
 mod races;
+mod requests;
 mod running;
 
 use std::fs;

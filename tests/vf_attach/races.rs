@@ -6,7 +6,7 @@
 //! | nobody cleaned up, and an address is left somewhere | [`what_cannot_be_lent_is_refused_with_the_reason_and_changes_nothing`]; after a crash `crash_devices` |
 //! | a function vanishes with the network namespace that has it | the same: it is not taken; [`functions_made_while_the_daemon_runs_are_lent_and_what_the_card_does_is_noticed`]: it has no interface while it is lent |
 //! | what a guest left in a function stays there | the first one, at each owner; not to be reset, quarantined: `a_function_that_cannot_be_reset_…` |
-//! | two want the last function | `of_two_starts_for_the_last_function_one_wins_…`, the model in `service/devices/claim/tests.rs` |
+//! | two want the last function | `of_two_starts_for_the_last_function_one_wins_…`, [`requests`](super::requests), the model |
 //! | IOMMU groups have other numbers | no lease has one (`record/vf.rs`) |
 //! | fewer functions than were asked for | `of_fewer_functions_than_were_asked_for_…` in `inventory/devices/tests.rs`; of NVMe `secondary_controllers_are_made_…` |
 //! | the hardware changed, and no record says so | `crash_devices`, at every step |

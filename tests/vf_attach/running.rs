@@ -24,7 +24,12 @@ const GATEWAY: &str = "10.0.2.2";
 const CARRIER: &str = "/sys/class/net/eth0/carrier";
 
 fn function() -> Device {
-    let sriov = Some(v1::SriovNic { mac: MAC.into(), vlan: 0 });
+    with_mac(MAC, 0)
+}
+
+/// A function as `net1`.
+pub(super) fn with_mac(mac: &str, vlan: u32) -> Device {
+    let sriov = Some(v1::SriovNic { mac: mac.into(), vlan });
     Device::Nic(v1::NicSpec { id: "net1".into(), sriov, ..Default::default() })
 }
 
@@ -37,7 +42,7 @@ fn plain(words: &str) -> v1::VirtualMachineSpec {
 }
 
 /// Names of the VM's devices, each with what is under way with it.
-fn devices(vm: &v1::VirtualMachine) -> Vec<(&str, DeviceState)> {
+pub(super) fn devices(vm: &v1::VirtualMachine) -> Vec<(&str, DeviceState)> {
     vm.devices.iter().map(|device| (device.id.as_str(), device.state())).collect()
 }
 
@@ -93,12 +98,7 @@ fn a_function_comes_to_a_running_guest_and_leaves_it_under_traffic() {
     assert!(console.run("dmesg | grep -c -i -e 'call trace' -e 'BUG:'").contains("\n0"));
 
     // What policy does not give leaves nothing, and says who it was.
-    let other = Device::Nic(v1::NicSpec {
-        id: "net1".into(),
-        sriov: Some(v1::SriovNic { mac: "02:bb:00:00:00:01".into(), vlan: 0 }),
-        ..Default::default()
-    });
-    let refused = facts(&acme.attach("web", other).unwrap_err());
+    let refused = facts(&acme.attach("web", with_mac("02:bb:00:00:00:01", 0)).unwrap_err());
     assert_eq!(refused.reason, "DEVICE_NOT_LENT");
     assert!(refused.message.contains("policy plugin own"), "{refused:?}");
     assert!(acme.get("web").unwrap().devices.is_empty());
