@@ -7,8 +7,8 @@
 //! | a function vanishes with the network namespace that has it | the same: it is not taken; [`functions_made_while_the_daemon_runs_are_lent_and_what_the_card_does_is_noticed`]: it has no interface while it is lent |
 //! | what a guest left in a function stays there | the first one, at each owner; not to be reset, quarantined: `a_function_that_cannot_be_reset_…` |
 //! | two want the last function | `of_two_starts_for_the_last_function_one_wins_…`, [`requests`](super::requests), the model |
-//! | IOMMU groups have other numbers | no lease has one (`record/vf.rs`) |
-//! | fewer functions than were asked for | `of_fewer_functions_than_were_asked_for_…` in `inventory/devices/tests.rs`; of NVMe `secondary_controllers_are_made_…` |
+//! | IOMMU groups have other numbers | [`a_lease_stays_with_its_function_when_the_iommu_group_has_another_number`] |
+//! | fewer functions than were asked for | the same; `of_fewer_functions_than_were_asked_for_…` in `inventory/devices/tests.rs`; of NVMe `secondary_controllers_are_made_…` |
 //! | the hardware changed, and no record says so | `crash_devices`, at every step |
 //! | the list of devices is that of the daemon's start | `functions_made_while_…` |
 //! | the number of functions changes under a guest | the same: the kernel refuses another one; to none, `a_card_that_fails_under_a_running_guest_…` |
@@ -25,8 +25,9 @@ use rustix::fs::inotify;
 use super::*;
 use crate::support::card::{cards, interface};
 use crate::support::client::wait;
+use crate::support::drives::Drives;
 use crate::support::guest::linux;
-use crate::support::shell::read;
+use crate::support::shell::{DEVICES, read};
 use ostler::daemon::hostdev::{self, VfPlace};
 use ostler::sys::rtnl::VfConfig;
 
@@ -153,6 +154,54 @@ fn functions_made_while_the_daemon_runs_are_lent_and_what_the_card_does_is_notic
     assert_eq!(states(&host), [Lease::Attached, Lease::Unspecified]);
     acme.stop("web", Some(0)).unwrap();
     card.assert_unbound(2);
+}
+
+/// Makes the card's functions anew, so that the first one comes into another IOMMU group: a function of the NVMe
+/// controller has its old one meanwhile.
+fn renumber(card: &Card, drives: &Drives) {
+    let group = || fs::read_link(card.vf(0).join("iommu_group")).unwrap();
+    let before = group();
+    write(card.directory.join("sriov_numvfs"), "0");
+    let drive = Path::new(DEVICES).join(&drives.lab);
+    write(drive.join("sriov_drivers_autoprobe"), "0");
+    write(drive.join("sriov_numvfs"), "1");
+    write(card.directory.join("sriov_numvfs"), "1");
+    assert_ne!(group(), before);
+    card.wait_for_carrier();
+}
+
+#[test]
+fn a_lease_stays_with_its_function_when_the_iommu_group_has_another_number() {
+    const NAME: &str = "a_lease_stays_with_its_function_when_the_iommu_group_has_another_number";
+    let Some(card) = Card::with_vfs(2) else { return assets::skip(NAME, "an SR-IOV network card") };
+    let Some(drives) = Drives::find() else { return assets::skip(NAME, "an SR-IOV NVMe controller") };
+    let host = host();
+    let (acme, globex, operator) = (host.tenant("acme"), host.tenant("globex"), host.operator());
+    acme.register("web", idle("")).unwrap();
+    globex.register("web", idle("")).unwrap();
+    acme.start("web").unwrap();
+    // Fewer of them are of use than the card has.
+    let before = card.shown();
+    write(card.vf(1).join("reset_method"), "\n");
+    let refused = globex.start("web").unwrap_err();
+    assert!(refused.message().contains("of 2, 1 are taken and 1 cannot be lent (it cannot be reset)"), "{refused:?}");
+    assert_eq!((states(&host), card.shown()), (vec![Lease::Attached, Lease::Unspecified], before));
+
+    // It goes to quarantine, and stays there under another group's number: a lease is of a card and a number on it.
+    let address = acme.get("web").unwrap().nics[0].vf_address.clone();
+    write(card.vf(0).join("reset_method"), "\n");
+    acme.stop("web", Some(0)).unwrap();
+    assert_eq!(states(&host)[0], Lease::Quarantined);
+    let lease = leases(&host).remove(0);
+    renumber(&card, &drives);
+    assert_eq!(leases(&host), std::slice::from_ref(&lease));
+    let refused = globex.start("web").unwrap_err();
+    assert!(refused.message().contains("of 1, 1 are taken"), "{refused:?}");
+    assert_eq!(operator.release_device(&address).unwrap().state(), Lease::Free);
+    assert_eq!(leases(&host)[0].last_tenant, "acme");
+    globex.start("web").unwrap();
+    globex.stop("web", Some(0)).unwrap();
+    card.assert_unbound(1);
 }
 
 /// Both functions are a host driver's: one has an interface that is up, the other one's is in a network namespace.
