@@ -44,6 +44,8 @@ fn changes(point: Point) -> &'static [Change] {
         Attach, Demote, Destroy, Detach, Load, LoadCanary, PromoteCanary, Register, Resize, RollBack, Unload,
     };
     match point {
+        // Of a plugin that remembers: tried for itself.
+        Point::KvWritten => &[],
         Point::RequestBegun => &[Destroy, Attach, Detach, Resize],
         Point::RequestAnswered => {
             &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Demote, LoadCanary, PromoteCanary, Unload]
@@ -276,7 +278,7 @@ fn a_change_that_is_cut_off_at_any_step_is_done_once_when_it_is_repeated() {
             tried.insert(point);
         }
     }
-    tried.extend([Point::BootDevices, Point::BootSwept, Point::BootResumed, Point::CanaryRolledBack]);
+    tried.extend([Point::BootDevices, Point::BootSwept, Point::BootResumed, Point::CanaryRolledBack, Point::KvWritten]);
     assert_eq!(tried, RECORDS.iter().copied().collect::<BTreeSet<_>>(), "not every point was tried");
 }
 
@@ -342,4 +344,55 @@ fn a_roll_back_of_a_canary_that_is_cut_off_is_complete() {
     let canary = own.canary.unwrap();
     assert_eq!((canary.state(), canary.code.as_str()), (Trial::RolledBack, "canary.breaker-open"));
     (0..8).for_each(|at| drop(acme.register(&format!("new-{at}"), small()).unwrap()));
+}
+
+const RATE: &str = "operator/plugins/rate";
+
+/// Loads the plugin that counts requests, without a limit that would be met.
+fn rate(operator: &Caller) {
+    use v1::load_plugin_request::{Header, Part};
+    let settings = [("max-requests", "1000"), ("window-s", "31536000")].map(|(key, value)| (key.into(), value.into()));
+    let header =
+        Header { name: RATE.into(), settings: settings.into(), grants: vec!["kv".into()], ..Default::default() };
+    let component = plugin("rate");
+    let chunks = component.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
+    operator.load_parts(std::iter::once(Part::Header(header)).chain(chunks).collect()).unwrap();
+}
+
+/// What it remembers to have counted.
+fn count(host: &Host) -> u64 {
+    let request = v1::GetPluginKvRequest { name: RATE.into(), tenant: "tenants/acme".into() };
+    let kv = crate::support::client::wait(host.operator().plugins.get_plugin_kv(request)).unwrap().into_inner();
+    let count = kv.entries.into_iter().find(|entry| entry.key == "count");
+    count.map_or(0, |count| String::from_utf8(count.value).unwrap().parse().unwrap())
+}
+
+/// The daemon dies when record and memory are written and the transaction has not ended: neither is there. And when it has:
+/// both are.
+#[test]
+fn a_daemon_that_dies_leaves_record_and_memory_as_they_were_or_both_as_they_are() {
+    let mut host = Host::start();
+    rate(&host.operator());
+    host.tenant("acme").register("first", small()).unwrap();
+    let decided = |host: &Host| {
+        let records = host.tenant("acme").decisions(v1::ListDecisionsRequest::default()).unwrap();
+        records.iter().filter(|record| record.links.iter().any(|link| !link.kv_wrote.is_empty())).count() as u64
+    };
+    for (point, more) in [(Point::KvWritten, 0), (Point::RegisterDecided, 1)] {
+        let before = decided(&host);
+        assert_eq!(count(&host), before);
+        host.kill_daemon();
+        host.start_daemon_armed(point);
+        let caller = host.tenant("acme");
+        let name = point.name().replace('.', "-");
+        std::thread::spawn(move || drop(caller.register(&name, small())));
+        host.await_crash(point);
+        host.start_daemon();
+        assert_consistent(&host, point.name());
+        assert_eq!((decided(&host), count(&host)), (before + more, before + more), "{}", point.name());
+        // The same call again is decided anew, and counts.
+        host.tenant("acme").register(&point.name().replace('.', "-"), small()).unwrap();
+        assert_eq!((decided(&host), count(&host)), (before + more + 1, before + more + 1), "{}", point.name());
+    }
+    assert!(host.tenant("acme").verify("").unwrap().iter().all(|chain| chain.fault.is_empty()));
 }

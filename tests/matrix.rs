@@ -207,6 +207,15 @@ const ROWS: &[Row] = &[
         outcomes: [[OK, NO_OPERATION, NO_OPERATION], [OK, NO_OPERATION, NO_OPERATION], [OK, OK, NO_OPERATION]],
     },
     Row {
+        method: "PluginService/ClearPluginKv",
+        tried: |caller, tenant| {
+            let name = format!("tenants/{tenant}/plugins/own");
+            let request = v1::ClearPluginKvRequest { name, validate_only: true, ..Default::default() };
+            done(wait(caller.plugins.clone().clear_plugin_kv(request)))
+        },
+        outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
+    },
+    Row {
         method: "PluginService/EndPluginCanary",
         tried: |caller, tenant| {
             let (name, end) =
@@ -215,6 +224,14 @@ const ROWS: &[Row] = &[
             done(wait(caller.plugins.clone().end_plugin_canary(request)))
         },
         outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
+    },
+    Row {
+        method: "PluginService/GetPluginKv",
+        tried: |caller, tenant| {
+            let name = format!("tenants/{tenant}/plugins/own");
+            done(wait(caller.plugins.clone().get_plugin_kv(v1::GetPluginKvRequest { name, ..Default::default() })))
+        },
+        outcomes: [[NO_PLUGIN, DENIED, DENIED], [NO_PLUGIN, DENIED, DENIED], [NO_PLUGIN; 3]],
     },
     Row {
         method: "PluginService/ListPlugins",

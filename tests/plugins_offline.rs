@@ -133,6 +133,39 @@ fn the_placement_plugin_keeps_to_its_fixtures() {
 }
 
 #[test]
+fn a_plugin_that_remembers_has_its_memory_from_the_fixture() {
+    let desk = Desk::new();
+    let rate = desk.plugin("rate");
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/rate/fixtures");
+    let seen = desk.ostler(&[&"test", &rate, &fixtures]);
+    assert!(seen.code == Some(0) && seen.out.contains("3 passed, 0 failed"), "{}{}", seen.out, seen.error);
+    let ran = desk.ostler(&[&"run", &rate, &"--fixture", &fixtures.join("third.json")]).out;
+    assert!(ran.contains("{\"count\":\"2\",\"window\":\"2\"}"), "{ran}");
+    assert!(ran.contains("{\"count\":\"3\",\"window\":\"2\"}"), "{ran}");
+    // What is written and not expected is a difference; nothing is remembered from one fixture to the next.
+    let mut other: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixtures.join("first.json")).unwrap()).unwrap();
+    other["writes"] = json!({"count": "7"});
+    let dir = desk.fixture("other.json", &other).parent().unwrap().to_owned();
+    let seen = desk.ostler(&[&"test", &rate, &dir]);
+    assert_eq!(seen.code, Some(1));
+    assert!(seen.out.contains("writes.count: expected \"7\", is \"1\""), "{}", seen.out);
+    assert!(seen.out.contains("writes.window: not expected"), "{}", seen.out);
+    let seen = desk.ostler(&[&"test", &rate, &dir, &"--update"]);
+    assert!(seen.code == Some(0) && seen.out.contains("1 updated"), "{}", seen.out);
+    // What it must be granted is told before any daemon is asked.
+    let seen = desk.ostler(&[&"inspect", &rate]);
+    assert!(seen.code == Some(0) && seen.out.contains("kv: what it must be granted"), "{}", seen.out);
+    let seen = desk.ostler(&[&"check", &rate]);
+    assert!(seen.code == Some(2) && seen.error.contains("code: plugin.not-granted"), "{}", seen.error);
+    assert!(seen.error.contains("`--grant kv`"), "{}", seen.error);
+    assert_eq!(desk.ostler(&[&"check", &rate, &"--grant", &"kv"]).code, Some(0));
+    assert_eq!(desk.ostler(&[&"check", &rate, &"--grant", &"clock"]).code, Some(2));
+    let seen = desk.ostler(&[&"inspect", &desk.plugin("admission")]);
+    assert!(!seen.out.contains("kv"), "{}", seen.out);
+}
+
+#[test]
 fn what_is_no_fixture_or_does_not_fit_is_told() {
     let desk = Desk::new();
     let admission = desk.plugin("admission");

@@ -40,7 +40,7 @@ const MAY_IMPORT: [(&str, &[&str]); 38] = [
     ("daemon/policy", &["model", "wire", "sys"]),
     ("daemon/inventory", &["daemon/record", "model", "sys"]),
     ("daemon/hostdev", &["daemon/crash", "daemon/operation", "model", "sys"]),
-    ("daemon/store", &["daemon/record", "model", "sys"]),
+    ("daemon/store", &["daemon/crash", "daemon/record", "model", "sys"]),
     (
         "daemon/supervisor",
         &["daemon/record", "daemon/files", "daemon/trace", "daemon/operation", "daemon/crash", "model", "wire", "sys"],

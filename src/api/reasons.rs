@@ -255,6 +255,12 @@ pub const REASONS: &[Reason] = &[
         "correct the plugin",
     ),
     reason(
+        "POLICY_BUSY",
+        "UNAVAILABLE",
+        "decisions of the tenant that a plugin remembers are under way and take too long",
+        "try again",
+    ),
+    reason(
         "POLICY_DENIED",
         "PERMISSION_DENIED",
         "policy denies it; metadata: code, message, plugin, digest, took_us",

@@ -113,6 +113,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Plugin(PluginCommand::Promote(promote)) => commands::plugin::promote(client().await?, promote).await,
         Command::Plugin(PluginCommand::Demote(demote)) => commands::plugin::demote(client().await?, demote).await,
         Command::Plugin(PluginCommand::Unload(unload)) => commands::plugin::unload(client().await?, unload).await,
+        Command::Plugin(PluginCommand::Kv(kv)) => commands::plugin::kv(client().await?, kv).await,
         Command::Plugin(PluginCommand::Replay(replay)) => commands::replay::replay(client().await?, replay).await,
         Command::Plugin(PluginCommand::Author(author)) => commands::author::author(author, &global).await,
         Command::Plugin(PluginCommand::List(list)) => commands::plugin::list(client().await?, list).await,

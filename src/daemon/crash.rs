@@ -33,6 +33,9 @@ points! {
     /// A request's answer is on record, and not on its way.
     RequestAnswered = "request.answered",
 
+    /// A decision's record is written, with what plugins remember of it, and the transaction not ended.
+    KvWritten = "kv.written",
+
     /// The decision to admit a VM is on record.
     RegisterDecided = "register.decided",
     /// The VM is, with the answer.

@@ -12,10 +12,12 @@ mod decision;
 mod device;
 mod digest;
 mod exit;
+mod grant;
 mod id;
 mod image_path;
 mod jail;
 mod journal;
+mod kv;
 mod launch;
 mod lifecycle;
 mod limits;
@@ -40,6 +42,7 @@ pub use decision::{
 pub use device::{DeviceSpec, DiskSpec, MAX_DISK_QUEUES, MAX_NIC_QUEUES, NicBackend, NicSpec, ServedBy, TapSpec};
 pub use digest::{DigestError, PluginDigest, RecordHash, SignerId};
 pub use exit::{JAIL_FAILED, VmExit};
+pub use grant::{Grant, NoGrant};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, SignerName, TenantId, VmId, VmName};
 pub use image_path::ImagePath;
 pub use jail::{JailArgsError, JailFacts, locked_bytes};
@@ -47,6 +50,10 @@ pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,
     Denial, Enforcement, EnforcementEntry, Explanation, FaultKind, JournalEntry, JournalRecord, Row, Said,
     ShadowAnswer, ShadowEntry,
+};
+pub use kv::{
+    KvChange, KvPlace, KvRefusal, KvRest, KvStore, KvUse, KvValue, KvView, KvWrites, MAX_KV_BYTES, MAX_KV_CALLS,
+    MAX_KV_KEY_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, is_kv_key,
 };
 pub use launch::{
     DeviceChange, DeviceKind, DeviceLaunch, FIRST_WORDS, Launch, MacAddr, MacError, PciSlot, SPARE_DEVICES,

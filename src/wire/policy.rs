@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::PolicyFault;
+use crate::model::{Grant, KvView, KvWrites, PolicyFault};
 
 /// Settings of a plugin: key to text.
 pub type Settings = BTreeMap<String, String>;
@@ -35,6 +35,8 @@ pub enum Request<'a> {
         code: u64,
         /// What it may read.
         settings: Cow<'a, Settings>,
+        /// What it remembers of the tenant, if it may.
+        kv: Option<Cow<'a, KvView>>,
         /// Which hook the question is of.
         hook: Cow<'a, str>,
     },
@@ -56,6 +58,17 @@ pub struct Spoken<T> {
     pub notes: Vec<Note>,
     /// Further lines that were not kept.
     pub dropped: u64,
+    /// What it did with what it remembers, if it was given that.
+    pub kv: Option<KvSpoken>,
+}
+
+/// What a plugin did with its store in one call.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KvSpoken {
+    /// Keys that its answer may hang on.
+    pub touched: Vec<String>,
+    /// What it wants to be kept.
+    pub wrote: KvWrites,
 }
 
 /// A line of a plugin's log.
@@ -94,6 +107,8 @@ pub struct Manifest {
 pub struct Loaded {
     /// Hooks that it exports.
     pub hooks: Vec<String>,
+    /// What it imports that must be granted.
+    pub wants: Vec<Grant>,
     /// What it says about itself.
     pub manifest: Spoken<Manifest>,
 }

@@ -19,6 +19,7 @@ use super::wait::{BOOT, SOON, until, within};
 pub const RECORDS: &[Point] = &[
     Point::RequestBegun,
     Point::RequestAnswered,
+    Point::KvWritten,
     Point::RegisterDecided,
     Point::RegisterRecorded,
     Point::PluginWritten,

@@ -16,11 +16,12 @@ use plugin_build::{TARGET, Toolchain, componentize};
 use sha2::{Digest, Sha256};
 
 /// Names of plugins, each of which becomes `<name>.wasm`, and their packages. The last is the example in Rust.
-const PLUGINS: [(&str, &str); 5] = [
+const PLUGINS: [(&str, &str); 6] = [
     ("admission", "plugin-admission"),
     ("sriov-net", "plugin-sriov-net"),
     ("nvme", "plugin-nvme"),
     ("placement", "plugin-placement"),
+    ("rate", "plugin-rate"),
     ("size-limit", "size-limit"),
 ];
 

@@ -26,6 +26,17 @@ pub mod base {
     });
 }
 
+/// What a plugin may import that remembers.
+pub mod kv {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "package ostler:sdk; world sdk-kv { import ostler:policy/kv@0.1.0; }",
+        world: "ostler:sdk/sdk-kv",
+        additional_derives: [PartialEq],
+        generate_all,
+    });
+}
+
 /// The hook `admit`.
 pub mod admit {
     wit_bindgen::generate!({

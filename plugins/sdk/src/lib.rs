@@ -36,7 +36,10 @@ pub mod detach;
 mod export;
 #[doc(hidden)]
 pub mod host;
+pub mod kv;
 pub mod log;
+#[cfg(not(target_arch = "wasm32"))]
+mod memory;
 pub mod place;
 mod policy;
 mod reasons;

@@ -16,6 +16,8 @@ use crate::select_nvme::{self, Controller, NvmeTable, NvmeWish, SelectNvmeReques
 use crate::select_vf::{self, Pf, SelectVfRequest, VfTable, VfWish};
 use crate::{Invalid, Policy, Usage, Vm};
 
+pub use crate::memory::{remember, remembered};
+
 /// The policy with these settings, or everything that is wrong with them.
 pub fn read<P: Policy>(settings: impl IntoIterator<Item = (&'static str, &'static str)>) -> Result<P, Vec<Invalid>> {
     crate::read(&settings.into_iter().collect::<BTreeMap<_, _>>())

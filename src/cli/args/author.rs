@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::super::units;
 use super::plugin::PluginBindingArgs;
+use crate::model::Grant;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuthorCommand {
@@ -77,6 +78,9 @@ pub(crate) struct PluginCheckArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
+    /// What it may have beyond settings and log: kv (may be repeated)
+    #[arg(long = "grant", value_name = "IMPORT")]
+    pub(crate) grants: Vec<Grant>,
 }
 
 #[derive(Debug, Args)]

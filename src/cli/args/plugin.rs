@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::super::units;
 use super::{AuthorCommand, ChangeArgs, EtagArg};
+use crate::model::Grant;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PluginCommand {
@@ -22,6 +23,9 @@ pub(crate) enum PluginCommand {
     Demote(PluginDemoteArgs),
     /// Take a plugin out of its chain
     Unload(PluginUnloadArgs),
+    /// What a plugin remembers about a tenant
+    #[command(subcommand)]
+    Kv(PluginKvCommand),
     /// Sign a component; no daemon is asked
     Sign(PluginSignArgs),
     /// Make a key to sign with; no daemon is asked
@@ -30,6 +34,31 @@ pub(crate) enum PluginCommand {
     Replay(PluginReplayArgs),
     #[command(flatten)]
     Author(AuthorCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginKvCommand {
+    /// Show it
+    List(PluginKvArgs),
+    /// Have the plugin forget all of it
+    Clear(PluginKvClearArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginKvArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// About this tenant [default: the chain's own]
+    #[arg(long, value_name = "TENANT", default_value = "")]
+    pub(crate) about: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginKvClearArgs {
+    #[command(flatten)]
+    pub(crate) kv: PluginKvArgs,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
 }
 
 /// A plugin that is loaded.
@@ -154,6 +183,9 @@ pub(crate) struct PluginBindingArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
+    /// What it may have beyond settings and log: kv, to remember (may be repeated)
+    #[arg(long = "grant", value_name = "IMPORT")]
+    pub(crate) grants: Vec<Grant>,
     /// As a shadow: it is asked what the chain is asked, and decides nothing
     #[arg(long)]
     pub(crate) shadow: bool,

@@ -1,4 +1,4 @@
-//! `ostler plugin load|list|rollback|promote|demote|unload`.
+//! `ostler plugin load|list|rollback|promote|demote|unload|kv`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use crate::api::{Parent, PluginName, v1};
 use crate::model::{PluginId, PluginSignature, PolicyScope, TenantId};
 
 use super::super::args::{
-    ChangeArgs, EtagArg, Output, PluginArg, PluginBindingArgs, PluginDemoteArgs, PluginListArgs, PluginLoadArgs,
-    PluginPromoteArgs, PluginRollbackArgs, PluginUnloadArgs,
+    ChangeArgs, EtagArg, Output, PluginArg, PluginBindingArgs, PluginDemoteArgs, PluginKvArgs, PluginKvClearArgs,
+    PluginKvCommand, PluginListArgs, PluginLoadArgs, PluginPromoteArgs, PluginRollbackArgs, PluginUnloadArgs,
 };
 use super::super::client::{Client, patiently, within};
 use super::super::failure::{Exit, Failure};
 use super::super::identity::Caller;
 use super::super::show;
 use super::super::view::json;
-use super::super::view::plugin::{PluginView, plugin_table};
+use super::super::view::plugin::{KvView, PluginView, plugin_table};
 use super::component::read;
 use super::sign::signatures_for;
 
@@ -189,6 +189,46 @@ pub(crate) async fn unload(mut client: Client, arguments: PluginUnloadArgs) -> R
     show(&format!("{name} {said}\n"))
 }
 
+pub(crate) async fn kv(client: Client, command: PluginKvCommand) -> Result<(), Failure> {
+    match command {
+        PluginKvCommand::List(arguments) => list_kv(client, &arguments).await,
+        PluginKvCommand::Clear(arguments) => clear_kv(client, arguments).await,
+    }
+}
+
+/// The plugin's name and the tenant's.
+fn kv_names(caller: &Caller, arguments: &PluginKvArgs) -> Result<(String, String), Failure> {
+    let name = full_name(caller, &arguments.plugin)?;
+    if arguments.about.is_empty() {
+        let failure = || Failure::new(Exit::Usage, "an operator's plugin remembers each tenant for itself".to_owned());
+        let is_operators = name.starts_with("operator/");
+        return if is_operators { Err(failure().hint("name one with --about")) } else { Ok((name, String::new())) };
+    }
+    let tenant = arguments.about.parse::<TenantId>();
+    let tenant = tenant.map_err(|error| Failure::new(Exit::Usage, format!("--about: {error}")))?;
+    Ok((name, Parent::Tenant(tenant).to_string()))
+}
+
+async fn list_kv(mut client: Client, arguments: &PluginKvArgs) -> Result<(), Failure> {
+    let (name, tenant) = kv_names(&client.caller, arguments)?;
+    let call = client.plugins.get_plugin_kv(within(QUICK, v1::GetPluginKvRequest { name, tenant }));
+    let view = KvView::from(patiently("asking", call).await?);
+    match client.output {
+        Output::Table => show(&view.text()),
+        Output::Json => show(&json(&view, false)?),
+    }
+}
+
+async fn clear_kv(mut client: Client, arguments: PluginKvClearArgs) -> Result<(), Failure> {
+    let (name, tenant) = kv_names(&client.caller, &arguments.kv)?;
+    let ChangeArgs { request_id, validate_only } = arguments.change;
+    let request = v1::ClearPluginKvRequest { name: name.clone(), tenant, request_id, validate_only };
+    let call = client.plugins.clear_plugin_kv(within(QUICK, request));
+    patiently(format_args!("clearing what {name} remembers"), call).await?;
+    let said = if validate_only { "can forget: nothing was changed" } else { "has forgotten it all" };
+    show(&format!("{name} {said}\n"))
+}
+
 fn full_name(caller: &Caller, plugin: &PluginArg) -> Result<String, Failure> {
     let scope = scope(caller, plugin.operator, plugin.tenant.as_deref())?;
     Ok(PluginName { scope, plugin: plugin_id(Some(&plugin.name), None)? }.to_string())
@@ -224,6 +264,7 @@ fn header(name: &str, binding: PluginBindingArgs) -> Result<Header, Failure> {
         validate_only: binding.change.validate_only,
         mode: if binding.shadow { Mode::Shadow } else { Mode::Enforced }.into(),
         canary_percent: binding.canary.unwrap_or_default(),
+        grants: binding.grants.iter().map(ToString::to_string).collect(),
         ..Default::default()
     };
     for (key, value) in binding.settings {
@@ -259,6 +300,7 @@ mod tests {
             tenant: None,
             name: None,
             settings,
+            grants: Vec::new(),
             shadow: false,
             canary: None,
             change: Default::default(),

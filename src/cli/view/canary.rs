@@ -51,7 +51,7 @@ impl From<v1::plugin_canary::Counts> for CountsView {
 
 impl CanaryView {
     /// Its line in a table of plugins, below that of the bound version.
-    pub(super) fn row(&self) -> [String; 8] {
+    pub(super) fn row(&self) -> [String; 9] {
         let none = String::new;
         let settings = self.version.settings.iter().map(|(key, value)| format!("{key}={value}"));
         [
@@ -61,6 +61,7 @@ impl CanaryView {
             format!("canary {}%", self.percent),
             print::short_digest(&self.version.digest),
             SignerView::cell(&self.version.signers, &self.version.unsigned_code),
+            self.version.grants.join(" "),
             settings.collect::<Vec<_>>().join(" "),
             self.remark(),
         ]

@@ -56,6 +56,9 @@ struct LinkView {
     detail: String,
     fuel: u64,
     took_ns: u64,
+    /// What it remembered, and what it wrote; null if it remembers nothing.
+    kv_read: serde_json::Value,
+    kv_wrote: serde_json::Value,
 }
 
 /// A decision as a table.
@@ -146,6 +149,8 @@ impl From<v1::DecisionLink> for LinkView {
             detail: link.detail,
             fuel: link.fuel,
             took_ns: nanos(link.took),
+            kv_read: json(&link.kv_read),
+            kv_wrote: json(&link.kv_wrote),
         }
     }
 }
@@ -232,7 +237,12 @@ impl LinkView {
         }
         let took = print::duration(Duration::from_nanos(self.took_ns));
         let detail = if self.detail.is_empty() { String::new() } else { format!(": {}", self.detail) };
-        format!("{who} {}{detail}, {} fuel in {took}", self.verdict, self.fuel)
+        let kv = if self.kv_read.is_null() {
+            String::new()
+        } else {
+            format!("; read {}, wrote {}", self.kv_read, self.kv_wrote)
+        };
+        format!("{who} {}{detail}, {} fuel in {took}{kv}", self.verdict, self.fuel)
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::api::v1;
+use crate::model::KvValue;
 
 use super::super::print;
 use super::canary::CanaryView;
@@ -19,6 +20,7 @@ pub(crate) struct PluginView {
     version: String,
     summary: String,
     settings: BTreeMap<String, String>,
+    grants: Vec<String>,
     size_bytes: u64,
     load_time: Option<String>,
     failure: String,
@@ -35,6 +37,7 @@ pub(crate) struct PluginView {
 pub(super) struct VersionView {
     pub(super) digest: String,
     pub(super) settings: BTreeMap<String, String>,
+    pub(super) grants: Vec<String>,
     load_time: Option<String>,
     pub(super) signers: Vec<SignerView>,
     pub(super) unsigned_code: String,
@@ -64,6 +67,7 @@ impl From<v1::Plugin> for PluginView {
             version: plugin.version,
             summary: plugin.summary,
             settings: plugin.settings.into_iter().collect(),
+            grants: plugin.grants,
             size_bytes: plugin.size_bytes,
             load_time: plugin.load_time.and_then(moment),
             failure: plugin.failure,
@@ -79,10 +83,11 @@ impl From<v1::Plugin> for PluginView {
 
 impl From<v1::PluginVersion> for VersionView {
     fn from(version: v1::PluginVersion) -> Self {
-        let v1::PluginVersion { digest, settings, load_time, signers, unsigned_code } = version;
+        let v1::PluginVersion { digest, settings, load_time, signers, unsigned_code, grants } = version;
         Self {
             digest,
             settings: settings.into_iter().collect(),
+            grants,
             load_time: load_time.and_then(moment),
             signers: signers.into_iter().map(SignerView::from).collect(),
             unsigned_code,
@@ -130,6 +135,31 @@ impl PluginView {
     }
 }
 
+/// What a plugin remembers about a tenant.
+#[derive(Debug, Serialize)]
+pub(crate) struct KvView {
+    plugin: String,
+    tenant: String,
+    entries: BTreeMap<String, KvValue>,
+    write_time: Option<String>,
+}
+
+impl From<v1::PluginKv> for KvView {
+    fn from(kv: v1::PluginKv) -> Self {
+        let v1::PluginKv { name, tenant, entries, write_time } = kv;
+        let entries = entries.into_iter().map(|entry| (entry.key, KvValue(entry.value))).collect();
+        Self { plugin: name, tenant, entries, write_time: write_time.and_then(moment) }
+    }
+}
+
+impl KvView {
+    /// A row for each key.
+    pub(crate) fn text(&self) -> String {
+        let rows: Vec<_> = self.entries.iter().map(|(key, value)| [key.clone(), format!("{value:?}")]).collect();
+        print::table(["KEY", "VALUE"], &rows)
+    }
+}
+
 /// A table of plugins.
 pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
     let rows: Vec<_> = plugins
@@ -142,11 +172,12 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 plugin.mode.to_lowercase(),
                 print::short_digest(&plugin.digest),
                 SignerView::cell(&plugin.signers, &plugin.unsigned_code),
+                plugin.grants.join(" "),
                 plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
                 plugin.remark(),
             ];
             std::iter::once(bound).chain(plugin.canary.as_ref().map(CanaryView::row))
         })
         .collect();
-    print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SIGNERS", "SETTINGS", "SUMMARY"], &rows)
+    print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SIGNERS", "GRANTS", "SETTINGS", "SUMMARY"], &rows)
 }

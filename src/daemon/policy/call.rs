@@ -9,8 +9,8 @@ use std::sync::Arc;
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
-use crate::model::PolicyFault;
-use crate::wire::policy::Spoken;
+use crate::model::{KvView, PolicyFault};
+use crate::wire::policy::{KvSpoken, Spoken};
 
 use super::engine::Sandbox;
 use super::imports::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
@@ -18,7 +18,7 @@ use super::imports::bindings::exports::ostler::policy::{
     admit_hook, attach_hook, detach_hook, place_hook, select_nvme_hook, select_vf_hook,
 };
 use super::imports::bindings::ostler::policy::types;
-use super::imports::{Call, Notes, TooManyHostCalls};
+use super::imports::{Call, Memory, NoMemory, Notes, TooManyHostCalls};
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
 use super::plugin::Settings;
 use super::text::to_line;
@@ -45,17 +45,28 @@ pub(super) struct Site<'a> {
     fuel: Cell<u64>,
     /// What they have left for the log.
     notes: RefCell<Notes>,
+    /// What the plugin remembers, for its one call that decides.
+    kv: RefCell<Option<KvView>>,
+    /// What that did with it.
+    kv_spoken: RefCell<Option<KvSpoken>>,
 }
 
 impl<'a> Site<'a> {
     pub(super) fn new(sandbox: &'a Sandbox, code: &'a Code, settings: &'a Settings) -> Self {
-        Self { sandbox, code, settings, fuel: Cell::default(), notes: RefCell::default() }
+        let (fuel, notes) = (Cell::default(), RefCell::default());
+        Self { sandbox, code, settings, fuel, notes, kv: RefCell::default(), kv_spoken: RefCell::default() }
+    }
+
+    /// The same with what the plugin remembers.
+    pub(super) fn remembering(self, kv: Option<KvView>) -> Self {
+        self.kv.replace(kv);
+        self
     }
 
     /// What was said here, with what the calls cost and left behind.
     pub(super) fn spoken<T>(self, said: Result<T, PolicyFault>) -> Spoken<T> {
         let Notes { lines, dropped } = self.notes.into_inner();
-        Spoken { said, fuel: self.fuel.get(), notes: lines, dropped }
+        Spoken { said, fuel: self.fuel.get(), notes: lines, dropped, kv: self.kv_spoken.into_inner() }
     }
 
     /// What the plugin says about itself, unchecked.
@@ -76,7 +87,8 @@ impl<'a> Site<'a> {
         f: impl FnOnce(&Code, &mut Store<Call>, &Instance) -> wasmtime::Result<T>,
     ) -> Result<T, PolicyFault> {
         let limits = self.sandbox.limits();
-        let call = Call::new(Arc::clone(self.settings), limits.memory_bytes);
+        let memory = self.kv.take().map(Memory::new);
+        let call = Call::new(Arc::clone(self.settings), limits.memory_bytes).remembering(memory);
         let (mut store, _running) = self
             .sandbox
             .store(call)
@@ -86,7 +98,9 @@ impl<'a> Site<'a> {
         let spent = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         self.fuel.set(self.fuel.get().saturating_add(spent));
         let answer = answer.map_err(|error| fault(&error, store.data(), limits));
-        self.notes.replace(store.into_data().notes);
+        let Call { notes, memory, .. } = store.into_data();
+        self.notes.replace(notes);
+        self.kv_spoken.replace(memory.map(|memory| memory.into_spoken(answer.is_err())));
         answer
     }
 }
@@ -94,6 +108,14 @@ impl<'a> Site<'a> {
 fn fault(error: &wasmtime::Error, call: &Call, limits: &Limits) -> PolicyFault {
     if call.is_memory_refused {
         return PolicyFault::Memory { limit_bytes: limits.memory_bytes as u64 };
+    }
+    match error.downcast_ref::<NoMemory>() {
+        // Nobody's fault, and nothing that the plugin could be asked about.
+        Some(unknown @ NoMemory::Unknown(_)) => {
+            return PolicyFault::Unavailable(to_line(&unknown.to_string(), MAX_MESSAGE_BYTES));
+        }
+        Some(none) => return PolicyFault::Trap(none.to_string()),
+        None => {}
     }
     match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => PolicyFault::Deadline(limits.deadline),

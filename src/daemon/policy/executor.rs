@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::model::{Opinion, PolicyFault};
+use crate::model::{KvUse, KvView, Opinion, PolicyFault};
 
 use super::breaker::{Breakers, Key};
 use super::hook::{self, Question};
 use super::keeper::Keeper;
+use super::kv::{self, Views};
 use super::notes;
 use super::plugin::Bound;
 use super::queue::Queue;
@@ -44,22 +45,29 @@ pub(super) enum Part {
     Shadows,
 }
 
-/// Where the opinions of a decision arrive, in the order asked.
-pub(super) type Opinions<V> = oneshot::Receiver<Vec<Opinion<V>>>;
+/// An opinion, and what whoever has it did with what it remembers, if it does.
+pub(super) struct Voice<V> {
+    pub(super) opinion: Opinion<V>,
+    pub(super) kv: Option<KvUse>,
+}
+
+/// Where the voices of a decision arrive, in the order asked.
+pub(super) type Voices<V> = oneshot::Receiver<Vec<Voice<V>>>;
 
 impl Job {
-    /// Asks `chain` about `question`. Nothing is asked once nobody waits any more; what was `asked` longer ago than the
-    /// host's patience is denied.
+    /// Asks `chain`, who remember `views`, about `question`. Nothing is asked once nobody waits any more; what was `asked`
+    /// longer ago than the host's patience is denied.
     pub(super) fn new<Q: Question>(
         chain: Arc<[Bound]>,
+        views: Views,
         question: Arc<Q>,
         asked: Instant,
-    ) -> (Self, Opinions<Q::Verdict>) {
+    ) -> (Self, Voices<Q::Verdict>) {
         let (reply, answer) = oneshot::channel();
         let job = Self(Box::new(move |asker| {
             if !reply.is_closed() {
                 // Nobody waits any more: nothing to do.
-                let _ = reply.send(asker.ask_all(&chain, &*question, asked));
+                let _ = reply.send(asker.ask_all(&chain, &views, &*question, asked));
             }
         }));
         (job, answer)
@@ -85,11 +93,18 @@ fn run(asker: &Asker, jobs: &Jobs) {
 }
 
 impl Asker {
-    fn ask_all<Q: Question>(&self, chain: &[Bound], question: &Q, asked: Instant) -> Vec<Opinion<Q::Verdict>> {
+    fn ask_all<Q: Question>(
+        &self,
+        chain: &[Bound],
+        views: &[Option<KvView>],
+        question: &Q,
+        asked: Instant,
+    ) -> Vec<Voice<Q::Verdict>> {
         let patience = self.keeper.limits().patience;
-        let mut opinions = Vec::with_capacity(chain.len());
-        for bound in chain {
+        let mut voices = Vec::with_capacity(chain.len());
+        for (at, bound) in chain.iter().enumerate() {
             let started = Instant::now();
+            let view = views.get(at).and_then(Option::as_ref);
             let key = || Key {
                 plugin: bound.name.clone(),
                 scope: bound.scope.clone(),
@@ -97,47 +112,57 @@ impl Asker {
                 hook: Q::HOOK,
                 tenant: question.tenant().clone(),
             };
-            let (verdict, fuel) = if started.duration_since(asked) > patience {
-                (Err(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}"))), 0)
+            let (verdict, fuel, kv) = if started.duration_since(asked) > patience {
+                silent(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}")))
             } else if let Err(open) = self.breakers.check(&key(), started) {
-                (Err(open), 0)
+                silent(open)
             } else {
-                let asked = self.ask(bound, question);
+                let asked = self.ask(bound, view, question);
                 // While there is no host nobody is asked, and nobody has failed: one loss is one failure.
-                if let Some((verdict, _)) = &asked {
+                if let Some((verdict, ..)) = &asked {
                     self.breakers.note(key(), verdict, Instant::now());
                 }
-                asked.unwrap_or((Err(PolicyFault::HostLost), 0))
+                asked.unwrap_or_else(|| silent(PolicyFault::HostLost))
             };
             let opinion = opinion(bound, verdict, fuel, started.elapsed());
             let is_last = self.part == Part::Chain && hook::decides::<Q>(&opinion);
-            opinions.push(opinion);
+            voices.push(Voice { opinion, kv });
             if is_last {
                 break;
             }
         }
-        opinions
+        voices
     }
 
-    /// The answer, and what it cost; `None` while there is no policy host.
-    fn ask<Q: Question>(&self, bound: &Bound, question: &Q) -> Option<(Result<Q::Verdict, PolicyFault>, u64)> {
+    /// The answer, what it cost and what was remembered; `None` while there is no policy host.
+    fn ask<Q: Question>(&self, bound: &Bound, view: Option<&KvView>, question: &Q) -> Option<Answered<Q::Verdict>> {
         let (compiled, settings) = match bound.plugin.code() {
             Ok(code) => code,
-            Err(cause) => return Some((Err(PolicyFault::Unavailable(cause.to_owned())), 0)),
+            Err(cause) => return Some(silent(PolicyFault::Unavailable(cause.to_owned()))),
         };
         let session = self.keeper.now()?;
         let spoken = match self.part {
-            Part::Chain => session.decide(compiled, settings, question),
-            Part::Shadows => session.rehearse(compiled, settings, question),
+            Part::Chain => session.decide(compiled, settings, view, question),
+            Part::Shadows => session.rehearse(compiled, settings, view, question),
         };
         Some(match spoken {
             Ok(spoken) => {
                 notes::write(&bound.name, spoken.notes, spoken.dropped);
-                (hook::checked(question, spoken.said, &bound.scope), spoken.fuel)
+                let said = hook::checked(question, spoken.said, &bound.scope);
+                let (said, kv) = kv::heard(view, said, spoken.kv);
+                (said, spoken.fuel, kv)
             }
-            Err(fault) => (Err(fault), 0),
+            Err(fault) => silent(fault),
         })
     }
+}
+
+/// An answer, its cost, and what was done with a store.
+type Answered<V> = (Result<V, PolicyFault>, u64, Option<KvUse>);
+
+/// Of somebody who was not asked, or not heard.
+fn silent<V>(fault: PolicyFault) -> Answered<V> {
+    (Err(fault), 0, None)
 }
 
 /// `verdict` as the opinion of `bound`.

@@ -2,11 +2,11 @@
 
 use wasmparser::{BinaryReaderError, Parser, Payload};
 
-use crate::model::PluginDigest;
+use crate::model::{Grant, PluginDigest};
 
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
 use super::load::{self, LoadError};
-use super::prepare::{HOOKS, is_granted, is_interface};
+use super::prepare::{HOOKS, is_granted, is_interface, wanted};
 use super::text::to_line;
 
 /// Names of imports and of exports that are told, each, and their length in bytes.
@@ -24,6 +24,8 @@ pub struct Interfaces {
     pub imports: Vec<String>,
     /// Those among them that no plugin may import.
     pub refused_imports: Vec<String>,
+    /// Those that must be granted.
+    pub wants: Vec<Grant>,
     /// What it exports, with versions.
     pub exports: Vec<String>,
     /// Hooks among them, in a version that this host speaks.
@@ -38,11 +40,12 @@ pub fn inspect(bytes: &[u8]) -> Result<Interfaces, LoadError> {
         let reason = to_line(&error.to_string(), MAX_MESSAGE_BYTES);
         LoadError::NotCompiled { reason }
     })?;
-    let refused_imports = imports.iter().filter(|name| !is_granted(name)).cloned().collect();
+    let refused_imports = imports.iter().filter(|name| !is_granted(name) && wanted(name).is_none()).cloned().collect();
+    let wants = imports.iter().filter_map(|name| wanted(name)).collect();
     let exports_hook = |interface| exports.iter().any(|name| is_interface(name, interface));
     let hooks = HOOKS.into_iter().filter(|(_, interface)| exports_hook(interface)).map(|(hook, _)| hook).collect();
     let (digest, size_bytes) = (load::digest(bytes), bytes.len());
-    Ok(Interfaces { digest, size_bytes, imports, refused_imports, exports, hooks })
+    Ok(Interfaces { digest, size_bytes, imports, refused_imports, wants, exports, hooks })
 }
 
 /// Names of the imports and exports of the component itself, not of the modules and components within.

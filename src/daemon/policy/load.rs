@@ -3,11 +3,11 @@
 //! Runs on the blocking pool: compiling takes tens of milliseconds, and never holds up a decision. In this order: size and
 //! kind of the file; compilation, in a process of its own; what the policy host finds (`prepare`); its name; its settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use crate::model::{PluginDigest, PolicyFault, VmName};
+use crate::model::{Grant, PluginDigest, PolicyFault, VmName};
 use crate::wire::policy::{Loaded, Manifest, Refusal, Spoken};
 
 use super::imports::GRANTED;
@@ -85,6 +85,9 @@ pub enum LoadError {
     /// It wants more than its world grants.
     #[error("component imports what no policy plugin may use: {}; remove them, only {} are granted", .0.join(", "), GRANTED.join(", "))]
     UndeclaredImports(Vec<String>),
+    /// It wants more than its binding grants.
+    #[error("component imports {0}, which this binding does not grant; if it may, load it with `--grant {0}`")]
+    NotGranted(Grant),
     /// It lacks an interface.
     #[error("component does not export {0}; build it for a world of ostler:policy@0.1.0, such as admit or select-vf")]
     MissingExport(String),
@@ -137,6 +140,7 @@ impl LoadError {
             Self::TooDemanding { .. } => "plugin.too-demanding",
             Self::NotCompiled { .. } => "plugin.not-compiled",
             Self::UndeclaredImports(_) => "plugin.undeclared-imports",
+            Self::NotGranted(_) => "plugin.not-granted",
             Self::MissingExport(_) => "plugin.missing-export",
             Self::WrongTypes { .. } => "plugin.wrong-types",
             Self::TooMuchMemory { .. } => "plugin.too-much-memory",
@@ -161,8 +165,9 @@ pub(super) fn about(loaded: Loaded, digest: PluginDigest, size_bytes: u64) -> Re
     check_manifest(&manifest).map_err(LoadError::BadManifest)?;
     let hooks = HOOKS.iter().map(|(hook, _)| *hook).filter(|hook| loaded.hooks.iter().any(|one| one == hook));
     let hooks: Vec<_> = hooks.collect();
+    let wants = Grant::ALL.into_iter().filter(|grant| loaded.wants.contains(grant)).collect();
     let Manifest { name, version, summary } = manifest;
-    Ok(About { name, version, summary, hooks, digest, size_bytes })
+    Ok(About { name, version, summary, hooks, wants, digest, size_bytes })
 }
 
 /// Why the host does not take the code.
@@ -180,6 +185,11 @@ pub(super) fn refused(refusal: Refusal, limits: &Limits) -> LoadError {
         }
         Refusal::Failed(reason) => LoadError::Unavailable(line(reason)),
     }
+}
+
+/// Whether all that the plugin wants is granted.
+pub(super) fn check_grants(wants: &[Grant], grants: &BTreeSet<Grant>) -> Result<(), LoadError> {
+    wants.iter().find(|grant| !grants.contains(grant)).map_or(Ok(()), |grant| Err(LoadError::NotGranted(*grant)))
 }
 
 /// Whether `size_bytes` may be loaded.

@@ -27,6 +27,7 @@ mod hook;
 mod imports;
 mod inspect;
 mod keeper;
+mod kv;
 mod limits;
 mod load;
 mod notes;
@@ -41,7 +42,7 @@ mod session;
 mod shadow;
 mod text;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -50,8 +51,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, Decision, DetachRequest, NvmeDecision, Opinion, Outcome, PlaceDecision, PlaceRequest,
-    PluginDigest, PluginMode, PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, VfDecision,
+    AdmitRequest, AttachRequest, Decision, DetachRequest, Grant, NvmeDecision, Opinion, Outcome, PlaceDecision,
+    PlaceRequest, PluginDigest, PluginMode, PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId,
+    VfDecision,
 };
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Refusal};
@@ -59,9 +61,10 @@ pub use crate::wire::policy::{Note, NoteLevel};
 
 use breaker::Breakers;
 use compiler::Compiler;
-use executor::{Asker, Job, Jobs, Part};
+use executor::{Asker, Job, Jobs, Part, Voice};
 use hook::Question;
 use keeper::Keeper;
+use kv::{Memories, Views};
 use plugin::{Compiled, Kept, Released};
 use queue::Full;
 
@@ -69,6 +72,7 @@ pub use breaker::BreakerState;
 pub use compiler::{ArtefactFiles, CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
 pub use inspect::{Interfaces, inspect};
 pub use keeper::HostProgram;
+pub use kv::{KvShelf, KvTurn, Remembered};
 pub use limits::Limits;
 pub use load::LoadError;
 pub use plugin::{Bound, LoadedPlugin};
@@ -87,6 +91,8 @@ pub struct PolicyConfig {
     pub compiler: Option<CompilerConfig>,
     /// The process that runs plugins; `None`: threads of this one, for tests of this module and to measure by.
     pub host: Option<HostProgram>,
+    /// Where what plugins remember is kept; `None`: nowhere.
+    pub shelf: Option<Arc<dyn KvShelf>>,
 }
 
 impl PolicyConfig {
@@ -96,7 +102,7 @@ impl PolicyConfig {
         let program = program.to_owned();
         let compiler = CompilerConfig { program: program.clone(), files: None, is_lenient: true };
         let host = HostProgram { program, user: compiler::NOBODY, is_lenient: true, cgroup: None };
-        Self { limits: Limits::default(), compiler: Some(compiler), host: Some(host) }
+        Self { limits: Limits::default(), compiler: Some(compiler), host: Some(host), shelf: None }
     }
 }
 
@@ -147,6 +153,7 @@ struct Inner {
     shadow_breakers: Arc<Breakers>,
     compilers: Arc<Semaphore>,
     compiler: Arc<Compiler>,
+    memories: Memories,
     released: Arc<Released>,
     /// Rank: leaf. Guards the components in use, by content: the same one is compiled once.
     compiled: Mutex<HashMap<PluginDigest, Weak<Compiled>>>,
@@ -170,6 +177,7 @@ impl PolicyHost {
         let (shadow_queue, shadow_breakers) = start(Part::Shadows)?;
         let compilers = Arc::new(Semaphore::new(config.limits.compilers.max(1)));
         let compiler = Arc::new(Compiler::new(config.compiler));
+        let memories = Memories::new(config.shelf, &config.limits);
         let (released, compiled) = (Arc::default(), Mutex::default());
         Ok(Self(Arc::new(Inner {
             keeper,
@@ -179,6 +187,7 @@ impl PolicyHost {
             shadow_breakers,
             compilers,
             compiler,
+            memories,
             released,
             compiled,
         })))
@@ -194,18 +203,30 @@ impl PolicyHost {
     /// Takes tens of milliseconds of a blocking thread for a component of some 30 KiB; decisions go on meanwhile. Needs
     /// a tokio runtime.
     pub async fn load(&self, bytes: Vec<u8>, settings: BTreeMap<String, String>) -> Result<LoadedPlugin, LoadError> {
-        self.load_with(bytes, Some(settings)).await
+        self.load_with(bytes, Some(settings), BTreeSet::new()).await
     }
 
-    /// The same for a replay with recorded settings, which it has yet to see.
+    /// The same for a binding that grants it more than every plugin has.
+    pub async fn load_granted(
+        &self,
+        bytes: Vec<u8>,
+        settings: BTreeMap<String, String>,
+        grants: BTreeSet<Grant>,
+    ) -> Result<LoadedPlugin, LoadError> {
+        self.load_with(bytes, Some(settings), grants).await
+    }
+
+    /// The same for a replay with recorded settings, which it has yet to see. Nothing follows from what it says, so that all
+    /// is granted.
     pub async fn load_without_settings(&self, bytes: Vec<u8>) -> Result<LoadedPlugin, LoadError> {
-        self.load_with(bytes, None).await
+        self.load_with(bytes, None, Grant::ALL.into()).await
     }
 
     async fn load_with(
         &self,
         bytes: Vec<u8>,
         settings: Option<BTreeMap<String, String>>,
+        grants: BTreeSet<Grant>,
     ) -> Result<LoadedPlugin, LoadError> {
         let limits = *self.0.keeper.limits();
         load::check_size(bytes.len(), limits.component_bytes)?;
@@ -218,6 +239,7 @@ impl PolicyHost {
             // Held until the compiler is done, even if nobody waits for it any more.
             let _turn = turn;
             let compiled = inner.compile(&bytes)?;
+            load::check_grants(&compiled.about.wants, &grants)?;
             let checked = settings.is_some();
             let settings = Arc::new(settings.unwrap_or_default());
             if checked {
@@ -293,33 +315,50 @@ impl PolicyHost {
     ) -> Unrecorded<D> {
         let started = Instant::now();
         let ((chain, shadows), question) = (hook::asked::<Q>(chain), Arc::new(question));
-        let opinions = match (self.opinions(&self.0.queue, &chain, &question, started).await, chain.first()) {
-            (Ok(opinions), _) => opinions,
-            (Err(cause), Some(first)) => vec![executor::opinion(first, Err(cause), 0, started.elapsed())],
+        let (turn, voices) = match self.0.memories.turn_for(&chain, question.tenant()).await {
+            Ok(turn) => {
+                let views = self.0.memories.views(&chain, question.tenant());
+                (turn, self.voices(&self.0.queue, &chain, views, &question, started).await)
+            }
+            Err(cause) => (None, Err(cause)),
+        };
+        let voices = match (voices, chain.first()) {
+            (Ok(voices), _) => voices,
+            (Err(cause), Some(first)) => {
+                vec![Voice { opinion: executor::opinion(first, Err(cause), 0, started.elapsed()), kv: None }]
+            }
             (Err(_), None) => unreachable!("nobody was asked, and nothing failed"),
         };
+        let (opinions, uses): (Vec<_>, Vec<_>) = voices.into_iter().map(|Voice { opinion, kv }| (opinion, kv)).unzip();
         let (outcome, took) = (question.combine(&opinions), started.elapsed());
-        let entry = record::entry(&*question, &chain, &opinions, &outcome, took);
+        let entry = record::entry(&*question, &chain, &opinions, &uses, &outcome, took);
         let tenant = question.tenant().clone();
+        let remembered = Remembered { changes: kv::changes(&chain, &tenant, &opinions, &uses), turn };
         let shadows = Shadows::new(self, question, shadows, &opinions, &entry);
-        Unrecorded { tenant, entry, decision: decision(outcome, opinions, took), shadows }
+        Unrecorded { tenant, entry, remembered, decision: decision(outcome, opinions, took), shadows }
     }
 
-    /// What `chain` says when the executor of `queue` asks it, or why nobody is asked.
-    async fn opinions<Q: Question>(
+    /// Waits until no decision of `tenant` is under way that reads what plugins remember; none begins while it is held.
+    pub async fn turn(&self, tenant: &TenantId) -> Result<KvTurn, PolicyFault> {
+        self.0.memories.turn(tenant).await
+    }
+
+    /// What `chain`, who remember `views`, say when the executor of `queue` asks them, or why nobody is asked.
+    async fn voices<Q: Question>(
         &self,
         queue: &Jobs,
         chain: &Arc<[Bound]>,
+        views: Views,
         question: &Arc<Q>,
         asked: Instant,
-    ) -> Result<Vec<Opinion<Q::Verdict>>, PolicyFault> {
+    ) -> Result<Vec<Voice<Q::Verdict>>, PolicyFault> {
         if chain.is_empty() {
             return Ok(Vec::new());
         }
-        let (job, answer) = Job::new(Arc::clone(chain), Arc::clone(question), asked);
+        let (job, answer) = Job::new(Arc::clone(chain), views, Arc::clone(question), asked);
         let cause = match queue.push(question.tenant(), job) {
             Ok(()) => match timeout(self.0.keeper.limits().patience + GRACE, answer).await {
-                Ok(Ok(opinions)) => return Ok(opinions),
+                Ok(Ok(voices)) => return Ok(voices),
                 Ok(Err(_)) => "the executor dropped the decision",
                 Err(_) => "the executor does not answer",
             },

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::model::{PlaceRequest, PluginDigest, PluginMode, PolicyScope};
+use crate::model::{Grant, PlaceRequest, PluginDigest, PluginMode, PolicyScope};
 use crate::sys::artefact::Artefact;
 
 use super::compiler::Compiler;
@@ -109,6 +109,7 @@ pub(super) struct About {
     pub version: String,
     pub summary: String,
     pub hooks: Vec<&'static str>,
+    pub wants: Vec<Grant>,
     pub digest: PluginDigest,
     pub size_bytes: u64,
 }
@@ -132,6 +133,7 @@ impl LoadedPlugin {
             version: String::new(),
             summary: String::new(),
             hooks: Vec::new(),
+            wants: Vec::new(),
             digest,
             size_bytes: 0,
         };
@@ -172,6 +174,11 @@ impl LoadedPlugin {
     /// Whether it is asked at `hook`. A broken one is asked everywhere: nobody knows what it would have denied.
     pub(super) fn serves(&self, hook: &str) -> bool {
         matches!(self.0.state, State::Broken(_)) || self.0.about.hooks.contains(&hook)
+    }
+
+    /// What it imports that its binding has to grant, and has.
+    pub fn wants(&self) -> &[Grant] {
+        &self.0.about.wants
     }
 
     /// SHA-256 of the component.

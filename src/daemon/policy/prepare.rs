@@ -5,7 +5,9 @@
 
 use wasmtime::component::{Component, Linker};
 
-use crate::model::{AdmitRequest, AttachRequest, DetachRequest, PlaceRequest, SelectNvmeRequest, SelectVfRequest};
+use crate::model::{
+    AdmitRequest, AttachRequest, DetachRequest, Grant, PlaceRequest, SelectNvmeRequest, SelectVfRequest,
+};
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Manifest, Refusal, Settings};
 
@@ -15,7 +17,7 @@ use super::hook::Question;
 use super::imports::bindings::exports::ostler::policy::{
     admit_hook, attach_hook, detach_hook, lifecycle, place_hook, select_nvme_hook, select_vf_hook,
 };
-use super::imports::{Call, GRANTED};
+use super::imports::{Call, GRANTABLE, GRANTED};
 use super::limits::MAX_MESSAGE_BYTES;
 use super::text::to_line;
 
@@ -46,7 +48,7 @@ pub(super) fn prepare(
 ) -> Result<(Code, Loaded), Refusal> {
     let line = |error: wasmtime::Error| to_line(&format!("{error:#}"), MAX_MESSAGE_BYTES);
     let component = artefact.component(sandbox.engine()).map_err(|error| Refusal::Unusable(line(error)))?;
-    let hooks = check_interfaces(sandbox, &component)?;
+    let (hooks, wants) = check_interfaces(sandbox, &component)?;
     let wanted_pages = component.resources_required().and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
     let wanted_bytes = wanted_pages.saturating_mul(PAGE_BYTES);
     if wanted_bytes > sandbox.limits().memory_bytes as u64 {
@@ -59,7 +61,7 @@ pub(super) fn prepare(
     let said =
         said.map(|manifest| Manifest { name: manifest.name, version: manifest.version, summary: manifest.summary });
     let manifest = site.spoken(said);
-    Ok((code, Loaded { hooks: hooks.into_iter().map(str::to_owned).collect(), manifest }))
+    Ok((code, Loaded { hooks: hooks.into_iter().map(str::to_owned).collect(), wants, manifest }))
 }
 
 fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtime::Result<Code> {
@@ -79,13 +81,13 @@ fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtim
     })
 }
 
-/// The hooks that the component exports, if it imports nothing that is not granted.
-fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<Vec<&'static str>, Refusal> {
+/// The hooks that the component exports and what it wants to be granted, if it imports nothing else.
+fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<(Vec<&'static str>, Vec<Grant>), Refusal> {
     let ty = component.component_type();
     let undeclared: Vec<String> = ty
         .imports(sandbox.engine())
         .map(|(name, _)| name)
-        .filter(|name| !is_granted(name))
+        .filter(|name| !is_granted(name) && wanted(name).is_none())
         .take(SHOWN_IMPORTS)
         .map(|name| to_line(name, SHOWN_IMPORT_BYTES))
         .collect();
@@ -102,10 +104,16 @@ fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<Vec<&'st
         let any = HOOKS.map(|(_, interface)| format!("{interface}{version}")).join(", ");
         return Err(Refusal::MissingExport(format!("any hook ({any})")));
     }
-    Ok(hooks)
+    let wants = ty.imports(sandbox.engine()).filter_map(|(name, _)| wanted(name)).collect();
+    Ok((hooks, wants))
 }
 
-/// Whether a plugin may import what has this name.
+/// What a binding must grant to a plugin that imports this.
+pub(super) fn wanted(name: &str) -> Option<Grant> {
+    GRANTABLE.into_iter().find(|(_, interface)| is_interface(name, interface)).map(|(grant, _)| grant)
+}
+
+/// Whether every plugin may import what has this name.
 pub(super) fn is_granted(name: &str) -> bool {
     GRANTED.iter().any(|granted| is_interface(name, granted))
 }

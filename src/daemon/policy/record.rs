@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, Opinion, Said, TenantId};
+use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, KvUse, Opinion, Said, TenantId};
 
 use super::hook::Question;
+use super::kv::Remembered;
 use super::plugin::Bound;
 use super::shadow::Shadows;
 
@@ -17,25 +18,27 @@ use super::shadow::Shadows;
 pub struct Unrecorded<D> {
     pub(super) tenant: TenantId,
     pub(super) entry: DecisionEntry,
+    pub(super) remembered: Remembered,
     pub(super) decision: D,
     pub(super) shadows: Option<Shadows>,
 }
 
 impl<D> Unrecorded<D> {
-    /// Has `write` put the entry on record for good, and gives the decision only then; with the shadows, if there are any,
-    /// who are yet to be asked.
+    /// Has `write` put the entry on record for good, and in the same step what plugins remember of it; gives the decision
+    /// only then, with the shadows, if there are any, who are yet to be asked.
     pub async fn record<E, F>(
         self,
-        write: impl FnOnce(TenantId, DecisionEntry) -> F,
+        write: impl FnOnce(TenantId, DecisionEntry, Remembered) -> F,
     ) -> Result<(DecisionId, D, Option<Shadows>), E>
     where
         F: Future<Output = Result<DecisionId, E>>,
     {
-        let id = write(self.tenant, self.entry).await?;
+        let id = write(self.tenant, self.entry, self.remembered).await?;
         Ok((id, self.decision, self.shadows))
     }
 
-    /// For a dry run only: what would have been decided, if nobody acts on it. No shadow is asked.
+    /// For a dry run only: what would have been decided, if nobody acts on it. No shadow is asked, and
+    /// nothing remembered.
     pub fn dry_run(self) -> D {
         self.decision
     }
@@ -46,11 +49,12 @@ impl<D> Unrecorded<D> {
     }
 }
 
-/// The entry of a decision: what `chain` was asked and said, and the `outcome`.
+/// The entry of a decision: what `chain` was asked, said and remembers, and the `outcome`.
 pub(super) fn entry<Q: Question>(
     question: &Q,
     chain: &[Bound],
     opinions: &[Opinion<Q::Verdict>],
+    uses: &[Option<KvUse>],
     outcome: &Q::Outcome,
     took: Duration,
 ) -> DecisionEntry {
@@ -59,7 +63,7 @@ pub(super) fn entry<Q: Question>(
         subject: question.subject(),
         question: value(question),
         chain: chain.iter().map(link).collect(),
-        answers: opinions.iter().map(answer).collect(),
+        answers: opinions.iter().zip(uses).map(|(opinion, kv)| answer(opinion, kv.clone())).collect(),
         outcome: value(outcome),
         took_ns: to_ns(took),
     }
@@ -74,12 +78,12 @@ pub(super) fn link(bound: &Bound) -> ChainLink {
     }
 }
 
-pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>) -> Answer {
+pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>, kv: Option<KvUse>) -> Answer {
     let said = match &opinion.verdict {
         Ok(verdict) => Said::Verdict(value(verdict)),
         Err(fault) => Said::Fault(fault.clone()),
     };
-    Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took) }
+    Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took), kv }
 }
 
 /// A value of `model` as JSON. Those types are plain: names as keys, integers, texts.

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::model::{DecisionEntry, PluginMode, PolicyFault, PolicyScope};
+use crate::model::{DecisionEntry, Grant, KvStore, KvUse, KvView, PluginMode, PolicyFault, PolicyScope};
 use crate::wire::policy::Note;
 
 use super::hook::{self, AtHook, Question};
 use super::plugin::{Bound, Compiled, LoadedPlugin, Settings};
 use super::prepare::HOOKS;
-use super::{PolicyHost, executor, notes, record};
+use super::{PolicyHost, executor, kv, notes, record};
 
 /// What came of a question to one plugin.
 #[derive(Debug, Clone)]
@@ -51,16 +51,17 @@ pub enum NotAsked {
 }
 
 impl PolicyHost {
-    /// Asks `plugin` alone, as if bound in `scope` under its own name. Blocks for as long as the plugin takes, which the
-    /// limits bound.
+    /// Asks `plugin` alone, as if bound in `scope` under its own name, with this in its store (`None`: nothing). Blocks for
+    /// as long as the plugin takes, which the limits bound.
     pub fn rehearse(
         &self,
         plugin: &LoadedPlugin,
         scope: &PolicyScope,
         hook: &str,
         question: &Value,
+        kv: Option<&KvView>,
     ) -> Result<Rehearsal, NotAsked> {
-        let asked = hook::at_hook(hook, Rehearse { host: self, plugin, scope, question });
+        let asked = hook::at_hook(hook, Rehearse { host: self, plugin, scope, question, kv });
         asked.ok_or_else(|| NotAsked::UnknownHook(hook.to_owned()))?
     }
 }
@@ -70,13 +71,14 @@ struct Rehearse<'a> {
     plugin: &'a LoadedPlugin,
     scope: &'a PolicyScope,
     question: &'a Value,
+    kv: Option<&'a KvView>,
 }
 
 impl AtHook for Rehearse<'_> {
     type Out = Result<Rehearsal, NotAsked>;
 
     fn at<Q: Question>(self) -> Self::Out {
-        let Self { host, plugin, scope, question } = self;
+        let Self { host, plugin, scope, question, kv } = self;
         let hook = Q::HOOK.to_owned();
         let (compiled, settings) = match plugin.code() {
             Ok(code) if plugin.serves(Q::HOOK) => code,
@@ -84,12 +86,15 @@ impl AtHook for Rehearse<'_> {
         };
         let question =
             Q::deserialize(question).map_err(|error| NotAsked::NoQuestion { hook, reason: error.to_string() })?;
-        let Heard { verdict, fuel, took, notes, dropped } = hear(host, compiled, settings, scope, &question);
+        let empty = KvStore::default().view(0);
+        let view = plugin.wants().contains(&Grant::Kv).then(|| kv.unwrap_or(&empty));
+        let heard = hear(host, (compiled, settings, scope), view, &question);
+        let Heard { verdict, fuel, took, kv, notes, dropped } = heard;
         let (name, plugin) = (plugin.name().to_owned(), plugin.clone());
         let bound = Bound { name, scope: scope.clone(), plugin, mode: PluginMode::Enforced };
         let opinions = [executor::opinion(&bound, verdict, fuel, took)];
         let outcome = question.combine(&opinions);
-        Ok(Rehearsal { decision: record::entry(&question, &[bound], &opinions, &outcome, took), notes, dropped })
+        Ok(Rehearsal { decision: record::entry(&question, &[bound], &opinions, &[kv], &outcome, took), notes, dropped })
     }
 }
 
@@ -98,26 +103,27 @@ pub(super) struct Heard<V> {
     pub verdict: Result<V, PolicyFault>,
     pub fuel: u64,
     pub took: Duration,
+    pub kv: Option<KvUse>,
     pub notes: Vec<Note>,
     pub dropped: u64,
 }
 
-/// Asks beside decisions.
+/// Asks a plugin, which is bound so, beside decisions; `view`: what it remembers, if it does.
 pub(super) fn hear<Q: Question>(
     host: &PolicyHost,
-    compiled: &Compiled,
-    settings: &Settings,
-    scope: &PolicyScope,
+    (compiled, settings, scope): (&Compiled, &Settings, &PolicyScope),
+    view: Option<&KvView>,
     question: &Q,
 ) -> Heard<Q::Verdict> {
     let started = Instant::now();
-    let spoken = host.0.keeper.in_background(|session| session.rehearse(compiled, settings, question));
+    let spoken = host.0.keeper.in_background(|session| session.rehearse(compiled, settings, view, question));
     let took = started.elapsed();
     match spoken {
         Ok(spoken) => {
             let (notes, dropped) = notes::bounded(spoken.notes, spoken.dropped);
-            Heard { verdict: hook::checked(question, spoken.said, scope), fuel: spoken.fuel, took, notes, dropped }
+            let (verdict, kv) = kv::heard(view, hook::checked(question, spoken.said, scope), spoken.kv);
+            Heard { verdict, fuel: spoken.fuel, took, kv, notes, dropped }
         }
-        Err(fault) => Heard { verdict: Err(fault), fuel: 0, took, notes: Vec::new(), dropped: 0 },
+        Err(fault) => Heard { verdict: Err(fault), fuel: 0, took, kv: None, notes: Vec::new(), dropped: 0 },
     }
 }

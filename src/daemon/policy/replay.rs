@@ -1,15 +1,18 @@
 //! Asks a plugin again what was asked before, off the request path. Key type: [`Replayer`].
 //!
 //! The same sandbox and limits as for decisions, on a lane and a thread of its own: nothing waits for it. What a plugin answers
-//! depends on its content, its settings and the question, and on nothing else; so the same content must answer the same,
-//! and for the same fuel.
+//! depends on its content, its settings, the question and what it remembers, and on nothing else; all of it is on record, so
+//! the same content must answer the same, write the same, and for the same fuel. Nothing that it writes is kept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::model::{Answer, ChainLink, DecisionEntry, PluginDigest, PolicyFault, PolicyScope, Said, ShadowAnswer};
+use crate::model::{
+    Answer, ChainLink, DecisionEntry, Grant, KvUse, KvView, KvWrites, PluginDigest, PolicyFault, PolicyScope, Said,
+    ShadowAnswer,
+};
 
 use super::PolicyHost;
 use super::hook::{self, AtHook, Question};
@@ -36,10 +39,8 @@ pub struct Replayer {
 pub struct Replayed {
     /// What was recorded.
     pub before: Answer,
-    /// What is said now.
-    pub after: Said,
-    /// What it costs now.
-    pub fuel: u64,
+    /// What is said now; it took no time that would count.
+    pub after: Answer,
     /// How the two compare.
     pub change: Change,
 }
@@ -47,13 +48,13 @@ pub struct Replayed {
 /// How a new answer compares to the recorded one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Change {
-    /// Equal; with the same content and settings, the fuel too.
+    /// Equal, and what it writes too; with the same content and settings, also the fuel.
     Same,
     /// It denies or fails now.
     NowDenies,
     /// It denied or failed, and does not now.
     NowAllows,
-    /// It differs in another way: patches, scores, reasons.
+    /// It differs in another way: patches, scores, reasons, what it writes.
     Differs,
     /// The same content and settings gave another answer, or needed other fuel. That must not be.
     NotDeterministic,
@@ -82,8 +83,9 @@ impl Replayer {
         self.plugin.digest()
     }
 
-    /// Asks again. `None` if the decision says nothing about it: the binding was not asked, this plugin lacks the hook, or
-    /// the clock or the host had the last word, then or now. Takes as long as the plugin does, at most the limits' deadline.
+    /// Asks again. `None` if the decision says nothing about it: the binding was not asked, this plugin lacks the hook, it
+    /// would read what is not on record, or the clock or the host had the last word, then or now. Takes as long as the
+    /// plugin does, at most the limits' deadline.
     pub fn again(&mut self, entry: &DecisionEntry) -> Option<Replayed> {
         let place = entry.chain.iter().position(|link| self.is_it(link))?;
         self.repeat(entry, entry.chain.get(place)?, entry.answers.get(place)?)
@@ -110,18 +112,19 @@ impl Replayer {
             self.recorded = Arc::new(link.settings.clone());
         }
         let settings = self.settings.as_ref().unwrap_or(&self.recorded);
-        let (after, fuel) = self.ask(plugin, &entry.hook, &entry.question, settings)?;
-        if is_of_the_moment(&after) {
+        let view = before.kv.as_ref().map(|kv| &kv.read).filter(|_| plugin.wants().contains(&Grant::Kv));
+        if view.is_none() && plugin.wants().contains(&Grant::Kv) {
+            return None;
+        }
+        // `None` also if this host does not know the hook, or not this form of its question.
+        let question = &entry.question;
+        let after = hook::at_hook(&entry.hook, Again { replayer: self, plugin, question, settings, view })??;
+        if is_of_the_moment(&after.said) {
             return None;
         }
         let is_same_plugin = link.digest == plugin.digest() && **settings == link.settings;
-        let change = compare(before, &after, fuel, is_same_plugin);
-        Some(Replayed { before: before.clone(), after, fuel, change })
-    }
-
-    /// Asks at `hook`; `None` if this host does not know the hook, or not this form of its question.
-    fn ask(&self, plugin: &LoadedPlugin, hook: &str, question: &Value, settings: &Settings) -> Option<(Said, u64)> {
-        hook::at_hook(hook, Again { replayer: self, plugin, question, settings })?
+        let change = compare(before, &after, is_same_plugin);
+        Some(Replayed { before: before.clone(), after, change })
     }
 }
 
@@ -131,19 +134,20 @@ struct Again<'a> {
     plugin: &'a LoadedPlugin,
     question: &'a Value,
     settings: &'a Settings,
+    view: Option<&'a KvView>,
 }
 
 impl AtHook for Again<'_> {
-    type Out = Option<(Said, u64)>;
+    type Out = Option<Answer>;
 
     fn at<Q: Question>(self) -> Self::Out {
         let Replayer { host, name, scope, .. } = self.replayer;
         let question = Q::deserialize(self.question).ok()?;
         let (compiled, _) = self.plugin.code().ok()?;
-        let heard = rehearsal::hear(host, compiled, self.settings, scope, &question);
+        let heard = rehearsal::hear(host, (compiled, self.settings, scope), self.view, &question);
         notes::write(name, heard.notes, heard.dropped);
         let said = heard.verdict.map_or_else(Said::Fault, |verdict| Said::Verdict(value(&verdict)));
-        Some((said, heard.fuel))
+        Some(Answer { said, fuel: heard.fuel, took_ns: 0, kv: heard.kv })
     }
 }
 
@@ -153,18 +157,23 @@ fn is_of_the_moment(said: &Said) -> bool {
     fault.is_nodes() || matches!(fault, PolicyFault::Deadline(_) | PolicyFault::BreakerOpen { .. })
 }
 
-fn compare(before: &Answer, after: &Said, fuel: u64, is_same_plugin: bool) -> Change {
-    let is_equal = before.said == *after;
+fn compare(before: &Answer, after: &Answer, is_same_plugin: bool) -> Change {
+    let is_equal = before.said == after.said && wrote(before) == wrote(after);
     if is_same_plugin {
-        let is_identical = is_equal && before.fuel == fuel;
+        let is_identical = is_equal && before.fuel == after.fuel && before.kv == after.kv;
         return if is_identical { Change::Same } else { Change::NotDeterministic };
     }
-    match (is_equal, is_denial(&before.said), is_denial(after)) {
+    match (is_equal, is_denial(&before.said), is_denial(&after.said)) {
         (true, ..) => Change::Same,
         (false, false, true) => Change::NowDenies,
         (false, true, false) => Change::NowAllows,
         (false, ..) => Change::Differs,
     }
+}
+
+/// What it wrote, if anything.
+fn wrote(answer: &Answer) -> Option<&KvWrites> {
+    answer.kv.as_ref().map(|KvUse { wrote, .. }| wrote).filter(|wrote| !wrote.is_empty())
 }
 
 fn is_denial(said: &Said) -> bool {
@@ -180,20 +189,25 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn compares_what_is_said_and_for_the_same_plugin_what_it_cost() {
+    fn compares_what_is_said_and_written_and_for_the_same_plugin_what_it_cost() {
         let (allow, deny) = (json!({"allow": []}), json!({"deny": {"code": "c", "message": "m"}}));
-        let answer = |said: &Value| Answer { said: Said::Verdict(said.clone()), fuel: 10, took_ns: 1 };
-        let now = |said: &Value| Said::Verdict(said.clone());
-        assert_eq!(compare(&answer(&allow), &now(&allow), 11, false), Change::Same);
-        assert_eq!(compare(&answer(&allow), &now(&allow), 10, true), Change::Same);
-        assert_eq!(compare(&answer(&allow), &now(&allow), 11, true), Change::NotDeterministic);
-        assert_eq!(compare(&answer(&allow), &now(&deny), 10, true), Change::NotDeterministic);
-        assert_eq!(compare(&answer(&allow), &now(&deny), 10, false), Change::NowDenies);
+        let kv = |wrote: &str| Some(KvUse { wrote: [("k".into(), Some(wrote.into()))].into(), ..KvUse::default() });
+        let answer = |said: &Value, fuel| Answer { said: Said::Verdict(said.clone()), fuel, took_ns: 1, kv: None };
+        let before = answer(&allow, 10);
+        assert_eq!(compare(&before, &answer(&allow, 11), false), Change::Same);
+        assert_eq!(compare(&before, &answer(&allow, 10), true), Change::Same);
+        assert_eq!(compare(&before, &answer(&allow, 11), true), Change::NotDeterministic);
+        assert_eq!(compare(&before, &answer(&deny, 10), true), Change::NotDeterministic);
+        assert_eq!(compare(&before, &answer(&deny, 10), false), Change::NowDenies);
+        let fault = Answer { said: Said::Fault(PolicyFault::Budget { fuel: 1 }), ..answer(&allow, 1) };
+        assert_eq!(compare(&before, &fault, false), Change::NowDenies);
+        assert_eq!(compare(&answer(&deny, 10), &answer(&json!("abstain"), 10), false), Change::NowAllows);
+        assert_eq!(compare(&before, &answer(&json!({"allow": [{"cap_vcpus": 1}]}), 10), false), Change::Differs);
+        let (one, two) = (Answer { kv: kv("1"), ..before.clone() }, Answer { kv: kv("2"), ..before.clone() });
         assert_eq!(
-            compare(&answer(&allow), &Said::Fault(PolicyFault::Budget { fuel: 1 }), 1, false),
-            Change::NowDenies
+            (compare(&one, &two, false), compare(&one, &two, true)),
+            (Change::Differs, Change::NotDeterministic)
         );
-        assert_eq!(compare(&answer(&deny), &now(&json!("abstain")), 10, false), Change::NowAllows);
-        assert_eq!(compare(&answer(&allow), &now(&json!({"allow": [{"cap_vcpus": 1}]})), 10, false), Change::Differs);
+        assert_eq!((compare(&one, &before, false), compare(&one, &one, true)), (Change::Differs, Change::Same));
     }
 }

@@ -11,6 +11,7 @@
 //! system calls of [`calls`]. A plugin that broke out of WebAssembly would find the other plugins' code and questions
 //! there, and could answer for them; what it answers the daemon checks like any answer.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -42,7 +43,6 @@ use super::engine::{self, Sandbox};
 use super::hook::Question;
 use super::imports::{self, Call};
 use super::limits::Limits;
-use super::plugin::Settings;
 use super::{confine, prepare};
 
 /// The role's name on the command line.
@@ -98,7 +98,7 @@ impl Host {
             let answer = answer.ok().flatten().unwrap_or_default();
             if lane.answer(&answer).is_err() {
                 let fault = PolicyFault::BadAnswer("the answer is too long".into());
-                let spoken = Spoken::<()> { said: Err(fault), fuel: 0, notes: Vec::new(), dropped: 0 };
+                let spoken = Spoken::<()> { said: Err(fault), fuel: 0, notes: Vec::new(), dropped: 0, kv: None };
                 let _ = lane.answer(&wire::encode(&spoken));
             }
         }
@@ -116,9 +116,10 @@ impl Host {
                 let pairs = said.map(|errors| errors.into_iter().map(|e| (e.key, e.message)).collect::<Vec<_>>());
                 wire::encode(&site.spoken(pairs))
             }
-            Request::Ask { code, settings, hook } => {
-                let code = self.code(code)?;
-                self.ask(&hook, &code, &Arc::new(settings.into_owned()), question)?
+            Request::Ask { code, settings, kv, hook } => {
+                let (code, settings) = (self.code(code)?, Arc::new(settings.into_owned()));
+                let site = Site::new(&self.sandbox, &code, &settings).remembering(kv.map(Cow::into_owned));
+                ask_at(&hook, site, question)?
             }
             Request::Forget { codes } => {
                 let mut table = self.codes();
@@ -140,25 +141,24 @@ impl Host {
         Ok(loaded)
     }
 
-    fn ask(&self, hook: &str, code: &Code, settings: &Settings, question: &[u8]) -> Option<Vec<u8>> {
-        let site = Site::new(&self.sandbox, code, settings);
-        match hook {
-            AdmitRequest::HOOK => ask::<AdmitRequest>(site, question),
-            SelectVfRequest::HOOK => ask::<SelectVfRequest>(site, question),
-            SelectNvmeRequest::HOOK => ask::<SelectNvmeRequest>(site, question),
-            AttachRequest::HOOK => ask::<AttachRequest>(site, question),
-            DetachRequest::HOOK => ask::<DetachRequest>(site, question),
-            PlaceRequest::HOOK => ask::<PlaceRequest>(site, question),
-            _ => None,
-        }
-    }
-
     fn code(&self, number: u64) -> Option<Arc<Code>> {
         self.codes().get(&number).cloned()
     }
 
     fn codes(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Code>>> {
         self.codes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ask_at(hook: &str, site: Site<'_>, question: &[u8]) -> Option<Vec<u8>> {
+    match hook {
+        AdmitRequest::HOOK => ask::<AdmitRequest>(site, question),
+        SelectVfRequest::HOOK => ask::<SelectVfRequest>(site, question),
+        SelectNvmeRequest::HOOK => ask::<SelectNvmeRequest>(site, question),
+        AttachRequest::HOOK => ask::<AttachRequest>(site, question),
+        DetachRequest::HOOK => ask::<DetachRequest>(site, question),
+        PlaceRequest::HOOK => ask::<PlaceRequest>(site, question),
+        _ => None,
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 use serde::de::DeserializeOwned;
 
-use crate::model::PolicyFault;
+use crate::model::{KvView, PolicyFault};
 use crate::sys::artefact::{Artefact, ArtefactSender};
 use crate::sys::lane::{Client, Closer, LaneError};
 use crate::sys::packet::Connection;
@@ -94,9 +94,10 @@ impl Session {
         &self,
         compiled: &Compiled,
         settings: &Settings,
+        kv: Option<&KvView>,
         question: &Q,
     ) -> Result<Spoken<Q::Verdict>, PolicyFault> {
-        self.ask(&self.decisions, compiled, settings, question)
+        self.ask(&self.decisions, compiled, settings, kv, question)
     }
 
     /// Asks a plugin beside decisions.
@@ -104,9 +105,10 @@ impl Session {
         &self,
         compiled: &Compiled,
         settings: &Settings,
+        kv: Option<&KvView>,
         question: &Q,
     ) -> Result<Spoken<Q::Verdict>, PolicyFault> {
-        self.ask(&self.background, compiled, settings, question)
+        self.ask(&self.background, compiled, settings, kv, question)
     }
 
     fn ask<Q: Question>(
@@ -114,10 +116,11 @@ impl Session {
         channel: &Mutex<Channel>,
         compiled: &Compiled,
         settings: &Settings,
+        kv: Option<&KvView>,
         question: &Q,
     ) -> Result<Spoken<Q::Verdict>, PolicyFault> {
-        let settings = Cow::Borrowed(&**settings);
-        let request = Request::Ask { code: compiled.code, settings, hook: Q::HOOK.into() };
+        let (settings, kv) = (Cow::Borrowed(&**settings), kv.map(Cow::Borrowed));
+        let request = Request::Ask { code: compiled.code, settings, kv, hook: Q::HOOK.into() };
         let bytes = wire::encode_question(&request, question);
         let mut channel = lock(channel);
         self.see_that_it_is_loaded(&mut channel, compiled)?;

@@ -6,6 +6,8 @@
 //! by a chain. Rejected: asking them before the decision's record is written. That is one record less, but each
 //! decision would take as long as its slowest shadow may, and a record must be there before anybody acts on it.
 //!
+//! A shadow reads what is remembered under its own name, and nothing that it writes is kept.
+//!
 //! What a daemon that dies in between has not recorded is lost: nothing hangs on it.
 
 use std::fmt;
@@ -16,9 +18,10 @@ use serde_json::Value;
 
 use crate::model::{DecisionEntry, Opinion, PolicyFault, ShadowAnswer};
 
+use super::executor::{self, Voice};
 use super::hook::{Question, Standing};
 use super::plugin::Bound;
-use super::{PolicyHost, executor, record};
+use super::{PolicyHost, record};
 
 /// Shadows that have yet to be asked about a decision that was made. To drop it is to ask nobody.
 pub struct Shadows(Box<dyn FnOnce() -> Asking + Send>);
@@ -58,18 +61,19 @@ async fn ask<Q: Question>(
     let started = Instant::now();
     let (places, bound): (Vec<usize>, Vec<Bound>) = shadows.into_iter().unzip();
     let bound: Arc<[Bound]> = bound.into();
-    let said = match host.opinions(&host.0.shadow_queue, &bound, &question, started).await {
+    let views = host.0.memories.views(&bound, question.tenant());
+    let said = match host.voices(&host.0.shadow_queue, &bound, views, &question, started).await {
         Ok(said) => said,
         Err(cause) => {
             let nobody = |bound| executor::opinion(bound, Err(cause.clone()), 0, started.elapsed());
-            bound.iter().map(nobody).collect()
+            bound.iter().map(|bound| Voice { opinion: nobody(bound), kv: None }).collect()
         }
     };
     let shadows = bound.iter().zip(places).zip(said);
-    let answers = shadows.map(|((bound, place), said)| ShadowAnswer {
+    let answers = shadows.map(|((bound, place), Voice { opinion, kv })| ShadowAnswer {
         link: record::link(bound),
-        answer: record::answer(&said),
-        instead: instead(&*question, &opinions, &outcome, place, said),
+        answer: record::answer(&opinion, kv),
+        instead: instead(&*question, &opinions, &outcome, place, opinion),
     });
     answers.collect()
 }

@@ -8,6 +8,7 @@ use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
 mod devices;
+mod kv;
 mod place;
 mod replay;
 mod select_nvme;

@@ -93,6 +93,7 @@ asked! {
     v1::SetPluginModeRequest => "SetPluginMode";
     v1::EndPluginCanaryRequest => "EndPluginCanary";
     v1::UnloadPluginRequest => "UnloadPlugin";
+    v1::ClearPluginKvRequest => "ClearPluginKv" no etag;
 }
 
 /// Makes changes and writes down who asked for them.

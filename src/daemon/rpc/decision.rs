@@ -174,7 +174,7 @@ fn encode(decision: &StoredDecision) -> DecisionRecord {
     }
 }
 
-fn json(value: &serde_json::Value) -> String {
+fn json(value: &impl serde::Serialize) -> String {
     String::from_utf8(canonical(value).unwrap_or_default()).unwrap_or_default()
 }
 
@@ -199,6 +199,7 @@ fn encode_enforcement(is_allowed: bool, enforcement: Option<&Enforcement>) -> Sh
 
 fn encode_link(link: &ChainLink, answer: Option<&Answer>) -> DecisionLink {
     let (verdict, detail) = answer.map(Answer::summary).unwrap_or_default();
+    let kv = answer.and_then(|answer| answer.kv.as_ref());
     DecisionLink {
         plugin: link.plugin.clone(),
         scope: scope_name(&link.scope),
@@ -209,6 +210,8 @@ fn encode_link(link: &ChainLink, answer: Option<&Answer>) -> DecisionLink {
         detail,
         fuel: answer.map_or(0, |answer| answer.fuel),
         took: answer.map(|answer| duration_to_proto(Duration::from_nanos(answer.took_ns))),
+        kv_read: kv.map(|kv| json(&kv.read.known)).unwrap_or_default(),
+        kv_wrote: kv.map(|kv| json(&kv.wrote)).unwrap_or_default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Records to responses.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -10,14 +10,15 @@ use crate::api::convert::{
 };
 use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
-use crate::api::{PluginName, VmRef, decision_name, v1};
+use crate::api::{PluginName, VmRef, decision_name, scope_name, v1};
 use crate::daemon::service::{
     AttachState, Attachment, BreakerState, CanaryRecord, CanaryState, ChainSigners, DeviceView, HeldFor, HostUse,
-    Lease, LeaseState, MemoryUse, PluginStatus, PluginVersion, PluginView, ResumePoint, Subnet, VirtualFunction,
-    VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
+    Lease, LeaseState, MemoryUse, PluginKv, PluginStatus, PluginVersion, PluginView, ResumePoint, Subnet,
+    VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
 };
 use crate::model::{
-    Counts, MacAddr, Placement, PluginMode, PluginSignature, SignerKey, SignerName, SpecError, TenantId,
+    Counts, KvPlace, KvValue, MacAddr, Placement, PluginMode, PluginSignature, SignerKey, SignerName, SpecError,
+    TenantId,
 };
 use crate::sys::counter_page::now_ns;
 use crate::sys::rtnl::{LinkState, VfConfig};
@@ -238,6 +239,7 @@ pub(super) fn plugin(view: &PluginView, signers: &ChainSigners) -> v1::Plugin {
         canary: record.canary.as_ref().map(|canary| plugin_canary(canary, signers)),
         signers: plugin_signers(&record.signatures, signers),
         unsigned_code: unsigned_code(&record.signatures, signers),
+        grants: record.grants.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -292,6 +294,21 @@ fn plugin_version(version: &PluginVersion, signers: &ChainSigners) -> v1::Plugin
         load_time: Some(timestamp_to_proto(version.loaded)),
         signers: plugin_signers(&version.signatures, signers),
         unsigned_code: unsigned_code(&version.signatures, signers),
+        grants: version.grants.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// What a plugin remembers, as the API shows it.
+pub(super) fn plugin_kv(kv: &PluginKv) -> v1::PluginKv {
+    let PluginKv { place: KvPlace { scope, plugin, tenant }, store } = kv;
+    let entry = |(key, value): (&String, &KvValue)| v1::plugin_kv::Entry { key: key.clone(), value: value.0.clone() };
+    let write_time = (!store.entries.is_empty())
+        .then(|| timestamp_to_proto(SystemTime::UNIX_EPOCH + Duration::from_secs(store.moment_s)));
+    v1::PluginKv {
+        name: format!("{}/plugins/{plugin}", scope_name(scope)),
+        tenant: format!("tenants/{tenant}"),
+        entries: store.entries.iter().map(entry).collect(),
+        write_time,
     }
 }
 

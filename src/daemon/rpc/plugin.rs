@@ -1,5 +1,6 @@
 //! `PluginService`: decode, call, encode. Key type: [`PluginRpc`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -16,11 +17,12 @@ use crate::api::v1::plugin::Mode;
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
 use crate::daemon::service::{
-    CanaryEnd, CanaryPlace, PluginPlace, PluginStatus, PluginUpload, PluginView, ServiceError, SharedNode,
+    CanaryEnd, CanaryPlace, KvOf, PluginPlace, PluginStatus, PluginUpload, PluginView, ServiceError, SharedNode,
     SignatureRefused, Whose,
 };
 use crate::model::{
-    CanaryShare, DigestError, PluginDigest, PluginMode, PluginSignature, PolicyScope, SignerKey, SpecError,
+    CanaryShare, DigestError, Grant, NoGrant, PluginDigest, PluginMode, PluginSignature, PolicyScope, SignerKey,
+    SpecError,
 };
 
 /// Longest component, in bytes, as the public contract says.
@@ -56,7 +58,8 @@ impl PluginService for PluginRpc {
         let signatures = signatures(&header.signatures).map_err(|error| status::of(&ServiceError::from(error)))?;
         let digest = PluginDigest(Sha256::digest(&component).into());
         let (resource, settings) = (header.name.clone(), header.settings.clone());
-        let upload = PluginUpload { component, digest, settings, signatures };
+        let grants = grants(&header.grants).map_err(|error| status::bad_field(&error))?;
+        let upload = PluginUpload { component, digest, settings, grants, signatures };
         let make = self.changes.make_with(
             principal,
             header,
@@ -140,6 +143,29 @@ impl PluginService for PluginRpc {
         make.await
     }
 
+    async fn get_plugin_kv(&self, request: Request<v1::GetPluginKvRequest>) -> Result<Response<v1::PluginKv>, Status> {
+        let principal = caller(request.extensions())?;
+        let v1::GetPluginKvRequest { name, tenant } = request.into_inner();
+        let of = kv_of(&name, &tenant).map_err(|error| status::bad_field(&error))?;
+        let kv = self.node.plugin_kv(&principal, of).map_err(|error| status::of(&error))?;
+        Ok(Response::new(encode::plugin_kv(&kv)))
+    }
+
+    async fn clear_plugin_kv(
+        &self,
+        request: Request<v1::ClearPluginKvRequest>,
+    ) -> Result<Response<v1::ClearPluginKvResponse>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let of = kv_of(&request.name, &request.tenant).map_err(|error| status::bad_field(&error))?;
+        let resource = request.name.clone();
+        let encode = |(): &()| v1::ClearPluginKvResponse {};
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.clear_plugin_kv(&principal, of, &terms).await
+        });
+        make.await
+    }
+
     async fn list_plugins(
         &self,
         request: Request<v1::ListPluginsRequest>,
@@ -213,6 +239,23 @@ fn signatures(sent: &[v1::PluginSignature]) -> Result<Vec<PluginSignature>, Sign
         PluginSignature::new(SignerKey::from_spki(&sent.public_key)?, &sent.signature).map_err(Into::into)
     };
     sent.iter().map(read).collect()
+}
+
+/// What a header grants.
+fn grants(sent: &[String]) -> Result<BTreeSet<Grant>, SpecError> {
+    let read = |grant: &String| grant.parse().map_err(|error: NoGrant| SpecError::new("grants", error.to_string()));
+    sent.iter().map(read).collect()
+}
+
+/// Which plugin's memory of whom is meant.
+fn kv_of(name: &str, tenant: &str) -> Result<KvOf, SpecError> {
+    let PluginName { scope, plugin: name } = PluginName::parse(name)?;
+    let tenant = match (Parent::parse(tenant), &scope) {
+        (Ok(Parent::Tenant(tenant)), _) => tenant,
+        (Ok(Parent::Own), PolicyScope::Tenant(owner)) => owner.clone(),
+        _ => return Err(SpecError::new("tenant", format!("{tenant:?} is none: tenants/{{tenant}}"))),
+    };
+    Ok(KvOf { scope, name, tenant })
 }
 
 fn place_of(header: &Header) -> Result<LoadPlace, SpecError> {

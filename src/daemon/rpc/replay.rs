@@ -50,9 +50,8 @@ pub(super) fn encode(event: ReplayEvent) -> Result<v1::ReplayDecisionsResponse, 
         ReplayEvent::Failed(error) => return Err(status::of(&error)),
         ReplayEvent::Summary(summary) => Event::Summary(encode_summary(&summary)),
         ReplayEvent::Difference { id, entry, replayed } => {
-            let after = Answer { said: replayed.after, fuel: replayed.fuel, took_ns: 0 };
             let ((verdict_before, detail_before), (verdict_after, detail_after)) =
-                (replayed.before.summary(), after.summary());
+                (told(&replayed.before), told(&replayed.after));
             let change = match replayed.change {
                 Change::Same => ShownChange::Unspecified,
                 Change::NowDenies => ShownChange::NowDenies,
@@ -70,11 +69,27 @@ pub(super) fn encode(event: ReplayEvent) -> Result<v1::ReplayDecisionsResponse, 
                 fuel_before: replayed.before.fuel,
                 verdict_after,
                 detail_after,
-                fuel_after: after.fuel,
+                fuel_after: replayed.after.fuel,
             })
         }
     };
     Ok(v1::ReplayDecisionsResponse { event: Some(event) })
+}
+
+/// What was said, and written.
+fn told(answer: &Answer) -> (String, String) {
+    let (verdict, detail) = answer.summary();
+    let wrote = answer.kv.as_ref().map(|kv| kv.wrote.clone()).unwrap_or_default();
+    let wrote = wrote.into_iter().map(|(key, value)| match value {
+        Some(value) => format!("{key}={value:?}"),
+        None => format!("no {key}"),
+    });
+    let wrote: Vec<_> = wrote.collect();
+    if wrote.is_empty() {
+        return (verdict, detail);
+    }
+    let space = if detail.is_empty() { "" } else { "; " };
+    (verdict, format!("{detail}{space}writes {}", wrote.join(", ")))
 }
 
 fn encode_summary(summary: &ReplaySummary) -> Summary {

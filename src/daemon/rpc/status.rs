@@ -60,6 +60,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::PluginEnforced => status(Code::FailedPrecondition, text, "PLUGIN_ENFORCED", []),
         ServiceError::Signature(error) => signature(error, text),
         ServiceError::Canary(error) => status(Code::FailedPrecondition, text, canary(error), []),
+        ServiceError::PolicyBusy { .. } => status(Code::Unavailable, text, "POLICY_BUSY", []),
         ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),
         ServiceError::AlreadyRegistered { tenant, name } => {
             status(Code::AlreadyExists, text, "VM_EXISTS", [("name", format!("tenants/{tenant}/vms/{name}"))])

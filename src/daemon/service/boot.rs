@@ -18,7 +18,9 @@ use super::{JailConfig, Node, Places};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, USERS, UserPool, UsersExhausted};
 use crate::daemon::operation::Operations;
-use crate::daemon::policy::{CompilerConfig, HOST_GROUP, HostProgram, PolicyConfig, PolicyHost, PolicyStartError};
+use crate::daemon::policy::{
+    CompilerConfig, HOST_GROUP, HostProgram, KvShelf, PolicyConfig, PolicyHost, PolicyStartError,
+};
 use crate::daemon::record::VmRecord;
 use crate::daemon::store::{PluginRecord, Store, StoreError};
 use crate::daemon::supervisor::{Devices, Jail, JailError, Supervisor};
@@ -51,7 +53,7 @@ pub enum BootError {
 }
 
 /// The policy host, as the user behind those of VMs and in a cgroup beside theirs.
-fn start_policy(places: &Places, first_user: u32, jail: Option<&Jail>) -> Result<PolicyHost, BootError> {
+fn start_policy(places: &Places, store: &Store, first_user: u32, jail: Option<&Jail>) -> Result<PolicyHost, BootError> {
     let is_lenient = jail.is_none();
     let cgroup = jail.map(|jail| jail.make_policy(&HOST_GROUP)).transpose().map_err(JailError::Cgroup)?.map(Arc::new);
     let program = Path::new("/proc/self/exe");
@@ -60,7 +62,8 @@ fn start_policy(places: &Places, first_user: u32, jail: Option<&Jail>) -> Result
     let host = HostProgram { program: program.to_owned(), user, is_lenient, cgroup };
     // A unit test is not the program that has this role; `tests/policy_host.rs` runs the program.
     let host = (!cfg!(test)).then_some(host);
-    Ok(PolicyHost::start(PolicyConfig { compiler: Some(compiler), host, ..PolicyConfig::default() })?)
+    let shelf = Some(Arc::new(store.clone()) as Arc<dyn KvShelf>);
+    Ok(PolicyHost::start(PolicyConfig { compiler: Some(compiler), host, shelf, ..PolicyConfig::default() })?)
 }
 
 /// The plugins that were loaded before; whose signers have changed meanwhile is told.
@@ -92,7 +95,7 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
-        let policy = start_policy(places, first_user, jail.as_ref())?;
+        let policy = start_policy(places, &store, first_user, jail.as_ref())?;
         let plugins = restore_plugins(places, found.plugins, &store, &policy, &tenants).await;
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
         devices.reconcile(&found.vms, &found.provisions).await;

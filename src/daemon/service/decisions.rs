@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::plugins::Plugins;
 use super::{Node, Principal, ServiceError, Whose};
-use crate::daemon::policy::{Shadows, Unrecorded};
+use crate::daemon::policy::{Remembered, Shadows, Unrecorded};
 use crate::daemon::store::{Chains, DecisionPage, DecisionQuery, Store, StoreError, StoredDecision};
 use crate::model::{
     ChainEnd, ChainFault, DecisionId, Enforcement, EnforcementEntry, JournalEntry, ShadowEntry, TenantId,
@@ -24,7 +24,8 @@ const EXPORT_QUEUE_LEN: usize = 4;
 /// hold old pages of the file.
 const EXPORT_PIECE_LEN: usize = 1 << 20;
 
-/// Puts a decision on record and only then gives it. What cannot be recorded was not decided. Its shadows are asked
+/// Puts a decision on record, with what plugins remember of it, and only then gives it. What cannot be recorded was not
+/// decided. Its shadows are asked
 /// meanwhile, and nobody waits for them.
 pub(super) async fn record<D>(
     store: &Store,
@@ -32,9 +33,9 @@ pub(super) async fn record<D>(
     unrecorded: Unrecorded<D>,
 ) -> Result<(DecisionId, D), StoreError> {
     let mut observed = Vec::new();
-    let append = |tenant, entry| {
+    let append = |tenant, entry, Remembered { changes, turn }| {
         observed = plugins.observe(&tenant, &entry);
-        store.append(tenant, JournalEntry::Decision(Box::new(entry)))
+        store.append_with(tenant, JournalEntry::Decision(Box::new(entry)), changes, turn)
     };
     let (id, decision, shadows) = unrecorded.record(append).await?;
     plugins.count_in(observed);

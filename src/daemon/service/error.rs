@@ -67,6 +67,12 @@ pub enum ServiceError {
     /// A version that is, or should be, tried beside the bound one.
     #[error(transparent)]
     Canary(#[from] CanaryError),
+    /// Decisions under way take too long.
+    #[error("the plugin's decisions are not done yet: {cause}; try again")]
+    PolicyBusy {
+        /// Why.
+        cause: String,
+    },
     /// Another replay has not ended.
     #[error("another replay is under way on this node; try again when it has ended")]
     ReplayUnderWay,

@@ -3,7 +3,7 @@
 //! Order of a load: signatures, compile (in the policy host), component to disk, record to the store, new table in one step.
 //! Decisions under way keep the table that they began with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,7 +21,7 @@ use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
 use crate::daemon::tenants::{ChainSigners, Use};
 use crate::model::{
-    Counts, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, SignerId, TenantId, VmName,
+    Counts, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, SignerId, TenantId, VmName,
 };
 
 /// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
@@ -78,6 +78,8 @@ pub struct PluginUpload {
     pub digest: PluginDigest,
     /// Checked by the plugin itself.
     pub settings: BTreeMap<String, String>,
+    /// What it may have beyond what every plugin has.
+    pub grants: BTreeSet<Grant>,
     /// Of whoever they claim to be.
     pub signatures: Vec<PluginSignature>,
 }
@@ -257,8 +259,8 @@ pub(super) fn successor(
         previous.retain(|old| (old.digest, &old.settings) != (version.digest, &version.settings));
         previous.truncate(MAX_PREVIOUS);
     }
-    let PluginVersion { digest, settings, signatures, loaded } = version;
-    PluginRecord { scope, name, digest, settings, signatures, mode, loaded, previous, canary: None }
+    let PluginVersion { digest, settings, signatures, grants, loaded } = version;
+    PluginRecord { scope, name, digest, settings, signatures, grants, mode, loaded, previous, canary: None }
 }
 
 pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHost) -> Result<LoadedPlugin, String> {
@@ -267,7 +269,8 @@ pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHos
     if PluginDigest(Sha256::digest(&bytes).into()) != version.digest {
         return Err(format!("{} is not what was loaded", path.display()));
     }
-    host.load(bytes, version.settings.clone()).await.map_err(|error| error.to_string())
+    let loaded = host.load_granted(bytes, version.settings.clone(), version.grants.clone()).await;
+    loaded.map_err(|error| error.to_string())
 }
 
 impl Node {
@@ -279,12 +282,13 @@ impl Node {
         upload: &PluginUpload,
     ) -> Result<(LoadedPlugin, PluginVersion), ServiceError> {
         require_chain(principal, scope)?;
-        let PluginUpload { component, digest, settings, signatures } = upload;
+        let PluginUpload { component, digest, settings, grants, signatures } = upload;
         let signatures = self.require_signed(scope, *digest, signatures.clone())?;
-        let loaded = self.policy.load(component.clone(), settings.clone()).await;
+        let loaded = self.policy.load_granted(component.clone(), settings.clone(), grants.clone()).await;
         let plugin = loaded.map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
         let (digest, loaded) = (plugin.digest(), SystemTime::now());
-        Ok((plugin, PluginVersion { digest, settings: settings.clone(), signatures, loaded }))
+        let (settings, grants) = (settings.clone(), grants.clone());
+        Ok((plugin, PluginVersion { digest, settings, signatures, grants, loaded }))
     }
 
     /// Compiles a component and binds it where `place` says, instead of what was bound there.

@@ -11,7 +11,7 @@ use super::{Node, Principal, ServiceError, Whose};
 use crate::daemon::policy::{Change, LoadedPlugin, Replayed, Replayer};
 use crate::daemon::store::{Store, StoreError};
 use crate::model::{
-    DecisionEntry, DecisionId, JournalEntry, JournalRecord, PluginDigest, PluginId, PolicyScope, TenantId,
+    DecisionEntry, DecisionId, Grant, JournalEntry, JournalRecord, PluginDigest, PluginId, PolicyScope, TenantId,
 };
 
 /// Differences that are told one by one; further ones are only counted.
@@ -125,7 +125,9 @@ impl Node {
         match &replay.component {
             Some(component) => {
                 let loaded = match &replay.settings {
-                    Some(settings) => self.policy.load(component.clone(), settings.clone()).await,
+                    Some(settings) => {
+                        self.policy.load_granted(component.clone(), settings.clone(), Grant::ALL.into()).await
+                    }
                     None => self.policy.load_without_settings(component.clone()).await,
                 };
                 let refused = |source| ServiceError::Plugin { scope: replay.scope.clone(), source };

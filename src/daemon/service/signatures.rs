@@ -114,6 +114,7 @@ mod tests {
             signatures: vec![
                 PluginSignature::new(key, pair.sign(&signed_message(PluginDigest([signed; 32]))).as_ref()).unwrap(),
             ],
+            grants: Default::default(),
             loaded: SystemTime::UNIX_EPOCH,
         };
         let signers = tenants.signers(&PolicyScope::Operator);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::kv::{KV, decode_kv};
 use super::plugin::decode_plugin;
 use super::thread::{HISTORY, LEASES, NVME_LEASES, PLUGINS, PROVISIONS, REQUESTS, VMS};
 use super::vm::{decode_vm, encode_vm};
@@ -48,6 +49,7 @@ impl Store {
         let leases = read(&transaction, NVME_LEASES, "nvme_leases", nvme::decode_lease, &mut faults)?;
         compare("nvme_leases", &known.nvme_leases, &leases, nvme::encode_lease, &mut faults);
         read(&transaction, PLUGINS, "plugins", decode_plugin, &mut faults)?;
+        read(&transaction, KV, "plugin_kv", decode_kv, &mut faults)?;
         read(&transaction, REQUESTS, "requests", request::decode_request, &mut faults)?;
         read(&transaction, PROVISIONS, "nvme_provisions", nvme::decode_provision, &mut faults)?;
         let history = transaction.open_table(HISTORY).map_err(StoreError::io)?;

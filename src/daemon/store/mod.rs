@@ -20,6 +20,7 @@ mod faults;
 mod format;
 mod history;
 mod journal;
+mod kv;
 mod lease;
 mod nvme;
 mod plugin;
@@ -28,7 +29,7 @@ mod spec;
 mod thread;
 mod vm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,8 +38,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{
-    Bdf, CanaryCause, CanaryShare, DecisionId, JournalEntry, PluginDigest, PluginId, PluginMode, PluginSignature,
-    PolicyScope, TenantId, VmId, VmName, canary_lot,
+    Bdf, CanaryCause, CanaryShare, DecisionId, Grant, JournalEntry, KvChange, KvPlace, KvStore, PluginDigest, PluginId,
+    PluginMode, PluginSignature, PolicyScope, TenantId, VmId, VmName, canary_lot,
 };
 pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
@@ -103,6 +104,8 @@ pub struct PluginRecord {
     pub settings: BTreeMap<String, String>,
     /// Who signed it: checked when it was loaded.
     pub signatures: Vec<PluginSignature>,
+    /// What it may have beyond what every plugin has.
+    pub grants: BTreeSet<Grant>,
     /// What its answers count for; this stays when another version is bound.
     pub mode: PluginMode,
     /// When it was loaded by the client.
@@ -156,6 +159,8 @@ pub struct PluginVersion {
     pub settings: BTreeMap<String, String>,
     /// Who signed it: checked when it was loaded.
     pub signatures: Vec<PluginSignature>,
+    /// What it may have beyond what every plugin has.
+    pub grants: BTreeSet<Grant>,
     /// When it was loaded by the client.
     pub loaded: std::time::SystemTime,
 }
@@ -163,8 +168,9 @@ pub struct PluginVersion {
 impl PluginRecord {
     /// The version that is bound.
     pub fn version(&self) -> PluginVersion {
-        let Self { digest, settings, signatures, loaded, .. } = self;
-        PluginVersion { digest: *digest, settings: settings.clone(), signatures: signatures.clone(), loaded: *loaded }
+        let Self { digest, settings, signatures, grants, loaded, .. } = self;
+        let (settings, signatures, grants) = (settings.clone(), signatures.clone(), grants.clone());
+        PluginVersion { digest: *digest, settings, signatures, grants, loaded: *loaded }
     }
 
     /// The canary that decides for its share, if there is one.
@@ -272,7 +278,7 @@ impl Store {
 
     /// The same in any `place`, which `path` names in errors.
     fn open_in(place: impl Place, path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
-        let (mut disk, found, history) = thread::open(place, path)?;
+        let (mut disk, found, history, shelf) = thread::open(place, path)?;
         let revision = history.end().revision;
         let journal = thread::open_journal(&mut disk, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
@@ -280,7 +286,7 @@ impl Store {
         let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
         let snapshot = Snapshot { revision, vms, leases, nvme_leases };
         let changes = broadcast::Sender::new(CHANGES_LEN);
-        let shared = Arc::new(Shared::new(snapshot, history, changes, disk.readers()));
+        let shared = Arc::new(Shared::new(snapshot, history, shelf, changes, disk.readers()));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
         thread::spawn(disk, journal, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
@@ -344,10 +350,24 @@ impl Store {
         self.write(|done| Write::Lease { lease, done }).await
     }
 
+    #[cfg(test)]
     /// Puts `entry` at the end of `tenant`'s chain of decision records; gives its place once it is on disk.
     pub async fn append(&self, tenant: TenantId, entry: JournalEntry) -> Result<DecisionId, StoreError> {
+        self.append_with(tenant, entry, Vec::new(), ()).await
+    }
+
+    /// Puts `entry` at the end of `tenant`'s chain of decision records, and `kv` into what plugins remember: both, or
+    /// neither. Gives its place once it is on disk. `held` is let go when others can read what was written, or nothing was,
+    /// whether or not the caller still waits.
+    pub async fn append_with(
+        &self,
+        tenant: TenantId,
+        entry: JournalEntry,
+        kv: Vec<KvChange>,
+        held: impl Send + 'static,
+    ) -> Result<DecisionId, StoreError> {
         let (done, answer) = oneshot::channel();
-        let append = Append { tenant, entry, done };
+        let append = Append { tenant, entry, kv, held: Box::new(held), done };
         self.writes.send(Write::Append(append)).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
@@ -356,9 +376,24 @@ impl Store {
     /// written is logged.
     pub async fn append_later(&self, tenant: TenantId, entry: JournalEntry) {
         let (done, _) = oneshot::channel();
-        if self.writes.send(Write::Append(Append { tenant, entry, done })).await.is_err() {
+        if self
+            .writes
+            .send(Write::Append(Append { tenant, entry, kv: Vec::new(), held: Box::new(()), done }))
+            .await
+            .is_err()
+        {
             tracing::error!("what followed a decision is not on record: the store is closed");
         }
+    }
+
+    /// What is remembered at `place`.
+    pub fn kv(&self, place: &KvPlace) -> Arc<KvStore> {
+        self.shared.kv(place)
+    }
+
+    /// Forgets all that is remembered at `place`, and remembers the request that this answers: both, or neither.
+    pub async fn clear_kv_for(&self, place: KvPlace, request: Option<RequestRecord>) -> Result<(), StoreError> {
+        self.write(|done| thread::together(request, Write::ClearKv { place, done })).await
     }
 
     /// Removes decision records that are too old, of tenants that decide nothing any more too.
@@ -439,12 +474,14 @@ mod tests {
             digest: PluginDigest([7; 32]),
             settings: BTreeMap::from([("max-vms".into(), "3".into())]),
             signatures: vec![],
+            grants: BTreeSet::new(),
             mode: PluginMode::Enforced,
             loaded: std::time::UNIX_EPOCH,
             previous: vec![PluginVersion {
                 digest: PluginDigest([6; 32]),
                 settings: BTreeMap::new(),
                 signatures: vec![],
+                grants: BTreeSet::new(),
                 loaded: std::time::UNIX_EPOCH,
             }],
             canary: None,

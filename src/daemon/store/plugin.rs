@@ -1,12 +1,12 @@
 //! Plugins that are loaded, as they are in the file. Key functions: [`encode_plugin`], [`decode_plugin`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, from_ms, parse_digest, scope_of, tenant_of, text, to_json, to_ms};
 use super::{CanaryRecord, CanaryState, PluginRecord, PluginVersion};
-use crate::model::{CanaryCause, CanaryShare, PluginMode, PluginSignature, PolicyScope};
+use crate::model::{CanaryCause, CanaryShare, Grant, PluginMode, PluginSignature, PolicyScope};
 
 #[derive(Serialize, Deserialize)]
 struct StoredPlugin {
@@ -21,6 +21,9 @@ struct StoredPlugin {
     /// A line each, as in a signature's file. Left out if there is none, as `shadow`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     signatures: Vec<String>,
+    /// Left out if there is none, as `shadow`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    grants: Vec<String>,
     loaded_ms: u64,
     #[serde(default)]
     previous: Vec<StoredVersion>,
@@ -50,13 +53,20 @@ struct StoredVersion {
     settings: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     signatures: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    grants: Vec<String>,
     loaded_ms: u64,
 }
 
 pub(super) fn plugin_key(plugin: &PluginRecord) -> String {
-    match &plugin.scope {
-        PolicyScope::Operator => format!("operator/{}", plugin.name),
-        PolicyScope::Tenant(tenant) => format!("tenant/{tenant}/{}", plugin.name),
+    place_key(&plugin.scope, plugin.name.as_str())
+}
+
+/// Of what is bound as `name` in `scope`.
+pub(super) fn place_key(scope: &PolicyScope, name: &str) -> String {
+    match scope {
+        PolicyScope::Operator => format!("operator/{name}"),
+        PolicyScope::Tenant(tenant) => format!("tenant/{tenant}/{name}"),
     }
 }
 
@@ -69,6 +79,7 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         settings: plugin.settings.clone(),
         shadow: plugin.mode == PluginMode::Shadow,
         signatures: store_signatures(&plugin.signatures),
+        grants: store_grants(&plugin.grants),
         loaded_ms: to_ms(plugin.loaded),
         previous: plugin.previous.iter().map(store_version).collect(),
         canary: plugin.canary.as_ref().map(store_canary),
@@ -99,19 +110,28 @@ fn load_canary(canary: StoredCanary) -> Result<CanaryRecord, Unusable> {
 }
 
 fn store_version(version: &PluginVersion) -> StoredVersion {
-    let PluginVersion { digest, settings, signatures, loaded } = version;
+    let PluginVersion { digest, settings, signatures, grants, loaded } = version;
     StoredVersion {
         digest: digest.to_string(),
         settings: settings.clone(),
         signatures: store_signatures(signatures),
+        grants: store_grants(grants),
         loaded_ms: to_ms(*loaded),
     }
 }
 
 fn load_version(version: StoredVersion) -> Result<PluginVersion, Unusable> {
-    let StoredVersion { digest, settings, signatures, loaded_ms } = version;
-    let signatures = load_signatures(signatures)?;
-    Ok(PluginVersion { digest: parse_digest(&digest)?, settings, signatures, loaded: from_ms(loaded_ms)? })
+    let StoredVersion { digest, settings, signatures, grants, loaded_ms } = version;
+    let (signatures, grants) = (load_signatures(signatures)?, load_grants(grants)?);
+    Ok(PluginVersion { digest: parse_digest(&digest)?, settings, signatures, grants, loaded: from_ms(loaded_ms)? })
+}
+
+fn store_grants(grants: &BTreeSet<Grant>) -> Vec<String> {
+    grants.iter().map(ToString::to_string).collect()
+}
+
+fn load_grants(grants: Vec<String>) -> Result<BTreeSet<Grant>, Unusable> {
+    grants.iter().map(|grant| grant.parse().map_err(text)).collect()
 }
 
 fn store_signatures(signatures: &[PluginSignature]) -> Vec<String> {
@@ -130,6 +150,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         digest: parse_digest(&plugin.digest)?,
         settings: plugin.settings,
         signatures: load_signatures(plugin.signatures)?,
+        grants: load_grants(plugin.grants)?,
         mode: if plugin.shadow { PluginMode::Shadow } else { PluginMode::Enforced },
         loaded: from_ms(plugin.loaded_ms)?,
         previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
@@ -177,6 +198,19 @@ mod tests {
         assert_eq!(signed.version().signatures, signed.signatures);
         let text = String::from_utf8(bytes).unwrap();
         assert!(decode_plugin(text.replace("ostler-plugin-signature-1", "signature").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_is_granted_is_of_a_version_and_a_grant_that_nobody_knows_is_refused() {
+        let plugin = decode_plugin(OLD.as_bytes()).unwrap();
+        assert!(plugin.grants.is_empty());
+        let granted = PluginRecord { grants: [Grant::Kv].into(), ..plugin.clone() };
+        let both = PluginRecord { previous: vec![granted.version()], ..plugin };
+        for record in [&granted, &both] {
+            assert_eq!(decode_plugin(&encode_plugin(record)).unwrap(), *record);
+        }
+        let text = String::from_utf8(encode_plugin(&granted)).unwrap();
+        assert!(decode_plugin(text.replace("\"kv\"", "\"clock\"").as_bytes()).unwrap_err().contains("clock"));
     }
 
     #[test]

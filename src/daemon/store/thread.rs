@@ -1,21 +1,23 @@
 //! The thread that owns the database: commits in batches, then publishes. Key types: [`Write`], [`Shared`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::disk::{Disk, Place, Readers};
 use super::history::{self, Compacted, HISTORY_LEN, History, ResumePoint};
 use super::journal::{self, Append, Journal, Retention};
+use super::kv::{self, KV, Kept, Shelf, decode_kv};
 use super::plugin::{decode_plugin, encode_plugin, plugin_key};
 use super::vm::{decode_vm, encode_vm};
 use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, lease, nvme, request};
+use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord};
-use crate::model::{Bdf, DecisionId};
+use crate::model::{Bdf, DecisionId, KvPlace, KvStore};
 
 pub(super) const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
 pub(super) const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
@@ -54,6 +56,11 @@ pub(super) enum Write {
     },
     Lease {
         lease: VfLease,
+        done: Done,
+    },
+    /// Has a plugin remember nothing there.
+    ClearKv {
+        place: KvPlace,
         done: Done,
     },
     /// A record of a decision.
@@ -113,6 +120,8 @@ impl Write {
 pub(super) struct Shared {
     /// Rank: leaf. Guards what is current and the order of `changes`; held for a swap and a send, or a copy, only.
     current: RwLock<Current>,
+    /// Rank: leaf. Guards what plugins remember; held for a look or a swap.
+    shelf: RwLock<Shelf>,
     changes: broadcast::Sender<Change>,
     /// The thread's, while it has it open.
     readers: Arc<Readers>,
@@ -128,10 +137,31 @@ impl Shared {
     pub(super) fn new(
         snapshot: Snapshot,
         history: History,
+        shelf: Shelf,
         changes: broadcast::Sender<Change>,
         readers: Arc<Readers>,
     ) -> Self {
-        Self { current: RwLock::new(Current { snapshot: Arc::new(snapshot), history }), changes, readers }
+        let current = RwLock::new(Current { snapshot: Arc::new(snapshot), history });
+        Self { current, shelf: RwLock::new(shelf), changes, readers }
+    }
+
+    pub(super) fn kv(&self, place: &KvPlace) -> Arc<KvStore> {
+        let shelf = self.shelf.read().unwrap_or_else(PoisonError::into_inner);
+        shelf.get(&place.to_string()).map(|kept| Arc::clone(&kept.store)).unwrap_or_default()
+    }
+
+    /// Takes over what plugins remember now.
+    fn remember(&self, changed: BTreeMap<String, Option<Kept>>) {
+        if changed.is_empty() {
+            return;
+        }
+        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, kept) in changed {
+            match kept {
+                Some(kept) => drop(shelf.insert(key, kept)),
+                None => drop(shelf.remove(&key)),
+            }
+        }
     }
 
     /// For reading what is in no snapshot.
@@ -188,13 +218,14 @@ impl Shared {
 }
 
 /// Opens the file, makes its tables, reads everything.
-pub(super) fn open(place: impl Place, path: &Path) -> Result<(Disk, Found, History), StoreError> {
+pub(super) fn open(place: impl Place, path: &Path) -> Result<(Disk, Found, History, Shelf), StoreError> {
     let opening = |source: redb::Error| StoreError::Open { path: path.display().to_string(), source: Box::new(source) };
     let mut disk = Disk::open(place).map_err(opening)?;
     let (database, _) = disk.database().map_err(opening)?;
     make_tables(database).map_err(opening)?;
     let (found, history) = read_all(database)?;
-    Ok((disk, found, history))
+    let shelf = read_shelf(database)?;
+    Ok((disk, found, history, shelf))
 }
 
 fn make_tables(database: &Database) -> Result<(), redb::Error> {
@@ -207,6 +238,7 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(PROVISIONS)?;
     transaction.open_table(HISTORY)?;
     transaction.open_table(COUNTERS)?;
+    transaction.open_table(KV)?;
     journal::make_tables(&transaction)?;
     Ok(transaction.commit()?)
 }
@@ -231,6 +263,12 @@ fn read_all(database: &Database) -> Result<(Found, History), StoreError> {
     let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
     let history = History::load(read_history(&transaction)?, revision);
     Ok((Found { vms, plugins, leases, nvme_leases, provisions, requests }, history))
+}
+
+fn read_shelf(database: &Database) -> Result<Shelf, StoreError> {
+    let transaction = database.begin_read().map_err(StoreError::io)?;
+    let kept = read_table(&transaction, KV, "plugin_kv", decode_kv)?;
+    Ok(kept.into_iter().map(|kept| (kept.place.to_string(), kept)).collect())
 }
 
 fn read_history(transaction: &redb::ReadTransaction) -> Result<Vec<Change>, StoreError> {
@@ -297,7 +335,7 @@ fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, s
                 Write::Close { done } => closing = Some(done),
                 Write::Append(append) => appends.push(append),
                 Write::Sweep { done } => {
-                    let swept = sweep(&mut disk, &mut journal).inspect_err(|error| disk.failed(error));
+                    let swept = sweep(&mut disk, &mut journal, shared).inspect_err(|error| disk.failed(error));
                     let _ = done.send(swept.map_err(StoreError::io));
                 }
                 Write::Lease { lease, done }
@@ -320,7 +358,7 @@ fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, s
         let known = unwritten.iter().map(|uid| (*uid, snapshot.vms.get(uid)));
         let known = known.map(|(uid, vm)| (uid.to_string(), vm.map(|vm| encode_vm(vm)))).collect::<Vec<_>>();
         let batch = Batch { known: &known, planned: &planned, revision, appends: &appends };
-        let committed = commit(&mut disk, &mut journal, &batch);
+        let committed = commit(&mut disk, &mut journal, shared, &batch);
         match &committed {
             Ok(_) if planned.is_empty() && appends.is_empty() => {}
             Ok(_) => unwritten.clear(),
@@ -370,8 +408,8 @@ fn answer(
     }
 }
 
-fn sweep(disk: &mut Disk, journal: &mut Journal) -> Result<(), redb::Error> {
-    let transaction = reopened(disk, journal)?.begin_write()?;
+fn sweep(disk: &mut Disk, journal: &mut Journal, shared: &Shared) -> Result<(), redb::Error> {
+    let transaction = reopened(disk, journal, shared)?.begin_write()?;
     let advance = journal.sweep(&transaction, SystemTime::now())?;
     transaction.commit()?;
     journal.advance(advance);
@@ -431,6 +469,10 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
             let key = plugin_key(&plugin);
             Planned { table: PLUGINS, key, value: None, change: None, lease: None, is_new: false, done }
         }
+        Write::ClearKv { place, done } => {
+            let key = place.to_string();
+            Planned { table: KV, key, value: None, change: None, lease: None, is_new: false, done }
+        }
         Write::Lease { lease, done } => {
             let (key, value) = (lease.key.to_string(), Some(lease::encode_lease(&lease)));
             Planned {
@@ -469,11 +511,14 @@ fn plan(write: Write, revision: &mut u64) -> Option<Planned> {
     })
 }
 
-/// The database, opened anew if it had to be closed: then the chains end where the file says.
-fn reopened<'a>(disk: &'a mut Disk, journal: &mut Journal) -> Result<&'a Database, redb::Error> {
+/// The database, opened anew if it had to be closed: then the chains end where the file says, and plugins remember what it
+/// says.
+fn reopened<'a>(disk: &'a mut Disk, journal: &mut Journal, shared: &Shared) -> Result<&'a Database, redb::Error> {
     let (database, is_reopened) = disk.database()?;
     if is_reopened {
-        journal.reload(&database.begin_read()?).map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+        let unusable = |error: StoreError| redb::Error::Corrupted(error.to_string());
+        journal.reload(&database.begin_read()?).map_err(unusable)?;
+        *shared.shelf.write().unwrap_or_else(PoisonError::into_inner) = read_shelf(database).map_err(unusable)?;
     }
     Ok(database)
 }
@@ -502,13 +547,18 @@ fn put(
     Ok(())
 }
 
-/// Writes rows and records in one transaction; gives the places of the records.
-fn commit(disk: &mut Disk, journal: &mut Journal, batch: &Batch<'_>) -> Result<Vec<DecisionId>, redb::Error> {
+/// Writes rows, records and what plugins remember of them in one transaction; gives the places of the records.
+fn commit(
+    disk: &mut Disk,
+    journal: &mut Journal,
+    shared: &Shared,
+    batch: &Batch<'_>,
+) -> Result<Vec<DecisionId>, redb::Error> {
     let Batch { known, planned, revision, appends } = *batch;
     if planned.is_empty() && appends.is_empty() {
         return Ok(Vec::new());
     }
-    let transaction = reopened(disk, journal)?.begin_write()?;
+    let transaction = reopened(disk, journal, shared)?.begin_write()?;
     for (key, value) in known {
         put(&transaction, VMS, key, value.as_deref())?;
     }
@@ -521,12 +571,40 @@ fn commit(disk: &mut Disk, journal: &mut Journal, batch: &Batch<'_>) -> Result<V
         }
     }
     transaction.open_table(COUNTERS)?.insert(REVISION, revision)?;
+    let remembered = remember(&transaction, shared, batch)?;
     if appends.is_empty() {
         transaction.commit()?;
+        shared.remember(remembered);
         return Ok(Vec::new());
     }
     let (ids, advance) = journal.append(&transaction, appends, SystemTime::now())?;
+    if !remembered.is_empty() {
+        crash::reach(Point::KvWritten);
+    }
     transaction.commit()?;
     journal.advance(advance);
+    shared.remember(remembered);
     Ok(ids)
+}
+
+/// Writes what plugins remember after this batch, and gives what has changed.
+fn remember(
+    transaction: &WriteTransaction,
+    shared: &Shared,
+    batch: &Batch<'_>,
+) -> Result<BTreeMap<String, Option<Kept>>, redb::Error> {
+    // Nobody else writes: the lock is not held while the file is.
+    let mut changes = kv::Changes::default();
+    for write in batch.planned.iter().filter(|write| write.value.is_none()) {
+        if write.table.name() == PLUGINS.name() {
+            let shelf = shared.shelf.read().unwrap_or_else(PoisonError::into_inner);
+            changes.remove_plugin(&shelf, &write.key);
+        } else if write.table.name() == KV.name() {
+            changes.remove(&write.key);
+        }
+    }
+    for change in batch.appends.iter().flat_map(|append| &append.kv) {
+        changes.apply(transaction, shared.kv(&change.place), change)?;
+    }
+    changes.write(transaction)
 }

@@ -23,7 +23,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::canonical::{NotCanonical, canonical};
-use super::{PluginDigest, PolicyFault, PolicyScope, RecordHash, TenantId};
+use super::{KvUse, PluginDigest, PolicyFault, PolicyScope, RecordHash, TenantId};
 
 pub use explain::{Cell, Explanation, Mark as CellMark, Row};
 pub use verify::{ChainEnd, ChainFault, ChainVerifier, FaultKind};
@@ -126,6 +126,9 @@ pub struct Answer {
     pub fuel: u64,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
+    /// What it read and wrote of what it remembers. Left out if it remembers nothing: records of others keep their form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<KvUse>,
 }
 
 /// An answer, or why there is none.

@@ -2,15 +2,15 @@
 
 use super::*;
 use crate::model::{
-    AdmitRequest, LastTenant, LimitUse, Mark, NvmeVerdict, Patch, SelectVfRequest, Verdict, VfCandidate, VfRanking,
-    VfSetting, VfVerdict, VfWish, VlanId,
+    AdmitRequest, KvRest, KvValue, LastTenant, LimitUse, Mark, NvmeVerdict, Patch, SelectVfRequest, Verdict,
+    VfCandidate, VfRanking, VfSetting, VfVerdict, VfWish, VlanId,
 };
 use proptest::prelude::*;
 use std::time::Duration;
 
 fn spoken<T>(said: Result<T, PolicyFault>) -> Spoken<T> {
     let notes = vec![Note { level: NoteLevel::Warn, line: "a line".into() }];
-    Spoken { said, fuel: u64::MAX, notes, dropped: 3 }
+    Spoken { said, fuel: u64::MAX, notes, dropped: 3, kv: None }
 }
 
 fn comes_back<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &T) {
@@ -28,13 +28,20 @@ fn what_the_host_says_comes_back_whole_or_not_at_all() {
     comes_back(&spoken::<Verdict>(Err(PolicyFault::Deadline(Duration::from_millis(50)))));
     comes_back(&spoken::<Verdict>(Err(PolicyFault::Trap("unreachable".into()))));
     comes_back(&spoken(Ok(NvmeVerdict::Abstain)));
+    let wrote = [("k".to_owned(), Some("v".into())), ("gone".to_owned(), None)].into();
+    let kv = Some(KvSpoken { touched: vec!["k".into()], wrote });
+    comes_back(&Spoken { kv, ..spoken(Ok(NvmeVerdict::Abstain)) });
     comes_back(&spoken(Ok(VfVerdict::Rank(VfRanking {
         marks: vec![Mark::Score(i32::MIN), Mark::Reject(usize::MAX)],
         reasons: vec![("a.b".into(), "why".into())],
         settings: vec![VfSetting::Vlan(VlanId::new(7).unwrap()), VfSetting::Trust(true)],
     }))));
     let manifest = Manifest { name: "n".into(), version: "1".into(), summary: String::new() };
-    comes_back(&Ok::<_, Refusal>(Loaded { hooks: vec!["admit".into()], manifest: spoken(Ok(manifest)) }));
+    comes_back(&Ok::<_, Refusal>(Loaded {
+        hooks: vec!["admit".into()],
+        wants: vec![Grant::Kv],
+        manifest: spoken(Ok(manifest)),
+    }));
     comes_back(&Err::<Loaded, _>(Refusal::UndeclaredImports(vec!["wasi:x/y".into()])));
     comes_back(&Hello::Ready(7));
 }
@@ -42,7 +49,10 @@ fn what_the_host_says_comes_back_whole_or_not_at_all() {
 #[test]
 fn a_question_follows_its_request() {
     let settings = Settings::from([("k".to_owned(), "v".to_owned())]);
-    let request = Request::Ask { code: 9, settings: Cow::Borrowed(&settings), hook: "admit".into() };
+    let known = [("k".to_owned(), Some(KvValue(vec![0xff]))), ("none".to_owned(), None)].into();
+    let kv = KvView { moment_s: 7, known, rest: Some(KvRest { keys: 1, bytes: 9 }) };
+    let kv = Some(Cow::Borrowed(&kv));
+    let request = Request::Ask { code: 9, settings: Cow::Borrowed(&settings), kv, hook: "admit".into() };
     let question = AdmitRequest {
         tenant: "blue".parse().unwrap(),
         vm: "web".parse().unwrap(),

@@ -18,6 +18,7 @@ const DETACH: &str = "ostler:policy/detach@0.1.0";
 const SELECT_VF: &str = "ostler:policy/select-vf@0.1.0";
 const SELECT_NVME: &str = "ostler:policy/select-nvme@0.1.0";
 const PLACE: &str = "ostler:policy/place@0.1.0";
+const REMEMBERS: &str = "test:hostile/remembers";
 
 /// A fixture: name of its text and of the output, its world, the parts that it shares.
 struct Fixture(&'static str, &'static str, &'static [&'static str]);
@@ -33,7 +34,7 @@ const ATTACHES: &[&str] = &["attach-type", "memory", "lifecycle"];
 const DETACHES: &[&str] = &["detach-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 43] = [
+const FIXTURES: [Fixture; 47] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("attach-abstain", ATTACH, ATTACHES),
     Fixture("attach-forge", ATTACH, ATTACHES),
@@ -50,6 +51,10 @@ const FIXTURES: [Fixture; 43] = [
     Fixture("far-away", ADMIT, LOADS),
     Fixture("fill", ADMIT, LOADS),
     Fixture("forge", ADMIT, LOADS),
+    Fixture("kv-early", REMEMBERS, DECIDES),
+    Fixture("kv-flood", REMEMBERS, LOADS),
+    Fixture("kv-forge", REMEMBERS, LOADS),
+    Fixture("kv-trap", REMEMBERS, LOADS),
     Fixture("large", ADMIT, &["admit-type", "lifecycle", "abstains"]),
     Fixture("log-flood", ADMIT, LOADS),
     Fixture("loop", ADMIT, LOADS),

@@ -2,7 +2,8 @@
 //! decision. Key type: [`Fixture`].
 //!
 //! Everything in it is written as in a decision's record (`ostler decision export`): `question` as there, `settings` and
-//! `scope` as in a link of its `chain`, `expect` as `said` in one of its `answers`.
+//! `scope` as in a link of its `chain`, `expect` as `said` in one of its `answers`, `kv` and `writes` as `read` and `wrote` in
+//! the `kv` of that.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,7 +21,9 @@ use crate::cli::client::{Client, patiently, within};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::show;
 use crate::cli::view::json;
-use crate::model::{DecisionEntry, DecisionId, JournalEntry, JournalRecord, PolicyScope, Said};
+use crate::model::{
+    DecisionEntry, DecisionId, JournalEntry, JournalRecord, KvUse, KvView, KvWrites, PolicyScope, Said,
+};
 
 /// Longest fixture, in bytes: many times the longest question.
 const MAX_LEN: u64 = 4 << 20;
@@ -44,9 +47,15 @@ pub(super) struct Fixture {
     pub(super) settings: BTreeMap<String, String>,
     /// The question.
     pub(super) question: Value,
+    /// What the plugin remembers, if it does; none: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kv: Option<KvView>,
     /// The answer; none yet: `ostler plugin test --update` writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) expect: Option<Said>,
+    /// What it is expected to write with it.
+    #[serde(default, skip_serializing_if = "KvWrites::is_empty")]
+    pub(super) writes: KvWrites,
 }
 
 fn operator() -> PolicyScope {
@@ -109,7 +118,8 @@ impl Fixture {
         }
         let note = format!("decision {id}, plugin {} {}", link.plugin, link.digest);
         let (scope, settings, expect) = (link.scope, link.settings, Some(answer.said));
-        Ok(Self { note, hook, scope, settings, question, expect })
+        let (kv, writes) = answer.kv.map(|KvUse { read, wrote }| (read, wrote)).unzip();
+        Ok(Self { note, hook, scope, settings, question, kv, expect, writes: writes.unwrap_or_default() })
     }
 }
 

@@ -12,6 +12,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::view::json;
 use crate::cli::{print, show};
 use crate::daemon::policy::{self, LoadError, LoadedPlugin, PolicyConfig, PolicyHost};
+use crate::model::Grant;
 
 /// This program, in whose other roles plugins are compiled and run.
 const PROGRAM: &str = "/proc/self/exe";
@@ -31,9 +32,18 @@ impl Workbench {
         Ok(Self { host, bytes })
     }
 
-    /// Loads the component as a daemon would.
+    /// Loads the component as a daemon would that grants it what it wants.
     pub(super) async fn load(&self, settings: BTreeMap<String, String>) -> Result<LoadedPlugin, LoadError> {
-        self.host.load(self.bytes.clone(), settings).await
+        self.load_granted(settings, Grant::ALL.into()).await
+    }
+
+    /// Loads it as a daemon would that grants it this.
+    async fn load_granted(
+        &self,
+        settings: BTreeMap<String, String>,
+        grants: BTreeSet<Grant>,
+    ) -> Result<LoadedPlugin, LoadError> {
+        self.host.load_granted(self.bytes.clone(), settings, grants).await
     }
 
     /// The same before any settings are known.
@@ -74,6 +84,8 @@ struct InspectView {
     packages: Vec<String>,
     imports: Vec<String>,
     refused_imports: Vec<String>,
+    /// What it must be granted.
+    grants: Vec<&'static str>,
     exports: Vec<String>,
 }
 
@@ -89,6 +101,7 @@ pub(super) fn inspect(file: &Path, output: Output) -> Result<(), Failure> {
         packages: packages.into_iter().collect(),
         imports: found.imports,
         refused_imports: found.refused_imports,
+        grants: found.wants.into_iter().map(Grant::name).collect(),
         exports: found.exports,
     };
     match output {
@@ -102,6 +115,9 @@ pub(super) fn inspect(file: &Path, output: Output) -> Result<(), Failure> {
                 ("imports", none_or(&view.imports.join("\n"))),
                 ("exports", none_or(&view.exports.join("\n"))),
             ];
+            if !view.grants.is_empty() {
+                facts.push(("wants", format!("{}: what it must be granted (--grant)", view.grants.join(", "))));
+            }
             if !view.refused_imports.is_empty() {
                 facts.push(("refused", format!("{}: no plugin may import this", view.refused_imports.join(", "))));
             }
@@ -126,6 +142,8 @@ struct CheckView {
     version: String,
     summary: String,
     hooks: Vec<&'static str>,
+    /// What it must be granted.
+    grants: Vec<&'static str>,
     digest: String,
     size_bytes: u64,
     code_bytes: usize,
@@ -137,13 +155,15 @@ pub(super) async fn check(arguments: PluginCheckArgs, output: Output) -> Result<
     let settings = settings(arguments.settings)?;
     let workbench = Workbench::open(&arguments.file)?;
     let started = Instant::now();
-    let plugin = workbench.load(settings).await.map_err(|error| refused(&error))?;
+    let grants = arguments.grants.into_iter().collect();
+    let plugin = workbench.load_granted(settings, grants).await.map_err(|error| refused(&error))?;
     let took = started.elapsed();
     let view = CheckView {
         name: plugin.name().to_owned(),
         version: plugin.version().to_owned(),
         summary: plugin.summary().to_owned(),
         hooks: plugin.hooks().to_vec(),
+        grants: plugin.wants().iter().map(|grant| grant.name()).collect(),
         digest: plugin.digest().to_string(),
         size_bytes: plugin.size_bytes(),
         code_bytes: plugin.code_bytes(),
@@ -155,6 +175,7 @@ pub(super) async fn check(arguments: PluginCheckArgs, output: Output) -> Result<
             ("plugin", format!("{} {}", view.name, view.version)),
             ("summary", view.summary),
             ("hooks", view.hooks.join(", ")),
+            ("grants", none_or(&view.grants.join(", "))),
             ("digest", view.digest),
             ("size", format!("{} bytes, {} of machine code", view.size_bytes, view.code_bytes)),
             ("took", format!("{} to compile and check", print::duration(took))),

@@ -22,15 +22,17 @@ macro_rules! copied {
 }
 
 /// What the crate is made with: this version's interfaces and SDK. The SDK finds `wit` two directories above itself.
-const COPIED: [(&str, &str); 26] = copied![
+const COPIED: [(&str, &str); 29] = copied![
     "plugins/sdk/src/admit.rs" => "ostler/sdk/src/admit.rs",
     "plugins/sdk/src/arena.rs" => "ostler/sdk/src/arena.rs",
     "plugins/sdk/src/attach.rs" => "ostler/sdk/src/attach.rs",
     "plugins/sdk/src/detach.rs" => "ostler/sdk/src/detach.rs",
     "plugins/sdk/src/export.rs" => "ostler/sdk/src/export.rs",
     "plugins/sdk/src/host.rs" => "ostler/sdk/src/host.rs",
+    "plugins/sdk/src/kv.rs" => "ostler/sdk/src/kv.rs",
     "plugins/sdk/src/lib.rs" => "ostler/sdk/src/lib.rs",
     "plugins/sdk/src/log.rs" => "ostler/sdk/src/log.rs",
+    "plugins/sdk/src/memory.rs" => "ostler/sdk/src/memory.rs",
     "plugins/sdk/src/place.rs" => "ostler/sdk/src/place.rs",
     "plugins/sdk/src/policy.rs" => "ostler/sdk/src/policy.rs",
     "plugins/sdk/src/reasons.rs" => "ostler/sdk/src/reasons.rs",
@@ -42,6 +44,7 @@ const COPIED: [(&str, &str); 26] = copied![
     "wit/admit.wit" => "wit/admit.wit",
     "wit/attach.wit" => "wit/attach.wit",
     "wit/detach.wit" => "wit/detach.wit",
+    "wit/kv.wit" => "wit/kv.wit",
     "wit/lifecycle.wit" => "wit/lifecycle.wit",
     "wit/log.wit" => "wit/log.wit",
     "wit/place.wit" => "wit/place.wit",

@@ -12,7 +12,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::view::json;
 use crate::cli::{print, show};
 use crate::daemon::policy::{LoadedPlugin, NotAsked, Note, NoteLevel, PolicyHost, Rehearsal};
-use crate::model::{Answer, CellMark, DecisionEntry, Said};
+use crate::model::{Answer, CellMark, DecisionEntry, KvUse, Said};
 
 #[derive(Serialize)]
 struct RunView {
@@ -28,6 +28,8 @@ struct RunView {
     outcome: Value,
     fuel: u64,
     took_ns: u64,
+    /// What it read and wrote of what it remembers, if it does.
+    kv: Option<KvUse>,
     log: Vec<LineView>,
     log_lines_dropped: u64,
 }
@@ -44,7 +46,7 @@ pub(super) fn ask(
     plugin: &LoadedPlugin,
     fixture: &Fixture,
 ) -> Result<(Answer, Rehearsal), NotAsked> {
-    let rehearsal = host.rehearse(plugin, &fixture.scope, &fixture.hook, &fixture.question)?;
+    let rehearsal = host.rehearse(plugin, &fixture.scope, &fixture.hook, &fixture.question, fixture.kv.as_ref())?;
     let answer = rehearsal.decision.answers.first().cloned();
     let answer = answer.unwrap_or_else(|| unreachable!("the only plugin of a rehearsal was asked"));
     Ok((answer, rehearsal))
@@ -81,6 +83,7 @@ pub(super) async fn run(arguments: PluginRunArgs, output: Output) -> Result<(), 
         outcome: decision.outcome,
         fuel: answer.fuel,
         took_ns: answer.took_ns,
+        kv: answer.kv,
         log: notes.into_iter().map(LineView::from).collect(),
         log_lines_dropped: dropped,
     };
@@ -113,6 +116,10 @@ impl RunView {
             ("fuel", self.fuel.to_string()),
             ("took", print::duration(Duration::from_nanos(self.took_ns))),
         ];
+        if let Some(KvUse { read, wrote }) = &self.kv {
+            facts.push(("read", serde_json::to_string(&read.known).unwrap_or_default()));
+            facts.push(("wrote", serde_json::to_string(wrote).unwrap_or_default()));
+        }
         let mut lines: Vec<_> = self.log.iter().map(|line| format!("{}: {}", line.level, line.line)).collect();
         if self.log_lines_dropped > 0 {
             lines.push(format!("{} more were dropped", self.log_lines_dropped));

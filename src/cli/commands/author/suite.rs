@@ -13,7 +13,7 @@ use crate::cli::args::{Output, PluginTestArgs};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::view::json;
 use crate::cli::{print, show};
-use crate::model::{Answer, Said};
+use crate::model::{Answer, KvWrites, Said};
 
 #[derive(Serialize)]
 struct SuiteView {
@@ -129,13 +129,15 @@ async fn one(workbench: &Workbench, path: &Path, is_update: bool) -> Result<Resu
         Ok((answer, _)) => answer,
         Err(error) => return Ok(failed(error.to_string())),
     };
-    let differences = compare(fixture.expect.as_ref(), &answer.said);
+    let wrote = answer.kv.as_ref().map(|kv| kv.wrote.clone()).unwrap_or_default();
+    let mut differences = compare(fixture.expect.as_ref(), &answer.said);
+    differences.extend(compare_writes(&fixture.writes, &wrote));
     let is_nodes = matches!(&answer.said, Said::Fault(fault) if fault.is_nodes());
     let result = match (differences.is_empty(), is_update && !is_nodes) {
         (true, _) => Verdict::Ok,
         (false, false) => Verdict::Failed,
         (false, true) => {
-            Fixture { expect: Some(answer.said.clone()), ..fixture }.write(path)?;
+            Fixture { expect: Some(answer.said.clone()), writes: wrote, ..fixture }.write(path)?;
             Verdict::Updated
         }
     };
@@ -150,6 +152,11 @@ fn compare(expected: Option<&Said>, said: &Said) -> Vec<String> {
         Some(expected) => differences(&json(expected), &json(said)),
         None => vec!["the fixture expects nothing yet; --update writes what the plugin says".to_owned()],
     }
+}
+
+fn compare_writes(expected: &KvWrites, wrote: &KvWrites) -> Vec<String> {
+    let json = |writes: &KvWrites| serde_json::json!({ "writes": writes });
+    differences(&json(expected), &json(wrote))
 }
 
 fn in_words(answer: &Answer) -> String {

@@ -1,14 +1,18 @@
 //! What a plugin sees of the host: one file per import of its world. Key type: [`Call`].
 
+mod kv;
 mod log;
 mod settings;
 
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Engine, ResourceLimiter};
 
+use crate::model::Grant;
+
 use super::limits::MAX_HOST_CALLS;
 use super::plugin::Settings;
 
+pub(super) use kv::{Memory, NoMemory};
 pub(super) use log::Notes;
 
 /// Bindings of the world `full`, generated from `wit/`, which carries the documentation.
@@ -17,8 +21,10 @@ pub(super) mod bindings {
     wasmtime::component::bindgen!({ path: "wit", world: "full", imports: { default: trappable } });
 }
 
-/// Interfaces that a plugin may import, without their version.
+/// Interfaces that every plugin may import, without their version.
 pub(super) const GRANTED: [&str; 3] = ["ostler:policy/log", "ostler:policy/settings", "ostler:policy/types"];
+/// Those that a binding grants.
+pub(super) const GRANTABLE: [(Grant, &str); 1] = [(Grant::Kv, "ostler:policy/kv")];
 
 /// A linker with every granted import, and nothing else.
 pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Call>> {
@@ -31,6 +37,8 @@ pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Call>> {
 pub(super) struct Call {
     settings: Settings,
     pub(super) notes: Notes,
+    /// Its store, if it decides and has one.
+    pub(super) memory: Option<Memory>,
     memory_limit_bytes: usize,
     host_calls: u32,
     /// The plugin asked for more than the cap.
@@ -39,7 +47,13 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(settings: Settings, memory_limit_bytes: usize) -> Self {
-        Self { settings, notes: Notes::default(), memory_limit_bytes, host_calls: 0, is_memory_refused: false }
+        let notes = Notes::default();
+        Self { settings, notes, memory: None, memory_limit_bytes, host_calls: 0, is_memory_refused: false }
+    }
+
+    /// The same with what the plugin remembers.
+    pub(super) fn remembering(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
     }
 
     /// Counts one call of an import; the error ends the plugin's call.

@@ -30,7 +30,7 @@ async fn a_hundred_thousand_decisions_asked_again_are_identical_fuel_included() 
     for entry in entries.iter().cycle().take(count) {
         let replayed = replayer.again(entry).unwrap();
         assert_eq!(replayed.change, Change::Same, "{replayed:?}");
-        assert_eq!((&replayed.after, replayed.fuel), (&entry.answers[0].said, entry.answers[0].fuel));
+        assert_eq!((&replayed.after.said, replayed.after.fuel), (&entry.answers[0].said, entry.answers[0].fuel));
     }
     let took = started.elapsed();
     println!("{count} decisions again in {took:?}: {:.0} per second", count as f64 / took.as_secs_f64());

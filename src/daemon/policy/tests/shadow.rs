@@ -14,7 +14,7 @@ fn mixed(plugins: &[(&str, &LoadedPlugin, PluginMode)]) -> Arc<[Bound]> {
 /// The decision, its record, and what shadows say once it is there.
 async fn recorded<D>(unrecorded: Unrecorded<D>) -> (D, DecisionEntry, Vec<ShadowAnswer>) {
     let entry = unrecorded.entry().clone();
-    let write = |tenant, _| async move { Ok::<_, ()>(DecisionId { tenant, sequence: 0 }) };
+    let write = |tenant, _, _| async move { Ok::<_, ()>(DecisionId { tenant, sequence: 0 }) };
     let (_, decision, shadows) = unrecorded.record(write).await.unwrap();
     let said = match shadows {
         Some(shadows) => shadows.ask().await,
@@ -176,7 +176,7 @@ async fn a_shadow_that_is_asked_again_answers_the_same() {
     assert_eq!(replayer("a", &open).again(&entry).unwrap().change, Change::Same);
     assert_eq!(replayer("s", &strict).again(&entry), None, "it was not in the chain");
     let again = replayer("s", &strict).again_as_shadow(&entry, &said).unwrap();
-    assert_eq!((again.change, again.fuel), (Change::Same, said[0].answer.fuel));
+    assert_eq!((again.change, again.after.fuel), (Change::Same, said[0].answer.fuel));
     let mut other = said.clone();
     other[0].answer.fuel += 1;
     assert_eq!(replayer("s", &strict).again_as_shadow(&entry, &other).unwrap().change, Change::NotDeterministic);

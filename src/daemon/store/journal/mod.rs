@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::format::{FORMAT, from_json, to_json};
-use crate::model::{CheckpointEntry, DecisionId, JournalEntry, JournalRecord, RecordHash, TenantId};
+use crate::model::{CheckpointEntry, DecisionId, JournalEntry, JournalRecord, KvChange, RecordHash, TenantId};
 
 pub use read::{Chains, DecisionPage, DecisionQuery, StoredDecision};
 
@@ -62,6 +62,11 @@ impl Retention {
 pub(super) struct Append {
     pub(super) tenant: TenantId,
     pub(super) entry: JournalEntry,
+    /// What plugins remember of it, in the same transaction.
+    pub(super) kv: Vec<KvChange>,
+    /// Let go behind it.
+    #[expect(dead_code, reason = "dropped with it")]
+    pub(super) held: Box<dyn Send>,
     pub(super) done: oneshot::Sender<Result<DecisionId, StoreError>>,
 }
 

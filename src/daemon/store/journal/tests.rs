@@ -24,7 +24,7 @@ fn decision(subject: &str, is_allowed: bool) -> JournalEntry {
         subject: subject.into(),
         question: serde_json::json!({"vm": subject}),
         chain: vec![],
-        answers: vec![crate::model::Answer { said: Said::Verdict("abstain".into()), fuel: 7, took_ns: 1 }],
+        answers: vec![crate::model::Answer { said: Said::Verdict("abstain".into()), fuel: 7, took_ns: 1, kv: None }],
         outcome,
         took_ns: 1,
     }))
@@ -43,7 +43,7 @@ fn shadow(decision: u64, instead: Option<serde_json::Value>) -> JournalEntry {
         digest: crate::model::PluginDigest([5; 32]),
         settings: std::collections::BTreeMap::new(),
     };
-    let answer = crate::model::Answer { said: Said::Verdict("abstain".into()), fuel: 9, took_ns: 1 };
+    let answer = crate::model::Answer { said: Said::Verdict("abstain".into()), fuel: 9, took_ns: 1, kv: None };
     let shadows = vec![crate::model::ShadowAnswer { link, answer, instead }];
     JournalEntry::Shadow(crate::model::ShadowEntry { decision, shadows })
 }

@@ -48,6 +48,7 @@ impl Bench {
             digest: plugin.digest(),
             settings,
             signatures: vec![],
+            grants: Default::default(),
             mode,
             loaded: SystemTime::UNIX_EPOCH,
             previous: vec![],
