@@ -193,8 +193,11 @@ mod tests {
         json!({ "mediaType": media_type, "digest": format!("sha256:{hex}"), "size": bytes.len() })
     }
 
-    /// An image for each tag, with layers of these types and contents.
-    fn layout(images: &[(&str, &[(&str, &[u8])])]) -> tempfile::TempDir {
+    /// Type and content.
+    type Layer<'a> = (&'a str, &'a [u8]);
+
+    /// An image for each tag, with these layers.
+    fn layout(images: &[(&str, &[Layer<'_>])]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let manifests = images.iter().map(|(tag, layers)| {
             let layers: Vec<_> = layers.iter().map(|(kind, bytes)| blob(dir.path(), kind, bytes)).collect();
