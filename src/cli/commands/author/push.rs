@@ -38,9 +38,10 @@ pub(super) async fn push(arguments: PluginPushArgs, global: &GlobalArgs) -> Resu
         steps.done(&format!("signed: {}", out.display()));
         signatures.push(out);
     }
+    let last = if binding.change.validate_only { "could be loaded" } else { "loaded" };
     let upload = Upload::prepare(PluginLoadArgs { file, signatures, binding })?;
     plugin::load(Client::connect(global).await?, upload).await?;
-    steps.done("loaded");
+    steps.done(last);
     Ok(())
 }
 
