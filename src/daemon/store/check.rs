@@ -8,7 +8,7 @@ use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::kv::{KV, decode_kv};
 use super::plugin::decode_plugin;
-use super::thread::{HISTORY, LEASES, NVME_LEASES, PLUGINS, PROVISIONS, REQUESTS, VMS};
+use super::tables::{HISTORY, LEASES, NVME_LEASES, PLUGINS, PROVISIONS, REQUESTS, VMS};
 use super::vm::{decode_vm, encode_vm};
 use super::{Store, StoreError, lease, nvme, request};
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, scope_of, tenant_of, text, to_json};
 use super::plugin::place_key;
-use super::thread::PLUGINS;
+use super::tables::PLUGINS;
 use crate::model::{KvChange, KvPlace, KvStore, KvValue};
 
 /// By [`KvPlace`] as text.

@@ -25,11 +25,13 @@ mod lease;
 mod nvme;
 mod plugin;
 mod request;
+mod shared;
 mod spec;
+mod tables;
 mod thread;
 mod vm;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,16 +39,15 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
-use crate::model::{
-    Bdf, CanaryCause, CanaryShare, DecisionId, Grant, JournalEntry, KvChange, KvPlace, KvStore, PluginDigest, PluginId,
-    PluginMode, PluginSignature, PolicyScope, TenantId, VmId, VmName, canary_lot,
-};
+use crate::model::{Bdf, DecisionId, JournalEntry, KvChange, KvPlace, KvStore, TenantId, VmId};
 pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
 pub use history::{Compacted, ResumePoint};
 use journal::Append;
 pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
-use thread::{Shared, Write};
+pub use plugin::{CanaryRecord, CanaryState, PluginRecord, PluginVersion};
+use shared::Shared;
+use thread::Write;
 
 /// Writes that may wait for the disk.
 const QUEUE_LEN: usize = 256;
@@ -88,94 +89,6 @@ pub enum StoreError {
 impl StoreError {
     fn io(error: impl Into<redb::Error>) -> Self {
         Self::Io(Arc::new(error.into()))
-    }
-}
-
-/// A plugin that is loaded at each start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginRecord {
-    /// Whose chain it is in.
-    pub scope: PolicyScope,
-    /// Its name in that chain.
-    pub name: PluginId,
-    /// Its content, which lies beside the store under this name.
-    pub digest: PluginDigest,
-    /// What it was configured with.
-    pub settings: BTreeMap<String, String>,
-    /// Who signed it: checked when it was loaded.
-    pub signatures: Vec<PluginSignature>,
-    /// What it may have beyond what every plugin has.
-    pub grants: BTreeSet<Grant>,
-    /// What its answers count for; this stays when another version is bound.
-    pub mode: PluginMode,
-    /// When it was loaded by the client.
-    pub loaded: std::time::SystemTime,
-    /// What was bound here before, newest first; a few, for going back.
-    pub previous: Vec<PluginVersion>,
-    /// A version that is tried beside it, or was and is not any more.
-    pub canary: Option<CanaryRecord>,
-}
-
-/// A version of a plugin that is, or was, asked for a share of the VMs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CanaryRecord {
-    /// The version.
-    pub version: PluginVersion,
-    /// For how many VMs.
-    pub share: CanaryShare,
-    /// Where the trial is.
-    pub state: CanaryState,
-}
-
-impl CanaryRecord {
-    /// Whether it decides about this VM, as a version of `plugin`.
-    pub fn has(&self, plugin: &PluginRecord, tenant: &TenantId, vm: &VmName) -> bool {
-        self.share.has(canary_lot(&plugin.scope, &plugin.name, self.version.digest, tenant, vm))
-    }
-}
-
-/// Where the trial of a version is. One that was promoted or dropped has no record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CanaryState {
-    /// It decides for its share.
-    Active,
-    /// It decides nothing any more.
-    RolledBack {
-        /// Why.
-        cause: CanaryCause,
-        /// For people.
-        message: String,
-        /// When.
-        time: std::time::SystemTime,
-    },
-}
-
-/// A version of a plugin: what it is and how it is set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginVersion {
-    /// Its content.
-    pub digest: PluginDigest,
-    /// What it was configured with.
-    pub settings: BTreeMap<String, String>,
-    /// Who signed it: checked when it was loaded.
-    pub signatures: Vec<PluginSignature>,
-    /// What it may have beyond what every plugin has.
-    pub grants: BTreeSet<Grant>,
-    /// When it was loaded by the client.
-    pub loaded: std::time::SystemTime,
-}
-
-impl PluginRecord {
-    /// The version that is bound.
-    pub fn version(&self) -> PluginVersion {
-        let Self { digest, settings, signatures, grants, loaded, .. } = self;
-        let (settings, signatures, grants) = (settings.clone(), signatures.clone(), grants.clone());
-        PluginVersion { digest: *digest, settings, signatures, grants, loaded: *loaded }
-    }
-
-    /// The canary that decides for its share, if there is one.
-    pub fn active_canary(&self) -> Option<&CanaryRecord> {
-        self.canary.as_ref().filter(|canary| canary.state == CanaryState::Active)
     }
 }
 
@@ -278,9 +191,9 @@ impl Store {
 
     /// The same in any `place`, which `path` names in errors.
     fn open_in(place: impl Place, path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
-        let (mut disk, found, history, shelf) = thread::open(place, path)?;
+        let (mut disk, found, history, shelf) = tables::open(place, path)?;
         let revision = history.end().revision;
-        let journal = thread::open_journal(&mut disk, retention)?;
+        let journal = tables::open_journal(&mut disk, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
         let leases = found.leases.iter().map(|lease| (lease.key, Arc::new(lease.clone()))).collect();
         let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
@@ -459,9 +372,11 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::daemon::record::samples;
-    use crate::model::VmState;
+    use crate::model::{PluginDigest, PluginMode, PolicyScope, VmState};
 
     #[tokio::test]
     async fn finds_again_what_was_written() {

@@ -1,12 +1,103 @@
-//! Plugins that are loaded, as they are in the file. Key functions: [`encode_plugin`], [`decode_plugin`].
+//! Plugins that are loaded, and how they are in the file. Key types: [`PluginRecord`], [`PluginVersion`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::format::{FORMAT, Unusable, from_json, from_ms, parse_digest, scope_of, tenant_of, text, to_json, to_ms};
-use super::{CanaryRecord, CanaryState, PluginRecord, PluginVersion};
-use crate::model::{CanaryCause, CanaryShare, Grant, PluginMode, PluginSignature, PolicyScope};
+use crate::model::{
+    CanaryCause, CanaryShare, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, TenantId,
+    VmName, canary_lot,
+};
+
+/// A plugin that is loaded at each start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginRecord {
+    /// Whose chain it is in.
+    pub scope: PolicyScope,
+    /// Its name in that chain.
+    pub name: PluginId,
+    /// Its content, which lies beside the store under this name.
+    pub digest: PluginDigest,
+    /// What it was configured with.
+    pub settings: BTreeMap<String, String>,
+    /// Who signed it: checked when it was loaded.
+    pub signatures: Vec<PluginSignature>,
+    /// What it may have beyond what every plugin has.
+    pub grants: BTreeSet<Grant>,
+    /// What its answers count for; this stays when another version is bound.
+    pub mode: PluginMode,
+    /// When it was loaded by the client.
+    pub loaded: SystemTime,
+    /// What was bound here before, newest first; a few, for going back.
+    pub previous: Vec<PluginVersion>,
+    /// A version that is tried beside it, or was and is not any more.
+    pub canary: Option<CanaryRecord>,
+}
+
+/// A version of a plugin that is, or was, asked for a share of the VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CanaryRecord {
+    /// The version.
+    pub version: PluginVersion,
+    /// For how many VMs.
+    pub share: CanaryShare,
+    /// Where the trial is.
+    pub state: CanaryState,
+}
+
+impl CanaryRecord {
+    /// Whether it decides about this VM, as a version of `plugin`.
+    pub fn has(&self, plugin: &PluginRecord, tenant: &TenantId, vm: &VmName) -> bool {
+        self.share.has(canary_lot(&plugin.scope, &plugin.name, self.version.digest, tenant, vm))
+    }
+}
+
+/// Where the trial of a version is. One that was promoted or dropped has no record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CanaryState {
+    /// It decides for its share.
+    Active,
+    /// It decides nothing any more.
+    RolledBack {
+        /// Why.
+        cause: CanaryCause,
+        /// For people.
+        message: String,
+        /// When.
+        time: SystemTime,
+    },
+}
+
+/// A version of a plugin: what it is and how it is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginVersion {
+    /// Its content.
+    pub digest: PluginDigest,
+    /// What it was configured with.
+    pub settings: BTreeMap<String, String>,
+    /// Who signed it: checked when it was loaded.
+    pub signatures: Vec<PluginSignature>,
+    /// What it may have beyond what every plugin has.
+    pub grants: BTreeSet<Grant>,
+    /// When it was loaded by the client.
+    pub loaded: SystemTime,
+}
+
+impl PluginRecord {
+    /// The version that is bound.
+    pub fn version(&self) -> PluginVersion {
+        let Self { digest, settings, signatures, grants, loaded, .. } = self;
+        let (settings, signatures, grants) = (settings.clone(), signatures.clone(), grants.clone());
+        PluginVersion { digest: *digest, settings, signatures, grants, loaded: *loaded }
+    }
+
+    /// The canary that decides for its share, if there is one.
+    pub fn active_canary(&self) -> Option<&CanaryRecord> {
+        self.canary.as_ref().filter(|canary| canary.state == CanaryState::Active)
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct StoredPlugin {

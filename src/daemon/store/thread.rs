@@ -1,34 +1,24 @@
-//! The thread that owns the database: commits in batches, then publishes. Key types: [`Write`], [`Shared`].
+//! The thread that owns the database: commits in batches, then publishes. Key type: [`Write`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use redb::{Database, ReadableDatabase, TableDefinition, TableHandle, WriteTransaction};
+use tokio::sync::{mpsc, oneshot};
 
-use super::disk::{Disk, Place, Readers};
-use super::history::{self, Compacted, HISTORY_LEN, History, ResumePoint};
-use super::journal::{self, Append, Journal, Retention};
-use super::kv::{self, KV, Kept, Shelf, decode_kv};
-use super::plugin::{decode_plugin, encode_plugin, plugin_key};
-use super::vm::{decode_vm, encode_vm};
-use super::{Change, Found, PluginRecord, Snapshot, StoreError, Watched, lease, nvme, request};
+use super::disk::Disk;
+use super::history::{self, HISTORY_LEN};
+use super::journal::{Append, Journal};
+use super::kv::{self, KV, Kept};
+use super::plugin::{encode_plugin, plugin_key};
+use super::shared::{AnyLease, Shared};
+use super::tables::{COUNTERS, HISTORY, LEASES, NVME_LEASES, PLUGINS, PROVISIONS, REQUESTS, REVISION, VMS, read_shelf};
+use super::vm::encode_vm;
+use super::{Change, PluginRecord, StoreError, lease, nvme, request};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord};
-use crate::model::{Bdf, DecisionId, KvPlace, KvStore};
-
-pub(super) const VMS: TableDefinition<&str, &[u8]> = TableDefinition::new("vms");
-pub(super) const PLUGINS: TableDefinition<&str, &[u8]> = TableDefinition::new("plugins");
-pub(super) const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("vf_leases");
-pub(super) const NVME_LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_leases");
-pub(super) const REQUESTS: TableDefinition<&str, &[u8]> = TableDefinition::new("requests");
-pub(super) const PROVISIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("nvme_provisions");
-/// By revision: whether the VM is gone, and its record.
-pub(super) const HISTORY: TableDefinition<u64, (bool, &[u8])> = TableDefinition::new("history");
-const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
-const REVISION: &str = "revision";
+use crate::model::{Bdf, DecisionId, KvPlace};
 
 /// Writes that share one flush to disk.
 const BATCH_LEN: usize = 64;
@@ -113,200 +103,6 @@ impl Write {
             single => vec![single],
         }
     }
-}
-
-/// What readers see.
-#[derive(Debug)]
-pub(super) struct Shared {
-    /// Rank: leaf. Guards what is current and the order of `changes`; held for a swap and a send, or a copy, only.
-    current: RwLock<Current>,
-    /// Rank: leaf. Guards what plugins remember; held for a look or a swap.
-    shelf: RwLock<Shelf>,
-    changes: broadcast::Sender<Change>,
-    /// The thread's, while it has it open.
-    readers: Arc<Readers>,
-}
-
-#[derive(Debug)]
-struct Current {
-    snapshot: Arc<Snapshot>,
-    history: History,
-}
-
-impl Shared {
-    pub(super) fn new(
-        snapshot: Snapshot,
-        history: History,
-        shelf: Shelf,
-        changes: broadcast::Sender<Change>,
-        readers: Arc<Readers>,
-    ) -> Self {
-        let current = RwLock::new(Current { snapshot: Arc::new(snapshot), history });
-        Self { current, shelf: RwLock::new(shelf), changes, readers }
-    }
-
-    pub(super) fn kv(&self, place: &KvPlace) -> Arc<KvStore> {
-        let shelf = self.shelf.read().unwrap_or_else(PoisonError::into_inner);
-        shelf.get(&place.to_string()).map(|kept| Arc::clone(&kept.store)).unwrap_or_default()
-    }
-
-    /// Takes over what plugins remember now.
-    fn remember(&self, changed: BTreeMap<String, Option<Kept>>) {
-        if changed.is_empty() {
-            return;
-        }
-        let mut shelf = self.shelf.write().unwrap_or_else(PoisonError::into_inner);
-        for (key, kept) in changed {
-            match kept {
-                Some(kept) => drop(shelf.insert(key, kept)),
-                None => drop(shelf.remove(&key)),
-            }
-        }
-    }
-
-    /// For reading what is in no snapshot.
-    pub(super) fn database(&self) -> Result<Arc<Database>, StoreError> {
-        self.readers.database().ok_or(StoreError::Closed)
-    }
-
-    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).snapshot)
-    }
-
-    pub(super) fn watch(&self) -> (Arc<Snapshot>, broadcast::Receiver<Change>) {
-        let watched = self.watch_from_now();
-        (watched.snapshot, watched.changes)
-    }
-
-    pub(super) fn watch_from_now(&self) -> Watched {
-        self.watched(&self.current.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn resume(&self, point: ResumePoint) -> Result<(Vec<Change>, Watched), Compacted> {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        Ok((current.history.since(point)?, self.watched(&current)))
-    }
-
-    /// Under the lock nothing is published: the receiver begins exactly where snapshot and history end.
-    fn watched(&self, current: &Current) -> Watched {
-        let point = current.history.end();
-        Watched { snapshot: Arc::clone(&current.snapshot), point, changes: self.changes.subscribe() }
-    }
-
-    fn publish(&self, changes: Vec<Change>, leases: Vec<AnyLease>) {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Snapshot::clone(&current.snapshot);
-        for change in changes {
-            next.revision = change.revision;
-            if change.is_gone {
-                next.vms.remove(&change.vm.uid);
-            } else {
-                next.vms.insert(change.vm.uid, Arc::clone(&change.vm));
-            }
-            current.history.push(change.clone());
-            // Nobody watching is no error.
-            let _ = self.changes.send(change);
-        }
-        for lease in leases {
-            match lease {
-                AnyLease::Vf(lease) => drop(next.leases.insert(lease.key, lease)),
-                AnyLease::Nvme(lease) => drop(next.nvme_leases.insert(lease.key.clone(), lease)),
-            }
-        }
-        current.snapshot = Arc::new(next);
-    }
-}
-
-/// Opens the file, makes its tables, reads everything.
-pub(super) fn open(place: impl Place, path: &Path) -> Result<(Disk, Found, History, Shelf), StoreError> {
-    let opening = |source: redb::Error| StoreError::Open { path: path.display().to_string(), source: Box::new(source) };
-    let mut disk = Disk::open(place).map_err(opening)?;
-    let (database, _) = disk.database().map_err(opening)?;
-    make_tables(database).map_err(opening)?;
-    let (found, history) = read_all(database)?;
-    let shelf = read_shelf(database)?;
-    Ok((disk, found, history, shelf))
-}
-
-fn make_tables(database: &Database) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
-    transaction.open_table(VMS)?;
-    transaction.open_table(PLUGINS)?;
-    transaction.open_table(LEASES)?;
-    transaction.open_table(NVME_LEASES)?;
-    transaction.open_table(REQUESTS)?;
-    transaction.open_table(PROVISIONS)?;
-    transaction.open_table(HISTORY)?;
-    transaction.open_table(COUNTERS)?;
-    transaction.open_table(KV)?;
-    journal::make_tables(&transaction)?;
-    Ok(transaction.commit()?)
-}
-
-/// Reads where the chains of decision records end.
-pub(super) fn open_journal(disk: &mut Disk, retention: Retention) -> Result<Journal, StoreError> {
-    let (database, _) = disk.database().map_err(StoreError::io)?;
-    let transaction = database.begin_read().map_err(StoreError::io)?;
-    Journal::open(&transaction, retention)
-}
-
-fn read_all(database: &Database) -> Result<(Found, History), StoreError> {
-    let io = |error: redb::Error| StoreError::Io(Arc::new(error));
-    let transaction = database.begin_read().map_err(|error| io(error.into()))?;
-    let vms = read_table(&transaction, VMS, "vms", decode_vm)?;
-    let plugins = read_table(&transaction, PLUGINS, "plugins", decode_plugin)?;
-    let leases = read_table(&transaction, LEASES, "vf_leases", lease::decode_lease)?;
-    let nvme_leases = read_table(&transaction, NVME_LEASES, "nvme_leases", nvme::decode_lease)?;
-    let provisions = read_table(&transaction, PROVISIONS, "nvme_provisions", nvme::decode_provision)?;
-    let requests = read_table(&transaction, REQUESTS, "requests", request::decode_request)?;
-    let counters = transaction.open_table(COUNTERS).map_err(|error| io(error.into()))?;
-    let revision = counters.get(REVISION).map_err(|error| io(error.into()))?.map_or(0, |revision| revision.value());
-    let history = History::load(read_history(&transaction)?, revision);
-    Ok((Found { vms, plugins, leases, nvme_leases, provisions, requests }, history))
-}
-
-fn read_shelf(database: &Database) -> Result<Shelf, StoreError> {
-    let transaction = database.begin_read().map_err(StoreError::io)?;
-    let kept = read_table(&transaction, KV, "plugin_kv", decode_kv)?;
-    Ok(kept.into_iter().map(|kept| (kept.place.to_string(), kept)).collect())
-}
-
-fn read_history(transaction: &redb::ReadTransaction) -> Result<Vec<Change>, StoreError> {
-    let io = |error: redb::Error| StoreError::Io(Arc::new(error));
-    let table = transaction.open_table(HISTORY).map_err(|error| io(error.into()))?;
-    let mut changes = Vec::new();
-    for row in table.iter().map_err(|error| io(error.into()))? {
-        let (revision, value) = row.map_err(|error| io(error.into()))?;
-        let (revision, (is_gone, record)) = (revision.value(), value.value());
-        let check = history::check(revision, is_gone, record);
-        match decode_vm(record) {
-            Ok(vm) => changes.push(Change { revision, vm: Arc::new(vm), is_gone, check }),
-            // Of a daemon of another version: those who were behind it begin anew.
-            Err(reason) => tracing::warn!(revision, reason, "a change of the past cannot be read"),
-        }
-    }
-    Ok(changes)
-}
-
-fn read_table<T>(
-    transaction: &redb::ReadTransaction,
-    table: TableDefinition<&str, &[u8]>,
-    name: &'static str,
-    decode: fn(&[u8]) -> Result<T, String>,
-) -> Result<Vec<T>, StoreError> {
-    let io = |error: redb::Error| StoreError::Io(Arc::new(error));
-    let table = transaction.open_table(table).map_err(|error| io(error.into()))?;
-    let mut records = Vec::new();
-    for row in table.iter().map_err(|error| io(error.into()))? {
-        let (key, value) = row.map_err(|error| io(error.into()))?;
-        let record = decode(value.value()).map_err(|reason| StoreError::Record {
-            table: name,
-            key: key.value().to_owned(),
-            reason,
-        })?;
-        records.push(record);
-    }
-    Ok(records)
 }
 
 /// Starts the thread; it ends when every sender is gone.
@@ -427,12 +223,6 @@ fn follows(batch: &mut HashMap<String, u64>, key: String, generation: u64, last:
     is_next
 }
 
-/// A lease of either kind.
-enum AnyLease {
-    Vf(Arc<VfLease>),
-    Nvme(Arc<NvmeLease>),
-}
-
 /// A write, down to its row.
 struct Planned {
     table: TableDefinition<'static, &'static str, &'static [u8]>,
@@ -518,7 +308,7 @@ fn reopened<'a>(disk: &'a mut Disk, journal: &mut Journal, shared: &Shared) -> R
     if is_reopened {
         let unusable = |error: StoreError| redb::Error::Corrupted(error.to_string());
         journal.reload(&database.begin_read()?).map_err(unusable)?;
-        *shared.shelf.write().unwrap_or_else(PoisonError::into_inner) = read_shelf(database).map_err(unusable)?;
+        shared.replace_shelf(read_shelf(database).map_err(unusable)?);
     }
     Ok(database)
 }
@@ -597,8 +387,7 @@ fn remember(
     let mut changes = kv::Changes::default();
     for write in batch.planned.iter().filter(|write| write.value.is_none()) {
         if write.table.name() == PLUGINS.name() {
-            let shelf = shared.shelf.read().unwrap_or_else(PoisonError::into_inner);
-            changes.remove_plugin(&shelf, &write.key);
+            changes.remove_plugin(&shared.shelf(), &write.key);
         } else if write.table.name() == KV.name() {
             changes.remove(&write.key);
         }
