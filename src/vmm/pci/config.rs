@@ -1,10 +1,12 @@
-//! A function's 4 KiB of configuration space with a write mask per byte. Key types: [`ConfigSpace`], [`Identity`].
+//! A function's configuration space with a write mask per byte. Key types: [`ConfigSpace`], [`Identity`].
 //!
 //! Whatever the guest writes, only bits that the function declared writable change; everything else is constant.
 //! `bar`, `caps` and `msix` lay their registers into it; a function answers `config_read` and `config_write` from it.
 
 /// Length of configuration space in bytes (PCIe 6.0 §7.2.2: enhanced configuration access).
 pub const CONFIG_LEN: usize = 4096;
+/// What of it is kept. Behind it there would be extended capabilities; no function has any, which reads as zeroes (§7.6.1).
+const KEPT_LEN: usize = 256;
 
 /// Offsets of the type 0 header (PCI Local Bus 3.0 §6.1).
 const VENDOR: u16 = 0x00;
@@ -39,15 +41,14 @@ pub struct Identity {
 /// Configuration space of one function (type 0 header).
 #[derive(Debug, Clone)]
 pub struct ConfigSpace {
-    bytes: Box<[u8]>,
-    writable: Box<[u8]>,
+    bytes: [u8; KEPT_LEN],
+    writable: [u8; KEPT_LEN],
 }
 
 impl ConfigSpace {
     /// A type 0 header without BARs, capabilities and interrupt pin; memory decoding and bus mastering are off.
     pub fn new(identity: Identity) -> Self {
-        let mut config =
-            Self { bytes: vec![0; CONFIG_LEN].into_boxed_slice(), writable: vec![0; CONFIG_LEN].into_boxed_slice() };
+        let mut config = Self { bytes: [0; KEPT_LEN], writable: [0; KEPT_LEN] };
         config.set(VENDOR, &identity.vendor.to_le_bytes());
         config.set(DEVICE, &identity.device.to_le_bytes());
         config.set(REVISION, &(identity.class << 8 | u32::from(identity.revision)).to_le_bytes());
@@ -61,7 +62,7 @@ impl ConfigSpace {
     /// A guest's read at `offset`; bytes beyond the end read as ones.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         for (at, byte) in (usize::from(offset)..).zip(data) {
-            *byte = self.bytes.get(at).copied().unwrap_or(0xff);
+            *byte = self.bytes.get(at).copied().unwrap_or(if at < CONFIG_LEN { 0 } else { 0xff });
         }
     }
 
@@ -154,6 +155,9 @@ mod tests {
         let mut data = [0; 4];
         space().read(4094, &mut data);
         assert_eq!(data, [0, 0, 0xff, 0xff]);
+        // No extended capability.
+        space().read(0xfe, &mut data);
+        assert_eq!(data, [0; 4]);
     }
 
     proptest! {
@@ -166,7 +170,7 @@ mod tests {
             for (offset, data) in writes {
                 config.write(offset, &data);
             }
-            for at in 0..CONFIG_LEN {
+            for at in 0..KEPT_LEN {
                 prop_assert_eq!((config.bytes[at] ^ fresh.bytes[at]) & !config.writable[at], 0);
             }
         }
