@@ -103,7 +103,14 @@ impl Connection {
     /// Receives one packet of at most `max_len` bytes. A longer one, or more descriptors than [`MAX_DESCRIPTORS`],
     /// is an error: nothing is ever cut silently.
     pub fn receive(&self, max_len: usize) -> io::Result<Received> {
-        let mut packet = vec![0; max_len];
+        // Room for what is there, not for what might be: a zeroed buffer of the greatest length would be touched whole.
+        let waiting = rustix::net::recvmsg(
+            &self.0,
+            &mut [],
+            &mut RecvAncillaryBuffer::default(),
+            RecvFlags::PEEK | RecvFlags::TRUNC,
+        )?;
+        let mut packet = vec![0; waiting.bytes.clamp(1, max_len.max(1))];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let message =
