@@ -80,7 +80,7 @@ async fn crowd(config: PolicyConfig, how: &str) -> Result<(PolicyHost, Chains, V
 /// The same plugin with another content: a custom section that nobody reads (core specification, 5.5.3).
 fn different(component: &[u8], number: usize) -> Vec<u8> {
     let [low, high, ..] = number.to_le_bytes();
-    [component, &[0, 3, 1, low, high]].concat()
+    [component, &[0, 4, 1, b'n', low, high]].concat()
 }
 
 /// Decisions about VMs of all tenants in turn, and of one.
