@@ -34,7 +34,7 @@ mod vsock;
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use balloon::BalloonSpec;
 pub use canary::{Came, CanaryCause, CanaryShare, Counts, Edition, Trial, canary_lot};
-pub use canonical::{NotCanonical, canonical};
+pub use canonical::{Json, NotCanonical, canonical};
 pub use console::{ConsoleSpec, WindowSize};
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginMode, PolicyFault, PolicyScope, Verdict, denier,

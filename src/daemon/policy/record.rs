@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, KvUse, Opinion, Said, TenantId};
+use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, Json, KvUse, Opinion, Said, TenantId};
 
 use super::hook::Question;
 use super::kv::Remembered;
@@ -61,10 +60,10 @@ pub(super) fn entry<Q: Question>(
     DecisionEntry {
         hook: Q::HOOK.to_owned(),
         subject: question.subject(),
-        question: value(question),
+        question: json(question),
         chain: chain.iter().map(link).collect(),
         answers: opinions.iter().zip(uses).map(|(opinion, kv)| answer(opinion, kv.clone())).collect(),
-        outcome: value(outcome),
+        outcome: json(outcome),
         took_ns: to_ns(took),
     }
 }
@@ -80,15 +79,15 @@ pub(super) fn link(bound: &Bound) -> ChainLink {
 
 pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>, kv: Option<KvUse>) -> Answer {
     let said = match &opinion.verdict {
-        Ok(verdict) => Said::Verdict(value(verdict)),
+        Ok(verdict) => Said::Verdict(json(verdict)),
         Err(fault) => Said::Fault(fault.clone()),
     };
     Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took), kv }
 }
 
 /// A value of `model` as JSON. Those types are plain: names as keys, integers, texts.
-pub(super) fn value(value: &impl Serialize) -> Value {
-    serde_json::to_value(value).unwrap_or_else(|error| unreachable!("a type of the model is no JSON: {error}"))
+pub(super) fn json(value: &impl Serialize) -> Json {
+    Json::of(value).unwrap_or_else(|error| unreachable!("a type of the model is no JSON: {error}"))
 }
 
 fn to_ns(duration: Duration) -> u64 {

@@ -7,17 +7,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::model::{
-    Answer, ChainLink, DecisionEntry, Grant, KvUse, KvView, KvWrites, PluginDigest, PolicyFault, PolicyScope, Said,
-    ShadowAnswer,
+    Answer, ChainLink, DecisionEntry, Grant, Json, KvUse, KvView, KvWrites, PluginDigest, PolicyFault, PolicyScope,
+    Said, ShadowAnswer,
 };
 
 use super::PolicyHost;
 use super::hook::{self, AtHook, Question};
 use super::plugin::{LoadedPlugin, Settings};
-use super::record::value;
+use super::record::json;
 use super::{notes, rehearsal};
 
 /// Puts one plugin into the place that a binding had in recorded decisions.
@@ -132,7 +130,7 @@ impl Replayer {
 struct Again<'a> {
     replayer: &'a Replayer,
     plugin: &'a LoadedPlugin,
-    question: &'a Value,
+    question: &'a Json,
     settings: &'a Settings,
     view: Option<&'a KvView>,
 }
@@ -142,11 +140,11 @@ impl AtHook for Again<'_> {
 
     fn at<Q: Question>(self) -> Self::Out {
         let Replayer { host, name, scope, .. } = self.replayer;
-        let question = Q::deserialize(self.question).ok()?;
+        let question = self.question.read::<Q>().ok()?;
         let (compiled, _) = self.plugin.code().ok()?;
         let heard = rehearsal::hear(host, (compiled, self.settings, scope), self.view, &question);
         notes::write(name, heard.notes, heard.dropped);
-        let said = heard.verdict.map_or_else(Said::Fault, |verdict| Said::Verdict(value(&verdict)));
+        let said = heard.verdict.map_or_else(Said::Fault, |verdict| Said::Verdict(json(&verdict)));
         Some(Answer { said, fuel: heard.fuel, took_ns: 0, kv: heard.kv })
     }
 }
@@ -178,7 +176,7 @@ fn wrote(answer: &Answer) -> Option<&KvWrites> {
 
 fn is_denial(said: &Said) -> bool {
     match said {
-        Said::Verdict(verdict) => verdict.get("deny").is_some(),
+        Said::Verdict(verdict) => verdict.is_variant("deny"),
         Said::Fault(_) => true,
     }
 }
@@ -192,7 +190,12 @@ mod tests {
     fn compares_what_is_said_and_written_and_for_the_same_plugin_what_it_cost() {
         let (allow, deny) = (json!({"allow": []}), json!({"deny": {"code": "c", "message": "m"}}));
         let kv = |wrote: &str| Some(KvUse { wrote: [("k".into(), Some(wrote.into()))].into(), ..KvUse::default() });
-        let answer = |said: &Value, fuel| Answer { said: Said::Verdict(said.clone()), fuel, took_ns: 1, kv: None };
+        let answer = |said: &serde_json::Value, fuel| Answer {
+            said: Said::Verdict(said.clone().into()),
+            fuel,
+            took_ns: 1,
+            kv: None,
+        };
         let before = answer(&allow, 10);
         assert_eq!(compare(&before, &answer(&allow, 11), false), Change::Same);
         assert_eq!(compare(&before, &answer(&allow, 10), true), Change::Same);

@@ -14,9 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::Value;
-
-use crate::model::{DecisionEntry, Opinion, PolicyFault, ShadowAnswer};
+use crate::model::{DecisionEntry, Json, Opinion, PolicyFault, ShadowAnswer};
 
 use super::executor::{self, Voice};
 use super::hook::{Question, Standing};
@@ -56,7 +54,7 @@ async fn ask<Q: Question>(
     question: Arc<Q>,
     shadows: Vec<Standing>,
     opinions: Vec<Opinion<Q::Verdict>>,
-    outcome: Value,
+    outcome: Json,
 ) -> Vec<ShadowAnswer> {
     let started = Instant::now();
     let (places, bound): (Vec<usize>, Vec<Bound>) = shadows.into_iter().unzip();
@@ -83,18 +81,18 @@ async fn ask<Q: Question>(
 fn instead<Q: Question>(
     question: &Q,
     opinions: &[Opinion<Q::Verdict>],
-    outcome: &Value,
+    outcome: &Json,
     place: usize,
     said: Opinion<Q::Verdict>,
-) -> Option<Value> {
+) -> Option<Json> {
     if said.verdict.as_ref().is_err_and(PolicyFault::is_nodes) {
         return None;
     }
     // Where the chain ended earlier, the answer that ended it stands before this one still.
     let mut with = opinions.to_vec();
     with.insert(place.min(opinions.len()), said);
-    let other = record::value(&question.combine(&with));
-    let is_denial = |outcome: &Value| outcome.get("deny").is_some();
+    let other = record::json(&question.combine(&with));
+    let is_denial = |outcome: &Json| outcome.is_variant("deny");
     let is_same = other == *outcome || (is_denial(&other) && is_denial(outcome));
     (!is_same).then_some(other)
 }

@@ -167,8 +167,8 @@ fn encode(decision: &StoredDecision) -> DecisionRecord {
         took: Some(duration_to_proto(Duration::from_nanos(entry.took_ns))),
         enforcement: Some(encode_enforcement(entry.is_allowed(), enforcement.as_ref())),
         links: entry.chain.iter().zip(answers).map(|(link, answer)| encode_link(link, answer)).collect(),
-        question: json(&entry.question),
-        outcome: json(&entry.outcome),
+        question: entry.question.to_string(),
+        outcome: entry.outcome.to_string(),
         hash: hash.to_string(),
         shadows: shadows.iter().map(encode_shadow).collect(),
     }

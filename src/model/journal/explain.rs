@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::super::PolicyFault;
 use super::super::canonical::canonical;
 use super::{Answer, DecisionEntry, Said, ShadowAnswer};
 
@@ -65,12 +66,13 @@ pub enum Mark {
 impl Answer {
     /// The answer in a word (`allow`, `deny`, `rank`, `abstain`, or a fault's code) and a text for people.
     pub fn summary(&self) -> (String, String) {
-        let cell = whole(&self.said);
-        let word = match (cell.mark, &self.said) {
+        let said = read(&self.said);
+        let cell = whole(&said);
+        let word = match (cell.mark, &said) {
             (Mark::Fault, _) => cell.code,
             (Mark::Deny, _) => return ("deny".into(), format!("{}: {}", cell.code, cell.message)),
-            (_, Said::Verdict(verdict)) => tag(verdict).0.to_owned(),
-            (_, Said::Fault(fault)) => fault.code().to_owned(),
+            (_, Ok(verdict)) => tag(verdict).0.to_owned(),
+            (_, Err(fault)) => fault.code().to_owned(),
         };
         (word, cell.message)
     }
@@ -81,15 +83,17 @@ impl DecisionEntry {
     pub fn explain(&self, shadows: &[ShadowAnswer]) -> Explanation {
         let names = shadows.iter().map(|shadow| shadow.link.plugin.clone()).collect();
         let plugins = self.chain.iter().take(self.answers.len()).map(|link| link.plugin.clone()).collect();
-        let Some(candidates) = self.question.get("candidates").and_then(Value::as_array) else {
-            let cells = self.answers.iter().map(|answer| whole(&answer.said)).collect();
-            let shadow_cells = shadows.iter().map(|shadow| whole(&shadow.answer.said)).collect();
+        let (question, outcome) = (self.question.to_value(), self.outcome.to_value());
+        let answers: Vec<_> = self.answers.iter().map(|answer| read(&answer.said)).collect();
+        let others: Vec<_> = shadows.iter().map(|shadow| read(&shadow.answer.said)).collect();
+        let Some(candidates) = question.get("candidates").and_then(Value::as_array) else {
+            let cells = answers.iter().map(whole).collect();
+            let shadow_cells = others.iter().map(whole).collect();
             let rank = self.is_allowed().then_some(1);
             let row = Row { candidate: self.subject.clone(), cells, shadow_cells, total: 0, rank };
             return Explanation { plugins, shadows: names, rows: vec![row] };
         };
-        let order: Vec<_> = self
-            .outcome
+        let order: Vec<_> = outcome
             .pointer("/select/order")
             .and_then(Value::as_array)
             .map(|order| order.iter().filter_map(Value::as_u64).collect())
@@ -98,10 +102,10 @@ impl DecisionEntry {
             .iter()
             .enumerate()
             .map(|(at, candidate)| {
-                let cells: Vec<_> = self.answers.iter().map(|answer| cell(&answer.said, at)).collect();
+                let cells: Vec<_> = answers.iter().map(|said| cell(said, at)).collect();
                 let scores = cells.iter().map(|cell| if let Mark::Score(score) = cell.mark { score } else { 0 });
                 let rank = order.iter().position(|chosen| usize::try_from(*chosen) == Ok(at)).map(|place| place + 1);
-                let shadow_cells = shadows.iter().map(|shadow| cell(&shadow.answer.said, at)).collect();
+                let shadow_cells = others.iter().map(|said| cell(said, at)).collect();
                 Row { candidate: label(candidate, at), total: scores.sum(), cells, shadow_cells, rank }
             })
             .collect();
@@ -132,13 +136,21 @@ fn text(value: Option<&Value>) -> String {
     value.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
+/// A verdict, read once for all candidates.
+type Read<'a> = Result<Value, &'a PolicyFault>;
+
+fn read(said: &Said) -> Read<'_> {
+    match said {
+        Said::Verdict(verdict) => Ok(verdict.to_value()),
+        Said::Fault(fault) => Err(fault),
+    }
+}
+
 /// What a plugin said of the whole.
-fn whole(said: &Said) -> Cell {
+fn whole(said: &Read<'_>) -> Cell {
     let verdict = match said {
-        Said::Fault(fault) => {
-            return Cell { mark: Mark::Fault, code: fault.code().to_owned(), message: fault.to_string() };
-        }
-        Said::Verdict(verdict) => verdict,
+        Err(fault) => return Cell { mark: Mark::Fault, code: fault.code().to_owned(), message: fault.to_string() },
+        Ok(verdict) => verdict,
     };
     match tag(verdict) {
         ("deny", why) => Cell { mark: Mark::Deny, code: text(why.get("code")), message: text(why.get("message")) },
@@ -158,9 +170,9 @@ fn whole(said: &Said) -> Cell {
 }
 
 /// What a plugin said of candidate `at`.
-fn cell(said: &Said, at: usize) -> Cell {
+fn cell(said: &Read<'_>, at: usize) -> Cell {
     let ranking = match said {
-        Said::Verdict(verdict) if tag(verdict).0 == "rank" => tag(verdict).1,
+        Ok(verdict) if tag(verdict).0 == "rank" => tag(verdict).1,
         _ => return whole(said),
     };
     let mark = ranking.get("marks").and_then(|marks| marks.get(at)).map_or(("", &Value::Null), tag);

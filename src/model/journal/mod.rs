@@ -19,10 +19,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::canonical::{NotCanonical, canonical};
+use super::canonical::{Json, NotCanonical, canonical};
 use super::{KvUse, PluginDigest, PolicyFault, PolicyScope, RecordHash, TenantId};
 
 pub use explain::{Cell, Explanation, Mark as CellMark, Row};
@@ -82,7 +81,7 @@ pub enum JournalEntry {
     Checkpoint(CheckpointEntry),
 }
 
-/// A decision, complete enough to be made again. What is a [`Value`] is the hook's own type as serde writes it.
+/// A decision, complete enough to be made again. What is [`Json`] is the hook's own type as serde writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecisionEntry {
@@ -91,13 +90,13 @@ pub struct DecisionEntry {
     /// What it is about, within the tenant: `vms/web`, `vms/web/nics/eth0`.
     pub subject: String,
     /// The question.
-    pub question: Value,
+    pub question: Json,
     /// Who stood in the chain, in the order asked.
     pub chain: Vec<ChainLink>,
     /// What they answered. Shorter than the chain if somebody's answer was final.
     pub answers: Vec<Answer>,
     /// What came of it: an object of one key, `deny` if it was a denial.
-    pub outcome: Value,
+    pub outcome: Json,
     /// From the question to the outcome, waiting included, in nanoseconds.
     pub took_ns: u64,
 }
@@ -136,7 +135,7 @@ pub struct Answer {
 #[serde(rename_all = "snake_case")]
 pub enum Said {
     /// The hook's own kind of verdict, checked.
-    Verdict(Value),
+    Verdict(Json),
     /// No usable one.
     Fault(PolicyFault),
 }
@@ -187,7 +186,7 @@ pub struct ShadowAnswer {
     pub answer: Answer,
     /// The outcome that there would have been with this one enforced in its place, and no other shadow; null if that is
     /// the decision's own. All denials are one.
-    pub instead: Option<Value>,
+    pub instead: Option<Json>,
 }
 
 /// The chain begins later from now on.
@@ -214,14 +213,23 @@ pub struct Denial {
 impl DecisionEntry {
     /// The denial, if it is one.
     pub fn denial(&self) -> Option<Denial> {
-        self.outcome.get("deny").and_then(|denial| Denial::deserialize(denial).ok())
+        self.outcome.read().ok().map(|Denied { deny }| deny)
     }
 
     /// Whether it allows what was asked. Whatever is not understood does not.
     pub fn is_allowed(&self) -> bool {
-        self.outcome.as_object().is_some_and(|outcome| outcome.len() == 1 && !outcome.contains_key("deny"))
+        self.outcome.variant().is_some_and(|variant| variant != DENY)
     }
 }
+
+/// An outcome that is a denial.
+#[derive(Deserialize)]
+struct Denied {
+    deny: Denial,
+}
+
+/// The variant of every hook's denials.
+const DENY: &str = "deny";
 
 impl JournalRecord {
     /// A record of today's format.

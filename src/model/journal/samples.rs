@@ -3,7 +3,6 @@
 use serde_json::json;
 
 use super::*;
-
 /// A decision of `admit` about the VM `vm`.
 pub fn decision(vm: &str, is_allowed: bool) -> JournalEntry {
     let verdict =
@@ -12,15 +11,15 @@ pub fn decision(vm: &str, is_allowed: bool) -> JournalEntry {
     JournalEntry::Decision(Box::new(DecisionEntry {
         hook: "admit".into(),
         subject: format!("vms/{vm}"),
-        question: json!({"tenant": "acme", "vm": vm, "vcpus": 4}),
+        question: json!({"tenant": "acme", "vm": vm, "vcpus": 4}).into(),
         chain: vec![ChainLink {
             plugin: "limits".into(),
             scope: PolicyScope::Operator,
             digest: PluginDigest([9; 32]),
             settings: BTreeMap::from([("max-vcpus".into(), "2".into())]),
         }],
-        answers: vec![Answer { said: Said::Verdict(verdict), fuel: 1234, took_ns: 9000, kv: None }],
-        outcome: if is_allowed { json!({"allow": []}) } else { denial },
+        answers: vec![Answer { said: Said::Verdict(verdict.into()), fuel: 1234, took_ns: 9000, kv: None }],
+        outcome: if is_allowed { json!({"allow": []}) } else { denial }.into(),
         took_ns: 20_000,
     }))
 }

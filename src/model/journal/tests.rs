@@ -72,7 +72,9 @@ fn a_checkpoint_explains_a_later_begin_and_nothing_else_does() {
 
 #[test]
 fn a_table_shows_scores_and_reasons_of_each_candidate() {
-    let rank = |marks: Value| json!({"rank": {"marks": marks, "reasons": [["numa.far", "node 1"]], "settings": []}});
+    let rank = |marks: serde_json::Value| {
+        json!({"rank": {"marks": marks, "reasons": [["numa.far", "node 1"]], "settings": []}}).into()
+    };
     let link = |plugin: &str| ChainLink {
         plugin: plugin.into(),
         scope: PolicyScope::Operator,
@@ -83,14 +85,14 @@ fn a_table_shows_scores_and_reasons_of_each_candidate() {
     let entry = DecisionEntry {
         hook: "select-vf".into(),
         subject: "vms/web/nics/eth0".into(),
-        question: json!({"candidates": [{"address": "0000:01:10.0"}, {"address": "0000:01:10.2"}, {}]}),
+        question: json!({"candidates": [{"address": "0000:01:10.0"}, {"address": "0000:01:10.2"}, {}]}).into(),
         chain: vec![link("near"), link("spread"), link("quiet"), link("late")],
         answers: vec![
             answer(Said::Verdict(rank(json!([{"score": 5}, {"score": 7}, {"reject": 0}])))),
             answer(Said::Verdict(rank(json!([{"score": -1}, {"score": 1}, {"score": 1}])))),
-            answer(Said::Verdict(json!("abstain"))),
+            answer(Said::Verdict(json!("abstain").into())),
         ],
-        outcome: json!({"select": {"order": [1, 0], "settings": {}}}),
+        outcome: json!({"select": {"order": [1, 0], "settings": {}}}).into(),
         took_ns: 1,
     };
     let loud = json!([{"score": 100}, {"reject": 0}, {"score": 1}]);
@@ -117,7 +119,7 @@ fn a_denial_is_told_from_an_allowance_whatever_the_hook() {
     assert_eq!(denied.answers[0].summary(), ("deny".into(), "limit.vcpus: 4".into()));
     let JournalEntry::Decision(mut odd) = decision("web", true) else { unreachable!() };
     assert!(odd.is_allowed());
-    odd.outcome = json!("allow");
+    odd.outcome = json!("allow").into();
     assert!(!odd.is_allowed(), "what is not understood is no allowance");
 }
 

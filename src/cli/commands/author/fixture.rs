@@ -118,6 +118,7 @@ impl Fixture {
         }
         let note = format!("decision {id}, plugin {} {}", link.plugin, link.digest);
         let (scope, settings, expect) = (link.scope, link.settings, Some(answer.said));
+        let question = question.to_value();
         let (kv, writes) = answer.kv.map(|KvUse { read, wrote }| (read, wrote)).unzip();
         Ok(Self { note, hook, scope, settings, question, kv, expect, writes: writes.unwrap_or_default() })
     }

@@ -80,7 +80,7 @@ pub(super) async fn run(arguments: PluginRunArgs, output: Output) -> Result<(), 
         verdict,
         detail,
         said: answer.said,
-        outcome: decision.outcome,
+        outcome: decision.outcome.to_value(),
         fuel: answer.fuel,
         took_ns: answer.took_ns,
         kv: answer.kv,
@@ -133,7 +133,7 @@ impl RunView {
 
 /// What the plugin said of each candidate, best first; nothing where there are none.
 fn candidates(decision: &DecisionEntry) -> String {
-    if decision.question.get("candidates").is_none() {
+    if decision.question.to_value().get("candidates").is_none() {
         return String::new();
     }
     let rows: Vec<_> = decision

@@ -86,7 +86,7 @@ async fn what_says_nothing_about_the_plugin_is_left_out() {
         other(|entry| entry.chain[0].scope = PolicyScope::Tenant("blue".parse().unwrap())),
         other(|entry| entry.answers.clear()),
         other(|entry| entry.hook = "select-vf".into()),
-        other(|entry| entry.question = serde_json::json!({"tenant": "blue"})),
+        other(|entry| entry.question = serde_json::json!({"tenant": "blue"}).into()),
         other(|entry| entry.answers[0].said = crate::model::Said::Fault(PolicyFault::Unavailable("full".into()))),
     ] {
         assert_eq!(replayer.again(&entry), None, "{entry:?}");

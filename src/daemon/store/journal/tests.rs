@@ -7,7 +7,7 @@ use redb::{Database, ReadableDatabase};
 
 use super::*;
 use crate::daemon::store::Store;
-use crate::model::{ChainVerifier, FaultKind, Said};
+use crate::model::{ChainVerifier, FaultKind, Json, Said};
 
 fn tenant(name: &str) -> TenantId {
     name.parse().unwrap()
@@ -22,10 +22,15 @@ fn decision(subject: &str, is_allowed: bool) -> JournalEntry {
     JournalEntry::Decision(Box::new(crate::model::DecisionEntry {
         hook: "admit".into(),
         subject: subject.into(),
-        question: serde_json::json!({"vm": subject}),
+        question: serde_json::json!({"vm": subject}).into(),
         chain: vec![],
-        answers: vec![crate::model::Answer { said: Said::Verdict("abstain".into()), fuel: 7, took_ns: 1, kv: None }],
-        outcome,
+        answers: vec![crate::model::Answer {
+            said: Said::Verdict(serde_json::json!("abstain").into()),
+            fuel: 7,
+            took_ns: 1,
+            kv: None,
+        }],
+        outcome: outcome.into(),
         took_ns: 1,
     }))
 }
@@ -43,8 +48,13 @@ fn shadow(decision: u64, instead: Option<serde_json::Value>) -> JournalEntry {
         digest: crate::model::PluginDigest([5; 32]),
         settings: std::collections::BTreeMap::new(),
     };
-    let answer = crate::model::Answer { said: Said::Verdict("abstain".into()), fuel: 9, took_ns: 1, kv: None };
-    let shadows = vec![crate::model::ShadowAnswer { link, answer, instead }];
+    let answer = crate::model::Answer {
+        said: Said::Verdict(serde_json::json!("abstain").into()),
+        fuel: 9,
+        took_ns: 1,
+        kv: None,
+    };
+    let shadows = vec![crate::model::ShadowAnswer { link, answer, instead: instead.map(Json::from) }];
     JournalEntry::Shadow(crate::model::ShadowEntry { decision, shadows })
 }
 
@@ -142,7 +152,7 @@ async fn what_shadows_said_is_found_with_its_decision_and_goes_with_it() {
     store.close().await;
     let store = open(&path, keep(16));
     let found = store.chains().unwrap().decision(&first).unwrap().unwrap();
-    assert_eq!((found.shadows.len(), &found.shadows[0].instead), (1, &Some(differs)));
+    assert_eq!((found.shadows.len(), &found.shadows[0].instead), (1, &Some(differs.into())));
     assert!(found.has_differing_shadow() && found.enforcement.is_none());
     let query = DecisionQuery { has_differing_shadow: true, limit: 9, ..Default::default() };
     let page = store.chains().unwrap().page(&query).unwrap();
