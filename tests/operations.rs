@@ -75,6 +75,10 @@ fn what_is_done_to_the_host_is_seen_by_operators_only() {
     let [operation] = &listed[..] else { panic!("{listed:?}") };
     assert!(operation.name.starts_with("operations/"), "{operation:?}");
     assert_eq!((operation.method.as_str(), operation.state()), ("RepairHost", State::Succeeded));
+    let steps: Vec<_> = operation.steps.iter().map(|step| step.step.as_str()).collect();
+    assert_eq!(steps, ["waiting for another repair of the host", "looking for what store and host do not agree about"]);
+    assert!(operation.steps.iter().all(|step| step.start_time.is_some() && step.duration.is_some()), "{operation:?}");
+    assert_eq!(operation.progress.as_ref().unwrap().step, steps[1]);
     assert_eq!(operator.operation(&operation.name).unwrap(), *operation);
     assert_eq!(operator.operations("tenants/-", "").unwrap(), []);
     assert_eq!(acme.operations("", "").unwrap(), []);

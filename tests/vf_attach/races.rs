@@ -29,6 +29,7 @@ use crate::support::drives::Drives;
 use crate::support::guest::linux;
 use crate::support::shell::{DEVICES, read};
 use ostler::daemon::hostdev::{self, VfPlace};
+use ostler::daemon::operation::Underway;
 use ostler::sys::rtnl::VfConfig;
 
 /// A VM with a virtual function, whose guest nobody waits for.
@@ -261,7 +262,7 @@ fn what_cannot_be_lent_is_refused_with_the_reason_and_changes_nothing() {
     run("ip", &["tuntap", "add", "dev", "nocarrier", "mode", "tap"]);
     let address = card.vf(0).file_name().unwrap().to_str().unwrap().parse().unwrap();
     let place = VfPlace { pf_interface: "nocarrier".into(), index: 0, address };
-    let unplugged = std::thread::spawn(move || hostdev::prepare(&place, &VfConfig::default()));
+    let unplugged = std::thread::spawn(move || hostdev::prepare(&place, &VfConfig::default(), &Underway::unseen()));
 
     let drivers = || [0, 1].map(|index| driver(&fs::canonicalize(card.directory.join(format!("virtfn{index}"))).ok()?));
     let refused = |mac: &str, text: &str| {

@@ -1,9 +1,11 @@
 //! Operations as they are shown. Key type: [`OperationView`].
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::super::print;
-use super::moment;
+use super::{moment, nanos};
 use crate::api::v1;
 
 #[derive(Serialize)]
@@ -25,6 +27,15 @@ pub(crate) struct OperationView {
     progress: Option<ProgressView>,
     is_cancellable: bool,
     error: Option<ErrorView>,
+    steps: Vec<StepView>,
+}
+
+#[derive(Serialize)]
+struct StepView {
+    step: String,
+    start_time: Option<String>,
+    /// `None`: it is under way.
+    took_ns: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -55,6 +66,11 @@ impl From<v1::Operation> for OperationView {
             let v1::OperationError { code, message, reason } = error;
             ErrorView { code, message, reason }
         });
+        let steps = operation.steps.into_iter().map(|step| {
+            let v1::OperationStep { step, start_time, duration } = step;
+            StepView { step, start_time: start_time.and_then(moment), took_ns: duration.map(|took| nanos(Some(took))) }
+        });
+        let steps = steps.collect();
         let (create_time, end_time) = (operation.create_time.and_then(moment), operation.end_time.and_then(moment));
         Self {
             name,
@@ -69,7 +85,15 @@ impl From<v1::Operation> for OperationView {
             progress,
             is_cancellable,
             error,
+            steps,
         }
+    }
+}
+
+impl StepView {
+    fn text(&self) -> String {
+        let took = self.took_ns.map(|took| print::duration(Duration::from_nanos(took)));
+        format!("{:>10}  {}", took.as_deref().unwrap_or("under way"), self.step)
     }
 }
 
@@ -113,6 +137,7 @@ impl OperationView {
                 "error",
                 self.error.as_ref().map(|error| format!("{}: {}", error.reason, error.message)).unwrap_or_default(),
             ),
+            ("steps", self.steps.iter().map(StepView::text).collect::<Vec<_>>().join("\n")),
         ];
         print::facts(&facts.into_iter().filter(|(_, value)| !value.is_empty()).collect::<Vec<_>>())
     }
@@ -136,6 +161,11 @@ pub(crate) fn table(operations: &[OperationView]) -> String {
 mod tests {
     use super::*;
 
+    fn step(text: &str, took_ms: Option<i32>) -> v1::OperationStep {
+        let took = |ms: i32| prost_types::Duration { seconds: (ms / 1000).into(), nanos: ms % 1000 * 1_000_000 };
+        v1::OperationStep { step: text.into(), start_time: None, duration: took_ms.map(took) }
+    }
+
     #[test]
     fn shows_how_far_it_is_and_then_why_it_did_not_get_there() {
         let progress = v1::OperationProgress {
@@ -149,8 +179,11 @@ mod tests {
             name: "operations/01".into(),
             state: v1::operation::State::Running.into(),
             progress: Some(progress),
+            steps: vec![step("formatting", Some(4_200)), step("reading", None)],
             ..Default::default()
         };
+        let text = OperationView::from(running.clone()).text();
+        assert!(text.contains(" 4.2 s  formatting\n") && text.contains(" under way  reading\n"), "{text}");
         let view = OperationView::from(running.clone());
         assert!(table(&[view]).contains("RUNNING  reading (25 % of 4398046511104 bytes)"));
         let error = v1::OperationError { code: 1, message: "called\toff".into(), reason: "OPERATION_CANCELLED".into() };

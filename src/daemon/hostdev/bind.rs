@@ -14,6 +14,10 @@ const VFIO_DRIVER: &str = "vfio-pci";
 const BIND_LOOKS: u32 = 40;
 const BIND_STEP: Duration = Duration::from_millis(50);
 
+/// What is told of it.
+pub(super) const BINDING: &str = "binding the device to vfio-pci";
+pub(super) const UNBINDING: &str = "unbinding the device from vfio-pci";
+
 /// The PCI functions of the host.
 #[derive(Debug)]
 pub(super) struct PciBus {

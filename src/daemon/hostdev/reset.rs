@@ -13,6 +13,9 @@ use crate::model::Bdf;
 const ATTEMPTS: u32 = 10;
 const STEP: Duration = Duration::from_millis(100);
 
+/// What is told of it.
+pub(super) const RESETTING: &str = "resetting the device";
+
 /// Resets the function whose directory is `dir`. The kernel waits until it answers again, or says that it does not.
 pub(super) fn reset(dir: &Path, device: Bdf) -> Result<(), HostdevError> {
     // Empty when no method works (or an operator switched all of them off).

@@ -8,9 +8,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::HostdevError;
-use super::bind::PciBus;
-use super::reset::reset;
+use super::bind::{BINDING, PciBus, UNBINDING};
+use super::reset::{RESETTING, reset};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::{Step, Underway};
 use crate::model::{Bdf, MacAddr};
 use crate::sys::rtnl::{Link, Rtnl, VfChange, VfConfig};
 
@@ -19,7 +20,10 @@ const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rounds of writing what differs and reading it back, and the time between them: a card that is resetting a virtual
 /// function is busy for some tenths of a second.
 const SETTLE_ROUNDS: u32 = 30;
-const STEP: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What is told of them, there and back.
+const SETTING: &str = "writing the virtual function's settings";
 
 /// Where a virtual function is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,31 +37,40 @@ pub struct VfPlace {
 }
 
 /// Makes a virtual function ready for a guest: the card up and with carrier, settings as `wanted`, vfio-pci bound,
-/// reset. Blocks for up to some 20 s. On an error it may be anywhere in between: [`release`] it.
-pub fn prepare(place: &VfPlace, wanted: &VfConfig) -> Result<(), HostdevError> {
+/// reset. Blocks for up to some 20 s. On an error it may be anywhere in between: [`release`] it. `operation` is told what
+/// is done.
+pub fn prepare(place: &VfPlace, wanted: &VfConfig, operation: &Underway) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
     let mut card = Card::open(place)?;
+    operation.tell(Step::new("waiting for the network card's carrier"));
     card.wait_for_carrier()?;
+    operation.tell(Step::new(SETTING));
     settle(&mut card, wanted, Direction::There)?;
     crash::reach(Point::VfSet);
+    operation.tell(Step::new(BINDING));
     bus.bind_to_vfio(place.address)?;
     crash::reach(Point::VfBound);
+    operation.tell(Step::new(RESETTING));
     reset(&bus.dir(place.address), place.address)?;
     // Some cards forget part of it in a reset; and what is shown now is what the guest gets.
+    operation.tell(Step::new("checking the virtual function's settings"));
     settle(&mut card, wanted, Direction::There)?;
     crash::reach(Point::VfReady);
     Ok(())
 }
 
 /// Cleans a virtual function: reset, unbound from vfio-pci, settings as `original`. It stays without a driver. Blocks
-/// for up to some 10 s; can be repeated.
-pub fn release(place: &VfPlace, original: &VfConfig) -> Result<(), HostdevError> {
+/// for up to some 10 s; can be repeated. `operation` is told what is done.
+pub fn release(place: &VfPlace, original: &VfConfig, operation: &Underway) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
     let mut card = Card::open(place)?;
+    operation.tell(Step::new(RESETTING));
     reset(&bus.dir(place.address), place.address)?;
     crash::reach(Point::VfReset);
+    operation.tell(Step::new(UNBINDING));
     bus.leave_vfio(place.address)?;
     crash::reach(Point::VfUnbound);
+    operation.tell(Step::new(SETTING));
     settle(&mut card, original, Direction::Back)?;
     crash::reach(Point::VfRestored);
     Ok(())
@@ -138,7 +151,7 @@ impl<'a> Card<'a> {
                 let interface = self.place.pf_interface.clone();
                 return Err(HostdevError::NoCarrier { interface, seconds: CARRIER_TIMEOUT.as_secs() });
             }
-            std::thread::sleep(STEP);
+            std::thread::sleep(PAUSE);
             link = self.link()?;
         }
         Ok(())
@@ -177,7 +190,7 @@ fn settle(card: &mut impl Settings, wanted: &VfConfig, direction: Direction) -> 
     let mut differing = Vec::new();
     for round in 0..SETTLE_ROUNDS {
         if round > 0 {
-            std::thread::sleep(STEP);
+            std::thread::sleep(PAUSE);
         }
         differing = changes(&card.shown()?, wanted, direction);
         if differing.is_empty() {

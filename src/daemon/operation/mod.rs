@@ -23,7 +23,7 @@ use std::time::SystemTime;
 use crate::model::TenantId;
 pub use operations::Operations;
 pub use ticket::{Subject, Ticket};
-pub use underway::{Amount, NotCancellable, Step, Underway};
+pub use underway::{Amount, NotCancellable, Step, TimedStep, Underway};
 
 /// Whose an operation is; `None`: the host's, for operators.
 pub type Owner = Option<TenantId>;
@@ -141,6 +141,8 @@ pub struct Operation {
     pub created: SystemTime,
     /// What it does, or did last.
     pub step: Option<Step>,
+    /// What it was at, in order, each with its time; the last one is what it is at, or was at its end.
+    pub steps: Vec<TimedStep>,
     /// Whether it can be called off now, or was.
     pub is_cancellable: bool,
     /// When and how it ended; `None`: it is under way.

@@ -130,9 +130,9 @@ impl Operations {
 }
 
 fn operation(name: OperationName, underway: &Underway, about: About) -> Operation {
-    let Glance { step, is_cancellable, end } = underway.glance();
+    let Glance { step, steps, is_cancellable, end } = underway.glance();
     let About { subject, created } = about;
-    Operation { name, subject, created, step, is_cancellable, end }
+    Operation { name, subject, created, step, steps, is_cancellable, end }
 }
 
 #[cfg(test)]

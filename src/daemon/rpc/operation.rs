@@ -9,7 +9,7 @@ use super::audit::{Audit, Change};
 use super::call::{caller, finished};
 use super::list::{Field, Filter, Kind, Query, Value, Window};
 use super::{status, vm};
-use crate::api::convert::{timestamp_to_proto, wait_from_proto};
+use crate::api::convert::{duration_to_proto, timestamp_to_proto, wait_from_proto};
 use crate::api::v1::operation_service_server::OperationService;
 use crate::api::{parse_operation_name, v1};
 use crate::daemon::service::{Failure, Operation, OperationEnd, OperationName, OperationState, SharedNode};
@@ -130,7 +130,7 @@ fn field(operation: &Operation, name: &str) -> Option<Value> {
 
 fn encode(operation: &Operation) -> v1::Operation {
     use v1::operation::State;
-    let Operation { name, subject, created, step, is_cancellable, end } = operation;
+    let Operation { name, subject, created, step, steps, is_cancellable, end } = operation;
     let error = match end {
         None | Some((_, OperationEnd::Succeeded)) => None,
         Some((_, OperationEnd::Failed(failure) | OperationEnd::Cancelled(failure))) => Some(failure.clone()),
@@ -165,5 +165,13 @@ fn encode(operation: &Operation) -> v1::Operation {
         }),
         is_cancellable: *is_cancellable,
         error: error.map(|Failure { code, message, reason }| v1::OperationError { code, message, reason }),
+        steps: steps
+            .iter()
+            .map(|step| v1::OperationStep {
+                step: step.text.to_owned(),
+                start_time: Some(timestamp_to_proto(step.begun)),
+                duration: step.took.map(duration_to_proto),
+            })
+            .collect(),
     }
 }

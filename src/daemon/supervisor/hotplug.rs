@@ -32,6 +32,8 @@ use crate::daemon::trace::CallId;
 use crate::model::{DeviceId, DeviceSpec, Refused, VmState};
 use crate::wire::{FromVmm, ToVmm};
 
+/// The last step of each call.
+const RECORDING: &str = "recording what the VM has";
 /// How long a vmm may take to give up a device that its guest is not asked for.
 const FORCED_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -204,10 +206,23 @@ impl Hotplug {
 
     /// The guest has let the device go: nobody can call that off any more.
     fn seal(&self, id: &DeviceId) {
-        for call in self.waiting.iter().filter(|call| call.id == *id) {
+        for call in self.about(id) {
             call.operation.seal();
-            call.operation.tell(Step::new("giving back what the device held"));
         }
+    }
+
+    fn about<'a>(&'a self, id: &'a DeviceId) -> impl Iterator<Item = &'a Waiting> {
+        self.waiting.iter().filter(move |call| call.id == *id)
+    }
+
+    /// Tells all who wait for the device to come or go what is done for it.
+    pub(super) fn tell(&self, id: &DeviceId, step: &'static str) {
+        self.about(id).for_each(|call| call.operation.tell(Step::new(step)));
+    }
+
+    /// The operation of the first of them.
+    pub(super) fn first_about(&self, id: &DeviceId) -> Underway {
+        self.about(id).next().map_or_else(Underway::unseen, |call| call.operation.clone())
     }
 
     fn answer(&mut self, id: &DeviceId, is_attach: bool, answer: &Result<VmRecord, CallError>) {
@@ -248,13 +263,19 @@ impl VmTask {
         };
         let is_asked = matches!(wanted, DeviceWanted::Detached { is_forced: false, .. });
         let begun = match wanted {
-            DeviceWanted::Attached { device, nic, held } => self.attach(&device, nic, held, is_running).await,
-            DeviceWanted::Detached { id, timeout, is_forced } => self.detach(id, timeout, is_forced, is_running).await,
+            DeviceWanted::Attached { device, nic, held } => {
+                self.attach(&device, nic, held, is_running, &operation).await
+            }
+            DeviceWanted::Detached { id, timeout, is_forced } => {
+                self.detach(id, timeout, is_forced, is_running, &operation).await
+            }
         };
         match begun {
             Ok(None) => drop(reply.send(Ok(self.vm.clone()))),
             Ok(Some((id, detach_by))) => {
-                self.show_device(&operation, detach_by, is_asked);
+                if let Some((_, waited)) = detach_by {
+                    self.show_detach(&operation, waited, is_asked);
+                }
                 self.hotplug.waiting.push(Waiting { id, detach_by, reply, operation });
             }
             Err(error) => drop(reply.send(Err(error.into()))),
@@ -268,6 +289,7 @@ impl VmTask {
         nic: Option<NicLease>,
         held: Box<dyn FnOnce() + Send>,
         is_running: bool,
+        operation: &Underway,
     ) -> Result<Option<Begun>, HotplugError> {
         let id = device.id().clone();
         let state = if is_running { AttachState::Attaching } else { AttachState::Attached };
@@ -278,8 +300,10 @@ impl VmTask {
         if !is_running {
             return Ok(None);
         }
+        // Before the work, which tells more.
+        operation.tell(Step::new("preparing the device on the host"));
         if self.vm.devices_of_host().contains(&id) {
-            self.borrow(id.clone());
+            self.borrow(id.clone(), operation);
             return Ok(Some((id, None)));
         }
         let (shared, vm, device) = (Arc::clone(&self.shared), self.vm.clone(), device.clone());
@@ -301,6 +325,7 @@ impl VmTask {
         timeout: Duration,
         is_forced: bool,
         is_running: bool,
+        operation: &Underway,
     ) -> Result<Option<Begun>, HotplugError> {
         if id.as_str() == RNG || self.vm.spec.is_fixed(&id) {
             return Err(HotplugError::Fixed(id));
@@ -316,7 +341,7 @@ impl VmTask {
             crash::reach(Point::DetachRecorded);
             if is_of_host {
                 // What it holds across runs. Its lease tells a daemon after this one that no VM has it any more.
-                self.shared.devices.give_back(self.vm.uid, id).await;
+                self.shared.devices.give_back(self.vm.uid, id, operation.for_telling()).await;
             }
             return Ok(None);
         }
@@ -379,6 +404,7 @@ impl VmTask {
             is_exhausted: false,
         };
         let device = plan::device(&self.vm, id).map_err(no_plan)?;
+        self.hotplug.tell(id, "attaching the device to the VM's process");
         let is_sent = self.send(&ToVmm::Attach(device), &descriptors);
         crash::reach(Point::AttachSent);
         if is_sent { Ok(()) } else { Err(HotplugError::Unreachable) }
@@ -389,6 +415,7 @@ impl VmTask {
         match message {
             FromVmm::Attached(id) => {
                 crash::reach(Point::AttachHeard);
+                self.hotplug.tell(&id, RECORDING);
                 let mut next = self.vm.clone();
                 next.set_device(&id, AttachState::Attached);
                 self.record_fact(next).await;
@@ -432,6 +459,7 @@ impl VmTask {
     /// The VM does not have the device any more, or never got it.
     pub(super) async fn forget_device(&mut self, id: &DeviceId, failed: Option<HotplugError>) {
         self.hotplug.reclaims.forget(id);
+        self.hotplug.tell(id, RECORDING);
         let mut next = self.vm.clone();
         next.remove_device(id);
         self.record_fact(next).await;

@@ -24,6 +24,7 @@ use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::Underway;
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::CallId;
 use crate::model::{CpuList, InstanceId, JailFacts, Launch, NicSpec, PageSize, Placement, SpecError, VmId};
@@ -107,10 +108,10 @@ pub(super) async fn launch(
     instance: InstanceId,
 ) -> Result<Spawned, LaunchError> {
     if vm.spec.nics().iter().any(|nic| nic.vf_wish().is_some()) {
-        vm.vfs.extend(shared.devices.claim(vm.clone()).await?);
+        vm.vfs.extend(shared.devices.claim(vm.clone(), Underway::unseen()).await?);
     }
     if !vm.spec.nvmes().is_empty() {
-        let given = shared.devices.claim_nvmes(vm.clone()).await?;
+        let given = shared.devices.claim_nvmes(vm.clone(), Underway::unseen()).await?;
         vm.nvmes.retain(|known| given.iter().all(|device| device.id != known.id));
         vm.nvmes.extend(given);
     }

@@ -21,6 +21,7 @@ use super::hotplug::{HotplugError, Progress};
 use super::vm_task::{Phase, VmTask};
 use super::{DevicesError, Shared};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{AttachState, NvmeDevice, VfNic, VmRecord};
 use crate::model::{DeviceId, locked_bytes};
 
@@ -84,16 +85,22 @@ impl Reclaims {
 
 /// Gives the device `id` of `vm`, which has none yet, a function of the host, and opens it. On an error something may be
 /// the VM's already.
-pub(super) async fn lend(shared: Arc<Shared>, vm: VmRecord, id: DeviceId) -> Result<Opened, HotplugError> {
+pub(super) async fn lend(
+    shared: Arc<Shared>,
+    vm: VmRecord,
+    id: DeviceId,
+    operation: Underway,
+) -> Result<Opened, HotplugError> {
     let refused = |error: DevicesError| HotplugError::NotLent { id: id.clone(), cause: error.0 };
     let function = if vm.spec.nvmes().iter().any(|nvme| nvme.id == id) {
-        let given = shared.devices.claim_nvmes(vm.clone()).await.map_err(&refused)?;
+        let given = shared.devices.claim_nvmes(vm.clone(), operation.clone()).await.map_err(&refused)?;
         given.into_iter().find(|device| device.id == id).map(Function::Nvme)
     } else {
-        let given = shared.devices.claim(vm.clone()).await.map_err(&refused)?;
+        let given = shared.devices.claim(vm.clone(), operation.clone()).await.map_err(&refused)?;
         given.into_iter().find(|vf| vf.id == id).map(Function::Vf)
     };
     let function = function.ok_or_else(|| refused(DevicesError("nothing was chosen for it".to_owned())))?;
+    operation.tell(Step::new("opening the device"));
     shared.devices.attach(vm.uid, id.clone()).await.map_err(&refused)?;
     let opening = tokio::task::spawn_blocking(move || {
         let opened = match &function {
@@ -111,9 +118,9 @@ pub(super) async fn lend(shared: Arc<Shared>, vm: VmRecord, id: DeviceId) -> Res
 
 impl VmTask {
     /// Has a device of the host lent, while calls are answered.
-    pub(super) fn borrow(&mut self, id: DeviceId) {
-        let (shared, vm) = (Arc::clone(&self.shared), self.vm.clone());
-        self.hotplug.begin(async move { Progress::Opened(id.clone(), lend(shared, vm, id).await) });
+    pub(super) fn borrow(&mut self, id: DeviceId, operation: &Underway) {
+        let (shared, vm, operation) = (Arc::clone(&self.shared), self.vm.clone(), operation.for_telling());
+        self.hotplug.begin(async move { Progress::Opened(id.clone(), lend(shared, vm, id, operation).await) });
     }
 
     /// Puts the function of a device on record and lets the vmm lock the memory that its DMA may reach. The intent must
@@ -142,8 +149,11 @@ impl VmTask {
             return;
         }
         let (shared, uid) = (Arc::clone(&self.shared), self.vm.uid);
+        self.hotplug.tell(&id, "giving back what the device held");
+        // Of several calls the first is told more than that.
+        let operation = self.hotplug.first_about(&id).for_telling();
         self.hotplug.begin(async move {
-            shared.devices.give_back(uid, id.clone()).await;
+            shared.devices.give_back(uid, id.clone(), operation).await;
             Progress::GivenBack(id, failed)
         });
     }

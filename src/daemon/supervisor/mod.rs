@@ -94,11 +94,12 @@ pub struct DevicesError(pub String);
 /// one can finish it.
 pub trait Devices: Send + Sync + 'static {
     /// Chooses and prepares a virtual function for each NIC of `vm` that is to be one and has none; gives these. On an
-    /// error some may be `vm`'s already: [`release`](Self::release) gives them back.
-    fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>>;
+    /// error some may be `vm`'s already: [`release`](Self::release) gives them back. `operation` is told what is done; so in
+    /// the next ones.
+    fn claim(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>>;
     /// The same for each NVMe device without a function: its namespace, unless it has one already, and a controller for
     /// this run.
-    fn claim_nvmes(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>>;
+    fn claim_nvmes(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>>;
     /// Chooses where `vm` runs until it is off, if that is policy's to say; `None`: anywhere, or where its spec says. It has
     /// its devices by then. [`release`](Self::release) undoes it.
     fn place(&self, vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>>;
@@ -113,7 +114,7 @@ pub trait Devices: Send + Sync + 'static {
     fn release(&self, vm: VmId) -> BoxFuture<'_, ()>;
     /// Takes back all that `vm` has for its device `id`, data included, while the others stay. Returns once nothing of it
     /// can reach the VM; to erase it may take longer. What cannot be cleaned is nobody's from then on.
-    fn give_back(&self, vm: VmId, id: DeviceId) -> BoxFuture<'_, ()>;
+    fn give_back(&self, vm: VmId, id: DeviceId, operation: Underway) -> BoxFuture<'_, ()>;
     /// Takes back what `vm` had across its runs, before it is forgotten. Returns once that is recorded; to erase it may
     /// take longer.
     fn forget(&self, vm: VmId) -> BoxFuture<'_, ()>;

@@ -14,6 +14,7 @@ use super::launch;
 use super::vm_task::{Phase, VmTask};
 use super::{CallError, JournalError};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::Underway;
 use crate::daemon::record::{Run, VmRecord};
 use crate::model::{Effect, Event, InstanceId, VmExit, VmState, step};
 use crate::wire::ToVmm;
@@ -90,7 +91,7 @@ impl VmTask {
         self.hotplug.finish().await;
         // What was coming or going is not the VM's any more, whatever the others are.
         for id in before.devices_of_host().into_iter().filter(|id| self.vm.attachment(id).is_none()) {
-            self.shared.devices.give_back(self.vm.uid, id).await;
+            self.shared.devices.give_back(self.vm.uid, id, Underway::unseen()).await;
         }
         // A guest that resets keeps its devices: they are its own until it is off.
         if !effects.contains(&Effect::Launch) {

@@ -9,8 +9,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
-
 use super::CallError;
 use super::call::{Call, Wanted};
 use super::vm_task::VmTask;
@@ -47,11 +45,8 @@ impl VmTask {
         call.operation.seal();
     }
 
-    /// Shows what a call about a device waits for; one that waits for the guest's consent can be called off.
-    pub(super) fn show_device(&self, operation: &Underway, detach_by: Option<(Instant, Duration)>, is_asked: bool) {
-        let Some((_, waited)) = detach_by else {
-            return operation.tell(Step::new("preparing the device on the host"));
-        };
+    /// Shows what a detachment waits for; one that waits for the guest's consent can be called off.
+    pub(super) fn show_detach(&self, operation: &Underway, waited: Duration, is_asked: bool) {
         let deadline = SystemTime::now().checked_add(waited);
         if is_asked {
             operation.open(&self.called_off);

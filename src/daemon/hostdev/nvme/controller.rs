@@ -4,11 +4,11 @@ use std::fs;
 use std::time::Duration;
 
 use super::super::HostdevError;
-use super::super::bind::PciBus;
-use super::super::reset::reset;
+use super::super::bind::{BINDING, PciBus, UNBINDING};
+use super::super::reset::{RESETTING, reset};
 use super::clean_controller;
 use crate::daemon::crash::{self, Point};
-use crate::daemon::operation::Underway;
+use crate::daemon::operation::{Step, Underway};
 use crate::model::Bdf;
 
 /// Looks at a driver that is about to take the controller back, and the time between them.
@@ -16,9 +16,11 @@ const LOOKS: u32 = 200;
 const STEP: Duration = Duration::from_millis(50);
 
 /// Gives a controller to vfio-pci, reset. Blocks.
-pub fn lend_controller(address: Bdf) -> Result<(), HostdevError> {
+pub fn lend_controller(address: Bdf, operation: &Underway) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
+    operation.tell(Step::new(BINDING));
     bus.bind_to_vfio(address)?;
+    operation.tell(Step::new(RESETTING));
     reset(&bus.dir(address), address)?;
     crash::reach(Point::ControllerLent);
     Ok(())
@@ -33,8 +35,11 @@ pub fn reset_controller(address: Bdf) -> Result<(), HostdevError> {
 /// they take to be read; can be repeated. `operation` is told how far that is, and may be called off.
 pub fn take_controller_back(address: Bdf, operation: &Underway) -> Result<(), HostdevError> {
     let bus = PciBus::of_host();
+    operation.tell(Step::new(RESETTING));
     reset(&bus.dir(address), address)?;
+    operation.tell(Step::new(UNBINDING));
     bus.leave_vfio(address)?;
+    operation.tell(Step::new("waiting for the host's driver"));
     bus.probe(address)?;
     for _ in 0..LOOKS {
         if let Some(device) = live_device(&bus, address) {

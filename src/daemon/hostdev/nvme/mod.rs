@@ -15,9 +15,10 @@ mod controller;
 mod provision;
 
 use super::HostdevError;
-use super::bind::PciBus;
-use super::reset::reset;
+use super::bind::{BINDING, PciBus, UNBINDING};
+use super::reset::{RESETTING, reset};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::{Step, Underway};
 use crate::model::Bdf;
 use crate::sys::nvme::{Admin, CommandError};
 pub use clean::{clean_controller, clean_namespace};
@@ -37,12 +38,15 @@ pub struct NvmePlace {
 
 /// Makes a secondary controller ready for a guest: vfio-pci bound, reset, namespace `nsid` attached to it and to nothing
 /// else, and nothing else to it. Blocks. On an error it may be anywhere in between: [`disconnect`] it.
-pub fn connect(place: &NvmePlace, nsid: u32) -> Result<(), HostdevError> {
+pub fn connect(place: &NvmePlace, nsid: u32, operation: &Underway) -> Result<(), HostdevError> {
     let admin = open(&place.primary)?;
     let bus = PciBus::of_host();
+    operation.tell(Step::new(BINDING));
     bus.bind_to_vfio(place.function)?;
+    operation.tell(Step::new(RESETTING));
     reset(&bus.dir(place.function), place.function)?;
     crash::reach(Point::SecondaryBound);
+    operation.tell(Step::new("attaching the namespace to its controller"));
     detach_all(&admin, &place.primary, place.controller)?;
     set_attached(&admin, &place.primary, nsid, Some(place.controller))?;
     crash::reach(Point::SecondaryConnected);
@@ -51,12 +55,15 @@ pub fn connect(place: &NvmePlace, nsid: u32) -> Result<(), HostdevError> {
 
 /// Takes a secondary controller back: reset, unbound from vfio-pci, nothing attached to it. Gives the ids of namespaces
 /// that were. Blocks; can be repeated.
-pub fn disconnect(place: &NvmePlace) -> Result<Vec<u32>, HostdevError> {
+pub fn disconnect(place: &NvmePlace, operation: &Underway) -> Result<Vec<u32>, HostdevError> {
     let admin = open(&place.primary)?;
     let bus = PciBus::of_host();
+    operation.tell(Step::new(RESETTING));
     reset(&bus.dir(place.function), place.function)?;
+    operation.tell(Step::new(UNBINDING));
     bus.leave_vfio(place.function)?;
     crash::reach(Point::SecondaryUnbound);
+    operation.tell(Step::new("detaching namespaces from the controller"));
     let detached = detach_all(&admin, &place.primary, place.controller)?;
     crash::reach(Point::SecondaryEmptied);
     Ok(detached)

@@ -7,6 +7,7 @@ use super::choose::{self, Candidate, key_of};
 use super::{HostDevices, hostdev, on_host, place_of, read};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::inventory::Devices;
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{Holder, LeaseEvent, NvmeDevice, VfKey, VfLease, VfNic, VmRecord, mac_of};
 use crate::daemon::store::StoreError;
 use crate::daemon::supervisor::{BoxFuture, DevicesError};
@@ -19,13 +20,13 @@ use crate::sys::rtnl::VfConfig;
 const MAX_ROUNDS: usize = 3;
 
 impl crate::daemon::supervisor::Devices for HostDevices {
-    fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
+    fn claim(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
         Box::pin(async move {
             let mut given = Vec::new();
             let has_none = |nic: &&NicSpec| vm.vfs.iter().all(|vf| vf.id != nic.id);
             let lacking = vm.spec.nics().iter().filter(has_none);
             for (nic, wish) in lacking.filter_map(|nic| Some((nic, nic.vf_wish()?))) {
-                given.push(self.claim_one(&vm, nic, wish).await?);
+                given.push(self.claim_one(&vm, nic, wish, &operation).await?);
             }
             Ok(given)
         })
@@ -41,18 +42,18 @@ impl crate::daemon::supervisor::Devices for HostDevices {
         })
     }
 
-    fn give_back(&self, uid: VmId, id: DeviceId) -> BoxFuture<'_, ()> {
+    fn give_back(&self, uid: VmId, id: DeviceId, operation: Underway) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             for lease in self.held_for(uid, &id) {
                 // What went wrong is in the log and in the lease.
-                let _ = self.clean(lease).await;
+                let _ = self.clean(lease, &operation).await;
             }
-            self.nvme().give_back(uid, &id).await;
+            self.nvme().give_back(uid, &id, &operation).await;
         })
     }
 
-    fn claim_nvmes(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
-        Box::pin(async move { self.nvme().claim(&vm).await })
+    fn claim_nvmes(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
+        Box::pin(async move { self.nvme().claim(&vm, &operation).await })
     }
 
     fn place(&self, vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>> {
@@ -77,7 +78,7 @@ impl crate::daemon::supervisor::Devices for HostDevices {
         Box::pin(async move {
             for lease in self.held_by(uid) {
                 // What went wrong is in the log and in the lease.
-                let _ = self.clean(lease).await;
+                let _ = self.clean(lease, &Underway::unseen()).await;
             }
             self.nvme().release(uid).await;
             self.placer.release(uid);
@@ -86,8 +87,15 @@ impl crate::daemon::supervisor::Devices for HostDevices {
 }
 
 impl HostDevices {
-    async fn claim_one(&self, vm: &VmRecord, nic: &NicSpec, wish: VfWish) -> Result<VfNic, DevicesError> {
+    async fn claim_one(
+        &self,
+        vm: &VmRecord,
+        nic: &NicSpec,
+        wish: VfWish,
+        operation: &Underway,
+    ) -> Result<VfNic, DevicesError> {
         for _ in 0..MAX_ROUNDS {
+            operation.tell(Step::new("choosing a virtual function"));
             let devices = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
             let decided = self.policy.select_vf(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await;
@@ -102,7 +110,7 @@ impl HostDevices {
                 }
             };
             let chosen = order.into_iter().filter_map(|index| offer.candidates.get(index));
-            let given = self.give(vm, nic, chosen, &settings, &devices).await;
+            let given = self.give(vm, nic, chosen, &settings, &devices, operation).await;
             let enforcement = match &given {
                 Ok(Some(vf)) => Enforcement::Enforced(vf.address.to_string()),
                 Ok(None) => overruled("core.taken", "others took every VF of the order meanwhile"),
@@ -124,13 +132,14 @@ impl HostDevices {
         chosen: impl Iterator<Item = &'a Candidate>,
         settings: &VfSettings,
         devices: &Devices,
+        operation: &Underway,
     ) -> Result<Option<VfNic>, DevicesError> {
         let mac = settings.mac.unwrap_or_else(|| mac_of(vm.uid, &nic.id));
         for candidate in chosen {
             let (uid, tenant) = (vm.uid, vm.tenant.clone());
             let holder = Holder { vm: uid, tenant, nic: nic.id.clone(), mac, original: candidate.original };
             if let Some(lease) = self.take(candidate, holder, devices).await? {
-                self.make_ready(&lease, choose::wanted(settings, mac)).await?;
+                self.make_ready(&lease, choose::wanted(settings, mac), operation.clone()).await?;
                 let pf_interface = candidate.pf_interface.clone();
                 return Ok(Some(VfNic { id: nic.id.clone(), address: lease.address, pf_interface, mac }));
             }
@@ -163,23 +172,23 @@ impl HostDevices {
     }
 
     /// Looks at the claimed function once more, then sets, binds and resets it.
-    async fn make_ready(&self, lease: &VfLease, wanted: VfConfig) -> Result<(), DevicesError> {
+    async fn make_ready(&self, lease: &VfLease, wanted: VfConfig, operation: Underway) -> Result<(), DevicesError> {
         let key = lease.key;
-        on_host(move || prepare_on_host(key, &wanted)).await.map_err(DevicesError)?;
+        on_host(move || prepare_on_host(key, &wanted, &operation)).await.map_err(DevicesError)?;
         self.advance(lease, LeaseEvent::Prepared).await.map_err(DevicesError)?;
         crash::reach(Point::VfPrepared);
         Ok(())
     }
 }
 
-fn prepare_on_host(key: VfKey, wanted: &VfConfig) -> Result<(), String> {
+fn prepare_on_host(key: VfKey, wanted: &VfConfig, operation: &Underway) -> Result<(), String> {
     let devices = Devices::read().map_err(|error| error.to_string())?;
     let found = devices.vfs().find(|(pf, vf)| key_of(pf, vf) == Some(key));
     let Some((pf, vf)) = found else { return Err("the chosen VF is not there any more; try again".into()) };
     if let Some(reason) = choose::unfit(pf, vf) {
         return Err(format!("VF {} cannot be lent any more: {reason}", vf.address));
     }
-    hostdev::prepare(&place_of(pf, vf)?, wanted).map_err(|error| error.to_string())
+    hostdev::prepare(&place_of(pf, vf)?, wanted, operation).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::{Node, Principal, ServiceError, Terms};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev;
 use crate::daemon::inventory::{Devices, Nodes, PhysicalFunction, VirtualFunction};
-use crate::daemon::operation::Step;
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::policy::PolicyHost;
 use crate::daemon::record::{
     Before, HeldFor, Holder, Lease, LeaseEvent, LeaseState, NvmeLease, NvmeProvision, VfKey, VfLease, VmRecord,
@@ -187,7 +187,7 @@ impl HostDevices {
                 | LeaseState::Releasing(holder) => {
                     if !is_held(holder) {
                         let (devices, lease) = (Arc::clone(self), VfLease::clone(lease));
-                        cleaning.spawn(async move { drop(devices.clean(lease).await) });
+                        cleaning.spawn(async move { drop(devices.clean(lease, &Underway::unseen()).await) });
                     }
                 }
             }
@@ -211,15 +211,17 @@ impl HostDevices {
         snapshot.leases.values().filter(is_held).map(|lease| VfLease::clone(lease)).collect()
     }
 
-    /// Cleans a device and frees it; quarantines it if that fails. The error is what went wrong.
-    async fn clean(&self, lease: VfLease) -> Result<VfLease, DeviceError> {
+    /// Cleans a device and frees it; quarantines it if that fails. The error is what went wrong. `operation` is told what is
+    /// done.
+    async fn clean(&self, lease: VfLease, operation: &Underway) -> Result<VfLease, DeviceError> {
         let address = lease.address;
         let unclean = |reason: String| DeviceError::Unclean { address, reason };
         let Some(holder) = lease.state.holder() else { return Err(DeviceError::NotHeld(address)) };
         let (key, original) = (lease.key, holder.original);
         let releasing = self.advance(&lease, LeaseEvent::Release).await.map_err(unclean)?;
         crash::reach(Point::VfReleasing);
-        match on_host(move || clean_on_host(key, address, &original)).await {
+        let operation = operation.clone();
+        match on_host(move || clean_on_host(key, address, &original, &operation)).await {
             Ok(()) => {
                 tracing::info!(vf = %address, "virtual function is clean and free");
                 let free = self.advance(&releasing, LeaseEvent::Cleaned).await.map_err(unclean)?;
@@ -264,7 +266,7 @@ async fn on_host_within<T: Send + 'static>(
     }
 }
 
-fn clean_on_host(key: VfKey, address: Bdf, original: &VfConfig) -> Result<(), String> {
+fn clean_on_host(key: VfKey, address: Bdf, original: &VfConfig, operation: &Underway) -> Result<(), String> {
     let devices = Devices::read().map_err(|error| error.to_string())?;
     if let Some(pf) = devices.pfs.iter().find(|pf| pf.address == key.pf && pf.link.is_none() && !pf.vfs.is_empty()) {
         return Err(format!("network card {} has no driver that shows its settings", pf.address));
@@ -276,7 +278,7 @@ fn clean_on_host(key: VfKey, address: Bdf, original: &VfConfig) -> Result<(), St
         return Ok(());
     };
     let place = place_of(pf, vf)?;
-    match hostdev::release(&place, original) {
+    match hostdev::release(&place, original, operation) {
         // It may have gone meanwhile: the host took it back from its VM to do away with it.
         Err(error) if Devices::read().is_ok_and(|now| now.vf(address).is_none()) => {
             tracing::warn!(vf = %address, %error, "virtual function went while it was cleaned");
@@ -365,7 +367,7 @@ impl Node {
         let operation = self.begin(terms, None, Before::Lease { address, generation: lease.generation }).await?;
         operation.tell(Step::new("cleaning the virtual function"));
         tracing::info!(vf = %address, %principal, "release asked for");
-        Ok(self.devices.clean(VfLease::clone(lease)).await?)
+        Ok(self.devices.clean(VfLease::clone(lease), &operation).await?)
     }
 }
 

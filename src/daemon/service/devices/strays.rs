@@ -26,7 +26,7 @@ impl HostDevices {
     pub(in crate::daemon::service) async fn clean_stray(&self, key: VfKey, generation: u64) -> Result<(), String> {
         let lease = self.store.snapshot().leases.get(&key).cloned();
         let Some(lease) = lease.filter(|lease| lease.generation == generation) else { return Err(CHANGED.to_owned()) };
-        self.clean(VfLease::clone(&lease)).await.map(drop).map_err(|error| error.to_string())
+        self.clean(VfLease::clone(&lease), &Underway::unseen()).await.map(drop).map_err(|error| error.to_string())
     }
 
     /// The same of NVMe. Returns for a namespace or a whole controller once it is recorded: to erase it takes longer.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{AttachState, NvmeDevice, VfNic, mac_of};
 use crate::daemon::supervisor::{DevicesError, HotplugError};
 use crate::model::{Bdf, DeviceSpec, Placement};
@@ -31,8 +32,9 @@ fn ready<T: Send + 'static>(value: T) -> BoxFuture<'static, T> {
 }
 
 impl Devices for Lender {
-    fn claim(&self, vm: VmRecord) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
+    fn claim(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Vec<VfNic>, DevicesError>> {
         self.note("claim");
+        operation.tell(Step::new("lending"));
         if !self.lends.load(Ordering::Relaxed) {
             return ready(Err(DevicesError("no virtual function is free".into())));
         }
@@ -60,7 +62,7 @@ impl Devices for Lender {
         Ok([(); 2].map(|()| tempfile::tempfile().unwrap().into()))
     }
 
-    fn claim_nvmes(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
+    fn claim_nvmes(&self, _vm: VmRecord, _operation: Underway) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>> {
         self.note("claim nvmes");
         ready(Err(DevicesError("no namespace is free".into())))
     }
@@ -74,8 +76,9 @@ impl Devices for Lender {
         ready(())
     }
 
-    fn give_back(&self, _vm: VmId, _id: DeviceId) -> BoxFuture<'_, ()> {
+    fn give_back(&self, _vm: VmId, _id: DeviceId, operation: Underway) -> BoxFuture<'_, ()> {
         self.note("give back");
+        operation.tell(Step::new("cleaning"));
         ready(())
     }
 
@@ -89,11 +92,11 @@ fn id() -> DeviceId {
     "vf".parse().unwrap()
 }
 
-fn function() -> DeviceSpec {
+pub(super) fn function() -> DeviceSpec {
     DeviceSpec::Nic(NicSpec { id: id(), backend: NicBackend::Sriov(VfWish::default()) })
 }
 
-fn lending() -> Bench {
+pub(super) fn lending() -> Bench {
     let bench = Bench::new();
     bench.devices.lends.store(true, Ordering::Relaxed);
     bench

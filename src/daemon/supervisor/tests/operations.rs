@@ -146,3 +146,38 @@ async fn a_detachment_that_is_called_off_leaves_the_device_unless_somebody_else_
     assert!(gone.await.unwrap().unwrap().devices.is_empty());
     assert_eq!(desk.get(&third).state(), OperationState::Succeeded);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_device_s_coming_and_going_takes_is_told_step_by_step() {
+    let bench = super::lending::lending();
+    let handle = bench.supervisor().adopt_new(bench.vm("run"));
+    handle.start().await.unwrap();
+    let desk = Desk::default();
+    let device = super::lending::function();
+    let id = device.id().clone();
+    let (coming, attach) = desk.begin(&handle, |handle| async move { handle.attach(device, None, || {}).await }).await;
+    attach.await.unwrap().unwrap();
+    let detach = |handle: VmHandle| async move { handle.detach(id, GRACE, false).await };
+    let (going, detach) = desk.begin(&handle, detach).await;
+    detach.await.unwrap().unwrap();
+    let told = |name: &OperationName| {
+        let steps = desk.get(name).steps;
+        assert!(steps.iter().all(|step| step.took.is_some()), "all is over: {steps:?}");
+        steps.into_iter().map(|step| step.text).collect::<Vec<_>>()
+    };
+    let attached = [
+        "preparing the device on the host",
+        "lending",
+        "opening the device",
+        "attaching the device to the VM's process",
+        "recording what the VM has",
+    ];
+    assert_eq!(told(&coming), attached);
+    let detached = [
+        "waiting for the guest to let the device go, until the deadline",
+        "giving back what the device held",
+        "cleaning",
+        "recording what the VM has",
+    ];
+    assert_eq!(told(&going), detached);
+}

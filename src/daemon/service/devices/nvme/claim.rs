@@ -6,6 +6,7 @@ use super::host::is_the_one;
 use super::{DevicesError, HOST_TIMEOUT, NvmeDevices, controller_of, hostdev, on_host_within, on_own_thread, read};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::hostdev::nvme::NvmePlace;
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{LeaseEvent, LeaseState, NvmeDevice, NvmeHolder, NvmeLease, NvmePart, VmRecord};
 use crate::daemon::store::StoreError;
 use crate::model::{Bdf, Enforcement, NvmeDecision, NvmeOutcome, NvmeSpec, denier};
@@ -17,7 +18,11 @@ const MAX_ROUNDS: usize = 3;
 impl NvmeDevices {
     /// Gives every NVMe device of `vm` its namespace, unless it has one, and a controller for this run. On an error some
     /// may be `vm`'s already.
-    pub(in super::super) async fn claim(&self, vm: &VmRecord) -> Result<Vec<NvmeDevice>, DevicesError> {
+    pub(in super::super) async fn claim(
+        &self,
+        vm: &VmRecord,
+        operation: &Underway,
+    ) -> Result<Vec<NvmeDevice>, DevicesError> {
         let _provisioning = self.provisioning.read().await;
         let mut given = Vec::new();
         let has_function =
@@ -25,12 +30,12 @@ impl NvmeDevices {
         for nvme in vm.spec.nvmes().iter().filter(|nvme| !has_function(nvme)) {
             let data = match self.own(vm, nvme)? {
                 Some(lease) => lease,
-                None => self.choose(vm, nvme).await?,
+                None => self.choose(vm, nvme, operation).await?,
             };
-            let data = self.make_clean(data).await?;
+            let data = self.make_clean(data, operation).await?;
             given.push(match data.key.part {
-                NvmePart::Namespace(nsid) => self.connect(vm, nvme, &data, nsid).await?,
-                NvmePart::Whole => self.lend(vm, nvme, &data).await?,
+                NvmePart::Namespace(nsid) => self.connect(vm, nvme, (&data, nsid), operation).await?,
+                NvmePart::Whole => self.lend(vm, nvme, &data, operation).await?,
                 NvmePart::Secondary(_) => return Err(DevicesError("a secondary controller holds no data".into())),
             });
         }
@@ -73,8 +78,9 @@ impl NvmeDevices {
     }
 
     /// Asks policy, and records the claim.
-    async fn choose(&self, vm: &VmRecord, nvme: &NvmeSpec) -> Result<NvmeLease, DevicesError> {
+    async fn choose(&self, vm: &VmRecord, nvme: &NvmeSpec, operation: &Underway) -> Result<NvmeLease, DevicesError> {
         for _ in 0..MAX_ROUNDS {
+            operation.tell(Step::new("choosing a namespace or a controller"));
             let found = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&found, &self.store.snapshot().nvme_leases, vm, nvme)?;
             let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await;
@@ -129,14 +135,16 @@ impl NvmeDevices {
     }
 
     /// Erases what was only claimed, unless this very device came back clean from a VM before.
-    async fn make_clean(&self, lease: NvmeLease) -> Result<NvmeLease, DevicesError> {
+    async fn make_clean(&self, lease: NvmeLease, operation: &Underway) -> Result<NvmeLease, DevicesError> {
         if !matches!(lease.state, LeaseState::Claimed(_)) {
             return Ok(lease);
         }
         if lease.last_tenant.is_none() {
             let key = lease.key.clone();
             let patience = self.patience(&key).await.map_err(DevicesError)?;
-            on_own_thread(patience, move || super::host::erase_before_use(&key)).await.map_err(DevicesError)?;
+            let operation = operation.clone();
+            let erase = move || super::host::erase_before_use(&key, &operation);
+            on_own_thread(patience, erase).await.map_err(DevicesError)?;
         }
         let prepared = self.advance(&lease, LeaseEvent::Prepared).await.map_err(DevicesError)?;
         crash::reach(Point::DataPrepared);
@@ -148,10 +156,11 @@ impl NvmeDevices {
         &self,
         vm: &VmRecord,
         nvme: &NvmeSpec,
-        data: &NvmeLease,
-        nsid: u32,
+        (data, nsid): (&NvmeLease, u32),
+        operation: &Underway,
     ) -> Result<NvmeDevice, DevicesError> {
         for _ in 0..MAX_ROUNDS {
+            operation.tell(Step::new("choosing a controller for the namespace"));
             let found = read().await.map_err(DevicesError)?;
             let controller = controller_of(&found, &data.key).map_err(DevicesError)?;
             let (Ok(facts), Some(primary)) = (&controller.facts, &controller.device) else { continue };
@@ -176,7 +185,8 @@ impl NvmeDevices {
             let lease = lease_of(key, function.address, leases);
             let Some(lease) = self.take(&lease, vm, nvme).await? else { continue };
             let place = NvmePlace { primary: primary.clone(), controller: secondary.id, function: function.address };
-            let work = move || hostdev::nvme::connect(&place, nsid).map_err(|error| error.to_string());
+            let operation = operation.clone();
+            let work = move || hostdev::nvme::connect(&place, nsid, &operation).map_err(|error| error.to_string());
             on_host_within(HOST_TIMEOUT, work).await.map_err(DevicesError)?;
             self.advance(&lease, LeaseEvent::Prepared).await.map_err(DevicesError)?;
             crash::reach(Point::SecondaryPrepared);
@@ -186,14 +196,21 @@ impl NvmeDevices {
     }
 
     /// Gives a whole controller to vfio-pci.
-    async fn lend(&self, vm: &VmRecord, nvme: &NvmeSpec, data: &NvmeLease) -> Result<NvmeDevice, DevicesError> {
+    async fn lend(
+        &self,
+        vm: &VmRecord,
+        nvme: &NvmeSpec,
+        data: &NvmeLease,
+        operation: &Underway,
+    ) -> Result<NvmeDevice, DevicesError> {
         let found = read().await.map_err(DevicesError)?;
         let controller = data.key.controller;
         // In vfio-pci since an earlier run it says nothing of itself: its size is as it was.
         let facts = found.get(controller).and_then(|one| one.facts.as_ref().ok());
         let before = vm.nvmes.iter().find(|device| device.id == nvme.id).map_or(0, |device| device.size_bytes);
         let size_bytes = facts.map_or(before, |facts| facts.namespaces.iter().map(|one| one.size_bytes).sum());
-        let work = move || hostdev::nvme::lend_controller(controller).map_err(|error| error.to_string());
+        let operation = operation.clone();
+        let work = move || hostdev::nvme::lend_controller(controller, &operation).map_err(|error| error.to_string());
         on_host_within(HOST_TIMEOUT, work).await.map_err(DevicesError)?;
         Ok(device(nvme, data, None, controller, size_bytes))
     }

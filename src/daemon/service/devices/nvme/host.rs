@@ -35,20 +35,20 @@ impl NvmeView {
     }
 }
 
-/// Erases what nobody had before.
-pub(super) fn erase_before_use(key: &NvmeKey) -> Result<(), String> {
+/// Erases what nobody had before. `operation` is told how far it is; it is no erasing that could be called off: what a VM
+/// is given is clean, or nobody's.
+pub(super) fn erase_before_use(key: &NvmeKey, operation: &Underway) -> Result<(), String> {
     let found = NvmeControllers::read().map_err(|error| error.to_string())?;
     let controller = controller_of(&found, key)?;
     let device = controller.device.as_deref().unwrap_or_default();
-    // A VM's start is no erasing that could be called off: what it is given is clean, or nobody's.
-    let unseen = Underway::unseen();
+    let operation = &operation.for_telling();
     match key.part {
-        NvmePart::Namespace(nsid) => hostdev::nvme::clean_namespace(device, nsid, &unseen),
+        NvmePart::Namespace(nsid) => hostdev::nvme::clean_namespace(device, nsid, operation),
         NvmePart::Whole => {
             if let Some(reason) = unfit(&controller.function) {
                 return Err(format!("NVMe controller {} cannot be lent any more: {reason}", key.controller));
             }
-            hostdev::nvme::clean_controller(device, &unseen)
+            hostdev::nvme::clean_controller(device, operation)
         }
         NvmePart::Secondary(_) => return Ok(()),
     }
@@ -69,7 +69,7 @@ pub(super) fn clean(lease: &NvmeLease, own: &[u32], operation: &Underway) -> Res
         return Err(format!("NVMe controller {} has no driver of the host", key.controller));
     };
     match key.part {
-        NvmePart::Secondary(id) => clean_secondary(facts, device, id, lease.address, own).map(|()| None),
+        NvmePart::Secondary(id) => clean_secondary(facts, device, (id, lease.address), own, operation).map(|()| None),
         NvmePart::Namespace(nsid) => {
             let namespace = facts.namespaces.iter().find(|namespace| namespace.nsid == nsid);
             let Some(namespace) = namespace.filter(|one| !is_another(one, lease)) else {
@@ -97,13 +97,19 @@ fn is_another(namespace: &Namespace, lease: &NvmeLease) -> bool {
     namespace.unique_id.is_some() && !is_the_one(namespace, lease)
 }
 
-/// Detaches everything from a secondary controller and resets it. `address` is its function as it was lent.
-fn clean_secondary(facts: &NvmeFacts, device: &str, id: u16, address: Bdf, own: &[u32]) -> Result<(), String> {
+/// Detaches everything from a secondary controller and resets it: from that of this id, and this function as it was lent.
+fn clean_secondary(
+    facts: &NvmeFacts,
+    device: &str,
+    (id, address): (u16, Bdf),
+    own: &[u32],
+    operation: &Underway,
+) -> Result<(), String> {
     let secondary = facts.secondaries.iter().find(|secondary| secondary.id == id);
     let detached = match secondary.and_then(|secondary| secondary.function.as_ref()) {
         Some(function) if function.address == address => {
             let place = NvmePlace { primary: device.to_owned(), controller: id, function: address };
-            hostdev::nvme::disconnect(&place)
+            hostdev::nvme::disconnect(&place, operation)
         }
         // Its function is gone, or another: what a guest left in it went with it.
         _ => hostdev::nvme::detach_all_from(device, id),

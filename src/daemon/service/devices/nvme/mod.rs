@@ -113,12 +113,12 @@ impl NvmeDevices {
     }
 
     /// Takes back all that `uid` has for its device `id`: first the controller, then, in the background, the data.
-    pub(super) async fn give_back(self: &Arc<Self>, uid: VmId, id: &DeviceId) {
+    pub(super) async fn give_back(self: &Arc<Self>, uid: VmId, id: &DeviceId, operation: &Underway) {
         let (secondaries, data): (Vec<_>, Vec<_>) =
             self.held_for(uid, id).into_iter().partition(|lease| matches!(lease.key.part, NvmePart::Secondary(_)));
         for lease in secondaries {
             // What went wrong is in the log and in the lease.
-            let _ = self.clean(lease, &Underway::unseen()).await;
+            let _ = self.clean(lease, operation).await;
         }
         for lease in data {
             self.clean_later(lease).await;
