@@ -24,6 +24,7 @@ mod lists;
 mod matrix;
 mod operations;
 mod placement;
+mod plugin_inventory;
 mod plugin_kv;
 mod plugins_offline;
 mod policy;

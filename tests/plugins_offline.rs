@@ -166,6 +166,29 @@ fn a_plugin_that_remembers_has_its_memory_from_the_fixture() {
 }
 
 #[test]
+fn a_plugin_that_sees_what_the_tenant_has_sees_that_of_the_fixture() {
+    let desk = Desk::new();
+    let family = desk.plugin("family");
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/family/fixtures");
+    let seen = desk.ostler(&[&"test", &family, &fixtures]);
+    assert!(seen.code == Some(0) && seen.out.contains("3 passed, 0 failed"), "{}{}", seen.out, seen.error);
+    let ran = desk.ostler(&[&"run", &family, &"--fixture", &fixtures.join("full.json"), &"-o", &"json"]).json();
+    assert_eq!((&ran["inventory"]["revision"], &ran["inventory"]["rest"]), (&json!(12), &json!(0)));
+    assert_eq!(ran["inventory"]["vms"]["web-2"]["numa_node"], json!(0));
+    // What is misspelt is told, and not taken for nothing.
+    let mut odd: Value = serde_json::from_slice(&std::fs::read(fixtures.join("full.json")).unwrap()).unwrap();
+    odd["inventory"]["vms"]["web"]["state"] = json!("off");
+    let odd = desk.fixture("odd.json", &odd);
+    let seen = desk.ostler(&[&"run", &family, &"--fixture", &odd]);
+    assert!(seen.code == Some(2) && seen.error.contains("unknown variant `off`"), "{}", seen.error);
+    let seen = desk.ostler(&[&"inspect", &family]);
+    assert!(seen.code == Some(0) && seen.out.contains("inventory: what it must be granted"), "{}", seen.out);
+    let seen = desk.ostler(&[&"check", &family, &"--grant", &"kv"]);
+    assert!(seen.code == Some(2) && seen.error.contains("`--grant inventory`"), "{}", seen.error);
+    assert_eq!(desk.ostler(&[&"check", &family, &"--grant", &"inventory"]).code, Some(0));
+}
+
+#[test]
 fn what_is_no_fixture_or_does_not_fit_is_told() {
     let desk = Desk::new();
     let admission = desk.plugin("admission");

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Grant {
     /// It remembers: `wit/kv.wit`.
     Kv,
+    /// It sees what the tenant has: `wit/inventory.wit`.
+    Inventory,
 }
 
 /// A word that is no grant.
@@ -20,12 +22,13 @@ pub struct NoGrant(String);
 
 impl Grant {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Kv];
+    pub const ALL: [Self; 2] = [Self::Kv, Self::Inventory];
 
     /// As the interface is called.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kv => "kv",
+            Self::Inventory => "inventory",
         }
     }
 }
@@ -56,6 +59,6 @@ mod tests {
             assert_eq!(grant.to_string().parse(), Ok(grant));
         }
         let refused = "clock".parse::<Grant>().unwrap_err().to_string();
-        assert!(refused.contains("\"clock\"") && refused.contains("kv"), "{refused}");
+        assert!(refused.contains("\"clock\"") && refused.contains("kv, inventory"), "{refused}");
     }
 }

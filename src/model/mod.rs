@@ -15,6 +15,7 @@ mod exit;
 mod grant;
 mod id;
 mod image_path;
+mod inventory;
 mod jail;
 mod journal;
 mod kv;
@@ -45,6 +46,10 @@ pub use exit::{JAIL_FAILED, VmExit};
 pub use grant::{Grant, NoGrant};
 pub use id::{DeviceId, IdError, InstanceId, PluginId, RequestId, SignerName, TenantId, VmId, VmName};
 pub use image_path::ImagePath;
+pub use inventory::{
+    InventoryAmount, InventoryUsage, InventoryView, InventoryVm, MAX_INVENTORY_CALLS, MAX_INVENTORY_PAGE,
+    MAX_INVENTORY_VMS, VmStage,
+};
 pub use jail::{JailArgsError, JailFacts, locked_bytes};
 pub use journal::{
     Answer, Cell, CellMark, ChainEnd, ChainFault, ChainLink, ChainVerifier, CheckpointEntry, DecisionEntry, DecisionId,

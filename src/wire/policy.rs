@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Grant, KvView, KvWrites, PolicyFault};
+use crate::model::{Grant, InventoryView, KvView, KvWrites, PolicyFault, VmName};
 
 /// Settings of a plugin: key to text.
 pub type Settings = BTreeMap<String, String>;
 
 /// What the daemon wants of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one is made at a time, and not kept")]
 pub enum Request<'a> {
     /// Take the artefact that was sent beside the lane under this number. Answer: `Result<Loaded, Refusal>`.
     Load {
@@ -37,6 +38,8 @@ pub enum Request<'a> {
         settings: Cow<'a, Settings>,
         /// What it remembers of the tenant, if it may.
         kv: Option<Cow<'a, KvView>>,
+        /// What it sees of the tenant's inventory, if it may.
+        inventory: Option<Cow<'a, InventoryView>>,
         /// Which hook the question is of.
         hook: Cow<'a, str>,
     },
@@ -60,6 +63,8 @@ pub struct Spoken<T> {
     pub dropped: u64,
     /// What it did with what it remembers, if it was given that.
     pub kv: Option<KvSpoken>,
+    /// What it looked at of the inventory, if it was given that.
+    pub inventory: Option<InventorySpoken>,
 }
 
 /// What a plugin did with its store in one call.
@@ -69,6 +74,15 @@ pub struct KvSpoken {
     pub touched: Vec<String>,
     /// What it wants to be kept.
     pub wrote: KvWrites,
+}
+
+/// What a plugin looked at of the tenant's inventory in one call.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InventorySpoken {
+    /// VMs that it asked for by name, there or not.
+    pub looked: Vec<VmName>,
+    /// Whether it asked for others, too: all of them may count.
+    pub is_listed: bool,
 }
 
 /// A line of a plugin's log.

@@ -37,6 +37,17 @@ pub mod kv {
     });
 }
 
+/// What a plugin may import that sees what the tenant has.
+pub mod inventory {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "package ostler:sdk; world sdk-inventory { import ostler:policy/inventory@0.1.0; }",
+        world: "ostler:sdk/sdk-inventory",
+        additional_derives: [PartialEq],
+        generate_all,
+    });
+}
+
 /// The hook `admit`.
 pub mod admit {
     wit_bindgen::generate!({

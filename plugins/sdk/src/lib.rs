@@ -36,6 +36,7 @@ pub mod detach;
 mod export;
 #[doc(hidden)]
 pub mod host;
+pub mod inventory;
 pub mod kv;
 pub mod log;
 #[cfg(not(target_arch = "wasm32"))]

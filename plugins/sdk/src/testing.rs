@@ -11,11 +11,13 @@ use std::collections::BTreeMap;
 use crate::admit::AdmitRequest;
 use crate::attach::{AttachRequest, Device};
 use crate::detach::DetachRequest;
+use crate::inventory::{Machine, State};
 use crate::place::{self, NodeTable, Pages, PlaceRequest};
 use crate::select_nvme::{self, Controller, NvmeTable, NvmeWish, SelectNvmeRequest};
 use crate::select_vf::{self, Pf, SelectVfRequest, VfTable, VfWish};
 use crate::{Invalid, Policy, Usage, Vm};
 
+pub use crate::inventory::import::has;
 pub use crate::memory::{remember, remembered};
 
 /// The policy with these settings, or everything that is wrong with them.
@@ -26,6 +28,12 @@ pub fn read<P: Policy>(settings: impl IntoIterator<Item = (&'static str, &'stati
 /// A VM of one vCPU and 256 MiB, without devices.
 pub fn vm(name: &str) -> Vm {
     Vm { name: name.into(), vcpus: 1, memory_mib: 256, disks: 0, nics: 0 }
+}
+
+/// A VM of one vCPU and 256 MiB, without devices, as an inventory shows it.
+pub fn machine(name: &str, state: State) -> Machine {
+    let (vcpus, memory_mib) = (1, 256);
+    Machine { name: name.into(), state, vcpus, memory_mib, numa_node: None, disks: 0, nics: 0, vfs: 0, nvmes: 0 }
 }
 
 /// The tenant `acme` registers its first VM, `web`.

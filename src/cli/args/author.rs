@@ -78,7 +78,7 @@ pub(crate) struct PluginCheckArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
-    /// What it may have beyond settings and log: kv (may be repeated)
+    /// What it may have beyond settings and log: kv, inventory (may be repeated)
     #[arg(long = "grant", value_name = "IMPORT")]
     pub(crate) grants: Vec<Grant>,
 }

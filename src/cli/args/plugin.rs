@@ -183,7 +183,7 @@ pub(crate) struct PluginBindingArgs {
     /// A setting that the plugin understands: max-vcpus=4 (may be repeated)
     #[arg(long = "setting", value_name = "KEY=VALUE", value_parser = units::parse_setting)]
     pub(crate) settings: Vec<(String, String)>,
-    /// What it may have beyond settings and log: kv, to remember (may be repeated)
+    /// What it may have beyond settings and log: kv, to remember; inventory, to see the tenant's VMs (may be repeated)
     #[arg(long = "grant", value_name = "IMPORT")]
     pub(crate) grants: Vec<Grant>,
     /// As a shadow: it is asked what the chain is asked, and decides nothing

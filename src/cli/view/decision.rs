@@ -59,6 +59,8 @@ struct LinkView {
     /// What it remembered, and what it wrote; null if it remembers nothing.
     kv_read: serde_json::Value,
     kv_wrote: serde_json::Value,
+    /// What it looked at of what the tenant has; null if it sees nothing of it.
+    inventory: serde_json::Value,
 }
 
 /// A decision as a table.
@@ -151,6 +153,7 @@ impl From<v1::DecisionLink> for LinkView {
             took_ns: nanos(link.took),
             kv_read: json(&link.kv_read),
             kv_wrote: json(&link.kv_wrote),
+            inventory: json(&link.inventory),
         }
     }
 }
@@ -242,7 +245,21 @@ impl LinkView {
         } else {
             format!("; read {}, wrote {}", self.kv_read, self.kv_wrote)
         };
-        format!("{who} {}{detail}, {} fuel in {took}{kv}", self.verdict, self.fuel)
+        format!("{who} {}{detail}, {} fuel in {took}{kv}{}", self.verdict, self.fuel, self.saw())
+    }
+}
+
+impl LinkView {
+    /// How much it looked at of what the tenant has: all of it may be long.
+    fn saw(&self) -> String {
+        if self.inventory.is_null() {
+            return String::new();
+        }
+        let vms = self.inventory["vms"].as_object().map_or(0, serde_json::Map::len);
+        format!(
+            "; looked at {vms} VMs, and not at {}, of revision {}",
+            self.inventory["rest"], self.inventory["revision"]
+        )
     }
 }
 

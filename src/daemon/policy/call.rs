@@ -9,8 +9,8 @@ use std::sync::Arc;
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
-use crate::model::{KvView, PolicyFault};
-use crate::wire::policy::{KvSpoken, Spoken};
+use crate::model::{InventoryView, KvView, PolicyFault};
+use crate::wire::policy::{InventorySpoken, KvSpoken, Spoken};
 
 use super::engine::Sandbox;
 use super::imports::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
@@ -18,7 +18,7 @@ use super::imports::bindings::exports::ostler::policy::{
     admit_hook, attach_hook, detach_hook, place_hook, select_nvme_hook, select_vf_hook,
 };
 use super::imports::bindings::ostler::policy::types;
-use super::imports::{Call, Memory, NoMemory, Notes, TooManyHostCalls};
+use super::imports::{Call, Memory, NoMemory, NoSight, Notes, Sight, TooManyHostCalls};
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
 use super::plugin::Settings;
 use super::text::to_line;
@@ -45,28 +45,29 @@ pub(super) struct Site<'a> {
     fuel: Cell<u64>,
     /// What they have left for the log.
     notes: RefCell<Notes>,
-    /// What the plugin remembers, for its one call that decides.
-    kv: RefCell<Option<KvView>>,
-    /// What that did with it.
-    kv_spoken: RefCell<Option<KvSpoken>>,
+    /// What the plugin remembers and sees of the inventory, for its one call that decides.
+    views: RefCell<(Option<KvView>, Option<InventoryView>)>,
+    /// What that did with them.
+    spoken: RefCell<(Option<KvSpoken>, Option<InventorySpoken>)>,
 }
 
 impl<'a> Site<'a> {
     pub(super) fn new(sandbox: &'a Sandbox, code: &'a Code, settings: &'a Settings) -> Self {
         let (fuel, notes) = (Cell::default(), RefCell::default());
-        Self { sandbox, code, settings, fuel, notes, kv: RefCell::default(), kv_spoken: RefCell::default() }
+        Self { sandbox, code, settings, fuel, notes, views: RefCell::default(), spoken: RefCell::default() }
     }
 
-    /// The same with what the plugin remembers.
-    pub(super) fn remembering(self, kv: Option<KvView>) -> Self {
-        self.kv.replace(kv);
+    /// The same with what the plugin remembers, and sees of the inventory.
+    pub(super) fn seeing(self, kv: Option<KvView>, inventory: Option<InventoryView>) -> Self {
+        self.views.replace((kv, inventory));
         self
     }
 
     /// What was said here, with what the calls cost and left behind.
     pub(super) fn spoken<T>(self, said: Result<T, PolicyFault>) -> Spoken<T> {
         let Notes { lines, dropped } = self.notes.into_inner();
-        Spoken { said, fuel: self.fuel.get(), notes: lines, dropped, kv: self.kv_spoken.into_inner() }
+        let (kv, inventory) = self.spoken.into_inner();
+        Spoken { said, fuel: self.fuel.get(), notes: lines, dropped, kv, inventory }
     }
 
     /// What the plugin says about itself, unchecked.
@@ -87,8 +88,9 @@ impl<'a> Site<'a> {
         f: impl FnOnce(&Code, &mut Store<Call>, &Instance) -> wasmtime::Result<T>,
     ) -> Result<T, PolicyFault> {
         let limits = self.sandbox.limits();
-        let memory = self.kv.take().map(Memory::new);
-        let call = Call::new(Arc::clone(self.settings), limits.memory_bytes).remembering(memory);
+        let (kv, inventory) = self.views.take();
+        let call = Call::new(Arc::clone(self.settings), limits.memory_bytes);
+        let call = call.seeing(kv.map(Memory::new), inventory.map(Sight::new));
         let (mut store, _running) = self
             .sandbox
             .store(call)
@@ -98,9 +100,10 @@ impl<'a> Site<'a> {
         let spent = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         self.fuel.set(self.fuel.get().saturating_add(spent));
         let answer = answer.map_err(|error| fault(&error, store.data(), limits));
-        let Call { notes, memory, .. } = store.into_data();
+        let Call { notes, memory, sight, .. } = store.into_data();
         self.notes.replace(notes);
-        self.kv_spoken.replace(memory.map(|memory| memory.into_spoken(answer.is_err())));
+        let kv = memory.map(|memory| memory.into_spoken(answer.is_err()));
+        self.spoken.replace((kv, sight.map(Sight::into_spoken)));
         answer
     }
 }
@@ -114,6 +117,11 @@ fn fault(error: &wasmtime::Error, call: &Call, limits: &Limits) -> PolicyFault {
         Some(unknown @ NoMemory::Unknown(_)) => {
             return PolicyFault::Unavailable(to_line(&unknown.to_string(), MAX_MESSAGE_BYTES));
         }
+        Some(none) => return PolicyFault::Trap(none.to_string()),
+        None => {}
+    }
+    match error.downcast_ref::<NoSight>() {
+        Some(hidden @ NoSight::NotShown(_)) => return PolicyFault::Unavailable(hidden.to_string()),
         Some(none) => return PolicyFault::Trap(none.to_string()),
         None => {}
     }

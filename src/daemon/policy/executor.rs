@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::model::{KvUse, KvView, Opinion, PolicyFault};
+use crate::model::{Opinion, PolicyFault};
+use crate::wire::policy::Spoken;
 
 use super::breaker::{Breakers, Key};
 use super::hook::{self, Question};
 use super::keeper::Keeper;
-use super::kv::{self, Views};
 use super::notes;
 use super::plugin::Bound;
 use super::queue::Queue;
+use super::view::{self, Seen, View, Views};
 
 /// Decisions that wait.
 pub(super) type Jobs = Queue<Job>;
@@ -45,17 +46,17 @@ pub(super) enum Part {
     Shadows,
 }
 
-/// An opinion, and what whoever has it did with what it remembers, if it does.
+/// An opinion, and what whoever has it did with what it may see.
 pub(super) struct Voice<V> {
     pub(super) opinion: Opinion<V>,
-    pub(super) kv: Option<KvUse>,
+    pub(super) seen: Seen,
 }
 
 /// Where the voices of a decision arrive, in the order asked.
 pub(super) type Voices<V> = oneshot::Receiver<Vec<Voice<V>>>;
 
 impl Job {
-    /// Asks `chain`, who remember `views`, about `question`. Nothing is asked once nobody waits any more; what was `asked`
+    /// Asks `chain`, who see `views`, about `question`. Nothing is asked once nobody waits any more; what was `asked`
     /// longer ago than the host's patience is denied.
     pub(super) fn new<Q: Question>(
         chain: Arc<[Bound]>,
@@ -96,7 +97,7 @@ impl Asker {
     fn ask_all<Q: Question>(
         &self,
         chain: &[Bound],
-        views: &[Option<KvView>],
+        views: &Views,
         question: &Q,
         asked: Instant,
     ) -> Vec<Voice<Q::Verdict>> {
@@ -104,7 +105,7 @@ impl Asker {
         let mut voices = Vec::with_capacity(chain.len());
         for (at, bound) in chain.iter().enumerate() {
             let started = Instant::now();
-            let view = views.get(at).and_then(Option::as_ref);
+            let view = views.of(at, bound);
             let key = || Key {
                 plugin: bound.name.clone(),
                 scope: bound.scope.clone(),
@@ -112,7 +113,7 @@ impl Asker {
                 hook: Q::HOOK,
                 tenant: question.tenant().clone(),
             };
-            let (verdict, fuel, kv) = if started.duration_since(asked) > patience {
+            let (verdict, fuel, seen) = if started.duration_since(asked) > patience {
                 silent(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}")))
             } else if let Err(open) = self.breakers.check(&key(), started) {
                 silent(open)
@@ -126,7 +127,7 @@ impl Asker {
             };
             let opinion = opinion(bound, verdict, fuel, started.elapsed());
             let is_last = self.part == Part::Chain && hook::decides::<Q>(&opinion);
-            voices.push(Voice { opinion, kv });
+            voices.push(Voice { opinion, seen });
             if is_last {
                 break;
             }
@@ -134,8 +135,8 @@ impl Asker {
         voices
     }
 
-    /// The answer, what it cost and what was remembered; `None` while there is no policy host.
-    fn ask<Q: Question>(&self, bound: &Bound, view: Option<&KvView>, question: &Q) -> Option<Answered<Q::Verdict>> {
+    /// The answer, what it cost and what was seen; `None` while there is no policy host.
+    fn ask<Q: Question>(&self, bound: &Bound, view: View<'_>, question: &Q) -> Option<Answered<Q::Verdict>> {
         let (compiled, settings) = match bound.plugin.code() {
             Ok(code) => code,
             Err(cause) => return Some(silent(PolicyFault::Unavailable(cause.to_owned()))),
@@ -146,23 +147,23 @@ impl Asker {
             Part::Shadows => session.rehearse(compiled, settings, view, question),
         };
         Some(match spoken {
-            Ok(spoken) => {
-                notes::write(&bound.name, spoken.notes, spoken.dropped);
-                let said = hook::checked(question, spoken.said, &bound.scope);
-                let (said, kv) = kv::heard(view, said, spoken.kv);
-                (said, spoken.fuel, kv)
+            Ok(Spoken { said, fuel, notes, dropped, kv, inventory }) => {
+                notes::write(&bound.name, notes, dropped);
+                let said = hook::checked(question, said, &bound.scope);
+                let (said, seen) = view::heard(view, said, (kv, inventory));
+                (said, fuel, seen)
             }
             Err(fault) => silent(fault),
         })
     }
 }
 
-/// An answer, its cost, and what was done with a store.
-type Answered<V> = (Result<V, PolicyFault>, u64, Option<KvUse>);
+/// An answer, its cost, and what was done with what was seen.
+type Answered<V> = (Result<V, PolicyFault>, u64, Seen);
 
 /// Of somebody who was not asked, or not heard.
 fn silent<V>(fault: PolicyFault) -> Answered<V> {
-    (Err(fault), 0, None)
+    (Err(fault), 0, Seen::default())
 }
 
 /// `verdict` as the opinion of `bound`.

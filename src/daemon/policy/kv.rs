@@ -26,6 +26,7 @@ use crate::wire::policy::KvSpoken;
 
 use super::limits::Limits;
 use super::plugin::Bound;
+use super::view::Seen;
 
 /// Where stores are kept.
 pub trait KvShelf: fmt::Debug + Send + Sync {
@@ -47,7 +48,7 @@ pub struct Remembered {
 }
 
 /// What each of a chain may read; empty if nobody remembers.
-pub(super) type Views = Arc<[Option<KvView>]>;
+pub(super) type Stores = Arc<[Option<KvView>]>;
 
 /// Stores and turns.
 pub(super) struct Memories {
@@ -89,9 +90,9 @@ impl Memories {
     }
 
     /// What each of the chain may read now.
-    pub(super) fn views(&self, chain: &[Bound], tenant: &TenantId) -> Views {
+    pub(super) fn stores(&self, chain: &[Bound], tenant: &TenantId) -> Stores {
         if !chain.iter().any(remembers) {
-            return Views::default();
+            return Stores::default();
         }
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let view = |bound: &Bound| match &self.shelf {
@@ -139,15 +140,10 @@ pub(super) fn heard<V>(
 }
 
 /// What is to be kept of what those who decided wrote.
-pub(super) fn changes<V>(
-    chain: &[Bound],
-    tenant: &TenantId,
-    opinions: &[Opinion<V>],
-    uses: &[Option<KvUse>],
-) -> Vec<KvChange> {
-    let asked = chain.iter().zip(opinions).zip(uses);
-    let wrote = asked.filter_map(|((bound, opinion), kv)| {
-        let KvUse { read, wrote } = kv.as_ref().filter(|_| opinion.verdict.is_ok())?;
+pub(super) fn changes<V>(chain: &[Bound], tenant: &TenantId, opinions: &[Opinion<V>], seen: &[Seen]) -> Vec<KvChange> {
+    let asked = chain.iter().zip(opinions).zip(seen);
+    let wrote = asked.filter_map(|((bound, opinion), seen)| {
+        let KvUse { read, wrote } = seen.kv.as_ref().filter(|_| opinion.verdict.is_ok())?;
         let change = KvChange { place: place(bound, tenant), moment_s: read.moment_s, wrote: wrote.clone() };
         (!wrote.is_empty()).then_some(change)
     });

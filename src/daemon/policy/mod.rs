@@ -41,6 +41,7 @@ mod serve;
 mod session;
 mod shadow;
 mod text;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -51,9 +52,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, Decision, DetachRequest, Grant, NvmeDecision, Opinion, Outcome, PlaceDecision,
-    PlaceRequest, PluginDigest, PluginMode, PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId,
-    VfDecision,
+    AdmitRequest, AttachRequest, Decision, DetachRequest, Grant, InventoryView, NvmeDecision, Opinion, Outcome,
+    PlaceDecision, PlaceRequest, PluginDigest, PluginMode, PolicyFault, PolicyScope, SelectNvmeRequest,
+    SelectVfRequest, TenantId, VfDecision,
 };
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Refusal};
@@ -64,9 +65,10 @@ use compiler::Compiler;
 use executor::{Asker, Job, Jobs, Part, Voice};
 use hook::Question;
 use keeper::Keeper;
-use kv::{Memories, Views};
+use kv::Memories;
 use plugin::{Compiled, Kept, Released};
 use queue::Full;
+use view::{Seen, Views, sees};
 
 pub use breaker::BreakerState;
 pub use compiler::{ArtefactFiles, CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
@@ -81,6 +83,7 @@ pub use rehearsal::{NotAsked, Rehearsal};
 pub use replay::{Change, Replayed, Replayer};
 pub use serve::{GROUP as HOST_GROUP, ROLE as HOST_ROLE, run as serve_host};
 pub use shadow::Shadows;
+pub use view::InventorySource;
 
 /// What the host is started with.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +96,8 @@ pub struct PolicyConfig {
     pub host: Option<HostProgram>,
     /// Where what plugins remember is kept; `None`: nowhere.
     pub shelf: Option<Arc<dyn KvShelf>>,
+    /// Where it is known what tenants have; `None`: they have nothing.
+    pub inventory: Option<Arc<dyn InventorySource>>,
 }
 
 impl PolicyConfig {
@@ -102,7 +107,7 @@ impl PolicyConfig {
         let program = program.to_owned();
         let compiler = CompilerConfig { program: program.clone(), files: None, is_lenient: true };
         let host = HostProgram { program, user: compiler::NOBODY, is_lenient: true, cgroup: None };
-        Self { limits: Limits::default(), compiler: Some(compiler), host: Some(host), shelf: None }
+        Self { limits: Limits::default(), compiler: Some(compiler), host: Some(host), shelf: None, inventory: None }
     }
 }
 
@@ -154,6 +159,7 @@ struct Inner {
     compilers: Arc<Semaphore>,
     compiler: Arc<Compiler>,
     memories: Memories,
+    inventory: Option<Arc<dyn InventorySource>>,
     released: Arc<Released>,
     /// Rank: leaf. Guards the components in use, by content: the same one is compiled once.
     compiled: Mutex<HashMap<PluginDigest, Weak<Compiled>>>,
@@ -188,6 +194,7 @@ impl PolicyHost {
             compilers,
             compiler,
             memories,
+            inventory: config.inventory,
             released,
             compiled,
         })))
@@ -315,9 +322,13 @@ impl PolicyHost {
     ) -> Unrecorded<D> {
         let started = Instant::now();
         let ((chain, shadows), question) = (hook::asked::<Q>(chain), Arc::new(question));
-        let (turn, voices) = match self.0.memories.turn_for(&chain, question.tenant()).await {
+        let tenant = question.tenant();
+        let turn = self.0.memories.turn_for(&chain, tenant).await;
+        let is_seen = chain.iter().chain(shadows.iter().map(|(_, shadow)| shadow)).any(sees);
+        let inventory = is_seen.then(|| self.0.inventory_of(tenant));
+        let (turn, voices) = match turn {
             Ok(turn) => {
-                let views = self.0.memories.views(&chain, question.tenant());
+                let views = Views { kv: self.0.memories.stores(&chain, tenant), inventory: inventory.clone() };
                 (turn, self.voices(&self.0.queue, &chain, views, &question, started).await)
             }
             Err(cause) => (None, Err(cause)),
@@ -325,16 +336,18 @@ impl PolicyHost {
         let voices = match (voices, chain.first()) {
             (Ok(voices), _) => voices,
             (Err(cause), Some(first)) => {
-                vec![Voice { opinion: executor::opinion(first, Err(cause), 0, started.elapsed()), kv: None }]
+                let opinion = executor::opinion(first, Err(cause), 0, started.elapsed());
+                vec![Voice { opinion, seen: Seen::default() }]
             }
             (Err(_), None) => unreachable!("nobody was asked, and nothing failed"),
         };
-        let (opinions, uses): (Vec<_>, Vec<_>) = voices.into_iter().map(|Voice { opinion, kv }| (opinion, kv)).unzip();
+        let (opinions, seen): (Vec<_>, Vec<_>) =
+            voices.into_iter().map(|Voice { opinion, seen }| (opinion, seen)).unzip();
         let (outcome, took) = (question.combine(&opinions), started.elapsed());
-        let entry = record::entry(&*question, &chain, &opinions, &uses, &outcome, took);
+        let entry = record::entry(&*question, &chain, &opinions, &seen, &outcome, took);
         let tenant = question.tenant().clone();
-        let remembered = Remembered { changes: kv::changes(&chain, &tenant, &opinions, &uses), turn };
-        let shadows = Shadows::new(self, question, shadows, &opinions, &entry);
+        let remembered = Remembered { changes: kv::changes(&chain, &tenant, &opinions, &seen), turn };
+        let shadows = Shadows::new(self, question, shadows, inventory, &opinions, &entry);
         Unrecorded { tenant, entry, remembered, decision: decision(outcome, opinions, took), shadows }
     }
 
@@ -343,7 +356,7 @@ impl PolicyHost {
         self.0.memories.turn(tenant).await
     }
 
-    /// What `chain`, who remember `views`, say when the executor of `queue` asks them, or why nobody is asked.
+    /// What `chain`, who see `views`, say when the executor of `queue` asks them, or why nobody is asked.
     async fn voices<Q: Question>(
         &self,
         queue: &Jobs,
@@ -383,6 +396,11 @@ impl Drop for Inner {
 }
 
 impl Inner {
+    /// What `tenant` has now.
+    fn inventory_of(&self, tenant: &TenantId) -> Arc<InventoryView> {
+        Arc::new(self.inventory.as_ref().map(|inventory| inventory.of(tenant)).unwrap_or_default())
+    }
+
     /// The component, compiled now or before.
     fn compile(&self, bytes: &[u8]) -> Result<Arc<Compiled>, LoadError> {
         let digest = load::digest(bytes);

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, Json, KvUse, Opinion, Said, TenantId};
+use crate::model::{Answer, ChainLink, DecisionEntry, DecisionId, Json, Opinion, Said, TenantId};
 
 use super::hook::Question;
 use super::kv::Remembered;
 use super::plugin::Bound;
 use super::shadow::Shadows;
+use super::view::Seen;
 
 /// A decision that was made and is not on record yet. To see it, record it: nobody acts on what could be forgotten.
 #[derive(Debug)]
@@ -48,12 +49,12 @@ impl<D> Unrecorded<D> {
     }
 }
 
-/// The entry of a decision: what `chain` was asked, said and remembers, and the `outcome`.
+/// The entry of a decision: what `chain` was asked, has `seen` and said, and the `outcome`.
 pub(super) fn entry<Q: Question>(
     question: &Q,
     chain: &[Bound],
     opinions: &[Opinion<Q::Verdict>],
-    uses: &[Option<KvUse>],
+    seen: &[Seen],
     outcome: &Q::Outcome,
     took: Duration,
 ) -> DecisionEntry {
@@ -62,7 +63,7 @@ pub(super) fn entry<Q: Question>(
         subject: question.subject(),
         question: json(question),
         chain: chain.iter().map(link).collect(),
-        answers: opinions.iter().zip(uses).map(|(opinion, kv)| answer(opinion, kv.clone())).collect(),
+        answers: opinions.iter().zip(seen).map(|(opinion, seen)| answer(opinion, seen.clone())).collect(),
         outcome: json(outcome),
         took_ns: to_ns(took),
     }
@@ -77,12 +78,12 @@ pub(super) fn link(bound: &Bound) -> ChainLink {
     }
 }
 
-pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>, kv: Option<KvUse>) -> Answer {
+pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>, Seen { kv, inventory }: Seen) -> Answer {
     let said = match &opinion.verdict {
         Ok(verdict) => Said::Verdict(json(verdict)),
         Err(fault) => Said::Fault(fault.clone()),
     };
-    Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took), kv }
+    Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took), kv, inventory }
 }
 
 /// A value of `model` as JSON. Those types are plain: names as keys, integers, texts.

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::model::{DecisionEntry, Grant, KvStore, KvUse, KvView, PluginMode, PolicyFault, PolicyScope};
-use crate::wire::policy::Note;
+use crate::model::{DecisionEntry, Grant, InventoryView, KvStore, KvView, PluginMode, PolicyFault, PolicyScope};
+use crate::wire::policy::{Note, Spoken};
 
 use super::hook::{self, AtHook, Question};
 use super::plugin::{Bound, Compiled, LoadedPlugin, Settings};
 use super::prepare::HOOKS;
-use super::{PolicyHost, executor, kv, notes, record};
+use super::view::{self, Seen, View};
+use super::{PolicyHost, executor, notes, record};
 
 /// What came of a question to one plugin.
 #[derive(Debug, Clone)]
@@ -51,8 +52,8 @@ pub enum NotAsked {
 }
 
 impl PolicyHost {
-    /// Asks `plugin` alone, as if bound in `scope` under its own name, with this in its store (`None`: nothing). Blocks for
-    /// as long as the plugin takes, which the limits bound.
+    /// Asks `plugin` alone, as if bound in `scope` under its own name, with this in its store and as its tenant's inventory
+    /// (`None`: nothing). Blocks for as long as the plugin takes, which the limits bound.
     pub fn rehearse(
         &self,
         plugin: &LoadedPlugin,
@@ -60,8 +61,9 @@ impl PolicyHost {
         hook: &str,
         question: &Value,
         kv: Option<&KvView>,
+        inventory: Option<&InventoryView>,
     ) -> Result<Rehearsal, NotAsked> {
-        let asked = hook::at_hook(hook, Rehearse { host: self, plugin, scope, question, kv });
+        let asked = hook::at_hook(hook, Rehearse { host: self, plugin, scope, question, view: View { kv, inventory } });
         asked.ok_or_else(|| NotAsked::UnknownHook(hook.to_owned()))?
     }
 }
@@ -71,14 +73,14 @@ struct Rehearse<'a> {
     plugin: &'a LoadedPlugin,
     scope: &'a PolicyScope,
     question: &'a Value,
-    kv: Option<&'a KvView>,
+    view: View<'a>,
 }
 
 impl AtHook for Rehearse<'_> {
     type Out = Result<Rehearsal, NotAsked>;
 
     fn at<Q: Question>(self) -> Self::Out {
-        let Self { host, plugin, scope, question, kv } = self;
+        let Self { host, plugin, scope, question, view } = self;
         let hook = Q::HOOK.to_owned();
         let (compiled, settings) = match plugin.code() {
             Ok(code) if plugin.serves(Q::HOOK) => code,
@@ -86,15 +88,22 @@ impl AtHook for Rehearse<'_> {
         };
         let question =
             Q::deserialize(question).map_err(|error| NotAsked::NoQuestion { hook, reason: error.to_string() })?;
-        let empty = KvStore::default().view(0);
-        let view = plugin.wants().contains(&Grant::Kv).then(|| kv.unwrap_or(&empty));
+        let (empty, none) = (KvStore::default().view(0), InventoryView::default());
+        let wants = |grant| plugin.wants().contains(&grant);
+        let kv = wants(Grant::Kv).then(|| view.kv.unwrap_or(&empty));
+        let inventory = wants(Grant::Inventory).then(|| view.inventory.unwrap_or(&none));
+        let view = View { kv, inventory };
         let heard = hear(host, (compiled, settings, scope), view, &question);
-        let Heard { verdict, fuel, took, kv, notes, dropped } = heard;
+        let Heard { verdict, fuel, took, seen, notes, dropped } = heard;
         let (name, plugin) = (plugin.name().to_owned(), plugin.clone());
         let bound = Bound { name, scope: scope.clone(), plugin, mode: PluginMode::Enforced };
         let opinions = [executor::opinion(&bound, verdict, fuel, took)];
         let outcome = question.combine(&opinions);
-        Ok(Rehearsal { decision: record::entry(&question, &[bound], &opinions, &[kv], &outcome, took), notes, dropped })
+        Ok(Rehearsal {
+            decision: record::entry(&question, &[bound], &opinions, &[seen], &outcome, took),
+            notes,
+            dropped,
+        })
     }
 }
 
@@ -103,27 +112,29 @@ pub(super) struct Heard<V> {
     pub verdict: Result<V, PolicyFault>,
     pub fuel: u64,
     pub took: Duration,
-    pub kv: Option<KvUse>,
+    pub seen: Seen,
     pub notes: Vec<Note>,
     pub dropped: u64,
 }
 
-/// Asks a plugin, which is bound so, beside decisions; `view`: what it remembers, if it does.
+/// Asks a plugin, which is bound so, beside decisions; `view`: what it may see.
 pub(super) fn hear<Q: Question>(
     host: &PolicyHost,
     (compiled, settings, scope): (&Compiled, &Settings, &PolicyScope),
-    view: Option<&KvView>,
+    view: View<'_>,
     question: &Q,
 ) -> Heard<Q::Verdict> {
     let started = Instant::now();
     let spoken = host.0.keeper.in_background(|session| session.rehearse(compiled, settings, view, question));
     let took = started.elapsed();
     match spoken {
-        Ok(spoken) => {
-            let (notes, dropped) = notes::bounded(spoken.notes, spoken.dropped);
-            let (verdict, kv) = kv::heard(view, hook::checked(question, spoken.said, scope), spoken.kv);
-            Heard { verdict, fuel: spoken.fuel, took, kv, notes, dropped }
+        Ok(Spoken { said, fuel, notes, dropped, kv, inventory }) => {
+            let (notes, dropped) = notes::bounded(notes, dropped);
+            let (verdict, seen) = view::heard(view, hook::checked(question, said, scope), (kv, inventory));
+            Heard { verdict, fuel, took, seen, notes, dropped }
         }
-        Err(fault) => Heard { verdict: Err(fault), fuel: 0, took, kv: None, notes: Vec::new(), dropped: 0 },
+        Err(fault) => {
+            Heard { verdict: Err(fault), fuel: 0, took, seen: Seen::default(), notes: Vec::new(), dropped: 0 }
+        }
     }
 }

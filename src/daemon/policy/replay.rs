@@ -1,21 +1,22 @@
 //! Asks a plugin again what was asked before, off the request path. Key type: [`Replayer`].
 //!
 //! The same sandbox and limits as for decisions, on a lane and a thread of its own: nothing waits for it. What a plugin answers
-//! depends on its content, its settings, the question and what it remembers, and on nothing else; all of it is on record, so
-//! the same content must answer the same, write the same, and for the same fuel. Nothing that it writes is kept.
+//! depends on its content, its settings, the question, what it remembers, what it sees of the tenant's inventory, and on
+//! nothing else; all of it is on record, so the same content must answer the same, write the same, and for the same fuel.
+//! Nothing that it writes is kept.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::{
-    Answer, ChainLink, DecisionEntry, Grant, Json, KvUse, KvView, KvWrites, PluginDigest, PolicyFault, PolicyScope,
-    Said, ShadowAnswer,
+    Answer, ChainLink, DecisionEntry, Json, KvUse, KvWrites, PluginDigest, PolicyFault, PolicyScope, Said, ShadowAnswer,
 };
 
 use super::PolicyHost;
 use super::hook::{self, AtHook, Question};
 use super::plugin::{LoadedPlugin, Settings};
 use super::record::json;
+use super::view::{Seen, View};
 use super::{notes, rehearsal};
 
 /// Puts one plugin into the place that a binding had in recorded decisions.
@@ -110,10 +111,11 @@ impl Replayer {
             self.recorded = Arc::new(link.settings.clone());
         }
         let settings = self.settings.as_ref().unwrap_or(&self.recorded);
-        let view = before.kv.as_ref().map(|kv| &kv.read).filter(|_| plugin.wants().contains(&Grant::Kv));
-        if view.is_none() && plugin.wants().contains(&Grant::Kv) {
+        let of_record = View { kv: before.kv.as_ref().map(|kv| &kv.read), inventory: before.inventory.as_ref() };
+        if !of_record.is_enough(plugin.wants()) {
             return None;
         }
+        let view = of_record.only(plugin.wants());
         // `None` also if this host does not know the hook, or not this form of its question.
         let question = &entry.question;
         let after = hook::at_hook(&entry.hook, Again { replayer: self, plugin, question, settings, view })??;
@@ -132,7 +134,7 @@ struct Again<'a> {
     plugin: &'a LoadedPlugin,
     question: &'a Json,
     settings: &'a Settings,
-    view: Option<&'a KvView>,
+    view: View<'a>,
 }
 
 impl AtHook for Again<'_> {
@@ -145,7 +147,8 @@ impl AtHook for Again<'_> {
         let heard = rehearsal::hear(host, (compiled, self.settings, scope), self.view, &question);
         notes::write(name, heard.notes, heard.dropped);
         let said = heard.verdict.map_or_else(Said::Fault, |verdict| Said::Verdict(json(&verdict)));
-        Some(Answer { said, fuel: heard.fuel, took_ns: 0, kv: heard.kv })
+        let Seen { kv, inventory } = heard.seen;
+        Some(Answer { said, fuel: heard.fuel, took_ns: 0, kv, inventory })
     }
 }
 
@@ -158,7 +161,8 @@ fn is_of_the_moment(said: &Said) -> bool {
 fn compare(before: &Answer, after: &Answer, is_same_plugin: bool) -> Change {
     let is_equal = before.said == after.said && wrote(before) == wrote(after);
     if is_same_plugin {
-        let is_identical = is_equal && before.fuel == after.fuel && before.kv == after.kv;
+        let has_seen_the_same = before.kv == after.kv && before.inventory == after.inventory;
+        let is_identical = is_equal && before.fuel == after.fuel && has_seen_the_same;
         return if is_identical { Change::Same } else { Change::NotDeterministic };
     }
     match (is_equal, is_denial(&before.said), is_denial(&after.said)) {
@@ -184,6 +188,7 @@ fn is_denial(said: &Said) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::InventoryView;
     use serde_json::json;
 
     #[test]
@@ -195,6 +200,7 @@ mod tests {
             fuel,
             took_ns: 1,
             kv: None,
+            inventory: None,
         };
         let before = answer(&allow, 10);
         assert_eq!(compare(&before, &answer(&allow, 11), false), Change::Same);
@@ -212,5 +218,11 @@ mod tests {
             (Change::Differs, Change::NotDeterministic)
         );
         assert_eq!((compare(&one, &before, false), compare(&one, &one, true)), (Change::Differs, Change::Same));
+        let saw =
+            |rest| Answer { inventory: Some(InventoryView { rest, ..InventoryView::default() }), ..before.clone() };
+        assert_eq!(
+            (compare(&saw(1), &saw(2), false), compare(&saw(1), &saw(2), true)),
+            (Change::Same, Change::NotDeterministic)
+        );
     }
 }

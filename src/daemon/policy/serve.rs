@@ -98,7 +98,14 @@ impl Host {
             let answer = answer.ok().flatten().unwrap_or_default();
             if lane.answer(&answer).is_err() {
                 let fault = PolicyFault::BadAnswer("the answer is too long".into());
-                let spoken = Spoken::<()> { said: Err(fault), fuel: 0, notes: Vec::new(), dropped: 0, kv: None };
+                let spoken = Spoken::<()> {
+                    said: Err(fault),
+                    fuel: 0,
+                    notes: Vec::new(),
+                    dropped: 0,
+                    kv: None,
+                    inventory: None,
+                };
                 let _ = lane.answer(&wire::encode(&spoken));
             }
         }
@@ -116,9 +123,10 @@ impl Host {
                 let pairs = said.map(|errors| errors.into_iter().map(|e| (e.key, e.message)).collect::<Vec<_>>());
                 wire::encode(&site.spoken(pairs))
             }
-            Request::Ask { code, settings, kv, hook } => {
+            Request::Ask { code, settings, kv, inventory, hook } => {
                 let (code, settings) = (self.code(code)?, Arc::new(settings.into_owned()));
-                let site = Site::new(&self.sandbox, &code, &settings).remembering(kv.map(Cow::into_owned));
+                let site = Site::new(&self.sandbox, &code, &settings);
+                let site = site.seeing(kv.map(Cow::into_owned), inventory.map(Cow::into_owned));
                 ask_at(&hook, site, question)?
             }
             Request::Forget { codes } => {

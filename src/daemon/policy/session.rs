@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags};
 use serde::de::DeserializeOwned;
 
-use crate::model::{KvView, PolicyFault};
+use crate::model::PolicyFault;
 use crate::sys::artefact::{Artefact, ArtefactSender};
 use crate::sys::lane::{Client, Closer, LaneError};
 use crate::sys::packet::Connection;
@@ -23,6 +23,7 @@ use crate::wire::policy::{self as wire, Loaded, Refusal, Request, Spoken};
 use super::hook::Question;
 use super::limits::Limits;
 use super::plugin::{Compiled, Settings};
+use super::view::View;
 
 /// How long beyond a plugin's deadline an answer may take, by the clock.
 const GRACE: Duration = Duration::from_millis(60);
@@ -94,10 +95,10 @@ impl Session {
         &self,
         compiled: &Compiled,
         settings: &Settings,
-        kv: Option<&KvView>,
+        view: View<'_>,
         question: &Q,
     ) -> Result<Spoken<Q::Verdict>, PolicyFault> {
-        self.ask(&self.decisions, compiled, settings, kv, question)
+        self.ask(&self.decisions, compiled, settings, view, question)
     }
 
     /// Asks a plugin beside decisions.
@@ -105,10 +106,10 @@ impl Session {
         &self,
         compiled: &Compiled,
         settings: &Settings,
-        kv: Option<&KvView>,
+        view: View<'_>,
         question: &Q,
     ) -> Result<Spoken<Q::Verdict>, PolicyFault> {
-        self.ask(&self.background, compiled, settings, kv, question)
+        self.ask(&self.background, compiled, settings, view, question)
     }
 
     fn ask<Q: Question>(
@@ -116,11 +117,12 @@ impl Session {
         channel: &Mutex<Channel>,
         compiled: &Compiled,
         settings: &Settings,
-        kv: Option<&KvView>,
+        view: View<'_>,
         question: &Q,
     ) -> Result<Spoken<Q::Verdict>, PolicyFault> {
-        let (settings, kv) = (Cow::Borrowed(&**settings), kv.map(Cow::Borrowed));
-        let request = Request::Ask { code: compiled.code, settings, kv, hook: Q::HOOK.into() };
+        let (settings, kv) = (Cow::Borrowed(&**settings), view.kv.map(Cow::Borrowed));
+        let inventory = view.inventory.map(Cow::Borrowed);
+        let request = Request::Ask { code: compiled.code, settings, kv, inventory, hook: Q::HOOK.into() };
         let bytes = wire::encode_question(&request, question);
         let mut channel = lock(channel);
         self.see_that_it_is_loaded(&mut channel, compiled)?;

@@ -6,7 +6,8 @@
 //! by a chain. Rejected: asking them before the decision's record is written. That is one record less, but each
 //! decision would take as long as its slowest shadow may, and a record must be there before anybody acts on it.
 //!
-//! A shadow reads what is remembered under its own name, and nothing that it writes is kept.
+//! A shadow reads what is remembered under its own name, and nothing that it writes is kept. Of the tenant's inventory it sees
+//! what the decision saw.
 //!
 //! What a daemon that dies in between has not recorded is lost: nothing hangs on it.
 
@@ -14,11 +15,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::model::{DecisionEntry, Json, Opinion, PolicyFault, ShadowAnswer};
+use crate::model::{DecisionEntry, InventoryView, Json, Opinion, PolicyFault, ShadowAnswer};
 
 use super::executor::{self, Voice};
 use super::hook::{Question, Standing};
 use super::plugin::Bound;
+use super::view::{Seen, Views};
 use super::{PolicyHost, record};
 
 /// Shadows that have yet to be asked about a decision that was made. To drop it is to ask nobody.
@@ -32,6 +34,7 @@ impl Shadows {
         host: &PolicyHost,
         question: Arc<Q>,
         shadows: Vec<Standing>,
+        inventory: Option<Arc<InventoryView>>,
         opinions: &[Opinion<Q::Verdict>],
         decided: &DecisionEntry,
     ) -> Option<Self> {
@@ -39,7 +42,7 @@ impl Shadows {
             return None;
         }
         let (host, opinions, outcome) = (host.clone(), opinions.to_vec(), decided.outcome.clone());
-        Some(Self(Box::new(move || Box::pin(ask(host, question, shadows, opinions, outcome)))))
+        Some(Self(Box::new(move || Box::pin(ask(host, question, shadows, inventory, opinions, outcome)))))
     }
 
     /// Asks all of them, within the limits' patience (and a second of grace) together; who was not asked in time has a fault
@@ -53,24 +56,25 @@ async fn ask<Q: Question>(
     host: PolicyHost,
     question: Arc<Q>,
     shadows: Vec<Standing>,
+    inventory: Option<Arc<InventoryView>>,
     opinions: Vec<Opinion<Q::Verdict>>,
     outcome: Json,
 ) -> Vec<ShadowAnswer> {
     let started = Instant::now();
     let (places, bound): (Vec<usize>, Vec<Bound>) = shadows.into_iter().unzip();
     let bound: Arc<[Bound]> = bound.into();
-    let views = host.0.memories.views(&bound, question.tenant());
+    let views = Views { kv: host.0.memories.stores(&bound, question.tenant()), inventory };
     let said = match host.voices(&host.0.shadow_queue, &bound, views, &question, started).await {
         Ok(said) => said,
         Err(cause) => {
             let nobody = |bound| executor::opinion(bound, Err(cause.clone()), 0, started.elapsed());
-            bound.iter().map(|bound| Voice { opinion: nobody(bound), kv: None }).collect()
+            bound.iter().map(|bound| Voice { opinion: nobody(bound), seen: Seen::default() }).collect()
         }
     };
     let shadows = bound.iter().zip(places).zip(said);
-    let answers = shadows.map(|((bound, place), Voice { opinion, kv })| ShadowAnswer {
+    let answers = shadows.map(|((bound, place), Voice { opinion, seen })| ShadowAnswer {
         link: record::link(bound),
-        answer: record::answer(&opinion, kv),
+        answer: record::answer(&opinion, seen),
         instead: instead(&*question, &opinions, &outcome, place, opinion),
     });
     answers.collect()

@@ -8,6 +8,7 @@ use super::*;
 use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 
 mod devices;
+mod inventory;
 mod kv;
 mod place;
 mod replay;

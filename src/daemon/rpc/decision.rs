@@ -212,6 +212,7 @@ fn encode_link(link: &ChainLink, answer: Option<&Answer>) -> DecisionLink {
         took: answer.map(|answer| duration_to_proto(Duration::from_nanos(answer.took_ns))),
         kv_read: kv.map(|kv| json(&kv.read.known)).unwrap_or_default(),
         kv_wrote: kv.map(|kv| json(&kv.wrote)).unwrap_or_default(),
+        inventory: answer.and_then(|answer| answer.inventory.as_ref()).map(json).unwrap_or_default(),
     }
 }
 

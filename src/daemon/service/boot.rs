@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::decisions;
 use super::devices::HostDevices;
+use super::holdings::Holdings;
 use super::ledger::{Handles, Ledger};
 use super::plugins::Plugins;
 use super::request::Requests;
@@ -19,7 +20,8 @@ use crate::daemon::crash::{self, Point};
 use crate::daemon::inventory::{AddressPool, FIRST_USER, HostFacts, Network, USERS, UserPool, UsersExhausted};
 use crate::daemon::operation::Operations;
 use crate::daemon::policy::{
-    CompilerConfig, HOST_GROUP, HostProgram, KvShelf, PolicyConfig, PolicyHost, PolicyStartError,
+    CompilerConfig, HOST_GROUP, HostProgram, InventorySource, KvShelf, Limits, PolicyConfig, PolicyHost,
+    PolicyStartError,
 };
 use crate::daemon::record::VmRecord;
 use crate::daemon::store::{PluginRecord, Store, StoreError};
@@ -53,7 +55,13 @@ pub enum BootError {
 }
 
 /// The policy host, as the user behind those of VMs and in a cgroup beside theirs.
-fn start_policy(places: &Places, store: &Store, first_user: u32, jail: Option<&Jail>) -> Result<PolicyHost, BootError> {
+fn start_policy(
+    places: &Places,
+    store: &Store,
+    tenants: &Followed,
+    first_user: u32,
+    jail: Option<&Jail>,
+) -> Result<PolicyHost, BootError> {
     let is_lenient = jail.is_none();
     let cgroup = jail.map(|jail| jail.make_policy(&HOST_GROUP)).transpose().map_err(JailError::Cgroup)?.map(Arc::new);
     let program = Path::new("/proc/self/exe");
@@ -63,7 +71,10 @@ fn start_policy(places: &Places, store: &Store, first_user: u32, jail: Option<&J
     // A unit test is not the program that has this role; `tests/policy_host.rs` runs the program.
     let host = (!cfg!(test)).then_some(host);
     let shelf = Some(Arc::new(store.clone()) as Arc<dyn KvShelf>);
-    Ok(PolicyHost::start(PolicyConfig { compiler: Some(compiler), host, shelf, ..PolicyConfig::default() })?)
+    let holdings = Holdings { store: store.clone(), tenants: tenants.tenants.clone() };
+    let inventory = Some(Arc::new(holdings) as Arc<dyn InventorySource>);
+    let limits = Limits::default();
+    Ok(PolicyHost::start(PolicyConfig { limits, compiler: Some(compiler), host, shelf, inventory })?)
 }
 
 /// The plugins that were loaded before; whose signers have changed meanwhile is told.
@@ -95,7 +106,7 @@ impl Node {
         let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
         let (store, mut found) = opened.unwrap_or(Err(StoreError::Closed))?;
         let facts = HostFacts::read().map_err(BootError::Facts)?;
-        let policy = start_policy(places, &store, first_user, jail.as_ref())?;
+        let policy = start_policy(places, &store, &tenants, first_user, jail.as_ref())?;
         let plugins = restore_plugins(places, found.plugins, &store, &policy, &tenants).await;
         let devices = Arc::new(HostDevices::new(store.clone(), policy.clone(), Arc::clone(&plugins)));
         devices.reconcile(&found.vms, &found.provisions).await;

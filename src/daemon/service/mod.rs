@@ -11,6 +11,7 @@ mod decisions;
 mod devices;
 mod doctor;
 mod error;
+mod holdings;
 mod inspect;
 mod kv;
 mod ledger;

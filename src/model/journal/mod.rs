@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::canonical::{Json, NotCanonical, canonical};
-use super::{KvUse, PluginDigest, PolicyFault, PolicyScope, RecordHash, TenantId};
+use super::{InventoryView, KvUse, PluginDigest, PolicyFault, PolicyScope, RecordHash, TenantId};
 
 pub use explain::{Cell, Explanation, Mark as CellMark, Row};
 pub use verify::{ChainEnd, ChainFault, ChainVerifier, FaultKind};
@@ -128,6 +128,9 @@ pub struct Answer {
     /// What it read and wrote of what it remembers. Left out if it remembers nothing: records of others keep their form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv: Option<KvUse>,
+    /// What it looked at of the tenant's inventory. Left out if it sees none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<InventoryView>,
 }
 
 /// An answer, or why there is none.

@@ -18,7 +18,13 @@ pub fn decision(vm: &str, is_allowed: bool) -> JournalEntry {
             digest: PluginDigest([9; 32]),
             settings: BTreeMap::from([("max-vcpus".into(), "2".into())]),
         }],
-        answers: vec![Answer { said: Said::Verdict(verdict.into()), fuel: 1234, took_ns: 9000, kv: None }],
+        answers: vec![Answer {
+            said: Said::Verdict(verdict.into()),
+            fuel: 1234,
+            took_ns: 9000,
+            kv: None,
+            inventory: None,
+        }],
         outcome: if is_allowed { json!({"allow": []}) } else { denial }.into(),
         took_ns: 20_000,
     }))

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 fn spoken<T>(said: Result<T, PolicyFault>) -> Spoken<T> {
     let notes = vec![Note { level: NoteLevel::Warn, line: "a line".into() }];
-    Spoken { said, fuel: u64::MAX, notes, dropped: 3, kv: None }
+    Spoken { said, fuel: u64::MAX, notes, dropped: 3, kv: None, inventory: None }
 }
 
 fn comes_back<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &T) {
@@ -31,6 +31,8 @@ fn what_the_host_says_comes_back_whole_or_not_at_all() {
     let wrote = [("k".to_owned(), Some("v".into())), ("gone".to_owned(), None)].into();
     let kv = Some(KvSpoken { touched: vec!["k".into()], wrote });
     comes_back(&Spoken { kv, ..spoken(Ok(NvmeVerdict::Abstain)) });
+    let inventory = Some(InventorySpoken { looked: vec!["web".parse().unwrap()], is_listed: true });
+    comes_back(&Spoken { inventory, ..spoken(Ok(NvmeVerdict::Abstain)) });
     comes_back(&spoken(Ok(VfVerdict::Rank(VfRanking {
         marks: vec![Mark::Score(i32::MIN), Mark::Reject(usize::MAX)],
         reasons: vec![("a.b".into(), "why".into())],
@@ -39,7 +41,7 @@ fn what_the_host_says_comes_back_whole_or_not_at_all() {
     let manifest = Manifest { name: "n".into(), version: "1".into(), summary: String::new() };
     comes_back(&Ok::<_, Refusal>(Loaded {
         hooks: vec!["admit".into()],
-        wants: vec![Grant::Kv],
+        wants: vec![Grant::Kv, Grant::Inventory],
         manifest: spoken(Ok(manifest)),
     }));
     comes_back(&Err::<Loaded, _>(Refusal::UndeclaredImports(vec!["wasi:x/y".into()])));
@@ -52,7 +54,9 @@ fn a_question_follows_its_request() {
     let known = [("k".to_owned(), Some(KvValue(vec![0xff]))), ("none".to_owned(), None)].into();
     let kv = KvView { moment_s: 7, known, rest: Some(KvRest { keys: 1, bytes: 9 }) };
     let kv = Some(Cow::Borrowed(&kv));
-    let request = Request::Ask { code: 9, settings: Cow::Borrowed(&settings), kv, hook: "admit".into() };
+    let vms = [("web".parse().unwrap(), None)].into();
+    let inventory = Some(Cow::Owned(InventoryView { revision: 3, vms, rest: 7, ..InventoryView::default() }));
+    let request = Request::Ask { code: 9, settings: Cow::Borrowed(&settings), kv, inventory, hook: "admit".into() };
     let question = AdmitRequest {
         tenant: "blue".parse().unwrap(),
         vm: "web".parse().unwrap(),

@@ -19,6 +19,7 @@ const SELECT_VF: &str = "ostler:policy/select-vf@0.1.0";
 const SELECT_NVME: &str = "ostler:policy/select-nvme@0.1.0";
 const PLACE: &str = "ostler:policy/place@0.1.0";
 const REMEMBERS: &str = "test:hostile/remembers";
+const SEES: &str = "test:hostile/sees";
 
 /// A fixture: name of its text and of the output, its world, the parts that it shares.
 struct Fixture(&'static str, &'static str, &'static [&'static str]);
@@ -32,9 +33,11 @@ const SELECTS: &[&str] = &["select-vf-type", "memory", "lifecycle"];
 /// The same for devices that come, and that go.
 const ATTACHES: &[&str] = &["attach-type", "memory", "lifecycle"];
 const DETACHES: &[&str] = &["detach-type", "memory", "lifecycle"];
+/// For one that is asked about both.
+const DEVICES: &[&str] = &["attach-type", "detach-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 47] = [
+const FIXTURES: [Fixture; 52] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("attach-abstain", ATTACH, ATTACHES),
     Fixture("attach-forge", ATTACH, ATTACHES),
@@ -51,6 +54,11 @@ const FIXTURES: [Fixture; 47] = [
     Fixture("far-away", ADMIT, LOADS),
     Fixture("fill", ADMIT, LOADS),
     Fixture("forge", ADMIT, LOADS),
+    Fixture("inventory-devices", "test:hostile/sees-devices", DEVICES),
+    Fixture("inventory-early", SEES, DECIDES),
+    Fixture("inventory-flood", SEES, LOADS),
+    Fixture("inventory-list", SEES, LOADS),
+    Fixture("inventory-trap", SEES, LOADS),
     Fixture("kv-early", REMEMBERS, DECIDES),
     Fixture("kv-flood", REMEMBERS, LOADS),
     Fixture("kv-forge", REMEMBERS, LOADS),

@@ -3,7 +3,7 @@
 //!
 //! Everything in it is written as in a decision's record (`ostler decision export`): `question` as there, `settings` and
 //! `scope` as in a link of its `chain`, `expect` as `said` in one of its `answers`, `kv` and `writes` as `read` and `wrote` in
-//! the `kv` of that.
+//! the `kv` of that, `inventory` as there.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,7 +22,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::show;
 use crate::cli::view::json;
 use crate::model::{
-    DecisionEntry, DecisionId, JournalEntry, JournalRecord, KvUse, KvView, KvWrites, PolicyScope, Said,
+    DecisionEntry, DecisionId, InventoryView, JournalEntry, JournalRecord, KvUse, KvView, KvWrites, PolicyScope, Said,
 };
 
 /// Longest fixture, in bytes: many times the longest question.
@@ -50,6 +50,9 @@ pub(super) struct Fixture {
     /// What the plugin remembers, if it does; none: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) kv: Option<KvView>,
+    /// What the tenant has, if the plugin sees it; none: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) inventory: Option<InventoryView>,
     /// The answer; none yet: `ostler plugin test --update` writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) expect: Option<Said>,
@@ -120,7 +123,8 @@ impl Fixture {
         let (scope, settings, expect) = (link.scope, link.settings, Some(answer.said));
         let question = question.to_value();
         let (kv, writes) = answer.kv.map(|KvUse { read, wrote }| (read, wrote)).unzip();
-        Ok(Self { note, hook, scope, settings, question, kv, expect, writes: writes.unwrap_or_default() })
+        let (inventory, writes) = (answer.inventory, writes.unwrap_or_default());
+        Ok(Self { note, hook, scope, settings, question, kv, inventory, expect, writes })
     }
 }
 

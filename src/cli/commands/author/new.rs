@@ -22,13 +22,14 @@ macro_rules! copied {
 }
 
 /// What the crate is made with: this version's interfaces and SDK. The SDK finds `wit` two directories above itself.
-const COPIED: [(&str, &str); 29] = copied![
+const COPIED: [(&str, &str); 31] = copied![
     "plugins/sdk/src/admit.rs" => "ostler/sdk/src/admit.rs",
     "plugins/sdk/src/arena.rs" => "ostler/sdk/src/arena.rs",
     "plugins/sdk/src/attach.rs" => "ostler/sdk/src/attach.rs",
     "plugins/sdk/src/detach.rs" => "ostler/sdk/src/detach.rs",
     "plugins/sdk/src/export.rs" => "ostler/sdk/src/export.rs",
     "plugins/sdk/src/host.rs" => "ostler/sdk/src/host.rs",
+    "plugins/sdk/src/inventory.rs" => "ostler/sdk/src/inventory.rs",
     "plugins/sdk/src/kv.rs" => "ostler/sdk/src/kv.rs",
     "plugins/sdk/src/lib.rs" => "ostler/sdk/src/lib.rs",
     "plugins/sdk/src/log.rs" => "ostler/sdk/src/log.rs",
@@ -44,6 +45,7 @@ const COPIED: [(&str, &str); 29] = copied![
     "wit/admit.wit" => "wit/admit.wit",
     "wit/attach.wit" => "wit/attach.wit",
     "wit/detach.wit" => "wit/detach.wit",
+    "wit/inventory.wit" => "wit/inventory.wit",
     "wit/kv.wit" => "wit/kv.wit",
     "wit/lifecycle.wit" => "wit/lifecycle.wit",
     "wit/log.wit" => "wit/log.wit",

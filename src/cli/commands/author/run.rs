@@ -12,7 +12,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::view::json;
 use crate::cli::{print, show};
 use crate::daemon::policy::{LoadedPlugin, NotAsked, Note, NoteLevel, PolicyHost, Rehearsal};
-use crate::model::{Answer, CellMark, DecisionEntry, KvUse, Said};
+use crate::model::{Answer, CellMark, DecisionEntry, InventoryView, KvUse, Said};
 
 #[derive(Serialize)]
 struct RunView {
@@ -30,6 +30,8 @@ struct RunView {
     took_ns: u64,
     /// What it read and wrote of what it remembers, if it does.
     kv: Option<KvUse>,
+    /// What it looked at of what the tenant has, if it sees that.
+    inventory: Option<InventoryView>,
     log: Vec<LineView>,
     log_lines_dropped: u64,
 }
@@ -46,7 +48,8 @@ pub(super) fn ask(
     plugin: &LoadedPlugin,
     fixture: &Fixture,
 ) -> Result<(Answer, Rehearsal), NotAsked> {
-    let rehearsal = host.rehearse(plugin, &fixture.scope, &fixture.hook, &fixture.question, fixture.kv.as_ref())?;
+    let Fixture { scope, hook, question, kv, inventory, .. } = fixture;
+    let rehearsal = host.rehearse(plugin, scope, hook, question, kv.as_ref(), inventory.as_ref())?;
     let answer = rehearsal.decision.answers.first().cloned();
     let answer = answer.unwrap_or_else(|| unreachable!("the only plugin of a rehearsal was asked"));
     Ok((answer, rehearsal))
@@ -84,6 +87,7 @@ pub(super) async fn run(arguments: PluginRunArgs, output: Output) -> Result<(), 
         fuel: answer.fuel,
         took_ns: answer.took_ns,
         kv: answer.kv,
+        inventory: answer.inventory,
         log: notes.into_iter().map(LineView::from).collect(),
         log_lines_dropped: dropped,
     };
@@ -119,6 +123,9 @@ impl RunView {
         if let Some(KvUse { read, wrote }) = &self.kv {
             facts.push(("read", serde_json::to_string(&read.known).unwrap_or_default()));
             facts.push(("wrote", serde_json::to_string(wrote).unwrap_or_default()));
+        }
+        if let Some(inventory) = &self.inventory {
+            facts.push(("saw", serde_json::to_string(&inventory.vms).unwrap_or_default()));
         }
         let mut lines: Vec<_> = self.log.iter().map(|line| format!("{}: {}", line.level, line.line)).collect();
         if self.log_lines_dropped > 0 {

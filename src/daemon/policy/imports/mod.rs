@@ -1,5 +1,6 @@
 //! What a plugin sees of the host: one file per import of its world. Key type: [`Call`].
 
+mod inventory;
 mod kv;
 mod log;
 mod settings;
@@ -12,6 +13,7 @@ use crate::model::Grant;
 use super::limits::MAX_HOST_CALLS;
 use super::plugin::Settings;
 
+pub(super) use inventory::{NoSight, Sight};
 pub(super) use kv::{Memory, NoMemory};
 pub(super) use log::Notes;
 
@@ -24,7 +26,8 @@ pub(super) mod bindings {
 /// Interfaces that every plugin may import, without their version.
 pub(super) const GRANTED: [&str; 3] = ["ostler:policy/log", "ostler:policy/settings", "ostler:policy/types"];
 /// Those that a binding grants.
-pub(super) const GRANTABLE: [(Grant, &str); 1] = [(Grant::Kv, "ostler:policy/kv")];
+pub(super) const GRANTABLE: [(Grant, &str); 2] =
+    [(Grant::Kv, "ostler:policy/kv"), (Grant::Inventory, "ostler:policy/inventory")];
 
 /// A linker with every granted import, and nothing else.
 pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Call>> {
@@ -39,6 +42,8 @@ pub(super) struct Call {
     pub(super) notes: Notes,
     /// Its store, if it decides and has one.
     pub(super) memory: Option<Memory>,
+    /// What it sees of the tenant's inventory, if it decides and may.
+    pub(super) sight: Option<Sight>,
     memory_limit_bytes: usize,
     host_calls: u32,
     /// The plugin asked for more than the cap.
@@ -48,12 +53,12 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new(settings: Settings, memory_limit_bytes: usize) -> Self {
         let notes = Notes::default();
-        Self { settings, notes, memory: None, memory_limit_bytes, host_calls: 0, is_memory_refused: false }
+        Self { settings, notes, memory: None, sight: None, memory_limit_bytes, host_calls: 0, is_memory_refused: false }
     }
 
-    /// The same with what the plugin remembers.
-    pub(super) fn remembering(self, memory: Option<Memory>) -> Self {
-        Self { memory, ..self }
+    /// The same with what the plugin remembers, and sees of the inventory.
+    pub(super) fn seeing(self, memory: Option<Memory>, sight: Option<Sight>) -> Self {
+        Self { memory, sight, ..self }
     }
 
     /// Counts one call of an import; the error ends the plugin's call.

@@ -62,6 +62,7 @@ fn spoken<T>(said: T) -> Spoken<T> {
         notes: vec![Note { level: NoteLevel::Info, line: "x".into() }],
         dropped: 0,
         kv: None,
+        inventory: None,
     }
 }
 
@@ -84,7 +85,7 @@ fn a_code_is_given_once_and_asked_often() {
     });
     let compiled = compiled();
     for _ in 0..3 {
-        let spoken = session.decide(&compiled, &Arc::default(), None, &request()).unwrap();
+        let spoken = session.decide(&compiled, &Arc::default(), View::default(), &request()).unwrap();
         assert_eq!((spoken.said, spoken.fuel), (Ok(Verdict::Abstain), 1));
     }
     assert!(!session.is_condemned());
@@ -101,10 +102,16 @@ fn what_is_no_answer_condemns_the_host() {
             _ => nonsense.clone(),
         });
         let compiled = compiled();
-        assert_eq!(session.decide(&compiled, &Arc::default(), None, &request()).unwrap_err(), PolicyFault::HostLost);
+        assert_eq!(
+            session.decide(&compiled, &Arc::default(), View::default(), &request()).unwrap_err(),
+            PolicyFault::HostLost
+        );
         assert!(session.is_condemned());
         // Nothing waits for a host that is condemned.
-        assert_eq!(session.decide(&compiled, &Arc::default(), None, &request()).unwrap_err(), PolicyFault::HostLost);
+        assert_eq!(
+            session.decide(&compiled, &Arc::default(), View::default(), &request()).unwrap_err(),
+            PolicyFault::HostLost
+        );
         assert_eq!(session.wait(), End::Unknown);
     }
 }
@@ -113,7 +120,7 @@ fn what_is_no_answer_condemns_the_host() {
 fn a_host_that_refuses_a_code_is_not_lost() {
     let refusal = wire::encode(&Err::<Loaded, _>(Refusal::Unusable("no room".into())));
     let session = session(move |_| refusal.clone());
-    let fault = session.decide(&compiled(), &Arc::default(), None, &request()).unwrap_err();
+    let fault = session.decide(&compiled(), &Arc::default(), View::default(), &request()).unwrap_err();
     assert!(matches!(fault, PolicyFault::Unavailable(cause) if cause.contains("no room")));
     assert!(!session.is_condemned());
     session.condemn();

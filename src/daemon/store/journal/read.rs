@@ -13,6 +13,9 @@ use crate::model::{
 
 /// Records that one page looks at, at most, whether or not they fit: the next page goes on from there.
 const MAX_SCANNED: usize = 20_000;
+/// Bytes of records after which a page ends: candidates, or what plugins saw of a tenant's VMs, make records of 100 KiB, and
+/// clients take answers of 4 MiB.
+const MAX_PAGE_BYTES: usize = 1 << 20;
 
 /// Which decisions are wanted, newest first.
 #[derive(Debug, Clone, Default)]
@@ -92,35 +95,42 @@ impl Chains {
 
     /// One decision; `None` if there is none (any more), or if the record is about something else.
     pub fn decision(&self, id: &DecisionId) -> Result<Option<StoredDecision>, StoreError> {
+        Ok(self.sized(id)?.map(|(decision, _)| decision))
+    }
+
+    /// A decision with the bytes of its records.
+    fn sized(&self, id: &DecisionId) -> Result<Option<(StoredDecision, usize)>, StoreError> {
         let decisions = self.0.open_table(DECISIONS).map_err(StoreError::io)?;
         let line = decisions.get((id.tenant.as_str(), id.sequence)).map_err(StoreError::io)?;
         let Some(line) = line else { return Ok(None) };
         let (hash, record) = record(id, line.value())?;
         let JournalEntry::Decision(entry) = record.entry else { return Ok(None) };
-        let (enforcement, shadows) = (self.enforcement(id)?, self.shadows(id)?);
-        Ok(Some(StoredDecision { id: id.clone(), time_ns: record.time_ns, hash, entry: *entry, enforcement, shadows }))
+        let (enforcement, (shadows, more)) = (self.enforcement(id)?, self.shadows(id)?);
+        let (id, time_ns, entry, len) = (id.clone(), record.time_ns, *entry, line.value().len() + more);
+        Ok(Some((StoredDecision { id, time_ns, hash, entry, enforcement, shadows }, len)))
     }
 
     fn enforcement(&self, id: &DecisionId) -> Result<Option<Enforcement>, StoreError> {
         match self.follower(ENFORCEMENTS, id)? {
-            Some(JournalEntry::Enforcement(told)) if told.decision == id.sequence => Ok(Some(told.enforcement)),
+            Some((JournalEntry::Enforcement(told), _)) if told.decision == id.sequence => Ok(Some(told.enforcement)),
             _ => Ok(None),
         }
     }
 
-    fn shadows(&self, id: &DecisionId) -> Result<Vec<ShadowAnswer>, StoreError> {
+    /// With the bytes of their record.
+    fn shadows(&self, id: &DecisionId) -> Result<(Vec<ShadowAnswer>, usize), StoreError> {
         match self.follower(SHADOWS, id)? {
-            Some(JournalEntry::Shadow(told)) if told.decision == id.sequence => Ok(told.shadows),
-            _ => Ok(Vec::new()),
+            Some((JournalEntry::Shadow(told), len)) if told.decision == id.sequence => Ok((told.shadows, len)),
+            _ => Ok((Vec::new(), 0)),
         }
     }
 
-    /// The record that `index` has for a decision.
+    /// The record that `index` has for a decision, and its bytes.
     fn follower(
         &self,
         index: TableDefinition<(&'static str, u64), u64>,
         id: &DecisionId,
-    ) -> Result<Option<JournalEntry>, StoreError> {
+    ) -> Result<Option<(JournalEntry, usize)>, StoreError> {
         let index = self.0.open_table(index).map_err(StoreError::io)?;
         let key = (id.tenant.as_str(), id.sequence);
         let Some(sequence) = index.get(key).map_err(StoreError::io)? else { return Ok(None) };
@@ -129,20 +139,20 @@ impl Chains {
         let line = decisions.get((id.tenant.as_str(), sequence)).map_err(StoreError::io)?;
         let Some(line) = line else { return Ok(None) };
         let (_, record) = record(&DecisionId { sequence, ..id.clone() }, line.value())?;
-        Ok(Some(record.entry))
+        Ok(Some((record.entry, line.value().len())))
     }
 
     /// The newest decisions that are wanted. Looks at a bounded number: a page may be short, or empty, and not the last.
     pub fn page(&self, query: &DecisionQuery) -> Result<DecisionPage, StoreError> {
         let times = self.0.open_table(TIMES).map_err(StoreError::io)?;
         let (since, before) = (query.since_ns.unwrap_or(0), query.before_ns.unwrap_or(u64::MAX));
-        let mut page = DecisionPage::default();
+        let (mut page, mut bytes) = (DecisionPage::default(), 0);
         if since >= before {
             return Ok(page);
         }
         for (scanned, row) in times.range(since..before).map_err(StoreError::io)?.rev().enumerate() {
             let (time, place) = row.map_err(StoreError::io)?;
-            if page.decisions.len() >= query.limit || scanned >= MAX_SCANNED {
+            if page.decisions.len() >= query.limit || scanned >= MAX_SCANNED || bytes >= MAX_PAGE_BYTES {
                 // The range ends before it: one nanosecond later, this one is the next page's first.
                 page.next_ns = Some(time.value() + 1);
                 break;
@@ -154,8 +164,9 @@ impl Chains {
             }
             let Ok(tenant) = tenant.parse::<TenantId>() else { continue };
             let id = DecisionId { tenant, sequence };
-            if let Some(decision) = self.decision(&id)?.filter(|decision| query.takes(decision)) {
+            if let Some((decision, len)) = self.sized(&id)?.filter(|(decision, _)| query.takes(decision)) {
                 page.decisions.push(decision);
+                bytes += len;
             }
         }
         Ok(page)

@@ -29,6 +29,7 @@ fn decision(subject: &str, is_allowed: bool) -> JournalEntry {
             fuel: 7,
             took_ns: 1,
             kv: None,
+            inventory: None,
         }],
         outcome: outcome.into(),
         took_ns: 1,
@@ -53,6 +54,7 @@ fn shadow(decision: u64, instead: Option<serde_json::Value>) -> JournalEntry {
         fuel: 9,
         took_ns: 1,
         kv: None,
+        inventory: None,
     };
     let shadows = vec![crate::model::ShadowAnswer { link, answer, instead: instead.map(Json::from) }];
     JournalEntry::Shadow(crate::model::ShadowEntry { decision, shadows })
@@ -100,6 +102,28 @@ async fn each_tenant_has_a_chain_that_goes_on_after_a_restart() {
     for sequence in [3, 99] {
         assert!(chains.decision(&DecisionId { tenant: tenant("acme"), sequence }).unwrap().is_none(), "{sequence}");
     }
+}
+
+#[tokio::test]
+async fn a_page_of_large_records_is_short_and_the_next_goes_on_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("store.redb"), Retention::default());
+    let large = "x".repeat(400 << 10);
+    for at in 0..7 {
+        store.append(tenant("acme"), decision(&format!("vms/{at}-{large}"), true)).await.unwrap();
+    }
+    let chains = store.chains().unwrap();
+    let (mut query, mut seen) = (DecisionQuery { limit: 100, ..Default::default() }, Vec::new());
+    loop {
+        let page = chains.page(&query).unwrap();
+        seen.push(page.decisions.iter().map(|found| found.id.sequence).collect::<Vec<_>>());
+        match page.next_ns {
+            Some(next) => query.before_ns = Some(next),
+            None => break,
+        }
+    }
+    // Question and subject have it, each.
+    assert_eq!(seen, [vec![6, 5], vec![4, 3], vec![2, 1], vec![0]]);
 }
 
 #[tokio::test]

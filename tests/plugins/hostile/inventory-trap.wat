@@ -1,0 +1,6 @@
+;; Looks, and traps.
+(import "ostler:policy/inventory@0.1.0" "vm" (func $vm (param i32 i32 i32)))
+(data (i32.const 2304) "web")
+(func (export "ostler:policy/admit-hook@0.1.0#admit-vm") (type $admit)
+  (call $vm (i32.const 2304) (i32.const 3) (i32.const 2336))
+  unreachable)
