@@ -5,7 +5,7 @@ help:
 	@echo "make demo   a VM from a client's certificate to the guest's shell"
 	@echo "make test   all tests; those with guests in the lab if this machine cannot boot them"
 	@echo "make fuzz   devices, loaders and decoders against what nobody should send"
-	@echo "make bench  start-up, memory, disks and NICs, beside other hypervisors; load on the daemon; decisions of policy"
+	@echo "make bench  start-up, memory, disks and NICs, beside other hypervisors; devices of the host; load; decisions of policy"
 	@echo "make lab    a shell in the emulated host"
 	@echo "make build  the ostler program;  make lint  format and clippy;  make clean"
 
