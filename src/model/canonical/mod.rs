@@ -200,7 +200,7 @@ mod tests {
             br#"[{"a":{"deny":null},"b":1},{"a":{"deny":null},"b":1}]"#
         );
         let read: Vec<Json> = serde_json::from_slice(&canonical(&[&spelled]).unwrap()).unwrap();
-        assert_eq!(read, [spelled.clone()]);
+        assert_eq!(read, std::slice::from_ref(&spelled));
         let read: Json = serde_json::from_value(serde_json::to_value(&spelled).unwrap()).unwrap();
         assert_eq!((read, spelled.to_value()["b"].as_u64(), spelled.variant()), (spelled.clone(), Some(1), None));
         assert!(Json::of(&json!({"deny": {}})).unwrap().is_variant("deny"));
