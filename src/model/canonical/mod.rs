@@ -9,11 +9,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::ser::Error;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-
-use writer::Writer;
 
 /// A value that has no canonical form.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +27,7 @@ pub enum NotCanonical {
 
 /// The one spelling of `value`.
 pub fn canonical(value: &impl Serialize) -> Result<Vec<u8>, NotCanonical> {
-    let mut writer = Writer::new();
-    value.serialize(&mut writer)?;
-    Ok(writer.into_bytes())
+    writer::write(value)
 }
 
 /// Whether `bytes` spell a value, and in its one way; the value then.
@@ -47,7 +44,7 @@ pub struct Json(Box<RawValue>);
 impl Json {
     /// The spelling of `value`.
     pub fn of(value: &impl Serialize) -> Result<Self, NotCanonical> {
-        let text = String::from_utf8(canonical(value)?).map_err(<NotCanonical as serde::ser::Error>::custom)?;
+        let text = String::from_utf8(canonical(value)?).map_err(serde_json::Error::custom)?;
         Ok(Self(RawValue::from_string(text)?))
     }
 

@@ -1,428 +1,158 @@
-//! Writes a value in its one spelling, as it comes, without a tree of it. Key type: [`Writer`].
+//! Puts members of objects in order while serde_json writes them, without a tree of the value. Key function: [`write`].
 //!
-//! Members of an object are written where they come, and put in order at its end if they are not yet: types whose fields
-//! stand in order cost nothing more.
+//! A member is written where it comes; at the end of its object all are put in order in place, if they are not yet. So a type
+//! whose fields stand in order costs nothing more, and a text that is spelled already (a `RawValue`) is taken as it is.
 
-use serde::ser::{self, Serialize};
-use serde_json::Value;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::io;
+
+use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
 
 use super::NotCanonical;
 
-/// How serde_json calls a [`serde_json::value::RawValue`] when it is written (`serde_json::raw::TOKEN`, not public; a test of
-/// [`super::Json`] fails if it changes).
-const RAW: &str = "$serde_json::private::RawValue";
+/// The spelling of `value`.
+pub(super) fn write(value: &impl Serialize) -> Result<Vec<u8>, NotCanonical> {
+    let text = RefCell::new(Text::default());
+    let outcome = value.serialize(&mut Serializer::with_formatter(Appending(&text), InOrder(&text)));
+    let Text { bytes, fraction, .. } = text.into_inner();
+    match fraction {
+        Some(fraction) => Err(NotCanonical::Fraction(fraction)),
+        None => Ok(outcome.map(|()| bytes)?),
+    }
+}
 
-/// The text so far.
-pub(super) struct Writer {
+/// What is written so far: serde_json appends to it, and the ends of objects change its last part.
+#[derive(Default)]
+struct Text {
     bytes: Vec<u8>,
+    /// Objects that are not at their end yet, outermost first.
+    open: Vec<Object>,
     /// For putting members in order.
     spare: Vec<u8>,
+    /// The number that ended the writing.
+    fraction: Option<String>,
 }
 
-impl Writer {
-    pub(super) fn new() -> Self {
-        Self { bytes: Vec::with_capacity(512), spare: Vec::new() }
-    }
-
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-
-    fn leaf(&mut self, value: &impl Serialize) -> Result<(), NotCanonical> {
-        // serde_json escapes as RFC 8785 §3.2.2.2 asks for.
-        Ok(serde_json::to_writer(&mut self.bytes, value)?)
-    }
-
-    /// Begins `{"variant":`, which the caller ends with `}`.
-    fn begin_variant(&mut self, variant: &str) -> Result<(), NotCanonical> {
-        self.bytes.push(b'{');
-        self.leaf(&variant)?;
-        self.bytes.push(b':');
-        Ok(())
-    }
-
-    fn items(&mut self, end: &'static str) -> Items<'_> {
-        self.bytes.push(b'[');
-        Items { writer: self, is_first: true, end }
-    }
-
-    fn members(&mut self, end: &'static str) -> Members<'_> {
-        self.bytes.push(b'{');
-        let start = self.bytes.len();
-        Members { writer: self, start, members: Vec::new(), end }
-    }
-}
-
-impl ser::Error for NotCanonical {
-    fn custom<T: std::fmt::Display>(message: T) -> Self {
-        Self::NoJson(ser::Error::custom(message))
-    }
-}
-
-/// An array that is being written.
-pub(super) struct Items<'a> {
-    writer: &'a mut Writer,
-    is_first: bool,
-    end: &'static str,
-}
-
-impl Items<'_> {
-    fn item<T: Serialize + ?Sized>(&mut self, item: &T) -> Result<(), NotCanonical> {
-        if !std::mem::take(&mut self.is_first) {
-            self.writer.bytes.push(b',');
-        }
-        item.serialize(&mut *self.writer)
-    }
-
-    fn finish(self) {
-        self.writer.bytes.extend_from_slice(self.end.as_bytes());
-    }
-}
-
-/// A member of an object: its key, and where it begins in the text, the comma before it left out.
-struct Member {
-    key: Key,
+/// Where its parts are in the bytes.
+struct Object {
+    /// After its brace.
     start: usize,
+    members: Vec<Member>,
+}
+
+/// Where a member and its key, with the quotes, are; without a comma.
+#[derive(Clone, Copy, Default)]
+struct Member {
+    start: usize,
+    key_end: usize,
     end: usize,
 }
 
-/// Compared as text, not as it is escaped.
-enum Key {
-    Field(&'static str),
-    Text(String),
-}
-
-impl Key {
-    fn text(&self) -> &str {
-        match self {
-            Self::Field(text) => text,
-            Self::Text(text) => text,
-        }
-    }
-}
-
-/// An object that is being written.
-pub(super) struct Members<'a> {
-    writer: &'a mut Writer,
-    /// After the brace.
-    start: usize,
-    members: Vec<Member>,
-    end: &'static str,
-}
-
-impl Members<'_> {
-    fn key(&mut self, key: Key) -> Result<(), NotCanonical> {
-        if !self.members.is_empty() {
-            self.writer.bytes.push(b',');
-        }
-        let start = self.writer.bytes.len();
-        self.writer.leaf(&key.text())?;
-        self.writer.bytes.push(b':');
-        self.members.push(Member { key, start, end: start });
-        Ok(())
+impl Text {
+    /// The member that is being written.
+    fn member(&mut self) -> io::Result<&mut Member> {
+        self.open.last_mut().and_then(|object| object.members.last_mut()).ok_or_else(|| io::Error::other("no object"))
     }
 
-    fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotCanonical> {
-        value.serialize(&mut *self.writer)?;
-        if let Some(member) = self.members.last_mut() {
-            member.end = self.writer.bytes.len();
+    fn end_object(&mut self) -> io::Result<()> {
+        let Some(Object { start, mut members }) = self.open.pop() else { return Err(io::Error::other("no object")) };
+        let Self { bytes, spare, .. } = self;
+        if members.is_sorted_by(|one, next| key(bytes, *one) <= key(bytes, *next)) {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn finish(mut self) {
-        if !self.members.is_sorted_by(|one, next| one.key.text() <= next.key.text()) {
-            self.sort();
-        }
-        self.writer.bytes.extend_from_slice(self.end.as_bytes());
-    }
-
-    fn sort(&mut self) {
-        let Writer { bytes, spare } = &mut *self.writer;
-        self.members.sort_by(|one, other| one.key.text().cmp(other.key.text()));
+        members.sort_by(|one, other| key(bytes, *one).cmp(&key(bytes, *other)));
         spare.clear();
-        for (at, member) in self.members.iter().enumerate() {
-            if at > 0 {
-                spare.push(b',');
-            }
+        for (at, member) in members.into_iter().enumerate() {
+            spare.extend_from_slice(if at == 0 { b"" } else { b"," });
             spare.extend_from_slice(&bytes[member.start..member.end]);
         }
-        bytes.truncate(self.start);
+        bytes.truncate(start);
         bytes.extend_from_slice(spare);
-    }
-}
-
-/// A struct, or what [`RAW`] stands for: a text that is spelled already.
-pub(super) enum Fields<'a> {
-    Members(Members<'a>),
-    Spelled(&'a mut Writer),
-}
-
-impl<'a> ser::Serializer for &'a mut Writer {
-    type Ok = ();
-    type Error = NotCanonical;
-    type SerializeSeq = Items<'a>;
-    type SerializeTuple = Items<'a>;
-    type SerializeTupleStruct = Items<'a>;
-    type SerializeTupleVariant = Items<'a>;
-    type SerializeMap = Members<'a>;
-    type SerializeStruct = Fields<'a>;
-    type SerializeStructVariant = Members<'a>;
-
-    fn serialize_bool(self, value: bool) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_i8(self, value: i8) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_i16(self, value: i16) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_i32(self, value: i32) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_i64(self, value: i64) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_u8(self, value: u8) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_u16(self, value: u16) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_u32(self, value: u32) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_u64(self, value: u64) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_f32(self, value: f32) -> Result<(), NotCanonical> {
-        Err(NotCanonical::Fraction(value.to_string()))
-    }
-
-    fn serialize_f64(self, value: f64) -> Result<(), NotCanonical> {
-        Err(NotCanonical::Fraction(value.to_string()))
-    }
-
-    fn serialize_char(self, value: char) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_str(self, value: &str) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_bytes(self, value: &[u8]) -> Result<(), NotCanonical> {
-        self.leaf(&value)
-    }
-
-    fn serialize_none(self) -> Result<(), NotCanonical> {
-        self.serialize_unit()
-    }
-
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), NotCanonical> {
-        value.serialize(self)
-    }
-
-    fn serialize_unit(self) -> Result<(), NotCanonical> {
-        self.leaf(&())
-    }
-
-    fn serialize_unit_struct(self, _: &'static str) -> Result<(), NotCanonical> {
-        self.serialize_unit()
-    }
-
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), NotCanonical> {
-        self.leaf(&variant)
-    }
-
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), NotCanonical> {
-        value.serialize(self)
-    }
-
-    fn serialize_newtype_variant<T: Serialize + ?Sized>(
-        self,
-        _: &'static str,
-        _: u32,
-        variant: &'static str,
-        value: &T,
-    ) -> Result<(), NotCanonical> {
-        self.begin_variant(variant)?;
-        value.serialize(&mut *self)?;
-        self.bytes.push(b'}');
-        Ok(())
-    }
-
-    fn serialize_seq(self, _: Option<usize>) -> Result<Items<'a>, NotCanonical> {
-        Ok(self.items("]"))
-    }
-
-    fn serialize_tuple(self, _: usize) -> Result<Items<'a>, NotCanonical> {
-        Ok(self.items("]"))
-    }
-
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Items<'a>, NotCanonical> {
-        Ok(self.items("]"))
-    }
-
-    fn serialize_tuple_variant(
-        self,
-        _: &'static str,
-        _: u32,
-        variant: &'static str,
-        _: usize,
-    ) -> Result<Items<'a>, NotCanonical> {
-        self.begin_variant(variant)?;
-        Ok(self.items("]}"))
-    }
-
-    fn serialize_map(self, _: Option<usize>) -> Result<Members<'a>, NotCanonical> {
-        Ok(self.members("}"))
-    }
-
-    fn serialize_struct(self, name: &'static str, _: usize) -> Result<Fields<'a>, NotCanonical> {
-        Ok(if name == RAW { Fields::Spelled(self) } else { Fields::Members(self.members("}")) })
-    }
-
-    fn serialize_struct_variant(
-        self,
-        _: &'static str,
-        _: u32,
-        variant: &'static str,
-        _: usize,
-    ) -> Result<Members<'a>, NotCanonical> {
-        self.begin_variant(variant)?;
-        Ok(self.members("}}"))
-    }
-}
-
-impl ser::SerializeSeq for Items<'_> {
-    type Ok = ();
-    type Error = NotCanonical;
-
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotCanonical> {
-        self.item(value)
-    }
-
-    fn end(self) -> Result<(), NotCanonical> {
-        self.finish();
         Ok(())
     }
 }
 
-impl ser::SerializeTuple for Items<'_> {
-    type Ok = ();
-    type Error = NotCanonical;
+/// A key as text, not as it is escaped: `"` comes before `#`, and `\"` would not.
+fn key(bytes: &[u8], member: Member) -> Cow<'_, [u8]> {
+    let quoted = &bytes[member.start..member.key_end];
+    if quoted.contains(&b'\\')
+        && let Ok(text) = serde_json::from_slice::<String>(quoted)
+    {
+        return Cow::Owned(text.into_bytes());
+    }
+    Cow::Borrowed(&quoted[1..quoted.len() - 1])
+}
 
-    fn serialize_element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotCanonical> {
-        self.item(value)
+/// The text as serde_json's writer.
+struct Appending<'a>(&'a RefCell<Text>);
+
+impl io::Write for Appending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
     }
 
-    fn end(self) -> Result<(), NotCanonical> {
-        self.finish();
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-impl ser::SerializeTupleStruct for Items<'_> {
-    type Ok = ();
-    type Error = NotCanonical;
+/// serde_json's own form without white space, which escapes as RFC 8785 §3.2.2.2 asks for; but for objects and fractions.
+struct InOrder<'a>(&'a RefCell<Text>);
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotCanonical> {
-        self.item(value)
-    }
-
-    fn end(self) -> Result<(), NotCanonical> {
-        self.finish();
-        Ok(())
+impl InOrder<'_> {
+    fn refuse(&self, number: &impl ToString) -> io::Result<()> {
+        self.0.borrow_mut().fraction = Some(number.to_string());
+        Err(io::Error::other("a fraction"))
     }
 }
 
-impl ser::SerializeTupleVariant for Items<'_> {
-    type Ok = ();
-    type Error = NotCanonical;
-
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotCanonical> {
-        self.item(value)
+impl Formatter for InOrder<'_> {
+    fn write_f32<W: io::Write + ?Sized>(&mut self, _: &mut W, value: f32) -> io::Result<()> {
+        self.refuse(&value)
     }
 
-    fn end(self) -> Result<(), NotCanonical> {
-        self.finish();
+    fn write_f64<W: io::Write + ?Sized>(&mut self, _: &mut W, value: f64) -> io::Result<()> {
+        self.refuse(&value)
+    }
+
+    fn begin_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b"{")?;
+        let mut text = self.0.borrow_mut();
+        let start = text.bytes.len();
+        text.open.push(Object { start, members: Vec::new() });
         Ok(())
     }
-}
 
-impl ser::SerializeMap for Members<'_> {
-    type Ok = ();
-    type Error = NotCanonical;
-
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), NotCanonical> {
-        match serde_json::to_value(key)? {
-            Value::String(text) => self.key(Key::Text(text)),
-            // As serde_json has it.
-            Value::Number(number) => self.key(Key::Text(number.to_string())),
-            _ => Err(ser::Error::custom("a key is no text")),
-        }
-    }
-
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), NotCanonical> {
-        self.value(value)
-    }
-
-    fn end(self) -> Result<(), NotCanonical> {
-        self.finish();
-        Ok(())
-    }
-}
-
-impl ser::SerializeStruct for Fields<'_> {
-    type Ok = ();
-    type Error = NotCanonical;
-
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), NotCanonical> {
-        match self {
-            Self::Members(members) => {
-                members.key(Key::Field(key))?;
-                members.value(value)
-            }
-            Self::Spelled(writer) => match serde_json::to_value(value)? {
-                Value::String(text) => {
-                    writer.bytes.extend_from_slice(text.as_bytes());
-                    Ok(())
-                }
-                _ => Err(ser::Error::custom("what is spelled already is no text")),
-            },
-        }
-    }
-
-    fn end(self) -> Result<(), NotCanonical> {
-        if let Self::Members(members) = self {
-            members.finish();
+    fn begin_object_key<W: io::Write + ?Sized>(&mut self, writer: &mut W, is_first: bool) -> io::Result<()> {
+        writer.write_all(if is_first { b"" } else { b"," })?;
+        let mut text = self.0.borrow_mut();
+        let start = text.bytes.len();
+        if let Some(object) = text.open.last_mut() {
+            object.members.push(Member { start, ..Member::default() });
         }
         Ok(())
     }
-}
 
-impl ser::SerializeStructVariant for Members<'_> {
-    type Ok = ();
-    type Error = NotCanonical;
-
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), NotCanonical> {
-        self.key(Key::Field(key))?;
-        self.value(value)
+    fn end_object_key<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
+        let mut text = self.0.borrow_mut();
+        let end = text.bytes.len();
+        text.member()?.key_end = end;
+        Ok(())
     }
 
-    fn end(self) -> Result<(), NotCanonical> {
-        self.finish();
+    fn end_object_value<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
+        let mut text = self.0.borrow_mut();
+        let end = text.bytes.len();
+        text.member()?.end = end;
         Ok(())
+    }
+
+    fn end_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.borrow_mut().end_object()?;
+        writer.write_all(b"}")
     }
 }
