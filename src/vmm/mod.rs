@@ -21,6 +21,7 @@ mod hotplug;
 mod kvm;
 mod launch;
 mod legacy;
+mod log;
 mod machine;
 pub mod pci;
 pub mod ports;
@@ -58,7 +59,7 @@ pub const CONTROL_FD: i32 = 3;
 /// What it logs goes to stderr, which is the VM's log file.
 pub fn run() -> ExitCode {
     let started = (Instant::now(), sys::counter_page::now_ns());
-    tracing_subscriber::fmt().with_ansi(false).with_target(false).with_writer(io::stderr).init();
+    log::Lines::begin();
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{panic}");
         // Not abort: the first process of a pid namespace is deaf to its own signals.
