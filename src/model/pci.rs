@@ -40,11 +40,23 @@ impl Bdf {
     pub fn function(self) -> u8 {
         self.devfn & 7
     }
+
+    /// Has `write` take the address as sysfs writes it. Without formatting: a question of policy spells hundreds.
+    fn spell<T>(self, write: impl FnOnce(&str) -> T) -> T {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |value: u8| DIGITS[usize::from(value & 15)];
+        let hex = |byte: u8| [digit(byte >> 4), digit(byte)];
+        let [high, low] = self.domain.to_be_bytes();
+        let ([a, b], [c, d]) = (hex(high), hex(low));
+        let ([e, f], [g, h]) = (hex(self.bus), hex(self.device()));
+        let text = [a, b, c, d, b':', e, f, b':', g, h, b'.', digit(self.function())];
+        write(std::str::from_utf8(&text).unwrap_or_else(|_| unreachable!("hexadecimal digits and signs")))
+    }
 }
 
 impl fmt::Display for Bdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04x}:{:02x}:{:02x}.{}", self.domain, self.bus, self.device(), self.function())
+        self.spell(|text| f.write_str(text))
     }
 }
 
@@ -57,7 +69,7 @@ pub struct BdfError(String);
 impl Serialize for Bdf {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if serializer.is_human_readable() {
-            serializer.collect_str(self)
+            self.spell(|text| serializer.serialize_str(text))
         } else {
             (self.domain, self.bus, self.devfn).serialize(serializer)
         }

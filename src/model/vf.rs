@@ -92,17 +92,17 @@ pub enum LastTenant {
     Other,
 }
 
-/// A virtual function that could be given.
+/// A virtual function that could be given. Its members stand in the order in which they are spelled: a question has many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VfCandidate {
     /// Its address.
     pub address: Bdf,
-    /// Index of its PF in [`SelectVfRequest::pfs`].
-    pub pf: usize,
     /// Its number on the PF, from 0.
     pub index: u16,
     /// Who had it before.
     pub last_tenant: LastTenant,
+    /// Index of its PF in [`SelectVfRequest::pfs`].
+    pub pf: usize,
 }
 
 /// The question of the `select-vf` hook.

@@ -326,13 +326,17 @@ impl PolicyHost {
         let turn = self.0.memories.turn_for(&chain, tenant).await;
         let is_seen = chain.iter().chain(shadows.iter().map(|(_, shadow)| shadow)).any(sees);
         let inventory = is_seen.then(|| self.0.inventory_of(tenant));
-        let (turn, voices) = match turn {
-            Ok(turn) => {
-                let views = Views { kv: self.0.memories.stores(&chain, tenant), inventory: inventory.clone() };
-                (turn, self.voices(&self.0.queue, &chain, views, &question, started).await)
+        let asking = async {
+            match turn {
+                Ok(turn) => {
+                    let views = Views { kv: self.0.memories.stores(&chain, tenant), inventory: inventory.clone() };
+                    (turn, self.voices(&self.0.queue, &chain, views, &question, started).await)
+                }
+                Err(cause) => (None, Err(cause)),
             }
-            Err(cause) => (None, Err(cause)),
         };
+        // Spelled while the plugins are asked.
+        let ((turn, voices), spelled) = tokio::join!(asking, async { record::json(&*question) });
         let voices = match (voices, chain.first()) {
             (Ok(voices), _) => voices,
             (Err(cause), Some(first)) => {
@@ -344,7 +348,7 @@ impl PolicyHost {
         let (opinions, seen): (Vec<_>, Vec<_>) =
             voices.into_iter().map(|Voice { opinion, seen }| (opinion, seen)).unzip();
         let (outcome, took) = (question.combine(&opinions), started.elapsed());
-        let entry = record::entry(&*question, &chain, &opinions, &seen, &outcome, took);
+        let entry = record::entry((&*question, spelled), &chain, &opinions, &seen, &outcome, took);
         let tenant = question.tenant().clone();
         let remembered = Remembered { changes: kv::changes(&chain, &tenant, &opinions, &seen), turn };
         let shadows = Shadows::new(self, question, shadows, inventory, &opinions, &entry);

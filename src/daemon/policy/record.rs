@@ -49,9 +49,9 @@ impl<D> Unrecorded<D> {
     }
 }
 
-/// The entry of a decision: what `chain` was asked, has `seen` and said, and the `outcome`.
+/// The entry of a decision: what `chain` was asked, which is `spelled` already, has `seen` and said, and the `outcome`.
 pub(super) fn entry<Q: Question>(
-    question: &Q,
+    (question, spelled): (&Q, Json),
     chain: &[Bound],
     opinions: &[Opinion<Q::Verdict>],
     seen: &[Seen],
@@ -61,7 +61,7 @@ pub(super) fn entry<Q: Question>(
     DecisionEntry {
         hook: Q::HOOK.to_owned(),
         subject: question.subject(),
-        question: json(question),
+        question: spelled,
         chain: chain.iter().map(link).collect(),
         answers: opinions.iter().zip(seen).map(|(opinion, seen)| answer(opinion, seen.clone())).collect(),
         outcome: json(outcome),

@@ -99,11 +99,8 @@ impl AtHook for Rehearse<'_> {
         let bound = Bound { name, scope: scope.clone(), plugin, mode: PluginMode::Enforced };
         let opinions = [executor::opinion(&bound, verdict, fuel, took)];
         let outcome = question.combine(&opinions);
-        Ok(Rehearsal {
-            decision: record::entry(&question, &[bound], &opinions, &[seen], &outcome, took),
-            notes,
-            dropped,
-        })
+        let asked = (&question, record::json(&question));
+        Ok(Rehearsal { decision: record::entry(asked, &[bound], &opinions, &[seen], &outcome, took), notes, dropped })
     }
 }
 

@@ -30,17 +30,21 @@ struct Text {
     bytes: Vec<u8>,
     /// Objects that are not at their end yet, outermost first.
     open: Vec<Object>,
+    /// Their members, each object's behind those of the one that it is in.
+    members: Vec<Member>,
     /// For putting members in order.
     spare: Vec<u8>,
     /// The number that ended the writing.
     fraction: Option<String>,
 }
 
-/// Where its parts are in the bytes.
+/// Where its parts begin.
+#[derive(Clone, Copy)]
 struct Object {
-    /// After its brace.
+    /// In the bytes, after its brace.
     start: usize,
-    members: Vec<Member>,
+    /// In the members.
+    first: usize,
 }
 
 /// Where a member and its key, with the quotes, are; without a comma.
@@ -49,36 +53,59 @@ struct Member {
     start: usize,
     key_end: usize,
     end: usize,
+    /// Whether the key has escapes.
+    is_escaped: bool,
 }
 
 impl Text {
-    /// The member that is being written.
-    fn member(&mut self) -> io::Result<&mut Member> {
-        self.open.last_mut().and_then(|object| object.members.last_mut()).ok_or_else(|| io::Error::other("no object"))
+    fn begin_object(&mut self) {
+        self.open.push(Object { start: self.bytes.len(), first: self.members.len() });
+    }
+
+    fn begin_key(&mut self) {
+        self.members.push(Member { start: self.bytes.len(), ..Member::default() });
+    }
+
+    fn end_key(&mut self) -> io::Result<()> {
+        let Self { bytes, members, .. } = self;
+        let member = members.last_mut().ok_or_else(out_of_place)?;
+        member.key_end = bytes.len();
+        member.is_escaped = bytes[member.start..].contains(&b'\\');
+        Ok(())
+    }
+
+    fn end_value(&mut self) -> io::Result<()> {
+        self.members.last_mut().ok_or_else(out_of_place)?.end = self.bytes.len();
+        Ok(())
     }
 
     fn end_object(&mut self) -> io::Result<()> {
-        let Some(Object { start, mut members }) = self.open.pop() else { return Err(io::Error::other("no object")) };
-        let Self { bytes, spare, .. } = self;
-        if members.is_sorted_by(|one, next| key(bytes, *one) <= key(bytes, *next)) {
-            return Ok(());
+        let Object { start, first } = self.open.pop().ok_or_else(out_of_place)?;
+        let Self { bytes, members, spare, .. } = self;
+        let own = &mut members[first..];
+        if !own.is_sorted_by(|one, next| key(bytes, one) <= key(bytes, next)) {
+            own.sort_by(|one, other| key(bytes, one).cmp(&key(bytes, other)));
+            spare.clear();
+            for (at, member) in own.iter().enumerate() {
+                spare.extend_from_slice(if at == 0 { b"" } else { b"," });
+                spare.extend_from_slice(&bytes[member.start..member.end]);
+            }
+            bytes[start..].copy_from_slice(spare);
         }
-        members.sort_by(|one, other| key(bytes, *one).cmp(&key(bytes, *other)));
-        spare.clear();
-        for (at, member) in members.into_iter().enumerate() {
-            spare.extend_from_slice(if at == 0 { b"" } else { b"," });
-            spare.extend_from_slice(&bytes[member.start..member.end]);
-        }
-        bytes.truncate(start);
-        bytes.extend_from_slice(spare);
+        members.truncate(first);
         Ok(())
     }
 }
 
+/// serde_json ends what it did not begin.
+fn out_of_place() -> io::Error {
+    io::Error::other("the end of no object")
+}
+
 /// A key as text, not as it is escaped: `"` comes before `#`, and `\"` would not.
-fn key(bytes: &[u8], member: Member) -> Cow<'_, [u8]> {
+fn key<'a>(bytes: &'a [u8], member: &Member) -> Cow<'a, [u8]> {
     let quoted = &bytes[member.start..member.key_end];
-    if quoted.contains(&b'\\')
+    if member.is_escaped
         && let Ok(text) = serde_json::from_slice::<String>(quoted)
     {
         return Cow::Owned(text.into_bytes());
@@ -121,34 +148,22 @@ impl Formatter for InOrder<'_> {
 
     fn begin_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
         writer.write_all(b"{")?;
-        let mut text = self.0.borrow_mut();
-        let start = text.bytes.len();
-        text.open.push(Object { start, members: Vec::new() });
+        self.0.borrow_mut().begin_object();
         Ok(())
     }
 
     fn begin_object_key<W: io::Write + ?Sized>(&mut self, writer: &mut W, is_first: bool) -> io::Result<()> {
         writer.write_all(if is_first { b"" } else { b"," })?;
-        let mut text = self.0.borrow_mut();
-        let start = text.bytes.len();
-        if let Some(object) = text.open.last_mut() {
-            object.members.push(Member { start, ..Member::default() });
-        }
+        self.0.borrow_mut().begin_key();
         Ok(())
     }
 
     fn end_object_key<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
-        let mut text = self.0.borrow_mut();
-        let end = text.bytes.len();
-        text.member()?.key_end = end;
-        Ok(())
+        self.0.borrow_mut().end_key()
     }
 
     fn end_object_value<W: io::Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
-        let mut text = self.0.borrow_mut();
-        let end = text.bytes.len();
-        text.member()?.end = end;
-        Ok(())
+        self.0.borrow_mut().end_value()
     }
 
     fn end_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
