@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::launch::{self, LaunchError, Spawned};
 use super::live::Live;
-use super::vm_task::{Phase, READY_TIMEOUT, VmTask};
+use super::vm_task::{Phase, VmTask, ready_within};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::record::VmRecord;
 use crate::daemon::trace;
@@ -54,7 +54,7 @@ impl VmTask {
         }
         match Live::new(process, link) {
             Ok(mut live) => {
-                live.ready_by = last_word.is_none().then(|| Instant::now() + READY_TIMEOUT);
+                live.ready_by = last_word.is_none().then(|| Instant::now() + ready_within(self.vm.spec.memory_bytes()));
                 live.last_word = last_word;
                 self.phase = Phase::Live(Box::new(live));
             }

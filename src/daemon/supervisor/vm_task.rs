@@ -26,8 +26,11 @@ use crate::model::{Event, Refused, VmExit, VmState, step};
 use crate::sys::process::End;
 use crate::wire::{FromVmm, ToVmm};
 
-/// How long a vmm may take from its launch message to running vCPUs.
-pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a vmm may take from its launch message to running vCPUs: a minute, and a second for each GiB, all of which may
+/// have to be cleared first.
+pub(super) fn ready_within(memory_bytes: u64) -> Duration {
+    Duration::from_secs(60 + (memory_bytes >> 30))
+}
 
 #[derive(Debug)]
 pub(super) enum Phase {
@@ -307,7 +310,7 @@ impl VmTask {
             }
             if is_due(live.ready_by) {
                 live.ready_by = None;
-                let seconds = READY_TIMEOUT.as_secs();
+                let seconds = ready_within(self.vm.spec.memory_bytes()).as_secs();
                 live.last_word = Some(VmExit::LaunchFailed(format!("vCPUs do not run after {seconds} s")));
                 live.kill_by_signal();
             }
