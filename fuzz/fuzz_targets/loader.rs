@@ -54,7 +54,7 @@ fuzz_target!(|input: &[u8]| {
         // A sealed one is mapped into the guest, not copied.
         let sealed = (flags & 2 != 0).then(|| File::from(sealed::seal("image", image).expect("memory for an image")));
         let kernel = sealed.as_ref().unwrap_or(kernel);
-        let images = Images { kernel, initrd, is_shared: true, cmdline: "console=ttyS0" };
+        let images = Images { kernel, initrd, cmdline: "console=ttyS0" };
         if let Ok(boot) = boot::load(memory, images, &PLACEMENT, &[(0, MEMORY, 1)]) {
             assert!((boot.rbx == 0) != (boot.rsi == 0), "one protocol: {boot:x?}");
         }

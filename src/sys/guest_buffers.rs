@@ -8,9 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, Permissions};
-
-use super::image;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 /// Most pieces of one list, with the one that belongs to the host (`UIO_MAXIOV`, linux/uio.h).
 const MAX_PIECES: usize = 1024;
@@ -134,36 +132,14 @@ impl GuestBuffers {
     }
 
     /// Removes the pages of all pieces, which begin and end with one, from the file behind them (`MADV_REMOVE`): they read
-    /// as zeroes then, and take nothing of the host until they are written. Pages of an [`Image`](super::image::Image)
-    /// that lie over the file's go first. Fails on memory that has no shared file behind it.
+    /// as zeroes then, and take nothing of the host until they are written. Fails on memory that has no shared file behind it.
     pub(super) fn remove(&self) -> io::Result<()> {
-        let remove = |piece: &libc::iovec| {
+        self.guest().iter().try_for_each(|piece| {
             // SAFETY: the piece is mapped while `_memory` lives; no Rust reference points into it, and what lies there is a
             // guest's, which this crate reads as bytes that may change at any time.
             let done = unsafe { libc::madvise(piece.iov_base, piece.iov_len, libc::MADV_REMOVE) };
             if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-        };
-        self.guest().iter().try_for_each(|piece| match remove(piece) {
-            // madvise(2): the mapping is not a shared one.
-            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-                self.uncover(piece)?;
-                remove(piece)
-            }
-            done => done,
         })
-    }
-
-    /// Maps the file behind the region of a piece again, over whatever lies there.
-    fn uncover(&self, piece: &libc::iovec) -> io::Result<()> {
-        let regions = vm_memory::GuestMemoryBackend::iter(&*self._memory);
-        let behind = regions.into_iter().find_map(|region| {
-            let inside = piece.iov_base.addr().checked_sub(region.as_ptr().addr()).map(|inside| inside as u64);
-            let inside = inside.filter(|inside| *inside < region.len())?;
-            region.file_offset().map(|behind| (behind.file(), behind.start() + inside))
-        });
-        let Some((file, offset)) = behind else { return Err(io::ErrorKind::Unsupported.into()) };
-        // SAFETY: as in `remove`; where the region's own pages were there, the same ones are again.
-        unsafe { image::map_over(piece.iov_base.cast(), piece.iov_len, libc::MAP_SHARED, file.as_fd(), offset) }
     }
 
     /// The pieces of guest memory. Valid only while `self` lives.

@@ -2,13 +2,13 @@
 
 use std::io;
 
+use super::guest_ram;
 use super::proc_text::bytes;
-use super::{guest_ram, image};
 
 /// A vmm's memory, in bytes. Pages that it shares with other processes count in proportion.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryUse {
-    /// Guest memory that was touched: huge pages and what the guest still shares of its images included.
+    /// Guest memory that was touched: huge pages included.
     pub guest: u64,
     /// Everything else: code, heap, stacks.
     pub overhead: u64,
@@ -27,8 +27,7 @@ fn parse(smaps: &str) -> Option<MemoryUse> {
         let huge = ["Shared_Hugetlb", "Private_Hugetlb"].map(|name| bytes(mapping, name).unwrap_or(0));
         let whole = bytes(mapping, "Pss")? + huge.iter().sum::<u64>();
         let first = mapping.lines().next().unwrap_or_default();
-        let is_guest = [guest_ram::NAME, image::NAME].iter().any(|name| first.contains(name));
-        *if is_guest { &mut sum.guest } else { &mut sum.overhead } += whole;
+        *if first.contains(guest_ram::NAME) { &mut sum.guest } else { &mut sum.overhead } += whole;
     }
     (sum != MemoryUse::default()).then_some(sum)
 }
@@ -60,11 +59,10 @@ mod tests {
         let smaps = [
             mapping("/usr/bin/ostler-vmm", 600, 0),
             mapping("/guest-ram (deleted)", 7000, 0),
-            mapping("/memfd:guest-image (deleted)", 30, 0),
             mapping("/memfd:guest-ram (deleted)", 0, 4096),
             mapping("[heap]", 400, 0),
         ];
-        assert_eq!(parse(&smaps.concat()), Some(MemoryUse { guest: 11_126 << 10, overhead: 1_000 << 10 }));
+        assert_eq!(parse(&smaps.concat()), Some(MemoryUse { guest: 11_096 << 10, overhead: 1_000 << 10 }));
         assert_eq!(parse("Rss: 1 kB\n"), None);
         assert!(read(std::process::id()).unwrap().overhead > 0);
     }

@@ -1,11 +1,11 @@
-//! Kernels and initrds that VMs share. Key type: [`Images`].
+//! Kernels and initrds that VMs start from. Key type: [`Images`].
 //!
 //! ```text
-//!   an image of the node ──copied once──▶ sealed memfd ──▶ each vmm maps its pages (sys/image) ──▶ guests share them
+//!   an image of the node ──copied once──▶ sealed memfd ──▶ each vmm copies it into its guest's memory (sys/image)
 //! ```
-//! What is mapped by a guest must not change or end beneath it, and the operator may replace an image's file at any time:
-//! hence the copy. It is found again by what the file system says of the file, and made anew when that has changed. A VM
-//! keeps its copy for as long as it runs; here the few that were used last are kept.
+//! What a vmm maps must not change or end beneath it, and the operator may replace an image's file at any time: hence the
+//! sealed copy. It is found again by what the file system says of the file, and made anew when that has changed. The few
+//! that were used last are kept.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::sys::{image, sealed};
 
-/// Longest image that is shared, and all that are kept at once, in bytes. They are the daemon's memory.
+/// Longest image that is kept, and all that are kept at once, in bytes. They are the daemon's memory.
 const MAX_BYTES: u64 = 512 << 20;
 /// How long a file must have been left alone before it is known by its times: they may be as coarse as this.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ struct Kept {
 }
 
 impl Images {
-    /// The content of `image`, sealed where it can be shared, else the file itself. Blocks.
+    /// The content of `image`, sealed if it is one that can be kept, else the file itself. Blocks.
     pub(super) fn shared(&self, image: File) -> io::Result<OwnedFd> {
         let before = image.metadata()?;
         let identity = identity(&before);

@@ -233,7 +233,7 @@ mod tests {
             himem: at(0x10_0000),
             low_ram_end: 32 << 20,
         };
-        load(&memory, &mut Image::copied(&file).unwrap(), &placement)
+        load(&memory, &mut Image::open(&file).unwrap(), &placement)
     }
 
     #[test]

@@ -25,8 +25,6 @@ pub struct Images<'a> {
     pub kernel: &'a File,
     /// Initial RAM disk.
     pub initrd: Option<&'a File>,
-    /// Whether pages of a sealed file may be shared with other guests until this one writes them.
-    pub is_shared: bool,
     /// Command line without the final NUL.
     pub cmdline: &'a str,
 }
@@ -82,10 +80,7 @@ pub fn load(
     cmdline.push(0);
     memory.write_slice(&cmdline, placement.cmdline).map_err(|_| BootError::DoesNotFit("command line"))?;
 
-    let open = |file, what| {
-        let image = if images.is_shared { Image::shared(file, memory) } else { Image::copied(file) };
-        image.map_err(|source| BootError::Unreadable { what, source })
-    };
+    let open = |file, what| Image::open(file).map_err(|source| BootError::Unreadable { what, source });
     let kernel = kernel::load(memory, &mut open(images.kernel, "kernel")?, placement)?;
     let initrd_limit = match &kernel.format {
         Format::Pvh => placement.low_ram_end,

@@ -210,12 +210,7 @@ impl Machine {
 
         let kickers = vcpus.iter().map(|vcpu| vm.kicker(vcpu)).collect::<Result<Vec<_>, _>>()?;
 
-        let images = boot::Images {
-            kernel: plan.kernel,
-            initrd: plan.initrd,
-            is_shared: plan.memory.is_on_demand(),
-            cmdline: plan.cmdline,
-        };
+        let images = boot::Images { kernel: plan.kernel, initrd: plan.initrd, cmdline: plan.cmdline };
         let apic_ids: Vec<u8> = (0..plan.vcpus).map(|index| topology.apic_id(index) as u8).collect();
         let has_serial = matches!(plan.console, Console::Serial { .. });
         let hotplug_slots = plan.hotplug_slots;
