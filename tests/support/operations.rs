@@ -17,6 +17,27 @@ pub fn named<T>(answer: &Response<T>) -> Option<String> {
     answer.metadata().get(OPERATION).map(|name| name.to_str().unwrap().to_owned())
 }
 
+/// What begins and ends the start of every VM.
+const BEGINS: &str = "beginning a run";
+const ENDS: [&str; 4] = [
+    "opening what the VM's process gets",
+    "starting the VM's process",
+    "handing over to the VM's process",
+    "waiting for the guest's processors",
+];
+
+/// What the first start of a VM that succeeded did for its devices, step by step; each has its time.
+pub fn steps_of_start(caller: &Caller, vm: &str) -> Vec<String> {
+    let filter = format!("method = StartVirtualMachine AND state = SUCCEEDED AND target : {vm}");
+    let steps = caller.operations("", &filter).unwrap().pop().unwrap().steps;
+    assert!(steps.iter().all(|step| step.start_time.is_some() && step.duration.is_some()), "{steps:?}");
+    println!("{steps:#?}");
+    let mut steps: Vec<_> = steps.into_iter().map(|step| step.step).collect();
+    assert_eq!(steps.split_off(steps.len().saturating_sub(ENDS.len())), ENDS);
+    assert_eq!(steps.remove(0), BEGINS);
+    steps
+}
+
 impl Caller {
     pub fn operations(&self, parent: &str, filter: &str) -> Result<Vec<v1::Operation>, Status> {
         let (parent, filter) = (parent.to_owned(), filter.to_owned());

@@ -176,6 +176,13 @@ impl Underway {
         });
     }
 
+    /// The same, if nothing has been told yet.
+    pub fn tell_first(&self, step: Step) {
+        if self.now.as_ref().is_some_and(|now| now.borrow().step.is_none()) {
+            self.tell(step);
+        }
+    }
+
     /// It may be called off from here on; `wake` is notified then.
     pub fn open(&self, wake: &Arc<Notify>) {
         let Some(now) = self.recallable() else { return };
@@ -340,7 +347,8 @@ mod tests {
         work.end(OperationEnd::Succeeded);
         let ended = work.glance().steps;
         assert!(ended[0] == *reading && ended[1].took.is_some(), "{ended:?}");
-        // What comes late is no part of it.
+        // What comes late is no part of it, nor what was only to be the first.
+        work.tell_first(Step::new("second"));
         work.tell(Step::new("late"));
         assert_eq!(work.glance().steps, ended);
     }

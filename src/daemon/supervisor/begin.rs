@@ -5,10 +5,12 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use super::call::{Call, Wanted};
 use super::launch::{self, LaunchError, Spawned};
 use super::live::Live;
 use super::vm_task::{Phase, VmTask, ready_within};
 use crate::daemon::crash::{self, Point};
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::VmRecord;
 use crate::daemon::trace;
 use crate::model::{Event, VmExit, VmState};
@@ -19,9 +21,21 @@ impl VmTask {
     pub(super) fn launch(&mut self) {
         let Some(run) = &self.vm.run else { return };
         let (shared, vm, instance) = (Arc::clone(&self.shared), self.vm.clone(), run.instance);
+        // Before the work, which tells more; of several calls to the first.
+        self.tell_starts("beginning a run");
+        let operation = self.starts().next().map_or_else(Underway::unseen, |call| call.operation.for_telling());
         // In a task of its own: calls are answered meanwhile, and a claim is finished even if nobody waits for it.
-        let spawn = trace::spawn(launch::launch(shared, vm, instance));
+        let spawn = trace::spawn(launch::launch(shared, vm, instance, operation));
         self.phase = Phase::Launching { spawn, is_unwanted: false };
+    }
+
+    /// The calls that wait for the VM to run.
+    fn starts(&self) -> impl Iterator<Item = &Call> {
+        self.waiting.iter().filter(|call| matches!(call.wanted, Wanted::Running | Wanted::Rebooted { .. }))
+    }
+
+    fn tell_starts(&self, step: &'static str) {
+        self.starts().for_each(|call| call.operation.tell(Step::new(step)));
     }
 
     /// The process is there, or not: record it, then send it its launch.
@@ -38,6 +52,7 @@ impl VmTask {
         self.vm.vfs.clone_from(&spawned.vfs);
         self.vm.nvmes.clone_from(&spawned.nvmes);
         self.vm.placement.clone_from(&spawned.placement);
+        self.tell_starts("handing over to the VM's process");
         let recorded = self.shared.journal.update(self.vm.clone()).await;
         crash::reach(Point::LaunchRecorded);
         let (process, link, last_word) = match recorded {
@@ -56,6 +71,7 @@ impl VmTask {
             Ok(mut live) => {
                 live.ready_by = last_word.is_none().then(|| Instant::now() + ready_within(self.vm.spec.memory_bytes()));
                 live.last_word = last_word;
+                self.tell_starts("waiting for the guest's processors");
                 self.phase = Phase::Live(Box::new(live));
             }
             Err(error) => {

@@ -52,6 +52,11 @@ impl Wanted {
         }
     }
 
+    /// Whether it is true once a run has ended.
+    pub(super) fn ends_the_run(&self) -> bool {
+        matches!(self, Self::Stopped { .. } | Self::Rebooted { .. } | Self::Gone { .. })
+    }
+
     /// Whether only the vmm can make it true.
     pub(super) fn needs_the_vmm(&self) -> bool {
         match self {

@@ -24,7 +24,7 @@ use super::link::{Link, LinkError};
 use super::plan::{PlanError, plan};
 use super::{DevicesError, Shared, VmPaths};
 use crate::daemon::crash::{self, Point};
-use crate::daemon::operation::Underway;
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::{NvmeDevice, VfNic, VmRecord};
 use crate::daemon::trace::CallId;
 use crate::model::{CpuList, InstanceId, JailFacts, Launch, NicSpec, PageSize, Placement, SpecError, VmId};
@@ -93,6 +93,9 @@ impl Spawned {
     }
 }
 
+/// What is told while the process is made.
+pub(super) const SPAWNING: &str = "starting the VM's process";
+
 /// What names of vmm processes begin with.
 pub(super) const ARG0: &str = "ostler-vm-";
 
@@ -101,23 +104,25 @@ pub(super) fn arg0(uid: VmId) -> String {
     format!("{ARG0}{uid}")
 }
 
-/// Claims the devices that `vm` needs and has not, and a place, then makes the run `instance`.
+/// Claims the devices that `vm` needs and has not, and a place, then makes the run `instance`. `operation` is told what is
+/// done.
 pub(super) async fn launch(
     shared: Arc<Shared>,
     mut vm: VmRecord,
     instance: InstanceId,
+    operation: Underway,
 ) -> Result<Spawned, LaunchError> {
     if vm.spec.nics().iter().any(|nic| nic.vf_wish().is_some()) {
-        vm.vfs.extend(shared.devices.claim(vm.clone(), Underway::unseen()).await?);
+        vm.vfs.extend(shared.devices.claim(vm.clone(), operation.clone()).await?);
     }
     if !vm.spec.nvmes().is_empty() {
-        let given = shared.devices.claim_nvmes(vm.clone(), Underway::unseen()).await?;
+        let given = shared.devices.claim_nvmes(vm.clone(), operation.clone()).await?;
         vm.nvmes.retain(|known| given.iter().all(|device| device.id != known.id));
         vm.nvmes.extend(given);
     }
     // A guest that resets stays where it is, as it keeps its devices.
     if vm.placement.is_none() {
-        vm.placement = shared.devices.place(vm.clone()).await?.map(Box::new);
+        vm.placement = shared.devices.place(vm.clone(), operation.clone()).await?.map(Box::new);
     }
     for id in vm.devices_of_host() {
         shared.devices.attach(vm.uid, id).await?;
@@ -125,12 +130,19 @@ pub(super) async fn launch(
     // Without a call: the guest has reset, or a daemon before this one was asked.
     let request = CallId::current().unwrap_or_else(|| CallId::new(None)).to_string();
     tracing::info!(uid = %vm.uid, %instance, call = request, "launching");
-    let spawned = tokio::task::spawn_blocking(move || spawn(&shared, &vm, instance, request)).await;
+    operation.tell(Step::new("opening what the VM's process gets"));
+    let spawned = tokio::task::spawn_blocking(move || spawn(&shared, &vm, instance, request, &operation)).await;
     spawned.unwrap_or_else(|error| Err(LaunchError::Spawn(io::Error::other(error))))
 }
 
 /// Opens everything for `vm` and starts its process. Blocks. What it opened is closed again on an error.
-fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) -> Result<Spawned, LaunchError> {
+fn spawn(
+    shared: &Shared,
+    vm: &VmRecord,
+    instance: InstanceId,
+    request: String,
+    operation: &Underway,
+) -> Result<Spawned, LaunchError> {
     let paths = shared.paths(vm.uid);
     let launch = Launch { request, ..plan(vm, instance)? };
     check_hugepages(launch.memory.pages, launch.memory_bytes)?;
@@ -187,6 +199,7 @@ fn spawn(shared: &Shared, vm: &VmRecord, instance: InstanceId, request: String) 
     crash::reach(Point::LaunchFiles);
     let facts = JailFacts::new(&launch, vm.user, longest_file_bytes);
     let cpus = vm.placement.as_ref().map(|placement| &placement.cpus).or(launch.cpus.host_cpus.as_ref());
+    operation.tell(Step::new(SPAWNING));
     let process = start(shared, &launch, &facts, cpus, control.as_fd(), log)?;
     crash::reach(Point::LaunchSpawned);
     let (roles, descriptors) = passed.into_iter().unzip();

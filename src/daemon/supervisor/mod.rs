@@ -102,7 +102,7 @@ pub trait Devices: Send + Sync + 'static {
     fn claim_nvmes(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Vec<NvmeDevice>, DevicesError>>;
     /// Chooses where `vm` runs until it is off, if that is policy's to say; `None`: anywhere, or where its spec says. It has
     /// its devices by then. [`release`](Self::release) undoes it.
-    fn place(&self, vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>>;
+    fn place(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>>;
     /// Records that what `vm` has for its device `id` is about to go to its process.
     fn attach(&self, vm: VmId, id: DeviceId) -> BoxFuture<'_, Result<(), DevicesError>>;
     /// The descriptors of a virtual function that is its VM's, in the order that a launch has them: its VFIO container,
@@ -111,7 +111,7 @@ pub trait Devices: Send + Sync + 'static {
     /// The same for the function of an NVMe device.
     fn open_nvme(&self, function: Bdf) -> Result<[OwnedFd; 2], DevicesError>;
     /// Takes back everything that `vm` has for a run, clean. What cannot be cleaned is nobody's from then on.
-    fn release(&self, vm: VmId) -> BoxFuture<'_, ()>;
+    fn release(&self, vm: VmId, operation: Underway) -> BoxFuture<'_, ()>;
     /// Takes back all that `vm` has for its device `id`, data included, while the others stay. Returns once nothing of it
     /// can reach the VM; to erase it may take longer. What cannot be cleaned is nobody's from then on.
     fn give_back(&self, vm: VmId, id: DeviceId, operation: Underway) -> BoxFuture<'_, ()>;

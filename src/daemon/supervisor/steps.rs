@@ -95,7 +95,10 @@ impl VmTask {
         }
         // A guest that resets keeps its devices: they are its own until it is off.
         if !effects.contains(&Effect::Launch) {
-            self.shared.devices.release(self.vm.uid).await;
+            // Of several calls the first is told how; one that waits for something else has failed.
+            let call = self.waiting.iter().find(|call| call.wanted.ends_the_run());
+            let operation = call.map_or_else(Underway::unseen, |call| call.operation.for_telling());
+            self.shared.devices.release(self.vm.uid, operation).await;
             self.vm.vfs.clear();
             self.vm.placement = None;
             // Their namespaces stay its own: there lies its data.

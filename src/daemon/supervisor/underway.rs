@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use super::CallError;
 use super::call::{Call, Wanted};
+use super::launch::SPAWNING;
 use super::vm_task::VmTask;
 use crate::daemon::operation::{Step, Underway};
 use crate::daemon::record::AttachState;
@@ -35,7 +36,8 @@ impl VmTask {
             (VmState::Stopping | VmState::Rebooting | VmState::Destroying, _) => {
                 call.operation.tell(Step::new("ending the VM's process"));
             }
-            (VmState::Starting, _) => call.operation.tell(Step::new("starting the VM's process")),
+            // Whoever starts it tells more.
+            (VmState::Starting, _) => call.operation.tell_first(Step::new(SPAWNING)),
             (VmState::Running | VmState::Paused, _) => {
                 call.operation.tell(Step::new("waiting for the VM's process"));
             }

@@ -56,8 +56,8 @@ impl crate::daemon::supervisor::Devices for HostDevices {
         Box::pin(async move { self.nvme().claim(&vm, &operation).await })
     }
 
-    fn place(&self, vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>> {
-        Box::pin(async move { self.placer.place(&vm).await })
+    fn place(&self, vm: VmRecord, operation: Underway) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>> {
+        Box::pin(async move { self.placer.place(&vm, &operation).await })
     }
 
     fn open_nvme(&self, function: Bdf) -> Result<[OwnedFd; 2], DevicesError> {
@@ -74,13 +74,13 @@ impl crate::daemon::supervisor::Devices for HostDevices {
         Ok([opened.container, opened.device])
     }
 
-    fn release(&self, uid: VmId) -> BoxFuture<'_, ()> {
+    fn release(&self, uid: VmId, operation: Underway) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             for lease in self.held_by(uid) {
                 // What went wrong is in the log and in the lease.
-                let _ = self.clean(lease, &Underway::unseen()).await;
+                let _ = self.clean(lease, &operation).await;
             }
-            self.nvme().release(uid).await;
+            self.nvme().release(uid, &operation).await;
             self.placer.release(uid);
         })
     }
@@ -95,9 +95,10 @@ impl HostDevices {
         operation: &Underway,
     ) -> Result<VfNic, DevicesError> {
         for _ in 0..MAX_ROUNDS {
-            operation.tell(Step::new("choosing a virtual function"));
+            operation.tell(Step::new("looking for virtual functions"));
             let devices = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&devices, &self.store.snapshot().leases, vm, &nic.id, wish)?;
+            operation.tell(Step::new("asking policy for a virtual function"));
             let decided = self.policy.select_vf(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await;
             let (id, decision) =
                 record(&self.store, &self.plugins, decided).await.map_err(|error| DevicesError(error.to_string()))?;

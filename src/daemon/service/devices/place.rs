@@ -14,6 +14,7 @@ use super::super::turns::Turns;
 use super::choose::Leases;
 use super::{LeaseState, choose as vf, on_host, read};
 use crate::daemon::inventory::Nodes;
+use crate::daemon::operation::{Step, Underway};
 use crate::daemon::policy::{Bound, PolicyHost};
 use crate::daemon::record::VmRecord;
 use crate::daemon::store::Store;
@@ -53,8 +54,9 @@ impl Placer {
 
     /// The node for a run of `vm`; `None`: it runs anywhere. Asks, and reads of the host, only where a plugin is loaded that
     /// has a say.
-    pub(super) async fn place(&self, vm: &VmRecord) -> Result<Option<Placement>, DevicesError> {
+    pub(super) async fn place(&self, vm: &VmRecord, operation: &Underway) -> Result<Option<Placement>, DevicesError> {
         let Some(Asked { chain, decides }) = self.asked(vm) else { return Ok(None) };
+        operation.tell(Step::new("asking policy for a place"));
         // A tenant's own starts see each other. Others' are not waited for: their plugins may be slow.
         let _turn = self.turns.take(&vm.tenant).await;
         for round in 1..=MAX_ROUNDS {

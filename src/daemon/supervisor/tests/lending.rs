@@ -48,7 +48,7 @@ impl Devices for Lender {
         ready(Ok(given.collect()))
     }
 
-    fn place(&self, _vm: VmRecord) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>> {
+    fn place(&self, _vm: VmRecord, _operation: Underway) -> BoxFuture<'_, Result<Option<Placement>, DevicesError>> {
         ready(Ok(None))
     }
 
@@ -71,8 +71,9 @@ impl Devices for Lender {
         Err(DevicesError("there is none".into()))
     }
 
-    fn release(&self, _vm: VmId) -> BoxFuture<'_, ()> {
+    fn release(&self, _vm: VmId, operation: Underway) -> BoxFuture<'_, ()> {
         self.note("release");
+        operation.tell(Step::new("cleaning"));
         ready(())
     }
 

@@ -180,4 +180,22 @@ async fn what_a_device_s_coming_and_going_takes_is_told_step_by_step() {
         "recording what the VM has",
     ];
     assert_eq!(told(&going), detached);
+
+    // One that the VM has from its start comes with that, and goes with its run.
+    handle.stop(GRACE).await.unwrap();
+    handle.attach(super::lending::function(), None, || {}).await.unwrap();
+    let (starting, start) = desk.begin(&handle, |handle| async move { handle.start().await }).await;
+    start.await.unwrap().unwrap();
+    let started = [
+        "beginning a run",
+        "lending",
+        "opening what the VM's process gets",
+        "starting the VM's process",
+        "handing over to the VM's process",
+        "waiting for the guest's processors",
+    ];
+    assert_eq!(told(&starting), started);
+    let (stopping, stop) = desk.begin(&handle, |handle| async move { handle.stop(Duration::ZERO).await }).await;
+    stop.await.unwrap().unwrap();
+    assert_eq!(told(&stopping), ["ending the VM's process", "cleaning"]);
 }

@@ -80,9 +80,10 @@ impl NvmeDevices {
     /// Asks policy, and records the claim.
     async fn choose(&self, vm: &VmRecord, nvme: &NvmeSpec, operation: &Underway) -> Result<NvmeLease, DevicesError> {
         for _ in 0..MAX_ROUNDS {
-            operation.tell(Step::new("choosing a namespace or a controller"));
+            operation.tell(Step::new("looking for namespaces and controllers"));
             let found = read().await.map_err(DevicesError)?;
             let offer = choose::offer(&found, &self.store.snapshot().nvme_leases, vm, nvme)?;
+            operation.tell(Step::new("asking policy for a namespace or a controller"));
             let decided = self.policy.select_nvme(self.plugins.chain(&vm.tenant, &vm.name), offer.request).await;
             let (id, decision) =
                 record(&self.store, &self.plugins, decided).await.map_err(|error| DevicesError(error.to_string()))?;

@@ -126,12 +126,12 @@ impl NvmeDevices {
     }
 
     /// Takes back what `uid` has for a run, and what it has not got to see.
-    pub(super) async fn release(self: &Arc<Self>, uid: VmId) {
+    pub(super) async fn release(self: &Arc<Self>, uid: VmId, operation: &Underway) {
         let (secondaries, data): (Vec<_>, Vec<_>) =
             self.held_by(uid).into_iter().partition(|lease| matches!(lease.key.part, NvmePart::Secondary(_)));
         for lease in secondaries {
             // What went wrong is in the log and in the lease.
-            let _ = self.clean(lease, &Underway::unseen()).await;
+            let _ = self.clean(lease, operation).await;
         }
         for lease in data {
             if !matches!(lease.state, LeaseState::Attached(_)) {

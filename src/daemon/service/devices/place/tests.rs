@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use super::super::super::plugins::PluginView;
 use super::*;
 use crate::daemon::inventory::node_samples;
+use crate::daemon::operation::Underway;
 use crate::daemon::policy::PolicyConfig;
 use crate::daemon::record::samples;
 use crate::daemon::store::{DecisionQuery, PluginRecord, StoredDecision};
@@ -64,7 +65,7 @@ impl Bench {
     }
 
     async fn place(&self, vm: &VmRecord) -> Result<Option<u32>, String> {
-        let placed = self.placer.place(vm).await.map_err(|error| error.to_string())?;
+        let placed = self.placer.place(vm, &Underway::unseen()).await.map_err(|error| error.to_string())?;
         Ok(placed.map(|placed| {
             assert!(placed.decision.is_some());
             assert_eq!(placed.cpus.to_string(), ["0-3", "4-7"][placed.node as usize]);
@@ -126,7 +127,7 @@ async fn of_many_starts_at_once_no_node_is_given_more_than_it_has() {
     let mut starting = JoinSet::new();
     for number in 0..8 {
         let (placer, vm) = (Arc::clone(&bench.placer), samples::running(&format!("tenant{number}"), "web"));
-        starting.spawn(async move { placer.place(&vm).await.map(|placed| placed.unwrap().node) });
+        starting.spawn(async move { placer.place(&vm, &Underway::unseen()).await.map(|placed| placed.unwrap().node) });
     }
     let mut placed = [0; 2];
     let mut refused = 0;
