@@ -10,6 +10,7 @@ pub mod beneath;
 pub mod cgroup;
 pub mod confinement;
 pub mod counter_page;
+pub mod devlink;
 pub mod disk_ring;
 pub mod guest_buffers;
 pub mod guest_ram;

@@ -22,6 +22,19 @@ pub(crate) struct PfView {
     total_vfs: u32,
     num_vfs: u32,
     virtual_functions: Vec<VfView>,
+    bridges: Vec<BridgeView>,
+    iommu_group: Option<u32>,
+    group_members: Vec<String>,
+    /// `legacy`, `switchdev`; empty if its driver knows one way only.
+    eswitch_mode: String,
+}
+
+/// A bridge above a device.
+#[derive(Debug, Serialize)]
+pub(crate) struct BridgeView {
+    address: String,
+    acs: bool,
+    acs_controls: Vec<String>,
 }
 
 /// A virtual function.
@@ -34,6 +47,7 @@ pub(crate) struct VfView {
     iommu_group: Option<u32>,
     group_members: Vec<String>,
     reset_methods: Vec<String>,
+    msix_vectors: Option<u32>,
     settings: Option<SettingsView>,
     lease: Option<LeaseView>,
 }
@@ -44,6 +58,7 @@ pub(crate) struct SettingsView {
     vlan: u32,
     spoof_check: bool,
     trust: bool,
+    min_tx_mbps: u32,
     max_tx_mbps: u32,
     link_state: String,
 }
@@ -77,7 +92,26 @@ impl From<v1::PhysicalFunction> for PfView {
             total_vfs: pf.total_vfs,
             num_vfs: pf.num_vfs,
             virtual_functions: pf.virtual_functions.into_iter().map(VfView::from).collect(),
+            bridges: pf.bridges.into_iter().map(BridgeView::from).collect(),
+            iommu_group: pf.iommu_group,
+            group_members: pf.group_members,
+            eswitch_mode: pf.eswitch_mode,
         }
+    }
+}
+
+impl From<v1::PciBridge> for BridgeView {
+    fn from(bridge: v1::PciBridge) -> Self {
+        let v1::PciBridge { address, acs, acs_controls } = bridge;
+        Self { address, acs, acs_controls }
+    }
+}
+
+impl BridgeView {
+    /// Where a device is: its root complex, and the bridges down to it, with those that do not keep functions apart.
+    pub(crate) fn path(root_complex: &str, bridges: &[Self]) -> String {
+        let text = |bridge: &Self| format!(" below {}{}", bridge.address, if bridge.acs { "" } else { " (no ACS)" });
+        root_complex.to_owned() + &bridges.iter().map(text).collect::<String>()
     }
 }
 
@@ -91,6 +125,7 @@ impl From<v1::VirtualFunction> for VfView {
             iommu_group: vf.iommu_group,
             group_members: vf.group_members,
             reset_methods: vf.reset_methods,
+            msix_vectors: vf.msix_vectors,
             settings: vf.settings.map(SettingsView::from),
             lease: vf.lease.map(LeaseView::from),
         }
@@ -99,8 +134,9 @@ impl From<v1::VirtualFunction> for VfView {
 
 impl From<v1::VirtualFunctionSettings> for SettingsView {
     fn from(settings: v1::VirtualFunctionSettings) -> Self {
-        let v1::VirtualFunctionSettings { mac, vlan, spoof_check, trust, max_tx_mbps, link_state } = settings;
-        Self { mac, vlan, spoof_check, trust, max_tx_mbps, link_state }
+        let v1::VirtualFunctionSettings { mac, vlan, spoof_check, trust, min_tx_mbps, max_tx_mbps, link_state } =
+            settings;
+        Self { mac, vlan, spoof_check, trust, min_tx_mbps, max_tx_mbps, link_state }
     }
 }
 
@@ -129,10 +165,12 @@ impl PfView {
         let or = |text: &str, none: &str| if text.is_empty() { none.to_owned() } else { text.to_owned() };
         let (interface, driver) = (or(&self.interface, "no interface"), or(&self.driver, "no driver"));
         let numa = self.numa_node.map(|node| format!(", NUMA node {node}")).unwrap_or_default();
-        let port = if self.root_port.is_empty() { String::new() } else { format!(" below {}", self.root_port) };
+        let path = BridgeView::path(&self.root_complex, &self.bridges);
+        let eswitch =
+            if self.eswitch_mode.is_empty() { String::new() } else { format!(", {} mode", self.eswitch_mode) };
         format!(
-            "{} {interface} ({driver}, {}) {}, {link}{numa}, {}{port}, {} of {} VFs",
-            self.address, self.pci_id, self.mac, self.root_complex, self.num_vfs, self.total_vfs
+            "{} {interface} ({driver}, {}) {}, {link}{eswitch}{numa}, {path}, {} of {} VFs",
+            self.address, self.pci_id, self.mac, self.num_vfs, self.total_vfs
         )
     }
 }
@@ -149,6 +187,7 @@ impl VfView {
             None => words.push("no IOMMU group".to_owned()),
         }
         words.push(if self.reset_methods.is_empty() { "no reset".to_owned() } else { self.reset_methods.join("/") });
+        words.extend(self.msix_vectors.map(|vectors| format!("{vectors} interrupts")));
         words.extend(self.settings.as_ref().map(SettingsView::text));
         words.extend(self.lease.as_ref().map(LeaseView::text));
         words.join(", ")
@@ -160,6 +199,9 @@ impl SettingsView {
         let mut words = vec![self.mac.clone()];
         if self.vlan != 0 {
             words.push(format!("VLAN {}", self.vlan));
+        }
+        if self.min_tx_mbps != 0 {
+            words.push(format!("at least {} Mbit/s", self.min_tx_mbps));
         }
         if self.max_tx_mbps != 0 {
             words.push(format!("at most {} Mbit/s", self.max_tx_mbps));
@@ -220,6 +262,7 @@ mod tests {
             index,
             iommu_group: Some(20 + index),
             reset_methods: vec!["flr".into()],
+            msix_vectors: Some(3),
             settings: Some(v1::VirtualFunctionSettings {
                 mac: "02:00:00:00:00:01".into(),
                 vlan: 100,
@@ -238,6 +281,8 @@ mod tests {
             reason: "device cannot be reset\u{1b}[2J".into(),
             ..Default::default()
         };
+        let bridge =
+            |address: &str, acs| v1::PciBridge { address: address.into(), acs, acs_controls: vec!["x".into(); 2] };
         v1::PhysicalFunction {
             address: "0000:01:00.0".into(),
             interface: "eth0".into(),
@@ -251,6 +296,8 @@ mod tests {
             total_vfs: 7,
             num_vfs: 2,
             virtual_functions: vec![vf(0, None), vf(1, Some(lease))],
+            bridges: vec![bridge("0000:00:02.0", true), bridge("0000:00:05.0", false)],
+            eswitch_mode: "legacy".into(),
             ..Default::default()
         }
     }
@@ -262,8 +309,9 @@ mod tests {
         assert_eq!(
             lines[..2],
             [
-                "0000:01:00.0 eth0 (igb, 8086:10c9) 52:54:00:00:00:01, up, 1000 Mbit/s, pci0000:00, 2 of 7 VFs",
-                "├─ VF 0 0000:01:10.0 (no driver), group 20, flr, 02:00:00:00:00:01 VLAN 100",
+                "0000:01:00.0 eth0 (igb, 8086:10c9) 52:54:00:00:00:01, up, 1000 Mbit/s, legacy mode, pci0000:00 below \
+                 0000:00:02.0 below 0000:00:05.0 (no ACS), 2 of 7 VFs",
+                "├─ VF 0 0000:01:10.0 (no driver), group 20, flr, 3 interrupts, 02:00:00:00:00:01 VLAN 100",
             ]
         );
         assert!(lines[2].starts_with("└─ VF 1 ") && lines[2].contains("QUARANTINED for acme's VM 01J: "), "{tree}");
@@ -279,6 +327,7 @@ mod tests {
         let vf = &json["virtual_functions"][1];
         let shown = [
             (&json, "PhysicalFunction"),
+            (&json["bridges"][0], "PciBridge"),
             (vf, "VirtualFunction"),
             (&vf["settings"], "VirtualFunctionSettings"),
             (&vf["lease"], "DeviceLease"),

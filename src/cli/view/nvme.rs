@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::host::LeaseView;
+use super::host::{BridgeView, LeaseView};
 use crate::api::v1;
 use crate::cli::print::clean;
 
@@ -60,6 +60,11 @@ pub(crate) struct NvmeControllerView {
     namespaces: Vec<NamespaceView>,
     problem: String,
     lease: Option<LeaseView>,
+    bridges: Vec<BridgeView>,
+    iommu_group: Option<u32>,
+    group_members: Vec<String>,
+    reset_methods: Vec<String>,
+    msix_vectors: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -87,6 +92,13 @@ struct NamespaceView {
     /// `nguid:…`, `eui64:…`; empty if the controller does not say it.
     unique_id: String,
     lease: Option<LeaseView>,
+    formats: Vec<FormatView>,
+}
+
+#[derive(Debug, Serialize)]
+struct FormatView {
+    block_bytes: u32,
+    metadata_bytes: u32,
 }
 
 impl From<v1::NvmeSpec> for NvmeSpecView {
@@ -134,6 +146,11 @@ impl From<v1::NvmeHostController> for NvmeControllerView {
             namespaces: controller.namespaces.into_iter().map(NamespaceView::from).collect(),
             problem: controller.problem,
             lease: controller.lease.map(LeaseView::from),
+            bridges: controller.bridges.into_iter().map(BridgeView::from).collect(),
+            iommu_group: controller.iommu_group,
+            group_members: controller.group_members,
+            reset_methods: controller.reset_methods,
+            msix_vectors: controller.msix_vectors,
         }
     }
 }
@@ -156,7 +173,12 @@ impl From<v1::NvmeSecondary> for SecondaryView {
 
 impl From<v1::NvmeHostNamespace> for NamespaceView {
     fn from(namespace: v1::NvmeHostNamespace) -> Self {
+        let format = |format: v1::NvmeFormat| FormatView {
+            block_bytes: format.block_bytes,
+            metadata_bytes: format.metadata_bytes,
+        };
         Self {
+            formats: namespace.formats.into_iter().map(format).collect(),
             namespace_id: namespace.namespace_id,
             size_bytes: namespace.size_bytes,
             block_bytes: namespace.block_bytes,
@@ -202,8 +224,7 @@ impl NvmeControllerView {
         }
         words.extend(self.wear_percent.map(|wear| format!("{wear} % worn")));
         words.extend(self.numa_node.map(|node| format!("NUMA node {node}")));
-        let port = if self.root_port.is_empty() { String::new() } else { format!(" below {}", self.root_port) };
-        words.push(format!("{}{port}", self.root_complex));
+        words.push(BridgeView::path(&self.root_complex, &self.bridges));
         words.push(format!("{} of {} VFs", self.num_vfs, self.total_vfs));
         words.extend(self.lease.as_ref().map(LeaseView::text));
         words.join(", ")

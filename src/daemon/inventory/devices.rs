@@ -13,7 +13,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::config_space::{Acs, ConfigSpace};
 use crate::model::{Bdf, MacAddr};
+use crate::sys::devlink::{EswitchMode, eswitch_mode};
 use crate::sys::rtnl::{Link, Rtnl, VfConfig};
 
 /// Where sysfs is mounted.
@@ -49,12 +51,29 @@ pub struct PhysicalFunction {
     pub root_complex: String,
     /// The root port above it; `None` on the root bus.
     pub root_port: Option<Bdf>,
+    /// All bridges above it, the root port first.
+    pub bridges: Vec<Bridge>,
+    /// Its IOMMU group; `None` without an IOMMU.
+    pub iommu_group: Option<u32>,
+    /// All members of the group, itself among them, by address.
+    pub group_members: Vec<GroupMember>,
+    /// How it switches frames between its functions; `None` if its driver knows one way only.
+    pub eswitch: Option<EswitchMode>,
     /// Its network link; `None` if it has none or it could not be asked.
     pub link: Option<LinkFacts>,
     /// Virtual functions that it can have.
     pub total_vfs: u32,
     /// Those that exist, by number.
     pub vfs: Vec<VirtualFunction>,
+}
+
+/// A PCI bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its address.
+    pub address: Bdf,
+    /// Whether functions below it reach each other past the IOMMU.
+    pub acs: Acs,
 }
 
 /// The link of a physical function.
@@ -89,6 +108,8 @@ pub struct VirtualFunction {
     pub group_members: Vec<GroupMember>,
     /// How the kernel can reset it, in order of preference: `flr`, …; empty if it cannot.
     pub reset_methods: Vec<String>,
+    /// MSI-X vectors, the only kind of interrupt that a guest gets; `None` if that could not be read.
+    pub msix_vectors: Option<u16>,
     /// Its settings at the physical function; `None` if they could not be asked.
     pub config: Option<VfConfig>,
 }
@@ -125,6 +146,10 @@ impl Devices {
         }
         let mut rtnl = Rtnl::open()?;
         for pf in &mut devices.pfs {
+            pf.eswitch = eswitch_mode("pci", &pf.address.to_string()).unwrap_or_else(|error| {
+                tracing::warn!(pf = %pf.address, %error, "cannot ask for its eswitch mode");
+                None
+            });
             let Some(interface) = &pf.interface else { continue };
             match rtnl.link(interface) {
                 Ok(link) => pf.add_link(Path::new(SYSFS), link),
@@ -176,7 +201,8 @@ impl PhysicalFunction {
             })
             .collect();
         vfs.sort_by_key(|vf| vf.index);
-        let (root_complex, root_port) = place(dir, address);
+        let Place { root_complex, bridges } = Place::of(dir, address);
+        let (iommu_group, group_members) = group(dir);
         let id = |file: &str| text(&dir.join(file)).unwrap_or_default().trim_start_matches("0x").to_owned();
         Self {
             address,
@@ -186,7 +212,11 @@ impl PhysicalFunction {
             // -1: the firmware names none.
             numa_node: number(&dir.join("numa_node")),
             root_complex,
-            root_port,
+            root_port: bridges.first().map(|bridge| bridge.address),
+            bridges,
+            iommu_group,
+            group_members,
+            eswitch: None,
             link: None,
             total_vfs,
             vfs,
@@ -217,6 +247,7 @@ impl VirtualFunction {
             iommu_group: None,
             group_members: Vec::new(),
             reset_methods: Vec::new(),
+            msix_vectors: None,
             config: None,
         }
     }
@@ -227,9 +258,7 @@ impl VirtualFunction {
         let interface = interface(&dir);
         let flags = interface.as_ref().and_then(|name| text(&dir.join("net").join(name).join("flags")));
         let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim_start_matches("0x"), 16).ok());
-        let group = dir.join("iommu_group");
-        let mut members: Vec<_> = names(&group.join("devices")).filter_map(|name| name.parse().ok()).collect();
-        members.sort();
+        let (iommu_group, group_members) = group(&dir);
         let reset_methods = text(&dir.join("reset_method")).unwrap_or_default();
         Self {
             address,
@@ -237,15 +266,27 @@ impl VirtualFunction {
             driver: target_name(&dir.join("driver")),
             interface,
             is_used_by_host: flags.is_some_and(|flags| flags & libc::IFF_UP as u32 != 0),
-            iommu_group: target_name(&group).and_then(|name| name.parse().ok()),
-            group_members: members.into_iter().map(|member| GroupMember::read(member, devices)).collect(),
+            iommu_group,
+            group_members,
             reset_methods: reset_methods.split_whitespace().map(str::to_owned).collect(),
+            msix_vectors: ConfigSpace::read(&dir).msix_vectors(),
             config: None,
         }
     }
 }
 
+/// The IOMMU group of the function whose directory is `dir`, and its members.
+fn group(dir: &Path) -> (Option<u32>, Vec<GroupMember>) {
+    let group = dir.join("iommu_group");
+    let devices = group.join("devices");
+    let mut members: Vec<_> = names(&devices).filter_map(|name| name.parse().ok()).collect();
+    members.sort();
+    let members = members.into_iter().map(|member: Bdf| GroupMember::read(member, &devices)).collect();
+    (target_name(&group).and_then(|name| name.parse().ok()), members)
+}
+
 impl GroupMember {
+    /// `devices`: the directory that has the group's members.
     fn read(address: Bdf, devices: &Path) -> Self {
         let dir = devices.join(address.to_string());
         let is_bridge = text(&dir.join("class")).is_some_and(|class| class.starts_with(CLASS_PCI_BRIDGE));
@@ -253,13 +294,36 @@ impl GroupMember {
     }
 }
 
-/// Root complex and root port of a function, from where its directory really lies:
-/// `…/pci0000:00/0000:00:02.0/0000:01:00.0`.
-pub(super) fn place(dir: &Path, address: Bdf) -> (String, Option<Bdf>) {
-    let real = fs::canonicalize(dir).unwrap_or_else(|_| PathBuf::from(dir));
-    let mut parts = real.iter().filter_map(|part| part.to_str()).skip_while(|part| !part.starts_with("pci"));
-    let complex = parts.next().unwrap_or_default().to_owned();
-    (complex, parts.next().and_then(|part| part.parse().ok()).filter(|port| *port != address))
+/// Where a function is in the tree of PCI.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// As sysfs names it: `pci0000:00`.
+    pub(super) root_complex: String,
+    /// What is above the function, the root port first; none on the root bus.
+    pub(super) bridges: Vec<Bridge>,
+}
+
+impl Place {
+    /// From where the function's directory really lies: `…/pci0000:00/0000:00:02.0/0000:01:00.0`.
+    pub(super) fn of(dir: &Path, address: Bdf) -> Self {
+        let real = fs::canonicalize(dir).unwrap_or_else(|_| PathBuf::from(dir));
+        let above = real.ancestors().skip(1).take_while(|above| above.parent().is_some());
+        let mut place = Self { root_complex: String::new(), bridges: Vec::new() };
+        for above in above {
+            let Some(name) = above.file_name().and_then(|name| name.to_str()) else { break };
+            match name.parse() {
+                Ok(bridge) if bridge != address => {
+                    place.bridges.push(Bridge { address: bridge, acs: ConfigSpace::read(above).acs() });
+                }
+                _ => {
+                    name.clone_into(&mut place.root_complex);
+                    break;
+                }
+            }
+        }
+        place.bridges.reverse();
+        place
+    }
 }
 
 fn interface(dir: &Path) -> Option<String> {
@@ -304,6 +368,7 @@ pub mod samples {
                 iommu_group: Some(10 + u32::from(index)),
                 group_members: vec![GroupMember { address, driver: None, is_bridge: false }],
                 reset_methods: vec!["flr".into()],
+                msix_vectors: Some(3),
                 config: Some(VfConfig { checks_spoofing: true, ..VfConfig::default() }),
             }
         };
@@ -316,6 +381,10 @@ pub mod samples {
             numa_node: None,
             root_complex: "pci0000:00".into(),
             root_port: Bdf::new(0, 0, 2, 0),
+            bridges: vec![],
+            iommu_group: Some(9),
+            group_members: vec![],
+            eswitch: None,
             link: Some(LinkFacts { mac, is_up: true, has_carrier: true, speed_mbps: Some(1000) }),
             total_vfs: 7,
             vfs: (0..count).map(vf).collect(),

@@ -4,6 +4,7 @@
 //! `service` asks it before a VM is registered, and before one is given a device; nothing here knows about VMs.
 
 mod addresses;
+mod config_space;
 mod devices;
 mod facts;
 mod nodes;
@@ -11,11 +12,10 @@ mod nvme;
 mod users;
 
 pub use addresses::{AddressPool, Lease, Network, NetworkError, PoolExhausted};
-#[cfg(test)]
-pub use devices::GroupMember;
+pub use config_space::Acs;
 #[cfg(test)]
 pub use devices::samples as device_samples;
-pub use devices::{Devices, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
+pub use devices::{Bridge, Devices, GroupMember, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
 pub use facts::{HostFacts, check_nic};
 #[cfg(test)]
 pub use nodes::samples as node_samples;

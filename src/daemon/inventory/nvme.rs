@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::devices::{self, VirtualFunction, names, number, target_name, text};
+use super::devices::{Bridge, Place, VirtualFunction, names, number, target_name, text};
 use crate::model::Bdf;
 use crate::sys::nvme::identify::{ControllerIdentity, NamespaceIdentity, PrimaryCapabilities};
 use crate::sys::nvme::{Admin, CommandError, block};
@@ -46,6 +46,8 @@ pub struct NvmeController {
     pub root_complex: String,
     /// The root port above it; `None` on the root bus.
     pub root_port: Option<Bdf>,
+    /// All bridges above it, the root port first.
+    pub bridges: Vec<Bridge>,
     /// Virtual functions that it can have.
     pub total_vfs: u32,
     /// Virtual functions that exist.
@@ -97,6 +99,8 @@ pub struct Namespace {
     pub block_bytes: u32,
     /// Bytes of metadata beside each block.
     pub metadata_bytes: u16,
+    /// All formats that it can have, this one among them: bytes of a block, and of the metadata beside it.
+    pub formats: Vec<(u32, u16)>,
     /// Ids of the controllers that it is attached to.
     pub controllers: Vec<u16>,
     /// The host's block device for it, such as `nvme0n1`.
@@ -157,7 +161,7 @@ impl NvmeController {
             }),
             None => Err("it has no driver of the host that could be asked".to_owned()),
         };
-        let (root_complex, root_port) = devices::place(dir, address);
+        let Place { root_complex, bridges } = Place::of(dir, address);
         let id = |file: &str| text(&dir.join(file)).unwrap_or_default().trim_start_matches("0x").to_owned();
         Self {
             function: VirtualFunction::read(address, 0, devices),
@@ -165,7 +169,8 @@ impl NvmeController {
             pci_id: format!("{}:{}", id("vendor"), id("device")),
             numa_node: number(&dir.join("numa_node")),
             root_complex,
-            root_port,
+            root_port: bridges.first().map(|bridge| bridge.address),
+            bridges,
             total_vfs: number(&dir.join("sriov_totalvfs")).unwrap_or(0),
             num_vfs: number(&dir.join("sriov_numvfs")).unwrap_or(0),
             facts,
@@ -200,9 +205,10 @@ fn ask(admin: &Admin, device: &str, address: Bdf, uses: &HostUses) -> Result<Nvm
             namespaces.push(Namespace {
                 nsid,
                 unique_id: page.as_ref().and_then(NamespaceIdentity::unique_id),
-                size_bytes: page.map_or(0, |page| page.size_bytes()),
-                block_bytes: page.map_or(0, |page| page.block_bytes),
-                metadata_bytes: page.map_or(0, |page| page.metadata_bytes),
+                size_bytes: page.as_ref().map_or(0, NamespaceIdentity::size_bytes),
+                block_bytes: page.as_ref().map_or(0, |page| page.block_bytes),
+                metadata_bytes: page.as_ref().map_or(0, |page| page.metadata_bytes),
+                formats: page.map(|page| page.formats).unwrap_or_default(),
                 // Unknown is somebody's: nothing is free that was not seen to be.
                 controllers: admin.controllers_of(nsid).unwrap_or_else(|_refused| vec![identity.id]),
                 uses: block_device.as_deref().map(|name| uses.of(Path::new(SYSFS), name)).unwrap_or_default(),
@@ -217,6 +223,7 @@ fn ask(admin: &Admin, device: &str, address: Bdf, uses: &HostUses) -> Result<Nvm
             size_bytes: sectors(Path::new(SYSFS), &name) * 512,
             block_bytes: 0,
             metadata_bytes: 0,
+            formats: vec![],
             controllers: vec![identity.id],
             uses: uses.of(Path::new(SYSFS), &name),
             block_device: Some(name),
@@ -287,6 +294,7 @@ pub mod samples {
         let function = |address: Bdf, index| VirtualFunction {
             iommu_group: Some(20 + u32::from(address.function())),
             reset_methods: vec!["flr".into()],
+            msix_vectors: Some(1),
             ..VirtualFunction::numbered(address, index)
         };
         let secondary = |number: u8| Secondary {
@@ -302,6 +310,7 @@ pub mod samples {
             size_bytes: mib << 20,
             block_bytes: 512,
             metadata_bytes: 0,
+            formats: vec![(512, 0)],
             controllers,
             block_device: None,
             uses: vec![],
@@ -337,6 +346,7 @@ pub mod samples {
             numa_node: None,
             root_complex: "pci0000:00".into(),
             root_port: Bdf::new(0, 0, 3, 0),
+            bridges: vec![],
             total_vfs: 4,
             num_vfs: 2,
             facts: Ok(facts),

@@ -12,15 +12,16 @@ use crate::api::v1::device_status;
 use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, decision_name, scope_name, v1};
 use crate::daemon::service::{
-    AttachState, Attachment, BreakerState, CanaryRecord, CanaryState, ChainSigners, DeviceView, HeldFor, HostUse,
-    Lease, LeaseState, MemoryUse, PluginKv, PluginStatus, PluginVersion, PluginView, ResumePoint, Subnet,
-    VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
+    Acs, AttachState, Attachment, BreakerState, Bridge, CanaryRecord, CanaryState, ChainSigners, DeviceView,
+    GroupMember, HeldFor, HostUse, Lease, LeaseState, MemoryUse, PluginKv, PluginStatus, PluginVersion, PluginView,
+    ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
 };
 use crate::model::{
     Counts, KvPlace, KvValue, MacAddr, Placement, PluginMode, PluginSignature, SignerKey, SignerName, SpecError,
     TenantId,
 };
 use crate::sys::counter_page::now_ns;
+use crate::sys::devlink::EswitchMode;
 use crate::sys::rtnl::{LinkState, VfConfig};
 use crate::wire::counters::{BalloonCounters, DeviceCounters, Phase, QueueCounters, Reason, Statistic};
 
@@ -353,6 +354,15 @@ pub(super) fn physical_function(view: &DeviceView) -> v1::PhysicalFunction {
         speed_mbps: pf.link.and_then(|link| link.speed_mbps).unwrap_or(0),
         total_vfs: pf.total_vfs,
         num_vfs: count(pf.vfs.len()),
+        bridges: pf.bridges.iter().map(bridge).collect(),
+        iommu_group: pf.iommu_group,
+        group_members: members(&pf.group_members),
+        eswitch_mode: match pf.eswitch {
+            None => String::new(),
+            Some(EswitchMode::Legacy) => "legacy".to_owned(),
+            Some(EswitchMode::Switchdev) => "switchdev".to_owned(),
+            Some(EswitchMode::Other(number)) => number.to_string(),
+        },
         virtual_functions: pf
             .vfs
             .iter()
@@ -362,19 +372,34 @@ pub(super) fn physical_function(view: &DeviceView) -> v1::PhysicalFunction {
     }
 }
 
-fn virtual_function<K: Clone, H: HeldFor>(vf: &VirtualFunction, lease: Option<&Lease<K, H>>) -> v1::VirtualFunction {
-    let members = vf.group_members.iter().map(|member| match &member.driver {
+/// A bridge above a device.
+pub(super) fn bridge(bridge: &Bridge) -> v1::PciBridge {
+    let (acs, acs_controls) = match &bridge.acs {
+        Acs::Absent => (false, vec![]),
+        Acs::Present(controls) => (true, controls.iter().map(|control| (*control).to_owned()).collect()),
+    };
+    v1::PciBridge { address: bridge.address.to_string(), acs, acs_controls }
+}
+
+/// Members of an IOMMU group with their drivers.
+pub(super) fn members(members: &[GroupMember]) -> Vec<String> {
+    let text = |member: &GroupMember| match &member.driver {
         Some(driver) => format!("{} {driver}", member.address),
         None => member.address.to_string(),
-    });
+    };
+    members.iter().map(text).collect()
+}
+
+fn virtual_function<K: Clone, H: HeldFor>(vf: &VirtualFunction, lease: Option<&Lease<K, H>>) -> v1::VirtualFunction {
     v1::VirtualFunction {
         address: vf.address.to_string(),
         index: vf.index.into(),
         driver: vf.driver.clone().unwrap_or_default(),
         interface: vf.interface.clone().unwrap_or_default(),
         iommu_group: vf.iommu_group,
-        group_members: members.collect(),
+        group_members: members(&vf.group_members),
         reset_methods: vf.reset_methods.clone(),
+        msix_vectors: vf.msix_vectors.map(Into::into),
         settings: vf.config.as_ref().map(settings),
         lease: lease.map(device_lease),
     }
@@ -386,6 +411,7 @@ fn settings(config: &VfConfig) -> v1::VirtualFunctionSettings {
         vlan: config.vlan.id.into(),
         spoof_check: config.checks_spoofing,
         trust: config.is_trusted,
+        min_tx_mbps: config.min_tx_mbps,
         max_tx_mbps: config.max_tx_mbps,
         link_state: match config.link_state {
             LinkState::Auto => "auto",

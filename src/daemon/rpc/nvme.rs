@@ -1,6 +1,6 @@
 //! NVMe as the API shows it.
 
-use super::encode::device_lease;
+use super::encode::{bridge, device_lease, members};
 use crate::api::v1;
 use crate::daemon::service::{NvmeController, NvmeDevice, NvmeFacts, NvmePart, NvmeView};
 
@@ -18,8 +18,8 @@ pub(super) fn device(nvme: &NvmeDevice) -> v1::NvmeStatus {
 
 /// A controller of the host.
 pub(super) fn controller(view: &NvmeView) -> v1::NvmeHostController {
-    let NvmeController { function, device, pci_id, numa_node, root_complex, root_port, total_vfs, num_vfs, facts } =
-        &view.controller;
+    let NvmeController { function, device, pci_id, numa_node, .. } = &view.controller;
+    let NvmeController { root_complex, root_port, bridges, total_vfs, num_vfs, facts, .. } = &view.controller;
     let shown = v1::NvmeHostController {
         address: function.address.to_string(),
         device: device.clone().unwrap_or_default(),
@@ -28,6 +28,11 @@ pub(super) fn controller(view: &NvmeView) -> v1::NvmeHostController {
         numa_node: *numa_node,
         root_complex: root_complex.clone(),
         root_port: root_port.map(|port| port.to_string()).unwrap_or_default(),
+        bridges: bridges.iter().map(bridge).collect(),
+        iommu_group: function.iommu_group,
+        group_members: members(&function.group_members),
+        reset_methods: function.reset_methods.clone(),
+        msix_vectors: function.msix_vectors.map(Into::into),
         total_vfs: *total_vfs,
         num_vfs: *num_vfs,
         lease: view.lease(NvmePart::Whole).map(device_lease),
@@ -63,6 +68,14 @@ fn with_facts(shown: v1::NvmeHostController, view: &NvmeView, facts: &NvmeFacts)
         controllers: namespace.controllers.iter().map(|id| (*id).into()).collect(),
         block_device: namespace.block_device.clone().unwrap_or_default(),
         uses: namespace.uses.clone(),
+        formats: namespace
+            .formats
+            .iter()
+            .map(|(block_bytes, metadata_bytes)| v1::NvmeFormat {
+                block_bytes: *block_bytes,
+                metadata_bytes: (*metadata_bytes).into(),
+            })
+            .collect(),
         unique_id: namespace.unique_id.clone().unwrap_or_default(),
         lease: view.lease(NvmePart::Namespace(namespace.nsid)).map(device_lease),
     });

@@ -35,8 +35,8 @@ use tokio::sync::{Mutex, Semaphore};
 
 pub use crate::daemon::authn::{AuthnError, Identity, Principal, spiffe_id};
 use crate::daemon::files::Files;
+pub use crate::daemon::inventory::{Acs, Bridge, GroupMember, NvmeController, NvmeFacts, VirtualFunction};
 use crate::daemon::inventory::{AddressPool, HostFacts, UserPool};
-pub use crate::daemon::inventory::{NvmeController, NvmeFacts, VirtualFunction};
 use crate::daemon::operation::Operations;
 pub use crate::daemon::operation::{Failure, Operation, OperationEnd, OperationName, OperationState, Subject, Ticket};
 use crate::daemon::policy::PolicyHost;

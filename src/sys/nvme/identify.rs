@@ -13,6 +13,9 @@ const MAX_CONTROLLERS: usize = 2047;
 /// Smallest and largest block that is taken, as powers of two: 512 bytes to 64 KiB.
 const BLOCK_SHIFTS: std::ops::RangeInclusive<u8> = 9..=16;
 
+/// Where the formats of a namespace end: 64 of four bytes, from 128 on (NVM Command Set 1.0, figure 97).
+const FORMATS_END: usize = 384;
+
 /// Who a controller is and what it can do (figure 275).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControllerIdentity {
@@ -74,7 +77,7 @@ impl ControllerIdentity {
 }
 
 /// Size and format of a namespace (NVM Command Set 1.0, figure 97).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamespaceIdentity {
     /// Number of logical blocks.
     pub blocks: u64,
@@ -82,6 +85,8 @@ pub struct NamespaceIdentity {
     pub block_bytes: u32,
     /// Bytes of metadata of a logical block.
     pub metadata_bytes: u16,
+    /// What it can be formatted to: bytes of data and of metadata of a logical block.
+    pub formats: Vec<(u32, u16)>,
     /// `FLBAS`: index of the format and how metadata is transferred.
     flbas: u8,
     /// `DPS`: end-to-end protection.
@@ -104,8 +109,12 @@ impl NamespaceIdentity {
             return None;
         }
         let metadata_bytes = u16_at(page, format);
+        // Their number less one; an entry without a size is not available.
+        let formats = (0..=usize::from(page[25])).map(|index| 128 + 4 * index).take_while(|at| *at < FORMATS_END);
+        let formats = formats.filter(|at| BLOCK_SHIFTS.contains(&page[*at + 2]));
+        let formats = formats.map(|at| (1 << page[at + 2], u16_at(page, at))).collect();
         let (nguid, eui64) = (page[104..120].try_into().ok()?, page[120..128].try_into().ok()?);
-        Some(Self { blocks, block_bytes: 1 << shift, metadata_bytes, flbas, dps, nguid, eui64 })
+        Some(Self { blocks, block_bytes: 1 << shift, metadata_bytes, formats, flbas, dps, nguid, eui64 })
     }
 
     /// Tells it from every other one, also from one that has its number after it: `nguid:` or `eui64:` and its digits.
@@ -269,6 +278,9 @@ mod tests {
         let namespace = NamespaceIdentity::parse(&page).unwrap();
         assert_eq!((namespace.size_bytes(), namespace.block_bytes), (64 << 20, 512));
         assert_eq!((namespace.format_bits(), namespace.unique_id()), (0, None));
+        assert_eq!(namespace.formats, [(512, 0)]);
+        page[25] = 4;
+        assert_eq!(NamespaceIdentity::parse(&page).unwrap().formats, [(512, 0), (512, 8), (4096, 0)]);
         page[127] = 7;
         let unique_id = |page: &_| NamespaceIdentity::parse(page).unwrap().unique_id().unwrap();
         assert_eq!(unique_id(&page), "eui64:0000000000000007");

@@ -43,6 +43,14 @@ fn recorded() -> tempfile::TempDir {
         write(format!("{pf}/{file}"), content);
     }
     write(format!("{}/sriov_totalvfs", places[4].1), "4\n");
+    // Of the port Access Control Services, of the first function MSI-X.
+    let config = |path: String, bytes: &[(usize, u8)]| {
+        let mut space = vec![0; 4096];
+        bytes.iter().for_each(|(at, byte)| space[*at] = *byte);
+        fs::write(root.join(path), space).unwrap();
+    };
+    config(format!("{port}/config"), &[(0x100, 0x0d), (0x106, 1)]);
+    config(format!("{}/config", places[2].1), &[(6, 0x10), (0x34, 0x70), (0x70, 0x11), (0x72, 2)]);
     write(format!("{pf}/net/eth0/flags"), "0x1003\n");
     write("class/net/eth0/speed".to_owned(), "1000\n");
     for (index, (address, place, ..), group) in [(0, &places[2], 7), (1, &places[3], 8)] {
@@ -75,7 +83,11 @@ fn reads_cards_and_their_virtual_functions() {
     assert_eq!((pf.pci_id.as_str(), pf.numa_node, pf.total_vfs), ("8086:10c9", None, 7));
     assert_eq!((pf.root_complex.as_str(), pf.root_port), ("pci0000:00", Some(bdf("00:02.0"))));
     let on_root_bus = Path::new("/nonexistent/pci0000:00/0000:00:03.0");
-    assert_eq!(place(on_root_bus, bdf("00:03.0")), ("pci0000:00".to_owned(), None));
+    let on_root_bus = Place::of(on_root_bus, bdf("00:03.0"));
+    assert_eq!(on_root_bus, Place { root_complex: "pci0000:00".to_owned(), bridges: vec![] });
+    let port = Bridge { address: bdf("00:02.0"), acs: Acs::Present(vec!["source-validation"]) };
+    assert_eq!((&pf.bridges[..], pf.iommu_group), (&[port][..], None));
+    assert_eq!([pf.vfs[0].msix_vectors, pf.vfs[1].msix_vectors], [Some(3), None]);
     let [free, used] = &pf.vfs[..] else { panic!("{pf:?}") };
     assert_eq!((free.address, free.index, free.driver.as_deref()), (bdf("01:10.0"), 0, None));
     assert_eq!((free.iommu_group, free.reset_methods.as_slice()), (Some(7), &["flr".to_owned(), "bus".to_owned()][..]));

@@ -7,6 +7,7 @@ use super::DevicesError;
 use crate::daemon::inventory::{Devices, PhysicalFunction, VFIO_DRIVER, VirtualFunction};
 use crate::daemon::record::{LeaseState, VfKey, VfLease, VmRecord};
 use crate::model::{DeviceId, LastTenant, MacAddr, PfView, SelectVfRequest, VfCandidate, VfSettings, VfWish};
+use crate::sys::devlink::EswitchMode;
 use crate::sys::rtnl::{LinkState, VfConfig, VfVlanConfig};
 
 /// All leases, by virtual function.
@@ -54,6 +55,12 @@ pub(super) fn unfit(pf: &PhysicalFunction, vf: &VirtualFunction) -> Option<&'sta
     }
     if vf.reset_methods.is_empty() {
         return Some("it cannot be reset");
+    }
+    if vf.msix_vectors == Some(0) {
+        return Some("it has no MSI-X, the only kind of interrupt that a guest is given");
+    }
+    if pf.eswitch.is_some_and(|mode| mode != EswitchMode::Legacy) {
+        return Some("its card is not in legacy mode: set it with `devlink dev eswitch set … mode legacy`");
     }
     None
 }
@@ -262,7 +269,20 @@ mod tests {
         let shared = refused(|vf| vf.group_members.push(member(Some("igb"))));
         assert!(shared.contains("its IOMMU group has another function"), "{shared}");
         assert_eq!(offered_after(|vf| vf.group_members.push(member(None))), Ok(vec![0]));
+        assert!(refused(|vf| vf.msix_vectors = Some(0)).contains("it has no MSI-X"));
+        assert_eq!(offered_after(|vf| vf.msix_vectors = None), Ok(vec![0]), "what is not known is the vmm's to say");
         assert_eq!(refused(|vf| vf.config = None).matches("its card has no driver").count(), 1);
+    }
+
+    #[test]
+    fn a_card_whose_functions_the_host_has_representors_of_is_not_lent() {
+        let offered_in = |mode| {
+            let mut devices = device_samples::card(1);
+            devices.pfs[0].eswitch = mode;
+            offered(&devices, &Leases::new())
+        };
+        assert_eq!([offered_in(None), offered_in(Some(EswitchMode::Legacy))], [Ok(vec![0]), Ok(vec![0])]);
+        assert!(offered_in(Some(EswitchMode::Switchdev)).unwrap_err().contains("not in legacy mode"));
     }
 
     #[test]

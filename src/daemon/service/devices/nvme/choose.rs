@@ -1,7 +1,7 @@
 //! Which namespaces and controllers an NVMe device could get, before policy is asked and after; pure. Key functions:
 //! [`offer`], [`free_secondaries`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::DevicesError;
@@ -43,6 +43,9 @@ pub(super) fn unfit(function: &VirtualFunction) -> Option<&'static str> {
     }
     if function.reset_methods.is_empty() {
         return Some("it cannot be reset");
+    }
+    if function.msix_vectors == Some(0) {
+        return Some("it has no MSI-X, the only kind of interrupt that a guest is given");
     }
     None
 }
@@ -192,9 +195,10 @@ fn none_free(found: &NvmeControllers, leases: &Leases, wish: NvmeWish) -> String
     let known: Vec<_> = found.controllers.iter().filter_map(|one| Some((one, one.facts.as_ref().ok()?))).collect();
     let NvmeWish::Namespace { min_bytes } = wish else {
         let total = found.controllers.len();
+        let why = reasons(found.controllers.iter().map(|one| &one.function));
         return format!(
             "no NVMe controller can be given whole: of {total}, each is taken, used by the host, has virtual functions, \
-             or cannot be lent; {MORE}"
+             or cannot be lent{why}; {MORE}"
         );
     };
     let online: usize =
@@ -206,7 +210,9 @@ fn none_free(found: &NvmeControllers, leases: &Leases, wish: NvmeWish) -> String
     }
     let free: usize = known.iter().map(|(one, facts)| free_secondaries(one, facts, leases).len()).sum();
     if free == 0 {
-        return format!("no secondary NVMe controller is free: all {online} are taken or cannot be lent; {MORE}");
+        let secondaries = known.iter().flat_map(|(_, facts)| &facts.secondaries).filter(|one| one.is_online);
+        let why = reasons(secondaries.filter_map(|one| one.function.as_ref()));
+        return format!("no secondary NVMe controller is free: all {online} are taken or cannot be lent{why}; {MORE}");
     }
     let all = || known.iter().flat_map(|(_, facts)| &facts.namespaces);
     let largest = all().map(|namespace| namespace.size_bytes).max().unwrap_or(0);
@@ -218,6 +224,12 @@ fn none_free(found: &NvmeControllers, leases: &Leases, wish: NvmeWish) -> String
         "no NVMe namespace of at least {min_bytes} bytes is free: all {fitting} are taken, the host's, or on controllers \
          without a free secondary; {MORE}"
     )
+}
+
+/// Why some of them cannot be lent, in brackets; nothing if all can.
+fn reasons<'a>(functions: impl Iterator<Item = &'a VirtualFunction>) -> String {
+    let reasons: Vec<_> = functions.filter_map(unfit).collect::<BTreeSet<_>>().into_iter().collect();
+    if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) }
 }
 
 #[cfg(test)]
@@ -300,7 +312,8 @@ mod tests {
         let facts = found.controllers[0].facts.as_mut().unwrap();
         facts.namespaces[0].controllers = vec![0];
         facts.secondaries[1].function.as_mut().unwrap().reset_methods.clear();
-        assert!(offered(&found, &leases, &of_size(1)).is_err());
+        let error = offered(&found, &leases, &of_size(1)).unwrap_err();
+        assert!(error.contains("all 2 are taken or cannot be lent (it cannot be reset); "), "{error}");
         let facts = found.controllers[0].facts.as_mut().unwrap();
         facts.secondaries.iter_mut().for_each(|secondary| secondary.is_online = false);
         assert!(offered(&found, &leases, &of_size(1)).unwrap_err().contains("ostler host nvme provision"));
