@@ -3,7 +3,8 @@
 //! the same controller; and what each step takes of such a device's coming and going.
 //!
 //! Runs where Linux guests boot and such devices are (see `cargo xtask bench --only devices`), as root. All kinds take turns,
-//! so that only their ratios count. What the host does not have is named.
+//! so that only their ratios count. What the host does not have is named. Of NVMe it takes the lab's controller, or the one
+//! whose serial number `NVME_SERIAL` is: its secondary controllers are made, its first namespace and a free one overwritten.
 //!
 //! ```text
 //!   guest ── virtual function ── the card's own switch ── its interface ─┐
@@ -40,7 +41,7 @@ use report::{Compared, Report};
 use steps::Coming;
 use support::card::{Card, cards};
 use support::console::Console;
-use support::drives::Drives;
+use support::drives::{self, Drives};
 use support::guest::{appears, bootable};
 use support::{Caller, Host, TENANTS, assets};
 
@@ -86,9 +87,13 @@ fn main() -> Result<(), String> {
     if card.is_none() {
         report.missing.push("a virtual function beside virtio-net: this host has no SR-IOV network card".to_owned());
     }
-    let drives = Path::new("/sys/class/nvme").exists().then(Drives::find).flatten();
+    let serial = std::env::var("NVME_SERIAL").unwrap_or_else(|_| drives::LAB.to_owned());
+    let drives = Path::new("/sys/class/nvme").exists().then(|| Drives::with(&serial)).flatten();
     if drives.is_none() {
-        report.missing.push("an NVMe namespace beside virtio-blk: no controller of serial number LAB".to_owned());
+        let text = format!(
+            "an NVMe namespace beside virtio-blk: no controller of serial number {serial}; NVME_SERIAL names one"
+        );
+        report.missing.push(text);
     }
     Bench { host: host(), card: card.as_ref(), drives: drives.as_ref() }.run(&mut report);
     report.publish()
@@ -125,7 +130,7 @@ impl Bench<'_> {
         // vhost is an operator's to give.
         let operator = self.host.operator();
         operator.register("web", self.spec()).unwrap();
-        again(|| operator.start("web"));
+        report.changes.push(steps::of_start(&operator, "web"));
         let mut console = self.host.console(&operator, "web");
         console.expect_ready();
         storage::unpack_program(&mut console);

@@ -18,8 +18,8 @@ use super::support::operations::named;
 const CYCLES: usize = 3;
 /// Longest that a guest may take to let one go.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What is done before the first step is told: policy asked, and the operation put on record.
-const DECIDING: &str = "asking policy, recording the intent";
+/// What is done before the first step is told: the intent put on record, and policy asked about an attachment.
+const DECIDING: &str = "before the first step: asking policy, recording the intent";
 
 /// A device that the guest has.
 pub struct Coming<'a> {
@@ -63,6 +63,15 @@ pub fn measure(caller: &Caller, console: &mut Console, coming: &Coming<'_>) -> [
         add(&mut attach.then, "after the answer: until the guest's driver has it", begun.elapsed());
     }
     [attach, detach]
+}
+
+/// Starts a VM with all its devices; what that takes, once.
+pub fn of_start(caller: &Caller, vm: &str) -> Change {
+    let (steps, then) = (Vec::new(), Vec::new());
+    let mut start = Change { name: "start with all of these".to_owned(), whole: Vec::new(), steps, then };
+    let request = v1::StartVirtualMachineRequest { name: caller.name(vm), ..Default::default() };
+    note(&mut start, caller, || wait(caller.vms.clone().start_virtual_machine(request.clone())));
+    start
 }
 
 fn note(change: &mut Change, caller: &Caller, call: impl Fn() -> Result<Response<v1::VirtualMachine>, Status>) {

@@ -13,13 +13,21 @@ static TURN: Mutex<()> = Mutex::new(());
 /// The lab's NVMe for the time of a test.
 pub struct Drives {
     _turn: MutexGuard<'static, ()>,
-    /// PCI address of the controller with the serial number LAB.
+    /// PCI address of the SR-IOV controller.
     pub lab: String,
 }
 
+/// The serial number of the lab's SR-IOV controller.
+pub const LAB: &str = "LAB";
+
 impl Drives {
-    /// `None` where there is no such controller.
+    /// The lab's; `None` where there is no such controller.
     pub fn find() -> Option<Self> {
+        Self::with(LAB)
+    }
+
+    /// With the controller of this serial number as the SR-IOV one.
+    pub fn with(serial: &str) -> Option<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         run("modprobe", &["-a", "nvme", "vfio-pci"]);
         let of_serial = |serial: &str| {
@@ -31,7 +39,7 @@ impl Drives {
             let is_live = |entry: PathBuf| read(entry.join("state")) == "live";
             let mut all = fs::read_dir("/sys/class/nvme").ok()?.map(|entry| entry.unwrap().path());
             all.all(is_live).then_some(())?;
-            Some(of_serial("LAB"))
+            Some(of_serial(serial))
         })?;
         Some(Self { _turn: turn, lab })
     }

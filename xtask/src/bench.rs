@@ -35,7 +35,9 @@ const QEMU: (&str, &str) = ("QEMU", "/usr/bin/qemu-system-x86_64");
 
 /// Options of `cargo xtask bench`.
 #[derive(Args)]
-#[command(after_help = "FIRECRACKER=/path and CLOUD_HYPERVISOR=/path add these peers (static binaries).")]
+#[command(
+    after_help = "FIRECRACKER=/path and CLOUD_HYPERVISOR=/path add these peers (static binaries). With --here,\nNVME_SERIAL=… names the controller that `devices` takes: what it holds is overwritten."
+)]
 pub(crate) struct BenchArguments {
     /// Run one of them only
     #[arg(long, value_enum)]
@@ -189,10 +191,9 @@ fn run_in_lab(
         is_counting,
         memory_mib: LAB_MEMORY_MIB,
         cpus: lab::CPUS,
-        nodes: 1,
-        label: None,
         timeout: Some(LIMIT),
         out: Some(out.clone()),
+        ..Errand::default()
     };
     let status = lab::run(workspace, &errand)?;
     if status == 0 {
