@@ -12,6 +12,7 @@ use std::path::Path;
 use crate::support::console::Console;
 use crate::support::drives::Drives;
 use crate::support::guest::bootable;
+use crate::support::operations::steps_of_start;
 use crate::support::shell::{DEVICES, run};
 use crate::support::wait::{BOOT, until};
 use crate::support::{Caller, Host, assets, facts};
@@ -174,6 +175,29 @@ fn is_not_provisioned_while_the_host_uses_it(host: &Host, drives: &Drives) {
     drop(held);
 }
 
+/// What the first start with a namespace takes that nobody had before.
+const FIRST_START: [&str; 8] = [
+    "looking for namespaces and controllers",
+    "asking policy for a namespace or a controller",
+    "formatting the namespace, one command that may take long",
+    "reading the namespace back",
+    "choosing a controller for the namespace",
+    "binding the device to vfio-pci",
+    "resetting the device",
+    "attaching the namespace to its controller",
+];
+
+/// What the inventory says of the lab's controller: of 16 vectors four are for its secondaries. Of what may erase it knows
+/// formatting, and neither deletion nor sanitising.
+fn is_shown_as_it_is(shown: &v1::NvmeHostController) {
+    let supports = ["namespace-management", "virtualization-management", "format", "deallocate", "write-zeroes"];
+    assert_eq!((&shown.supports[..], shown.msix_vectors), (&supports.map(str::to_owned)[..], Some(12)));
+    let formats: Vec<_> = shown.namespaces[1].formats.iter().map(|one| (one.block_bytes, one.metadata_bytes)).collect();
+    assert!(formats.contains(&(512, 0)) && formats.contains(&(4096, 0)), "{formats:?}");
+    let [port] = &shown.bridges[..] else { panic!("{shown:?}") };
+    assert!(port.address == shown.root_port && port.acs, "{port:?}");
+}
+
 #[test]
 fn tenants_get_namespaces_by_their_own_plugins_keep_their_data_and_leave_none() {
     const NAME: &str = "tenants_get_namespaces_by_their_own_plugins_keep_their_data_and_leave_none";
@@ -191,12 +215,14 @@ fn tenants_get_namespaces_by_their_own_plugins_keep_their_data_and_leave_none() 
     assert_eq!(tree.matches(", online, 2 queues, 1 interrupts").count(), 2, "{tree}");
     assert!(tree.contains("namespace 3 of 64 MiB") && tree.contains("attached to nothing"), "{tree}");
     provision(&host, &drives, "2").unwrap();
+    is_shown_as_it_is(&lab(&host, &drives));
 
     // Each tenant's plugin chooses: acme takes nothing but 64 MiB, globex what is not too large for 80.
     let (mut web, of_web) = boot(&host, &acme, "web");
     assert_eq!((of_web.namespace_id, of_web.size_bytes), (3, 64 * MIB));
     assert_eq!(sectors(&mut web), 64 * MIB / 512);
     assert!(is_zero(&mut web));
+    assert_eq!(steps_of_start(&acme, "web"), FIRST_START);
     writes_and_reads(&mut web);
     let late = v1::NvmeSpec { id: "b".into(), ..of_size(63).nvme[0].clone() };
     acme.register("exact", v1::VirtualMachineSpec { nvme: vec![late], ..of_size(63) }).unwrap();
@@ -268,8 +294,11 @@ fn a_daemon_killed_at_any_step_finishes_or_undoes_it() {
         if settled.state() == State::Running {
             acme.stop("web", Some(0)).unwrap();
         } else {
-            // What its guest never saw is not kept.
-            until_all_is_free(&host, &drives);
+            // What its guest never saw is not kept, unless it was already on record that it was about to.
+            let of_data = || namespace_leases(&host, &drives).into_iter().map(|(_, lease)| lease.state());
+            if of_data().all(|state| state != Lease::Attached) {
+                until_all_is_free(&host, &drives);
+            }
         }
         let is_taken = lab(&host, &drives).secondaries[0].lease.clone().is_some_and(|l| l.state() != Lease::Free);
         assert!(!is_taken);
@@ -288,7 +317,10 @@ fn a_daemon_killed_at_any_step_finishes_or_undoes_it() {
     let (mut web, of_web) = boot(&host, &host.tenant("globex"), "web");
     assert_eq!(of_web.namespace_id, 3);
     assert!(is_zero(&mut web));
-    // A vmm that dies while no daemon is there.
+    // A vmm that dies while no daemon is there, and its guest writes.
+    web.run("dd if=/dev/urandom of=/tmp/w bs=64k count=4 2>/dev/null");
+    web.run("(while :; do dd if=/tmp/w of=/dev/nvme0n1 bs=64k conv=fsync || break; done) 2>/dev/null & true");
+    web.run("until [ $(busybox awk '{print $7}' /sys/block/nvme0n1/stat) -gt 4096 ]; do usleep 20000; done");
     let pid = host.tenant("globex").get("web").unwrap().vmm_pid;
     host.kill_daemon();
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
@@ -311,6 +343,11 @@ fn a_whole_controller_is_given_and_comes_back_empty() {
     assert_eq!((of_web.serial.as_str(), of_web.namespace_id, of_web.size_bytes), ("ALONE", 0, 32 * MIB));
     assert_eq!(sectors(&mut web), 32 * MIB / 512);
     writes_and_reads(&mut web);
+    // On the host it has an interrupt pin; a guest is given MSI-X, and shown nothing else.
+    let pin =
+        |config: &str| format!("dd if={config} bs=1 skip=61 count=1 2>/dev/null | busybox hexdump -e '1/1 \"%d\"'");
+    let own = fs::read(Path::new(DEVICES).join(&of_web.function).join("config")).unwrap()[61];
+    assert_eq!((own, web.number("pin", &pin("/sys/class/nvme/nvme0/device/config"))), (1, 0));
     // The operator's plugin lets only that one go, and it is gone.
     acme.register("late", with_nvme(Kind::Controller(v1::NvmeController {}))).unwrap();
     let late = acme.start("late").unwrap_err();

@@ -9,6 +9,7 @@ use std::fs;
 
 use crate::support::card::Card;
 use crate::support::guest::bootable;
+use crate::support::operations::steps_of_start;
 use crate::support::shell::{run, write};
 use crate::support::wait::{BOOT, SOON, until};
 use crate::support::{Caller, Host, assets, facts};
@@ -56,12 +57,33 @@ fn reaches(caller: &Caller, vm: &str, state: State) -> v1::VirtualMachine {
     until(state.as_str_name(), BOOT, || caller.get(vm).ok().filter(|vm| vm.state() == state))
 }
 
+/// What the inventory says of the cards, beside what the kernel does. The second one's port keeps its functions apart from
+/// nothing; this kernel's driver knows one way to switch frames.
+fn is_shown_as_it_is(host: &Host, card: &Card) {
+    let cards = host.operator().devices().unwrap();
+    let [first, second] = &cards[..] else { panic!("{cards:?}") };
+    assert_eq!(first.address, card.directory.file_name().unwrap().to_str().unwrap());
+    let group = fs::read_link(card.directory.join("iommu_group")).unwrap();
+    assert_eq!(first.iommu_group.unwrap().to_string(), group.file_name().unwrap().to_str().unwrap());
+    assert_eq!(
+        (first.group_members.clone(), first.eswitch_mode.as_str()),
+        (vec![format!("{} igb", first.address)], "")
+    );
+    for (card, has_acs) in [(first, true), (second, false)] {
+        let [port] = &card.bridges[..] else { panic!("{card:?}") };
+        assert_eq!((&port.address, port.acs), (&card.root_port, has_acs), "{port:?}");
+        assert_eq!(port.acs_controls.iter().any(|control| control == "request-redirect"), has_acs, "{port:?}");
+    }
+    assert_eq!(first.virtual_functions.iter().map(|vf| vf.msix_vectors).collect::<Vec<_>>(), [Some(3); 2]);
+}
+
 #[test]
 fn two_tenants_with_their_own_plugins_get_functions_and_give_them_back_as_they_were() {
     const NAME: &str = "two_tenants_with_their_own_plugins_get_functions_and_give_them_back_as_they_were";
     let Some(card) = Card::with_vfs(2) else { return assets::skip(NAME, "an SR-IOV network card") };
     let before = card.shown();
     let host = host();
+    is_shown_as_it_is(&host, &card);
     let (acme, globex) = (host.tenant("acme"), host.tenant("globex"));
     let sriov_net = assets::plugin("sriov-net");
     acme.load("tenants/acme/plugins/own", &sriov_net, &[("macs", "02:aa"), ("max-tx-mbps", "100")]).unwrap();
@@ -83,6 +105,16 @@ fn two_tenants_with_their_own_plugins_get_functions_and_give_them_back_as_they_w
     let running = acme.start("web").unwrap();
     let nic = &running.nics[0];
     assert_eq!((nic.mac.as_str(), nic.pf_interface.as_str()), (mac, card.interface.as_str()));
+    let steps = [
+        "looking for virtual functions",
+        "asking policy for a virtual function",
+        "waiting for the network card's carrier",
+        "writing the virtual function's settings",
+        "binding the device to vfio-pci",
+        "resetting the device",
+        "checking the virtual function's settings",
+    ];
+    assert_eq!(steps_of_start(&acme, "web"), steps);
     globex.register("web", with_vf("", 100, "")).unwrap();
     let other = globex.start("web").unwrap();
     assert_ne!(other.nics[0].vf_address, nic.vf_address);
@@ -96,9 +128,11 @@ fn two_tenants_with_their_own_plugins_get_functions_and_give_them_back_as_they_w
     assert_eq!(of(&other.nics[0])["vlan_list"][0]["vlan"], 100);
     // An address is given once, and both functions are taken.
     acme.register("late", with_vf("", 0, "")).unwrap();
+    let now = (card.shown(), leases(&host));
     let late = acme.start("late").unwrap_err();
     assert!(late.message().contains("of 2, 2 are taken"), "{late:?}");
     assert!(!late.message().contains("globex"));
+    assert_eq!((card.shown(), leases(&host)), now);
 
     let line = host.console(&acme, "web").expect("ostler-guest: nic ");
     assert!(line.contains(&format!("nic igbvf {mac} carrier 1")), "{line}");

@@ -28,6 +28,7 @@ use crate::support::client::wait;
 use crate::support::drives::Drives;
 use crate::support::guest::linux;
 use crate::support::shell::{DEVICES, read};
+use ostler::api::v1::decision_record::enforcement::State as Enforced;
 use ostler::daemon::hostdev::{self, VfPlace};
 use ostler::daemon::operation::Underway;
 use ostler::sys::rtnl::VfConfig;
@@ -134,11 +135,13 @@ fn functions_made_while_the_daemon_runs_are_lent_and_what_the_card_does_is_notic
     let host = host();
     let (acme, operator) = (host.tenant("acme"), host.operator());
     acme.register("web", idle("")).unwrap();
+    let link = || run("ip", &["-j", "link", "show", "dev", &card.interface]);
+    let (count, before) = (card.directory.join("sriov_numvfs"), link());
     let none = acme.start("web").unwrap_err();
     assert!(none.message().contains("this node has no SR-IOV virtual functions"), "{none:?}");
+    assert_eq!((read(&count).as_str(), link()), ("0", before));
 
     // Made now, and the card is down: by its default the plugin does not take it so.
-    let count = card.directory.join("sriov_numvfs");
     write(&count, "2");
     run("ip", &["link", "set", &card.interface, "down"]);
     let down = acme.start("web").unwrap_err();
@@ -275,7 +278,16 @@ fn what_cannot_be_lent_is_refused_with_the_reason_and_changes_nothing() {
         assert_eq!((card.shown(), drivers()), before, "{text}");
         assert!(states(&host).iter().all(|state| matches!(state, Lease::Free | Lease::Unspecified)), "{text}");
     };
-    let is_taken = |mac: &str| refused(mac, &format!("another network interface of this node has the address {mac}"));
+    // Policy chose a function for it: that it was overruled is on its record.
+    let is_taken = |mac: &str| {
+        let text = format!("another network interface of this node has the address {mac}");
+        refused(mac, &text);
+        let request = v1::ListDecisionsRequest { hook: "select-vf".into(), ..Default::default() };
+        let decision = acme.decisions(request).unwrap().remove(0);
+        let enforcement = decision.enforcement.clone().unwrap();
+        assert!(decision.allowed && enforcement.state() == Enforced::Overruled, "{decision:?}");
+        assert!(enforcement.code == "core.unfit" && enforcement.detail.contains(&text), "{enforcement:?}");
+    };
     is_taken(&read(Path::new("/sys/class/net").join(&card.interface).join("address")));
     let (left, set) =
         ("02:aa:00:00:00:09", |mac: &str| run("ip", &["link", "set", &card.interface, "vf", "1", "mac", mac]));
