@@ -21,6 +21,7 @@ mod jail;
 mod lifecycle;
 mod memory;
 mod net_io;
+mod no_iommu;
 mod nvme;
 mod operations_guests;
 mod pause;

@@ -14,6 +14,7 @@ use crate::{client, images, plugins};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -109,7 +110,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Ex
     let assets = assets(workspace)?;
     add_client(workspace, &assets)?;
     link(&assets, [("examples", plugins::examples::build(workspace)?)])?;
-    let order = guest_suites(&workspace.root().join("Cargo.toml"))?;
+    let Guests { tests: order, kernel } = Guests::of(&workspace.root().join("Cargo.toml"))?;
     let (ostler, programs) = build_tests(workspace, &arguments.suites, &order)?;
     let mut suites = Vec::new();
     for program in &programs {
@@ -156,7 +157,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Ex
         } else {
             let reason = if arguments.in_lab { "as asked for" } else { verdict.reason.as_str() };
             eprintln!("== guest tests run in the lab: {reason}");
-            tally.add(run_in_labs(workspace, &guest, &ostler)?);
+            tally.add(run_in_labs(workspace, &guest, &ostler, &kernel)?);
         }
     }
     tally.skip(skipped);
@@ -242,19 +243,29 @@ fn targets(wanted: &[String], guests: &[String], is_file: impl Fn(&str) -> bool)
 
 const ALL_TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
 
-/// The suites of `guests` as the root package lists them.
-fn guest_suites(manifest: &Path) -> Result<Vec<String>> {
-    let output = Command::new(cargo_program())
-        .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
-        .arg(manifest)
-        .output()
-        .context("cannot run cargo metadata")?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")?;
-    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
-    let root = packages.iter().find(|package| package["manifest_path"].as_str().map(Path::new) == Some(manifest));
-    let root = root.context("cargo metadata does not name the root package")?;
-    let tests = root["metadata"]["lab"]["tests"].as_array().map_or(&[][..], Vec::as_slice);
-    Ok(tests.iter().filter_map(|test| Some(test.as_str()?.to_owned())).collect())
+/// What the root package says of the suites of `guests`.
+#[derive(Deserialize)]
+struct Guests {
+    /// All of them, in the order in which they run.
+    tests: Vec<String>,
+    /// Words for the lab's kernel, by suite.
+    kernel: BTreeMap<String, String>,
+}
+
+impl Guests {
+    fn of(manifest: &Path) -> Result<Self> {
+        let output = Command::new(cargo_program())
+            .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
+            .arg(manifest)
+            .output()
+            .context("cannot run cargo metadata")?;
+        let metadata: serde_json::Value =
+            serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")?;
+        let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+        let root = packages.iter().find(|package| package["manifest_path"].as_str().map(Path::new) == Some(manifest));
+        let root = root.context("cargo metadata does not name the root package")?;
+        serde_json::from_value(root["metadata"]["lab"].clone()).context("[package.metadata.lab] of Cargo.toml")
+    }
 }
 
 /// Runs cargo in the workspace and returns what it says of its artifacts; its own messages go to the terminal.
@@ -345,7 +356,12 @@ fn run_here(suite: &Suite, ostler: &Path, assets: &Path, skips: &Path) -> Result
 }
 
 /// A lab for each suite, as many at once as this machine runs well.
-fn run_in_labs(workspace: &Workspace, suites: &[Suite], ostler: &Path) -> Result<Tally> {
+fn run_in_labs(
+    workspace: &Workspace,
+    suites: &[Suite],
+    ostler: &Path,
+    kernel: &BTreeMap<String, String>,
+) -> Result<Tally> {
     let most = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_LABS);
     let queue = Mutex::new(suites.iter());
     let next = || queue.lock().ok()?.next();
@@ -355,7 +371,8 @@ fn run_in_labs(workspace: &Workspace, suites: &[Suite], ostler: &Path) -> Result
                 scope.spawn(|| {
                     let mut tally = Tally::default();
                     while let Some(suite) = next() {
-                        tally.add(run_in_lab(workspace, suite, ostler)?);
+                        let words = kernel.get(&suite.name).cloned().unwrap_or_default();
+                        tally.add(run_in_lab(workspace, suite, ostler, words)?);
                     }
                     Ok::<_, anyhow::Error>(tally)
                 })
@@ -369,8 +386,8 @@ fn run_in_labs(workspace: &Workspace, suites: &[Suite], ostler: &Path) -> Result
     })
 }
 
-/// Runs one suite in a lab of its own: what hangs or breaks there is nobody else's.
-fn run_in_lab(workspace: &Workspace, suite: &Suite, ostler: &Path) -> Result<Tally> {
+/// Runs one suite in a lab of its own, whose kernel gets these words: what hangs or breaks there is nobody else's.
+fn run_in_lab(workspace: &Workspace, suite: &Suite, ostler: &Path, kernel_words: String) -> Result<Tally> {
     let Suite { name, program, .. } = suite;
     let run = format!("{}.{name}", std::process::id());
     let script = workspace.lab(&format!("run-test.{run}.sh"));
@@ -397,6 +414,7 @@ fn run_in_lab(workspace: &Workspace, suite: &Suite, ostler: &Path) -> Result<Tal
         environment,
         memory_mib: LAB_MEMORY_MIB,
         cpus: lab::CPUS,
+        kernel_words,
         label: Some(format!("{name} | ")),
         timeout: Some(LAB_LIMIT),
         out: Some(out.clone()),

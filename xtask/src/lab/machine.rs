@@ -41,6 +41,8 @@ pub(super) struct Shape {
     pub(super) cpus: u32,
     /// NUMA nodes: each has a share of the memory, and a CPU if there is more than one.
     pub(super) nodes: u32,
+    /// Further words for its kernel.
+    pub(super) kernel_words: String,
     /// The clock counts executed instructions instead of time; one CPU.
     pub(super) is_counting: bool,
     /// Standard input and output become the lab's console.
@@ -225,7 +227,8 @@ impl<'a> Machine<'a> {
         command.arg("igb,bus=rp3,romfile=");
         command.arg("-kernel").arg(&self.host.kernel).arg("-initrd").arg(&self.host.boot);
         // On a busy machine the emulated timer is late for the kernel's test of it, which then panics.
-        command.args(["-append", "console=ttyS0 reboot=t panic=-1 intel_iommu=on no_timer_check quiet"]);
+        let words = "console=ttyS0 reboot=t panic=-1 intel_iommu=on no_timer_check quiet";
+        command.arg("-append").arg(format!("{words} {}", shape.kernel_words));
     }
 }
 

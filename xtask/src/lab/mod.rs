@@ -44,6 +44,9 @@ pub(crate) struct LabArguments {
     /// NUMA nodes of the lab host, each with a share of its memory and, if there are several, a CPU
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     nodes: u32,
+    /// Further words for the lab host's kernel, such as intel_iommu=off
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    kernel_words: String,
     /// Let the lab's clock count executed instructions (1 ns each) instead of time
     #[arg(long)]
     counting: bool,
@@ -81,6 +84,8 @@ pub(crate) struct Errand {
     pub(crate) cpus: u32,
     /// Its NUMA nodes; 0 is one.
     pub(crate) nodes: u32,
+    /// Further words for its kernel.
+    pub(crate) kernel_words: String,
     /// When to give up.
     pub(crate) timeout: Option<Duration>,
     /// Stands before each line of output, to tell labs apart that run at once.
@@ -97,6 +102,7 @@ pub(crate) fn run_chore(workspace: &Workspace, arguments: &LabArguments) -> Resu
         memory_mib: arguments.memory,
         cpus: arguments.cpus,
         nodes: arguments.nodes,
+        kernel_words: arguments.kernel_words.clone(),
         timeout: arguments.timeout.map(Duration::from_secs),
         out: arguments.out.clone(),
         environment: contract(),
@@ -161,6 +167,7 @@ pub(crate) fn run(workspace: &Workspace, errand: &Errand) -> Result<u8> {
         memory_mib: errand.memory_mib,
         cpus: errand.cpus,
         nodes: errand.nodes,
+        kernel_words: errand.kernel_words.clone(),
         is_counting: errand.is_counting,
         is_shell: errand.command.is_empty(),
         timeout: errand.timeout,
