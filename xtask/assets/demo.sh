@@ -1,5 +1,6 @@
 # The demo: one VM, from a client's certificate to the guest's shell. Runs as root, here or in the lab.
-# Needs OSTLER_BIN (the program) and OSTLER_ASSETS (a directory with images/ and plugins/).
+# Needs OSTLER_BIN (the program) and OSTLER_ASSETS (a directory with images/ and plugins/). A virtual function is given to a
+# VM where the host has one; with OSTLER_DEMO_CARD=1, in the lab, it is made first.
 set -eu
 home=$(mktemp -d /tmp/ostler-demo.XXXXXX)
 daemon=
@@ -77,6 +78,44 @@ title 'A VM that the policy denies'
 if run ostler vm register greedy --vcpus 16 --memory 256M --kernel linux-6.12/vmlinux; then
     echo 'the policy let a VM pass that it must deny' >&2
     exit 1
+fi
+
+title 'A virtual function of a network card, which policy chooses'
+if [ -n "${OSTLER_DEMO_CARD-}" ]; then
+    modprobe -a igb vfio_pci
+    for card in /sys/class/net/*/device/sriov_totalvfs; do
+        [ -e "$card" ] || continue
+        card=${card%/sriov_totalvfs}
+        ip link set "$(ls "$card/net")" up
+        echo 0 >"$card/sriov_drivers_autoprobe"
+        echo 2 >"$card/sriov_numvfs"
+        break
+    done
+fi
+has_function=
+for function in /sys/class/net/*/device/virtfn0; do [ ! -e "$function" ] || has_function=1; done
+if [ -z "$has_function" ] || [ ! -e /sys/bus/pci/drivers/vfio-pci ]; then
+    echo 'left out: this host has no virtual function, or no driver vfio-pci (modprobe vfio-pci)'
+else
+    export OSTLER_IDENTITY="$home/data/certs/operator-admin"
+    run ostler plugin load "$OSTLER_ASSETS/plugins/sriov-net.wasm" --operator
+    run ostler host devices
+    export OSTLER_IDENTITY="$home/data/certs/tenant-acme"
+    # In the lab the guest asks what is behind the card.
+    words=quiet
+    expected='ostler-guest: ready'
+    if [ -n "${OSTLER_DEMO_CARD-}" ]; then
+        words='quiet ip=10.0.2.20::10.0.2.2:255.255.255.0::eth0:off ostler.nic ostler.ping=5'
+        expected='ostler-guest: ping 5 packets transmitted, 5 packets received'
+    fi
+    run ostler vm register direct --memory 512M --kernel linux-6.12-full/vmlinux --initrd linux-6.12-full/initrd \
+        --cmdline "$words" --nic sriov
+    run ostler vm start direct
+    run ostler vm console direct --until "$expected" --timeout 120s --linger 120s </dev/null
+    echo
+    decision=$(ostler decision list --hook select-vf --limit 1 -o json | sed -n 's/.*"name": "\(.*\/decisions\/[0-9]*\)".*/\1/p')
+    run ostler decision explain "$decision"
+    run ostler vm destroy direct --force
 fi
 
 title 'The end: the power button, and nothing is left'

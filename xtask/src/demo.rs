@@ -46,10 +46,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &DemoArguments) -> Result<Ex
             (workspace.root().join("target/plugins"), "assets/plugins".to_owned()),
             (script.clone(), "demo.sh".to_owned()),
         ];
+        let mut environment = lab::contract();
+        environment.push(("OSTLER_DEMO_CARD".to_owned(), "1".to_owned()));
         let errand = Errand {
             command: vec!["sh".to_owned(), "/lab/demo.sh".to_owned()],
             carried,
-            environment: lab::contract(),
+            environment,
             memory_mib: LAB_MEMORY_MIB,
             cpus: lab::CPUS,
             timeout: Some(LIMIT),
