@@ -1,4 +1,4 @@
-;; Looks at all VMs when a device comes or goes, and has no objection.
+;; Looks at all VMs when a device or a place is chosen, comes or goes, and has no objection.
 (import "ostler:policy/inventory@0.1.0" "vms" (func $vms (param i32 i32 i32)))
 ;; ok, abstain
 (data (i32.const 2052) "\02")
@@ -6,5 +6,14 @@
   (call $vms (i32.const 0) (i32.const 128) (i32.const 2336))
   (i32.const 2048))
 (func (export "ostler:policy/detach-hook@0.1.0#detach-device") (type $detach)
+  (call $vms (i32.const 0) (i32.const 128) (i32.const 2336))
+  (i32.const 2048))
+(func (export "ostler:policy/select-vf-hook@0.1.0#select-vf") (type $select)
+  (call $vms (i32.const 0) (i32.const 128) (i32.const 2336))
+  (i32.const 2048))
+(func (export "ostler:policy/select-nvme-hook@0.1.0#select-nvme") (type $select)
+  (call $vms (i32.const 0) (i32.const 128) (i32.const 2336))
+  (i32.const 2048))
+(func (export "ostler:policy/place-hook@0.1.0#place-vm") (type $select)
   (call $vms (i32.const 0) (i32.const 128) (i32.const 2336))
   (i32.const 2048))

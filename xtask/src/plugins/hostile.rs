@@ -33,8 +33,8 @@ const SELECTS: &[&str] = &["select-vf-type", "memory", "lifecycle"];
 /// The same for devices that come, and that go.
 const ATTACHES: &[&str] = &["attach-type", "memory", "lifecycle"];
 const DETACHES: &[&str] = &["detach-type", "memory", "lifecycle"];
-/// For one that is asked about both.
-const DEVICES: &[&str] = &["attach-type", "detach-type", "memory", "lifecycle"];
+/// For one that is asked about all of it.
+const DEVICES: &[&str] = &["attach-type", "detach-type", "select-vf-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
 const FIXTURES: [Fixture; 52] = [

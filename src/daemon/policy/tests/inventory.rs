@@ -118,6 +118,29 @@ async fn it_decides_by_what_its_own_tenant_has() {
 }
 
 #[tokio::test]
+async fn a_choice_of_a_device_or_a_place_is_made_by_what_the_tenant_has() {
+    let bench = Bench::new().await;
+    bench.tenants.set("blue", ["web", "db"]);
+    bench.tenants.set("red", ["other"]);
+    let looks = granted(&bench.host, "inventory-devices").await.unwrap();
+    let mut rankers = Vec::new();
+    for name in ["sriov-net", "nvme", "placement"] {
+        rankers.push(bench.host.load(component(name), BTreeMap::new()).await.unwrap());
+    }
+    let chain: Arc<[_]> = rankers.iter().chain([&looks]).map(|plugin| bound("p", plugin)).collect();
+    let vf = bench.host.select_vf(Arc::clone(&chain), select_vf::question()).await;
+    let nvme = bench.host.select_nvme(Arc::clone(&chain), select_nvme::question()).await;
+    let place = bench.host.place(chain, place::question()).await;
+    for entry in [vf.entry(), nvme.entry(), place.entry()] {
+        let [ranked, looked] = &entry.answers[..] else { panic!("{entry:?}") };
+        assert!(entry.is_allowed() && ranked.inventory.is_none(), "{entry:?}");
+        let shown: Vec<_> = looked.inventory.as_ref().unwrap().known().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(shown, ["db", "web"], "{}", entry.hook);
+    }
+    assert_eq!(bench.tenants.looks(), 3);
+}
+
+#[tokio::test]
 async fn a_decision_sees_one_moment_and_its_shadows_the_same() {
     let bench = Bench::new().await;
     bench.tenants.set("red", ["web", "web-1"]);

@@ -21,7 +21,7 @@ fn node(node: u32, placed_mib: u64, own_devices: u32) -> PlaceCandidate {
 }
 
 /// A VM of 4 GiB with a device: a node that is half full, an empty one, one near the device with 10 GiB promised.
-fn question() -> PlaceRequest {
+pub(super) fn question() -> PlaceRequest {
     PlaceRequest {
         tenant: "blue".parse().unwrap(),
         vm: "web".parse().unwrap(),

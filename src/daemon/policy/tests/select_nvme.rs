@@ -19,7 +19,7 @@ fn controller(bus: u8, free: u32, wear_percent: u8) -> NvmeControllerView {
 }
 
 /// 64, 96 and 64 MiB for a wish of 64: the first on a controller that others use, the last on an empty, worn one.
-fn question() -> SelectNvmeRequest {
+pub(super) fn question() -> SelectNvmeRequest {
     let candidate = |controller, nsid, mib: u64, last_tenant| NvmeCandidate {
         controller,
         nsid,
