@@ -133,6 +133,28 @@ fn the_placement_plugin_keeps_to_its_fixtures() {
 }
 
 #[test]
+fn an_observer_is_told_the_fixtures_events_and_what_it_keeps_is_compared() {
+    let desk = Desk::new();
+    let tally = desk.plugin("tally");
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/tally/fixtures");
+    let seen = desk.ostler(&[&"test", &tally, &fixtures]);
+    assert!(seen.code == Some(0) && seen.out.contains("2 passed, 0 failed"), "{}{}", seen.out, seen.error);
+    let first = fixtures.join("first.json");
+    let seen = desk.ostler(&[&"run", &tally, &"--fixture", &first, &"-o", &"json"]).json();
+    assert_eq!((&seen["subject"], &seen["outcome"]), (&json!("events/0-2"), &json!({"heard": 3})));
+    assert_eq!((&seen["kv"]["wrote"]["failed"], &seen["verdict"]), (&json!("1"), &json!("heard")));
+    assert_eq!(seen["log"][0]["line"], json!("web has panicked"), "{seen}");
+    assert_eq!(desk.ostler(&[&"bench", &tally, &"--fixture", &first]).code, Some(0));
+    // One that traps is said to; what is no event of this contract is refused.
+    let seen = desk.ostler(&[&"run", &desk.plugin("hostile/observe-trap"), &"--fixture", &first]);
+    assert!(seen.code == Some(1) && seen.error.contains("policy.trap"), "{}{}", seen.out, seen.error);
+    let unknown = json!({"tenant": "acme", "events": [{"sequence": 0, "moment_s": 0, "what": {"vm_cloned": "web"}}]});
+    let unknown = desk.fixture("unknown.json", &json!({"hook": "observe", "question": unknown}));
+    let seen = desk.ostler(&[&"run", &tally, &"--fixture", &unknown]);
+    assert!(seen.code == Some(2) && seen.error.contains("no question of the hook observe"), "{}", seen.error);
+}
+
+#[test]
 fn a_plugin_that_remembers_has_its_memory_from_the_fixture() {
     let desk = Desk::new();
     let rate = desk.plugin("rate");

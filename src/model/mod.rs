@@ -23,6 +23,7 @@ mod launch;
 mod lifecycle;
 mod limits;
 mod nvme;
+mod observe;
 mod pci;
 mod place;
 mod resources;
@@ -68,6 +69,10 @@ pub use limits::{Rate, RateLimits};
 pub use nvme::{
     NvmeCandidate, NvmeControllerView, NvmeDecision, NvmeOutcome, NvmeRanking, NvmeSpec, NvmeVerdict, NvmeWish,
     SelectNvmeRequest,
+};
+pub use observe::{
+    Happening, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_EVENTS, ObserveOutcome, ObserveRequest, ObserveVerdict,
+    ObservedEvent, VmEnd,
 };
 pub use pci::{Bdf, BdfError};
 pub use place::{PlaceCandidate, PlaceDecision, PlaceOutcome, PlaceRanking, PlaceRequest, PlaceVerdict, Placement};

@@ -16,13 +16,14 @@ use plugin_build::{TARGET, Toolchain, componentize};
 use sha2::{Digest, Sha256};
 
 /// Names of plugins, each of which becomes `<name>.wasm`, and their packages. The last is the example in Rust.
-const PLUGINS: [(&str, &str); 7] = [
+const PLUGINS: [(&str, &str); 8] = [
     ("admission", "plugin-admission"),
     ("sriov-net", "plugin-sriov-net"),
     ("nvme", "plugin-nvme"),
     ("placement", "plugin-placement"),
     ("rate", "plugin-rate"),
     ("family", "plugin-family"),
+    ("tally", "plugin-tally"),
     ("size-limit", "size-limit"),
 ];
 

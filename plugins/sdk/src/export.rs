@@ -6,8 +6,8 @@ use crate::{Error, Policy, read};
 
 /// Makes a component of a policy: `export!(Limits: admit, attach)`. Once in a crate of type `cdylib`.
 ///
-/// The hooks are `admit`, `attach`, `detach`, `place`, `select_vf` and `select_nvme`; the type implements the trait of each. Memory
-/// is [`Arena`](crate::Arena)'s.
+/// The hooks are `admit`, `attach`, `detach`, `observe`, `place`, `select_vf` and `select_nvme`; the type implements the trait of
+/// each. Memory is [`Arena`](crate::Arena)'s.
 #[macro_export]
 macro_rules! export {
     ($policy:ident: $($hook:ident),+ $(,)?) => {
@@ -65,6 +65,14 @@ macro_rules! export_hook {
             }
         }
         $crate::host::detach::export!(Component with_types_in $crate::host::detach);
+    };
+    (observe, $policy:ident) => {
+        impl $crate::host::observe::exports::ostler::policy::observe_hook::Guest for Component {
+            fn on_events(batch: $crate::observe::Batch) -> Result<(), $crate::Error> {
+                $crate::decide(|policy: &$policy| $crate::observe::Observe::observe(policy, &batch))
+            }
+        }
+        $crate::host::observe::export!(Component with_types_in $crate::host::observe);
     };
     (place, $policy:ident) => {
         impl $crate::host::place::exports::ostler::policy::place_hook::Guest for Component {

@@ -87,6 +87,19 @@ pub mod detach {
     });
 }
 
+/// The hook `observe`.
+pub mod observe {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "package ostler:sdk; world sdk-observe { export ostler:policy/observe-hook@0.1.0; }",
+        world: "ostler:sdk/sdk-observe",
+        with: { "ostler:policy/types@0.1.0": crate::host::base::ostler::policy::types },
+        additional_derives: [PartialEq],
+        pub_export_macro: true,
+        generate_all,
+    });
+}
+
 /// The hook `place`.
 pub mod place {
     wit_bindgen::generate!({

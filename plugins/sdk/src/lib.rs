@@ -41,6 +41,7 @@ pub mod kv;
 pub mod log;
 #[cfg(not(target_arch = "wasm32"))]
 mod memory;
+pub mod observe;
 pub mod place;
 mod policy;
 mod reasons;

@@ -12,6 +12,7 @@ use crate::admit::AdmitRequest;
 use crate::attach::{AttachRequest, Device};
 use crate::detach::DetachRequest;
 use crate::inventory::{Machine, State};
+use crate::observe::{Batch, Event, Happening};
 use crate::place::{self, NodeTable, Pages, PlaceRequest};
 use crate::select_nvme::{self, Controller, NvmeTable, NvmeWish, SelectNvmeRequest};
 use crate::select_vf::{self, Pf, SelectVfRequest, VfTable, VfWish};
@@ -51,6 +52,12 @@ pub fn attach(device: Device) -> AttachRequest {
 /// `acme` detaches `device` from `web`, which does not run.
 pub fn detach(device: &str) -> DetachRequest {
     DetachRequest { tenant: "acme".into(), vm: vm("web"), running: false, device: device.into(), force: false }
+}
+
+/// Events of `acme` from this place on, one a second.
+pub fn batch(first: u64, happenings: Vec<Happening>) -> Batch {
+    let events = (first..).zip(happenings).map(|(sequence, what)| Event { sequence, moment: sequence, what });
+    Batch { tenant: "acme".into(), missed: 0, events: events.collect() }
 }
 
 /// A physical function with a link of 10 Gbit/s and eight VFs, all free.

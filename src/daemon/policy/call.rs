@@ -15,7 +15,7 @@ use crate::wire::policy::{InventorySpoken, KvSpoken, Spoken};
 use super::engine::Sandbox;
 use super::imports::bindings::exports::ostler::policy::lifecycle::{self, Manifest, SettingError};
 use super::imports::bindings::exports::ostler::policy::{
-    admit_hook, attach_hook, detach_hook, place_hook, select_nvme_hook, select_vf_hook,
+    admit_hook, attach_hook, detach_hook, observe_hook, place_hook, select_nvme_hook, select_vf_hook,
 };
 use super::imports::bindings::ostler::policy::types;
 use super::imports::{Call, Memory, NoMemory, NoSight, Notes, Sight, TooManyHostCalls};
@@ -34,6 +34,7 @@ pub(super) struct Code {
     pub attach: Option<attach_hook::GuestIndices>,
     pub detach: Option<detach_hook::GuestIndices>,
     pub place: Option<place_hook::GuestIndices>,
+    pub observe: Option<observe_hook::GuestIndices>,
 }
 
 /// Where a call happens: the sandbox, the code, and the settings that the plugin sees.

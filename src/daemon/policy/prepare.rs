@@ -6,7 +6,7 @@
 use wasmtime::component::{Component, Linker};
 
 use crate::model::{
-    AdmitRequest, AttachRequest, DetachRequest, Grant, PlaceRequest, SelectNvmeRequest, SelectVfRequest,
+    AdmitRequest, AttachRequest, DetachRequest, Grant, ObserveRequest, PlaceRequest, SelectNvmeRequest, SelectVfRequest,
 };
 use crate::sys::artefact::Artefact;
 use crate::wire::policy::{Loaded, Manifest, Refusal, Settings};
@@ -15,7 +15,7 @@ use super::call::{Code, Site};
 use super::engine::Sandbox;
 use super::hook::Question;
 use super::imports::bindings::exports::ostler::policy::{
-    admit_hook, attach_hook, detach_hook, lifecycle, place_hook, select_nvme_hook, select_vf_hook,
+    admit_hook, attach_hook, detach_hook, lifecycle, observe_hook, place_hook, select_nvme_hook, select_vf_hook,
 };
 use super::imports::{Call, GRANTABLE, GRANTED};
 use super::limits::MAX_MESSAGE_BYTES;
@@ -24,13 +24,14 @@ use super::text::to_line;
 /// What every plugin exports.
 const LIFECYCLE: &str = "ostler:policy/lifecycle";
 /// Hooks and the interfaces that carry them: a plugin exports at least one.
-pub(super) const HOOKS: [(&str, &str); 6] = [
+pub(super) const HOOKS: [(&str, &str); 7] = [
     (AdmitRequest::HOOK, "ostler:policy/admit-hook"),
     (SelectVfRequest::HOOK, "ostler:policy/select-vf-hook"),
     (SelectNvmeRequest::HOOK, "ostler:policy/select-nvme-hook"),
     (AttachRequest::HOOK, "ostler:policy/attach-hook"),
     (DetachRequest::HOOK, "ostler:policy/detach-hook"),
     (PlaceRequest::HOOK, "ostler:policy/place-hook"),
+    (ObserveRequest::HOOK, "ostler:policy/observe-hook"),
 ];
 /// The package version that this host speaks; later patches of it too.
 const VERSION: (u64, u64) = (0, 1);
@@ -77,6 +78,7 @@ fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtim
         attach: serves(AttachRequest::HOOK).then(|| attach_hook::GuestIndices::new(&instance)).transpose()?,
         detach: serves(DetachRequest::HOOK).then(|| detach_hook::GuestIndices::new(&instance)).transpose()?,
         place: serves(PlaceRequest::HOOK).then(|| place_hook::GuestIndices::new(&instance)).transpose()?,
+        observe: serves(ObserveRequest::HOOK).then(|| observe_hook::GuestIndices::new(&instance)).transpose()?,
         instance,
     })
 }

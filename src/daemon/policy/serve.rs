@@ -29,7 +29,8 @@ use wasmtime::Engine;
 use wasmtime::component::Linker;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, DetachRequest, PlaceRequest, PolicyFault, SelectNvmeRequest, SelectVfRequest,
+    AdmitRequest, AttachRequest, DetachRequest, ObserveRequest, PlaceRequest, PolicyFault, SelectNvmeRequest,
+    SelectVfRequest,
 };
 use crate::sys::artefact::ArtefactReceiver;
 use crate::sys::lane::Server;
@@ -166,6 +167,7 @@ fn ask_at(hook: &str, site: Site<'_>, question: &[u8]) -> Option<Vec<u8>> {
         AttachRequest::HOOK => ask::<AttachRequest>(site, question),
         DetachRequest::HOOK => ask::<DetachRequest>(site, question),
         PlaceRequest::HOOK => ask::<PlaceRequest>(site, question),
+        ObserveRequest::HOOK => ask::<ObserveRequest>(site, question),
         _ => None,
     }
 }

@@ -18,6 +18,7 @@ const DETACH: &str = "ostler:policy/detach@0.1.0";
 const SELECT_VF: &str = "ostler:policy/select-vf@0.1.0";
 const SELECT_NVME: &str = "ostler:policy/select-nvme@0.1.0";
 const PLACE: &str = "ostler:policy/place@0.1.0";
+const OBSERVE: &str = "ostler:policy/observe@0.1.0";
 const REMEMBERS: &str = "test:hostile/remembers";
 const SEES: &str = "test:hostile/sees";
 
@@ -33,11 +34,13 @@ const SELECTS: &[&str] = &["select-vf-type", "memory", "lifecycle"];
 /// The same for devices that come, and that go.
 const ATTACHES: &[&str] = &["attach-type", "memory", "lifecycle"];
 const DETACHES: &[&str] = &["detach-type", "memory", "lifecycle"];
+/// For one that is told.
+const OBSERVES: &[&str] = &["observe-type", "memory", "lifecycle"];
 /// For one that is asked about all of it.
 const DEVICES: &[&str] = &["attach-type", "detach-type", "select-vf-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 52] = [
+const FIXTURES: [Fixture; 53] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("attach-abstain", ATTACH, ATTACHES),
     Fixture("attach-forge", ATTACH, ATTACHES),
@@ -72,6 +75,7 @@ const FIXTURES: [Fixture; 52] = [
     Fixture("nvme-reason", SELECT_NVME, SELECTS),
     Fixture("nvme-short", SELECT_NVME, SELECTS),
     Fixture("nvme-trap", SELECT_NVME, SELECTS),
+    Fixture("observe-trap", OBSERVE, OBSERVES),
     Fixture("place-code", PLACE, SELECTS),
     Fixture("place-reason", PLACE, SELECTS),
     Fixture("place-short", PLACE, SELECTS),

@@ -22,7 +22,7 @@ macro_rules! copied {
 }
 
 /// What the crate is made with: this version's interfaces and SDK. The SDK finds `wit` two directories above itself.
-const COPIED: [(&str, &str); 31] = copied![
+const COPIED: [(&str, &str); 33] = copied![
     "plugins/sdk/src/admit.rs" => "ostler/sdk/src/admit.rs",
     "plugins/sdk/src/arena.rs" => "ostler/sdk/src/arena.rs",
     "plugins/sdk/src/attach.rs" => "ostler/sdk/src/attach.rs",
@@ -34,6 +34,7 @@ const COPIED: [(&str, &str); 31] = copied![
     "plugins/sdk/src/lib.rs" => "ostler/sdk/src/lib.rs",
     "plugins/sdk/src/log.rs" => "ostler/sdk/src/log.rs",
     "plugins/sdk/src/memory.rs" => "ostler/sdk/src/memory.rs",
+    "plugins/sdk/src/observe.rs" => "ostler/sdk/src/observe.rs",
     "plugins/sdk/src/place.rs" => "ostler/sdk/src/place.rs",
     "plugins/sdk/src/policy.rs" => "ostler/sdk/src/policy.rs",
     "plugins/sdk/src/reasons.rs" => "ostler/sdk/src/reasons.rs",
@@ -49,6 +50,7 @@ const COPIED: [(&str, &str); 31] = copied![
     "wit/kv.wit" => "wit/kv.wit",
     "wit/lifecycle.wit" => "wit/lifecycle.wit",
     "wit/log.wit" => "wit/log.wit",
+    "wit/observe.wit" => "wit/observe.wit",
     "wit/place.wit" => "wit/place.wit",
     "wit/select-nvme.wit" => "wit/select-nvme.wit",
     "wit/select-vf.wit" => "wit/select-vf.wit",

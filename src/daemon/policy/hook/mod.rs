@@ -6,6 +6,7 @@
 pub(super) mod admit;
 pub(super) mod attach;
 pub(super) mod detach;
+pub(super) mod observe;
 pub(super) mod place;
 mod ranking;
 pub(super) mod select_nvme;
@@ -17,8 +18,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, DetachRequest, Opinion, Outcome, PlaceRequest, PluginMode, PolicyFault, PolicyScope,
-    SelectNvmeRequest, SelectVfRequest, TenantId, Verdict,
+    AdmitRequest, AttachRequest, DetachRequest, ObserveRequest, Opinion, Outcome, PlaceRequest, PluginMode,
+    PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, Verdict,
 };
 
 use super::call::Site;
@@ -79,6 +80,7 @@ pub(super) fn at_hook<A: AtHook>(hook: &str, action: A) -> Option<A::Out> {
         AttachRequest::HOOK => action.at::<AttachRequest>(),
         DetachRequest::HOOK => action.at::<DetachRequest>(),
         PlaceRequest::HOOK => action.at::<PlaceRequest>(),
+        ObserveRequest::HOOK => action.at::<ObserveRequest>(),
         _ => return None,
     })
 }
