@@ -7,6 +7,7 @@ use std::fs;
 use crate::support::assets::plugin;
 use crate::support::crash::{Call, DEVICES, Footprint, RECORDS, RUNS, assert_consistent, new_id};
 use crate::support::guest::{disk, nic};
+use crate::support::tally::{load_tally, until_tallied};
 use crate::support::{Caller, Host, small};
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
@@ -18,6 +19,7 @@ use ostler::daemon::crash::Point;
 
 const WEB: &str = "tenants/acme/vms/web";
 const OWN: &str = "tenants/acme/plugins/own";
+const TALLY: &str = "operator/plugins/tally";
 /// A component that nobody has loaded yet.
 const OTHER: &str = "sriov-net";
 const GROWN: u64 = 2 << 20;
@@ -46,6 +48,8 @@ fn changes(point: Point) -> &'static [Change] {
     match point {
         // Of a plugin that remembers: tried for itself.
         Point::KvWritten => &[],
+        // Of what observers are told: tried for themselves.
+        Point::EventsWritten | Point::ObserverHeard => &[],
         Point::RequestBegun => &[Destroy, Attach, Detach, Resize],
         Point::RequestAnswered => {
             &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Demote, LoadCanary, PromoteCanary, Unload]
@@ -279,6 +283,7 @@ fn a_change_that_is_cut_off_at_any_step_is_done_once_when_it_is_repeated() {
         }
     }
     tried.extend([Point::BootDevices, Point::BootSwept, Point::BootResumed, Point::CanaryRolledBack, Point::KvWritten]);
+    tried.extend([Point::EventsWritten, Point::ObserverHeard]);
     assert_eq!(tried, RECORDS.iter().copied().collect::<BTreeSet<_>>(), "not every point was tried");
 }
 
@@ -393,6 +398,35 @@ fn a_daemon_that_dies_leaves_record_and_memory_as_they_were_or_both_as_they_are(
         // The same call again is decided anew, and counts.
         host.tenant("acme").register(&point.name().replace('.', "-"), small()).unwrap();
         assert_eq!((decided(&host), count(&host)), (before + more + 1, before + more + 1), "{}", point.name());
+    }
+    assert!(host.tenant("acme").verify("").unwrap().iter().all(|chain| chain.fault.is_empty()));
+}
+
+/// The daemon dies when an event and its change are written and the transaction has not ended: neither is there. And when an
+/// observer has heard it and that is not on record: it hears it again, and counts it once.
+#[test]
+fn whenever_a_daemon_dies_an_observer_counts_each_event_once() {
+    let mut host = Host::start();
+    load_tally(&host.operator(), TALLY);
+    host.tenant("acme").register("first", small()).unwrap();
+    assert_eq!(until_tallied(&host.operator(), TALLY, "acme")["registered"], 1);
+    for (point, is_there) in [(Point::EventsWritten, false), (Point::ObserverHeard, true)] {
+        host.kill_daemon();
+        host.start_daemon_armed(point);
+        let (caller, name) = (host.tenant("acme"), point.name().replace('.', "-"));
+        let registered = name.clone();
+        std::thread::spawn(move || drop(caller.register(&registered, small())));
+        host.await_crash(point);
+        host.start_daemon();
+        assert_consistent(&host, point.name());
+        let acme = host.tenant("acme");
+        assert_eq!(acme.get(&name).is_ok(), is_there, "{}", point.name());
+        if !is_there {
+            acme.register(&name, small()).unwrap();
+        }
+        let vms = acme.list("").unwrap().len() as u64;
+        let told = until_tallied(&host.operator(), TALLY, "acme");
+        assert_eq!((told.len(), told["registered"]), (1, vms), "{}", point.name());
     }
     assert!(host.tenant("acme").verify("").unwrap().iter().all(|chain| chain.fault.is_empty()));
 }

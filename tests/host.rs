@@ -22,6 +22,7 @@ mod hostile_clients;
 mod languages;
 mod lists;
 mod matrix;
+mod observers;
 mod operations;
 mod placement;
 mod plugin_inventory;

@@ -9,6 +9,7 @@ use crate::support::console::Console;
 use crate::support::guest::{appears, boot, bootable, disk, linux, linux_with, nic, vanishes};
 use crate::support::holdings::holdings;
 use crate::support::host::taps;
+use crate::support::tally::{load_tally, until_tallied};
 use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host, facts};
 use ostler::api::v1;
@@ -280,4 +281,39 @@ fn what_cannot_be_attached_or_detached_is_refused_each_with_its_reason() {
     acme.attach("web", disk_of("e", "d4.img")).unwrap();
     console.run("echo unharmed");
     assert_eq!(acme.get("web").unwrap().vmm_pid, pid);
+}
+
+#[test]
+fn an_observer_is_told_of_a_guests_runs_and_of_what_came_to_it() {
+    const TALLY: &str = "operator/plugins/tally";
+    let host = Host::with_guests();
+    let acme = host.tenant("acme");
+    load_tally(&host.operator(), TALLY);
+    let (mut console, _) = boot(&host, &acme, "web", linux());
+    acme.attach("web", eth("eth0")).unwrap();
+    appears(&mut console, "/sys/class/net/eth0");
+    acme.detach("web", "eth0", Some(PATIENCE_MS), false).unwrap();
+    let pid = acme.get("web").unwrap().vmm_pid;
+    console.type_line("reboot -f");
+    until("another vmm", SOON, || acme.get("web").ok().filter(|vm| vm.vmm_pid != pid && vm.vmm_pid != 0));
+    host.console(&acme, "web").expect_ready();
+    acme.stop("web", Some(0)).unwrap();
+    until("it is off", SOON, || acme.get("web").ok().filter(|vm| vm.state() == State::Stopped));
+    acme.destroy("web", false).unwrap();
+    // A kernel that is none does not come to run.
+    acme.register("bad", bootable("linux-6.12", "initrd")).unwrap();
+    let _ = acme.start("bad");
+    until("it has failed", SOON, || acme.get("bad").ok().filter(|vm| vm.state() == State::Failed));
+    let told = until_tallied(&host.operator(), TALLY, "acme");
+    let expected = [
+        ("attached", 1),
+        ("destroyed", 1),
+        ("detached", 1),
+        ("failed", 1),
+        ("registered", 2),
+        ("started", 2),
+        // By its reset, by the stop, and before it came to run.
+        ("stopped", 3),
+    ];
+    assert_eq!(told, expected.map(|(kind, count)| (kind.to_owned(), count)).into());
 }

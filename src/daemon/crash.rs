@@ -36,6 +36,11 @@ points! {
     /// A decision's record is written, with what plugins remember of it, and the transaction not ended.
     KvWritten = "kv.written",
 
+    /// Events are written with the change that they speak of, and the transaction not ended.
+    EventsWritten = "events.written",
+    /// An observer has heard events, and that is not on record.
+    ObserverHeard = "observer.heard",
+
     /// The decision to admit a VM is on record.
     RegisterDecided = "register.decided",
     /// The VM is, with the answer.

@@ -71,8 +71,8 @@ pub use nvme::{
     SelectNvmeRequest,
 };
 pub use observe::{
-    Happening, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_EVENTS, ObserveOutcome, ObserveRequest, ObserveVerdict,
-    ObservedEvent, VmEnd,
+    Happening, MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_EVENTS, OBSERVE_HOOK, ObserveOutcome, ObserveRequest,
+    ObserveVerdict, ObservedEvent, VmEnd,
 };
 pub use pci::{Bdf, BdfError};
 pub use place::{PlaceCandidate, PlaceDecision, PlaceOutcome, PlaceRanking, PlaceRequest, PlaceVerdict, Placement};

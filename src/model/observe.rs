@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeviceId, TenantId, VmExit, VmName};
 
+/// Name of the hook, and so of the records of what observers were told.
+pub const OBSERVE_HOOK: &str = "observe";
 /// Events in one batch.
 pub const MAX_BATCH_EVENTS: usize = 64;
 /// Events of one batch as they are on record, together in bytes.

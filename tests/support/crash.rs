@@ -20,6 +20,8 @@ pub const RECORDS: &[Point] = &[
     Point::RequestBegun,
     Point::RequestAnswered,
     Point::KvWritten,
+    Point::EventsWritten,
+    Point::ObserverHeard,
     Point::RegisterDecided,
     Point::RegisterRecorded,
     Point::PluginWritten,

@@ -28,6 +28,7 @@ pub mod operations;
 pub mod shell;
 pub mod storm;
 pub mod strays;
+pub mod tally;
 pub mod terminal;
 pub mod vmm;
 pub mod wait;

@@ -33,7 +33,7 @@ pub(crate) struct DecisionListArgs {
     /// Only this tenant's
     #[arg(long, value_name = "TENANT")]
     pub(crate) tenant: Option<String>,
-    /// Only of this hook: admit, attach, detach, select-vf, select-nvme, place
+    /// Only of this hook: admit, attach, detach, select-vf, select-nvme, place, observe
     #[arg(long, value_name = "HOOK")]
     pub(crate) hook: Option<String>,
     /// Only about this: vms/web, vms/web/nics/eth0

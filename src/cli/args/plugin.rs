@@ -143,7 +143,7 @@ pub(crate) struct PluginReplayArgs {
     /// Of this tenant's chain [default: the caller's own chain]
     #[arg(long, value_name = "TENANT")]
     pub(crate) tenant: Option<String>,
-    /// Only decisions of this hook: admit, attach, detach, select-vf, select-nvme, place
+    /// Only decisions of this hook: admit, attach, detach, select-vf, select-nvme, place, observe
     #[arg(long, value_name = "HOOK")]
     pub(crate) hook: Option<String>,
     /// Only decisions that are not older than this: 90s, 2h

@@ -25,6 +25,7 @@ pub(crate) struct PluginView {
     load_time: Option<String>,
     failure: String,
     breakers: Vec<BreakerView>,
+    observers: Vec<ObserverView>,
     previous: Vec<VersionView>,
     etag: String,
     mode: String,
@@ -57,6 +58,33 @@ struct BreakerView {
     retry_ns: u64,
 }
 
+/// How far it is with a tenant's events.
+#[derive(Debug, Serialize)]
+struct ObserverView {
+    tenant: String,
+    next_sequence: u64,
+    waiting: u64,
+    code: String,
+    message: String,
+    failure_time: Option<String>,
+}
+
+impl From<v1::PluginObserver> for ObserverView {
+    fn from(observer: v1::PluginObserver) -> Self {
+        let v1::PluginObserver { tenant, next_sequence, waiting, code, message, failure_time } = observer;
+        Self { tenant, next_sequence, waiting, code, message, failure_time: failure_time.and_then(moment) }
+    }
+}
+
+impl ObserverView {
+    /// What is yet to be told of whom, and why it may not have been.
+    fn text(&self) -> String {
+        let Self { tenant, waiting, code, .. } = self;
+        let why = if code.is_empty() { String::new() } else { format!(" ({code})") };
+        format!("{waiting} events of {}{why}", tenant.trim_start_matches("tenants/"))
+    }
+}
+
 impl From<v1::Plugin> for PluginView {
     fn from(plugin: v1::Plugin) -> Self {
         Self {
@@ -72,6 +100,7 @@ impl From<v1::Plugin> for PluginView {
             load_time: plugin.load_time.and_then(moment),
             failure: plugin.failure,
             breakers: plugin.breakers.into_iter().map(BreakerView::from).collect(),
+            observers: plugin.observers.into_iter().map(ObserverView::from).collect(),
             previous: plugin.previous.into_iter().map(VersionView::from).collect(),
             etag: plugin.etag,
             canary: plugin.canary.map(CanaryView::from),
@@ -128,10 +157,12 @@ impl PluginView {
         }
         let of =
             |breaker: &BreakerView| format!("{} for {}", breaker.hook, breaker.tenant.trim_start_matches("tenants/"));
-        match self.breakers.iter().map(of).collect::<Vec<_>>() {
-            open if open.is_empty() => self.summary.clone(),
-            open => format!("KEEPS FAILING: {}", open.join(", ")),
-        }
+        let open: Vec<_> = self.breakers.iter().map(of).collect();
+        let behind = self.observers.iter().filter(|observer| observer.waiting > 0).map(ObserverView::text);
+        let behind: Vec<_> = behind.collect();
+        let remarks = [("KEEPS FAILING", open), ("BEHIND", behind)].into_iter().filter(|(_, what)| !what.is_empty());
+        let remarks: Vec<_> = remarks.map(|(what, whom)| format!("{what}: {}", whom.join(", "))).collect();
+        if remarks.is_empty() { self.summary.clone() } else { remarks.join("; ") }
     }
 }
 

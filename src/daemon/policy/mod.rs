@@ -31,6 +31,7 @@ mod kv;
 mod limits;
 mod load;
 mod notes;
+mod observe;
 mod plugin;
 mod prepare;
 mod queue;
@@ -52,8 +53,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::model::{
-    AdmitRequest, AttachRequest, Decision, DetachRequest, Grant, InventoryView, NvmeDecision, Opinion, Outcome,
-    PlaceDecision, PlaceRequest, PluginDigest, PluginMode, PolicyFault, PolicyScope, SelectNvmeRequest,
+    AdmitRequest, AttachRequest, Decision, DetachRequest, Grant, InventoryView, NvmeDecision, ObserveRequest, Opinion,
+    Outcome, PlaceDecision, PlaceRequest, PluginDigest, PluginMode, PolicyFault, PolicyScope, SelectNvmeRequest,
     SelectVfRequest, TenantId, VfDecision,
 };
 use crate::sys::artefact::Artefact;
@@ -77,6 +78,7 @@ pub use keeper::HostProgram;
 pub use kv::{KvShelf, KvTurn, Remembered};
 pub use limits::Limits;
 pub use load::LoadError;
+pub use observe::Telling;
 pub use plugin::{Bound, LoadedPlugin};
 pub use record::Unrecorded;
 pub use rehearsal::{NotAsked, Rehearsal};
@@ -306,11 +308,15 @@ impl PolicyHost {
         plugin: &LoadedPlugin,
         mode: PluginMode,
     ) -> Vec<(&'static str, TenantId, BreakerState)> {
-        let breakers = match mode {
-            PluginMode::Enforced => &self.0.breakers,
-            PluginMode::Shadow => &self.0.shadow_breakers,
-        };
-        breakers.of(scope, name, plugin.version_key())
+        let aside = self.0.shadow_breakers.of(scope, name, plugin.version_key());
+        if mode == PluginMode::Shadow {
+            return aside;
+        }
+        // Who decides may observe, too.
+        let observing = aside.into_iter().filter(|(hook, ..)| *hook == ObserveRequest::HOOK);
+        let mut breakers = self.0.breakers.of(scope, name, plugin.version_key());
+        breakers.extend(observing);
+        breakers
     }
 
     /// Asks those of `chain` that have an opinion on `question` and decide; who does not is kept for later.

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::model::{Grant, PlaceRequest, PluginDigest, PluginMode, PolicyScope};
+use crate::model::{Grant, ObserveRequest, PlaceRequest, PluginDigest, PluginMode, PolicyScope};
 use crate::sys::artefact::Artefact;
 
 use super::compiler::Compiler;
@@ -161,9 +161,11 @@ impl LoadedPlugin {
         &self.0.about.hooks
     }
 
-    /// Of these, the hooks at which something is lost with the last plugin. Where nobody places VMs they run anywhere.
+    /// Of these, the hooks at which something is lost with the last plugin. Where nobody places VMs they run anywhere, and
+    /// where nobody observes nothing is denied.
     pub fn hooks_to_keep(&self) -> impl Iterator<Item = &'static str> {
-        self.0.about.hooks.iter().copied().filter(|hook| *hook != PlaceRequest::HOOK)
+        let hooks = self.0.about.hooks.iter().copied();
+        hooks.filter(|hook| *hook != PlaceRequest::HOOK && *hook != ObserveRequest::HOOK)
     }
 
     /// Whether it has a say in where VMs run.

@@ -10,6 +10,7 @@ use crate::model::{LimitUse, Outcome, Patch, PolicyScope, Verdict};
 mod devices;
 mod inventory;
 mod kv;
+mod observe;
 mod place;
 mod replay;
 mod select_nvme;

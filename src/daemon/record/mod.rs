@@ -5,6 +5,7 @@
 //! record is the intent; the vmm process is the fact, and `supervisor::reconcile` compares the two after a restart.
 
 mod attachment;
+mod happening;
 mod lease;
 mod nvme;
 mod request;
@@ -18,6 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::model::{Decision, DeviceId, InstanceId, MacAddr, Placement, TenantId, VmId, VmName, VmSpec, VmState};
 use crate::sys::process::Identity;
 pub use attachment::{AddError, AttachState, Attachment, RNG, attachments_of};
+pub use happening::happenings;
 pub use lease::{HeldFor, Lease, LeaseEvent, LeaseRefused, LeaseState};
 pub use nvme::{NvmeDevice, NvmeHolder, NvmeKey, NvmeLease, NvmePart, NvmeProvision};
 pub use request::{Before, BegunWork, Progress, RequestKey, RequestRecord};

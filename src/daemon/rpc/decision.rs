@@ -18,7 +18,9 @@ use crate::api::v1::list_decisions_request::Outcome;
 use crate::api::v1::{DecisionExplanation, DecisionLink, DecisionRecord, DecisionShadow, decision_explanation};
 use crate::api::{decision_name, parse_decision_name, scope_name, v1};
 use crate::daemon::service::{DecisionQuery, Exported, SharedNode, StoredDecision, Verified};
-use crate::model::{Answer, Cell, CellMark, ChainLink, DecisionId, Enforcement, ShadowAnswer, SpecError, canonical};
+use crate::model::{
+    Answer, Cell, CellMark, ChainLink, DecisionId, Enforcement, OBSERVE_HOOK, ShadowAnswer, SpecError, canonical,
+};
 
 /// Decisions of one page, unless asked for fewer.
 const PAGE_LEN: u32 = 100;
@@ -154,6 +156,7 @@ fn encode(decision: &StoredDecision) -> DecisionRecord {
     let denial = entry.denial();
     let (code, message, plugin) =
         denial.map(|denial| (denial.code, denial.message, denial.plugin.unwrap_or_default())).unwrap_or_default();
+    let is_to_be_done = entry.is_allowed() && entry.hook != OBSERVE_HOOK;
     let answers = entry.answers.iter().map(Some).chain(std::iter::repeat(None));
     DecisionRecord {
         name: decision_name(id),
@@ -165,7 +168,7 @@ fn encode(decision: &StoredDecision) -> DecisionRecord {
         message,
         plugin,
         took: Some(duration_to_proto(Duration::from_nanos(entry.took_ns))),
-        enforcement: Some(encode_enforcement(entry.is_allowed(), enforcement.as_ref())),
+        enforcement: Some(encode_enforcement(is_to_be_done, enforcement.as_ref())),
         links: entry.chain.iter().zip(answers).map(|(link, answer)| encode_link(link, answer)).collect(),
         question: entry.question.to_string(),
         outcome: entry.outcome.to_string(),
@@ -187,11 +190,11 @@ fn encode_shadow(shadow: &ShadowAnswer) -> DecisionShadow {
     }
 }
 
-fn encode_enforcement(is_allowed: bool, enforcement: Option<&Enforcement>) -> ShownEnforcement {
+fn encode_enforcement(is_to_be_done: bool, enforcement: Option<&Enforcement>) -> ShownEnforcement {
     let (state, detail, code) = match enforcement {
         Some(Enforcement::Enforced(what)) => (State::Enforced, what.as_str(), ""),
         Some(Enforcement::Overruled { code, message }) => (State::Overruled, message.as_str(), code.as_str()),
-        None if is_allowed => (State::Pending, "", ""),
+        None if is_to_be_done => (State::Pending, "", ""),
         None => (State::Enforced, "", ""),
     };
     ShownEnforcement { state: state.into(), detail: detail.to_owned(), code: code.to_owned() }

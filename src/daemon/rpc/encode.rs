@@ -13,8 +13,9 @@ use crate::api::v1::virtual_machine::State;
 use crate::api::{PluginName, VmRef, decision_name, scope_name, v1};
 use crate::daemon::service::{
     Acs, AttachState, Attachment, BreakerState, Bridge, CanaryRecord, CanaryState, ChainSigners, DeviceView,
-    GroupMember, HeldFor, HostUse, Lease, LeaseState, MemoryUse, PluginKv, PluginStatus, PluginVersion, PluginView,
-    ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag, vm_etag,
+    GroupMember, HeldFor, HostUse, Lease, LeaseState, MemoryUse, ObserverStatus, PluginKv, PluginStatus, PluginVersion,
+    PluginView, ResumePoint, Subnet, VirtualFunction, VmRecord, VmStats, VmUsage, WatchItem, lease_etag, plugin_etag,
+    vm_etag,
 };
 use crate::model::{
     Counts, KvPlace, KvValue, MacAddr, Placement, PluginMode, PluginSignature, SignerKey, SignerName, SpecError,
@@ -234,6 +235,7 @@ pub(super) fn plugin(view: &PluginView, signers: &ChainSigners) -> v1::Plugin {
         load_time: Some(timestamp_to_proto(record.loaded)),
         failure: plugin.broken_cause().unwrap_or_default().to_owned(),
         breakers: Vec::new(),
+        observers: Vec::new(),
         previous: record.previous.iter().map(|version| plugin_version(version, signers)).collect(),
         etag: plugin_etag(record),
         mode: plugin_mode(record.mode).into(),
@@ -324,7 +326,8 @@ pub(super) fn plugin_status(status: &PluginStatus) -> v1::Plugin {
         })),
     };
     let breakers = status.breakers.iter().map(breaker).collect();
-    let mut plugin = v1::Plugin { breakers, ..plugin(&status.view, &status.signers) };
+    let observers = status.observers.iter().map(plugin_observer).collect();
+    let mut plugin = v1::Plugin { breakers, observers, ..plugin(&status.view, &status.signers) };
     if let Some(canary) = &mut plugin.canary {
         let (with, without) = status.counts.unzip();
         canary.canary_counts = with.map(canary_counts);
@@ -334,6 +337,19 @@ pub(super) fn plugin_status(status: &PluginStatus) -> v1::Plugin {
         }
     }
     plugin
+}
+
+fn plugin_observer(status: &ObserverStatus) -> v1::PluginObserver {
+    let ObserverStatus { tenant, next, waiting, failure } = status;
+    let fault = failure.as_ref().map(|failure| &failure.fault);
+    v1::PluginObserver {
+        tenant: format!("tenants/{tenant}"),
+        next_sequence: *next,
+        waiting: *waiting,
+        code: fault.map(|fault| fault.code().to_owned()).unwrap_or_default(),
+        message: fault.map(ToString::to_string).unwrap_or_default(),
+        failure_time: failure.as_ref().map(|failure| timestamp_to_proto(failure.time)),
+    }
 }
 
 /// A network card as the API shows it.

@@ -12,6 +12,7 @@ use super::decisions;
 use super::devices::HostDevices;
 use super::holdings::Holdings;
 use super::ledger::{Handles, Ledger};
+use super::observers::Observers;
 use super::plugins::Plugins;
 use super::request::Requests;
 use super::turns::Turns;
@@ -140,9 +141,8 @@ impl Node {
         crash::reach(Point::BootSwept);
         resume(&supervisor, &handles, found.vms).await;
         crash::reach(Point::BootResumed);
-        tokio::spawn(decisions::sweep_hourly(store.clone()));
-        let requests = Requests::new(store.clone(), found.requests);
-        let operations = Operations::default();
+        let observers = look_after(&store, &policy, &plugins);
+        let (requests, operations) = (Requests::new(store.clone(), found.requests), Operations::default());
         requests.list_cut_off(&operations);
         Ok(Self {
             store,
@@ -150,6 +150,7 @@ impl Node {
             handles,
             policy,
             plugins,
+            observers,
             devices,
             files,
             facts,
@@ -169,6 +170,14 @@ impl Node {
     pub async fn close(&self) {
         self.store.close().await;
     }
+}
+
+/// Begins what is done beside requests: old decisions go, and observers are told.
+fn look_after(store: &Store, policy: &PolicyHost, plugins: &Arc<Plugins>) -> Arc<Observers> {
+    tokio::spawn(decisions::sweep_hourly(store.clone()));
+    let observers = Arc::new(Observers::new(store.clone(), policy.clone(), Arc::clone(plugins)));
+    tokio::spawn(Arc::clone(&observers).run());
+    observers
 }
 
 /// Gives every VM its task again.

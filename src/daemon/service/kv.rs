@@ -52,6 +52,7 @@ impl Node {
         if terms.validate_only {
             return Ok(());
         }
+        let _told = self.observers.turn().await;
         let turn = self.policy.turn(&place.tenant).await;
         let _turn = turn.map_err(|fault| ServiceError::PolicyBusy { cause: fault.to_string() })?;
         let request = terms.success(&());

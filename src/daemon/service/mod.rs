@@ -16,6 +16,7 @@ mod inspect;
 mod kv;
 mod ledger;
 mod lifecycle;
+mod observers;
 mod operations;
 mod plugins;
 mod register;
@@ -67,6 +68,8 @@ pub use error::ServiceError;
 pub use inspect::Confinement;
 pub use kv::{KvOf, PluginKv};
 use ledger::Handles;
+pub use observers::ObserverStatus;
+use observers::Observers;
 use plugins::Plugins;
 pub use plugins::{PluginPlace, PluginStatus, PluginUpload, PluginView};
 pub use replay::{Replay, ReplayEvent, ReplaySummary};
@@ -85,6 +88,7 @@ pub struct Node {
     handles: Handles,
     policy: PolicyHost,
     plugins: Arc<Plugins>,
+    observers: Arc<Observers>,
     devices: Arc<HostDevices>,
     files: Files,
     facts: HostFacts,

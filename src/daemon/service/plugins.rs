@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::access::require_own;
 use super::canary::CanaryView;
-use super::{CanaryError, Node, Principal, ServiceError, Terms, Whose};
+use super::{CanaryError, Node, ObserverStatus, Principal, ServiceError, Terms, Whose};
 use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
@@ -91,6 +91,8 @@ pub struct PluginStatus {
     pub view: PluginView,
     /// Breakers that are not closed, those that the caller may see: hook, who asked, where it is.
     pub breakers: Vec<(&'static str, TenantId, BreakerState)>,
+    /// Where it is among events, if it observes; of those that the caller may see.
+    pub observers: Vec<ObserverStatus>,
     /// What came of decisions with the canary and with the stable version, if there is an active one. Counted over tenants.
     pub counts: Option<(Counts, Counts)>,
     /// Whether the caller may see what is over tenants.
@@ -106,6 +108,8 @@ pub(super) struct Plugins {
     pub(super) policy: PolicyHost,
     /// Rank: leaf. Guards the pointer; held for a swap only.
     table: RwLock<Arc<Table>>,
+    /// Told when the table changes, for the one who waits for that.
+    pub(super) changed: tokio::sync::Notify,
     /// One load at a time: store and table change in the same order.
     turn: tokio::sync::Mutex<()>,
 }
@@ -132,7 +136,8 @@ impl Plugins {
             table.insert((record.scope.clone(), record.name.clone()), PluginView { record, plugin, canary });
         }
         let (dir, table) = (dir.to_owned(), RwLock::new(Arc::new(table)));
-        let plugins = Self { dir, store, policy, table, turn: tokio::sync::Mutex::default() };
+        let (changed, turn) = (tokio::sync::Notify::new(), tokio::sync::Mutex::default());
+        let plugins = Self { dir, store, policy, table, changed, turn };
         for (record, canary) in lost {
             plugins.take_back_lost(&record, &canary).await;
         }
@@ -229,6 +234,7 @@ impl Plugins {
         let mut next = Table::clone(&table);
         next.insert((view.record.scope.clone(), view.record.name.clone()), view);
         *table = Arc::new(next);
+        self.changed.notify_one();
     }
 
     /// Removes components that no binding names any more, as its version or one before.
@@ -483,7 +489,8 @@ impl Node {
         breakers.retain(|(_, tenant, _)| principal.may_see(tenant));
         let is_owners = matches!((scope, principal), (PolicyScope::Tenant(_), _) | (_, Principal::Operator(_)));
         let counts = view.canary.as_ref().filter(|_| is_owners).map(CanaryView::counts);
-        PluginStatus { view: view.clone(), breakers, counts, is_owners, signers: self.chain_signers(scope) }
+        let observers = self.observers.status(principal, view);
+        PluginStatus { view: view.clone(), breakers, observers, counts, is_owners, signers: self.chain_signers(scope) }
     }
 }
 

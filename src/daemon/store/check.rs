@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 
+use super::events::{EVENTS, POSITIONS, decode_event, decode_position};
 use super::kv::{KV, decode_kv};
 use super::plugin::decode_plugin;
 use super::tables::{HISTORY, LEASES, NVME_LEASES, PLUGINS, PROVISIONS, REQUESTS, VMS};
@@ -50,6 +51,7 @@ impl Store {
         compare("nvme_leases", &known.nvme_leases, &leases, nvme::encode_lease, &mut faults);
         read(&transaction, PLUGINS, "plugins", decode_plugin, &mut faults)?;
         read(&transaction, KV, "plugin_kv", decode_kv, &mut faults)?;
+        read(&transaction, POSITIONS, "plugin_positions", decode_position, &mut faults)?;
         read(&transaction, REQUESTS, "requests", request::decode_request, &mut faults)?;
         read(&transaction, PROVISIONS, "nvme_provisions", nvme::decode_provision, &mut faults)?;
         let history = transaction.open_table(HISTORY).map_err(StoreError::io)?;
@@ -57,6 +59,14 @@ impl Store {
             let (revision, value) = row.map_err(StoreError::io)?;
             if let Err(reason) = decode_vm(value.value().1) {
                 faults.push(unreadable("history", revision.value(), reason));
+            }
+        }
+        let events = transaction.open_table(EVENTS).map_err(StoreError::io)?;
+        for row in events.iter().map_err(StoreError::io)? {
+            let (key, value) = row.map_err(StoreError::io)?;
+            let (tenant, sequence) = key.value();
+            if let Err(reason) = decode_event(sequence, value.value()) {
+                faults.push(unreadable("events", format!("{tenant}/{sequence}"), reason));
             }
         }
         Ok(faults)

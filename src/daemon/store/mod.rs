@@ -15,6 +15,7 @@
 mod check;
 mod decision;
 mod disk;
+mod events;
 #[cfg(test)]
 mod faults;
 mod format;
@@ -42,6 +43,7 @@ use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, Reque
 use crate::model::{Bdf, DecisionId, JournalEntry, KvChange, KvPlace, KvStore, TenantId, VmId};
 pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
+pub use events::{EventSpan, Told, Untold};
 pub use history::{Compacted, ResumePoint};
 use journal::Append;
 pub use journal::{Chains, DecisionPage, DecisionQuery, Retention, StoredDecision};
@@ -79,7 +81,7 @@ pub enum StoreError {
         reason: String,
     },
     /// Somebody else changed the lease in between, or it is not what the caller took it for.
-    #[error("the lease of {0} has changed meanwhile")]
+    #[error("the record of {0} has changed meanwhile")]
     Stale(String),
     /// The store's thread is gone: the daemon is ending.
     #[error("store is closed")]
@@ -191,7 +193,7 @@ impl Store {
 
     /// The same in any `place`, which `path` names in errors.
     fn open_in(place: impl Place, path: &Path, retention: Retention) -> Result<(Self, Found), StoreError> {
-        let (mut disk, found, history, shelf) = tables::open(place, path)?;
+        let (mut disk, found, history, shelf, rings) = tables::open(place, path)?;
         let revision = history.end().revision;
         let journal = tables::open_journal(&mut disk, retention)?;
         let vms = found.vms.iter().map(|vm| (vm.uid, Arc::new(vm.clone()))).collect();
@@ -199,7 +201,7 @@ impl Store {
         let nvme_leases = found.nvme_leases.iter().map(|lease| (lease.key.clone(), Arc::new(lease.clone()))).collect();
         let snapshot = Snapshot { revision, vms, leases, nvme_leases };
         let changes = broadcast::Sender::new(CHANGES_LEN);
-        let shared = Arc::new(Shared::new(snapshot, history, shelf, changes, disk.readers()));
+        let shared = Arc::new(Shared::new(snapshot, history, (shelf, rings), changes, disk.readers()));
         let (writes, queue) = mpsc::channel(QUEUE_LEN);
         thread::spawn(disk, journal, queue, Arc::clone(&shared))
             .map_err(|error| StoreError::Io(Arc::new(redb::Error::Io(error))))?;
@@ -279,9 +281,29 @@ impl Store {
         kv: Vec<KvChange>,
         held: impl Send + 'static,
     ) -> Result<DecisionId, StoreError> {
+        let append = |done| Append { tenant, entry, kv, told: None, held: Box::new(held), done };
+        self.append_as(append).await
+    }
+
+    /// The same for what an observer was told, with its new position: [`StoreError::Stale`] if that does not follow the
+    /// last one any more.
+    pub async fn append_told(
+        &self,
+        entry: JournalEntry,
+        kv: Vec<KvChange>,
+        told: Told,
+        held: impl Send + 'static,
+    ) -> Result<DecisionId, StoreError> {
+        let tenant = told.place.tenant.clone();
+        self.append_as(|done| Append { tenant, entry, kv, told: Some(told), held: Box::new(held), done }).await
+    }
+
+    async fn append_as(
+        &self,
+        append: impl FnOnce(oneshot::Sender<Result<DecisionId, StoreError>>) -> Append,
+    ) -> Result<DecisionId, StoreError> {
         let (done, answer) = oneshot::channel();
-        let append = Append { tenant, entry, kv, held: Box::new(held), done };
-        self.writes.send(Write::Append(append)).await.map_err(|_| StoreError::Closed)?;
+        self.writes.send(Write::Append(append(done))).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -289,12 +311,8 @@ impl Store {
     /// written is logged.
     pub async fn append_later(&self, tenant: TenantId, entry: JournalEntry) {
         let (done, _) = oneshot::channel();
-        if self
-            .writes
-            .send(Write::Append(Append { tenant, entry, kv: Vec::new(), held: Box::new(()), done }))
-            .await
-            .is_err()
-        {
+        let append = Append { tenant, entry, kv: Vec::new(), told: None, held: Box::new(()), done };
+        if self.writes.send(Write::Append(append)).await.is_err() {
             tracing::error!("what followed a decision is not on record: the store is closed");
         }
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use redb::Database;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::disk::Readers;
+use super::events::{self, Rings, Told};
 use super::history::{Compacted, History, ResumePoint};
 use super::kv::{Kept, Shelf};
 use super::{Change, Snapshot, StoreError, Watched};
@@ -26,7 +27,11 @@ pub(super) struct Shared {
     current: RwLock<Current>,
     /// Rank: leaf. Guards what plugins remember; held for a look or a swap.
     shelf: RwLock<Shelf>,
+    /// Rank: leaf. Guards where events and their readers are; held for a look or a swap.
+    rings: RwLock<Rings>,
     changes: broadcast::Sender<Change>,
+    /// That there are new events.
+    news: watch::Sender<()>,
     /// The thread's, while it has it open.
     readers: Arc<Readers>,
 }
@@ -41,12 +46,13 @@ impl Shared {
     pub(super) fn new(
         snapshot: Snapshot,
         history: History,
-        shelf: Shelf,
+        (shelf, rings): (Shelf, Rings),
         changes: broadcast::Sender<Change>,
         readers: Arc<Readers>,
     ) -> Self {
         let current = RwLock::new(Current { snapshot: Arc::new(snapshot), history });
-        Self { current, shelf: RwLock::new(shelf), changes, readers }
+        let (shelf, rings, news) = (RwLock::new(shelf), RwLock::new(rings), watch::Sender::new(()));
+        Self { current, shelf, rings, changes, news, readers }
     }
 
     /// What plugins remember; nothing is committed while it is looked at.
@@ -55,8 +61,32 @@ impl Shared {
     }
 
     /// Takes over what was read again after the file was opened anew.
-    pub(super) fn replace_shelf(&self, shelf: Shelf) {
+    pub(super) fn replace(&self, shelf: Shelf, rings: Rings) {
         *self.shelf.write().unwrap_or_else(PoisonError::into_inner) = shelf;
+        *self.rings.write().unwrap_or_else(PoisonError::into_inner) = rings;
+    }
+
+    /// Where events and their readers are.
+    pub(super) fn rings(&self) -> RwLockReadGuard<'_, Rings> {
+        self.rings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over where they are now.
+    pub(super) fn tell(&self, changes: events::Changes) {
+        let has_events = changes.has_events();
+        self.rings.write().unwrap_or_else(PoisonError::into_inner).take(changes);
+        if has_events {
+            self.news.send_replace(());
+        }
+    }
+
+    pub(super) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// Whether this follows the last position.
+    pub(super) fn is_next(&self, told: &Told) -> bool {
+        self.rings().positions.get(&told.place.to_string()).copied() == told.from
     }
 
     pub(super) fn kv(&self, place: &KvPlace) -> Arc<KvStore> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::disk::{Disk, Place};
+use super::events::{EVENTS, POSITIONS, Rings};
 use super::history::{self, History};
 use super::journal::{self, Journal, Retention};
 use super::kv::{KV, Shelf, decode_kv};
@@ -26,14 +27,14 @@ pub(super) const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("co
 pub(super) const REVISION: &str = "revision";
 
 /// Opens the file, makes its tables, reads everything.
-pub(super) fn open(place: impl Place, path: &Path) -> Result<(Disk, Found, History, Shelf), StoreError> {
+pub(super) fn open(place: impl Place, path: &Path) -> Result<(Disk, Found, History, Shelf, Rings), StoreError> {
     let opening = |source: redb::Error| StoreError::Open { path: path.display().to_string(), source: Box::new(source) };
     let mut disk = Disk::open(place).map_err(opening)?;
     let (database, _) = disk.database().map_err(opening)?;
     make_tables(database).map_err(opening)?;
     let (found, history) = read_all(database)?;
-    let shelf = read_shelf(database)?;
-    Ok((disk, found, history, shelf))
+    let (shelf, rings) = (read_shelf(database)?, Rings::read(database)?);
+    Ok((disk, found, history, shelf, rings))
 }
 
 fn make_tables(database: &Database) -> Result<(), redb::Error> {
@@ -47,6 +48,8 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(HISTORY)?;
     transaction.open_table(COUNTERS)?;
     transaction.open_table(KV)?;
+    transaction.open_table(EVENTS)?;
+    transaction.open_table(POSITIONS)?;
     journal::make_tables(&transaction)?;
     Ok(transaction.commit()?)
 }

@@ -8,20 +8,23 @@ use redb::{Database, ReadableDatabase, TableDefinition, TableHandle, WriteTransa
 use tokio::sync::{mpsc, oneshot};
 
 use super::disk::Disk;
+use super::events::{self, Rings};
 use super::history::{self, HISTORY_LEN};
-use super::journal::{Append, Journal};
+use super::journal::{self, Append, Journal};
 use super::kv::{self, KV, Kept};
 use super::plugin::{encode_plugin, plugin_key};
 use super::shared::{AnyLease, Shared};
 use super::tables::{COUNTERS, HISTORY, LEASES, NVME_LEASES, PLUGINS, PROVISIONS, REQUESTS, REVISION, VMS, read_shelf};
 use super::vm::encode_vm;
-use super::{Change, PluginRecord, StoreError, lease, nvme, request};
+use super::{Change, PluginRecord, Snapshot, StoreError, lease, nvme, request};
 use crate::daemon::crash::{self, Point};
-use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord};
-use crate::model::{Bdf, DecisionId, KvPlace};
+use crate::daemon::record::{NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfLease, VmRecord, happenings};
+use crate::model::{Bdf, DecisionId, Enforcement, Happening, JournalEntry, KvPlace, TenantId, VmId};
 
 /// Writes that share one flush to disk.
 const BATCH_LEN: usize = 64;
+/// Events of changes that could not be written which wait for the next write.
+const MAX_UNTOLD: usize = 1024;
 
 type Done = oneshot::Sender<Result<(), StoreError>>;
 
@@ -118,6 +121,8 @@ pub(super) fn spawn(
 fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, shared: &Shared) {
     // VMs of which the file may say something else than what is known, since a write failed.
     let mut unwritten = BTreeSet::new();
+    // What happened to them.
+    let mut untold = Vec::new();
     let mut batch = Vec::with_capacity(BATCH_LEN);
     let mut closing = None;
     while closing.is_none() && queue.blocking_recv_many(&mut batch, BATCH_LEN) > 0 {
@@ -129,6 +134,9 @@ fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, s
         for write in batch.drain(..).flat_map(Write::parts) {
             match write {
                 Write::Close { done } => closing = Some(done),
+                Write::Append(Append { told: Some(told), done, .. }) if !shared.is_next(&told) => {
+                    let _ = done.send(Err(StoreError::Stale(told.place.to_string())));
+                }
                 Write::Append(append) => appends.push(append),
                 Write::Sweep { done } => {
                     let swept = sweep(&mut disk, &mut journal, shared).inspect_err(|error| disk.failed(error));
@@ -153,15 +161,21 @@ fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, s
         }
         let known = unwritten.iter().map(|uid| (*uid, snapshot.vms.get(uid)));
         let known = known.map(|(uid, vm)| (uid.to_string(), vm.map(|vm| encode_vm(vm)))).collect::<Vec<_>>();
-        let batch = Batch { known: &known, planned: &planned, revision, appends: &appends };
+        let happened = [untold.clone(), happened(&planned, &snapshot, |_| true)].concat();
+        let batch = Batch { known: &known, planned: &planned, revision, appends: &appends, happened: &happened };
         let committed = commit(&mut disk, &mut journal, shared, &batch);
         match &committed {
             Ok(_) if planned.is_empty() && appends.is_empty() => {}
-            Ok(_) => unwritten.clear(),
+            Ok(_) => {
+                unwritten.clear();
+                untold.clear();
+            }
             Err(error) => {
                 tracing::error!(error = error as &dyn std::error::Error, "store refuses a write");
                 disk.failed(error);
                 unwritten.extend(planned.iter().filter_map(|write| Some(write.change.as_ref()?.vm.uid)));
+                untold.extend(self::happened(&planned, &snapshot, |write| !write.is_new));
+                untold.truncate(MAX_UNTOLD);
             }
         }
         answer(planned, appends, committed.map_err(Arc::new), shared);
@@ -170,6 +184,19 @@ fn run(mut disk: Disk, mut journal: Journal, mut queue: mpsc::Receiver<Write>, s
     if let Some(done) = closing {
         let _ = done.send(Ok(()));
     }
+}
+
+/// What observers are told of those `planned` that count.
+fn happened(planned: &[Planned], snapshot: &Snapshot, counts: impl Fn(&Planned) -> bool) -> Vec<(TenantId, Happening)> {
+    let mut latest: HashMap<VmId, &VmRecord> = HashMap::new();
+    let mut happened = Vec::new();
+    let counted = planned.iter().filter(|write| counts(write));
+    for Change { vm, is_gone, .. } in counted.filter_map(|write| write.change.as_ref()) {
+        let before = latest.insert(vm.uid, vm).or_else(|| snapshot.vms.get(&vm.uid).map(|vm| &**vm));
+        let now = happenings(before, (!is_gone).then_some(&**vm));
+        happened.extend(now.into_iter().map(|what| (vm.tenant.clone(), what)));
+    }
+    happened
 }
 
 /// Publishes what happened, then tells those who wait. Nobody waiting any more is fine.
@@ -308,7 +335,8 @@ fn reopened<'a>(disk: &'a mut Disk, journal: &mut Journal, shared: &Shared) -> R
     if is_reopened {
         let unusable = |error: StoreError| redb::Error::Corrupted(error.to_string());
         journal.reload(&database.begin_read()?).map_err(unusable)?;
-        shared.replace_shelf(read_shelf(database).map_err(unusable)?);
+        let shelf = read_shelf(database).map_err(unusable)?;
+        shared.replace(shelf, Rings::read(database).map_err(unusable)?);
     }
     Ok(database)
 }
@@ -320,6 +348,8 @@ struct Batch<'a> {
     planned: &'a [Planned],
     revision: u64,
     appends: &'a [Append],
+    /// What the rows' changes are to observers.
+    happened: &'a [(TenantId, Happening)],
 }
 
 /// Writes a row; without a value removes it.
@@ -344,7 +374,7 @@ fn commit(
     shared: &Shared,
     batch: &Batch<'_>,
 ) -> Result<Vec<DecisionId>, redb::Error> {
-    let Batch { known, planned, revision, appends } = *batch;
+    let Batch { known, planned, revision, appends, .. } = *batch;
     if planned.is_empty() && appends.is_empty() {
         return Ok(Vec::new());
     }
@@ -362,19 +392,54 @@ fn commit(
     }
     transaction.open_table(COUNTERS)?.insert(REVISION, revision)?;
     let remembered = remember(&transaction, shared, batch)?;
-    if appends.is_empty() {
-        transaction.commit()?;
-        shared.remember(remembered);
-        return Ok(Vec::new());
-    }
-    let (ids, advance) = journal.append(&transaction, appends, SystemTime::now())?;
-    if !remembered.is_empty() {
+    let now = SystemTime::now();
+    let appended = match appends {
+        [] => None,
+        appends => Some(journal.append(&transaction, appends, now)?),
+    };
+    let told = tell(&transaction, shared, batch, now)?;
+    if appended.is_some() && !remembered.is_empty() {
         crash::reach(Point::KvWritten);
     }
+    if told.has_events() {
+        crash::reach(Point::EventsWritten);
+    }
     transaction.commit()?;
-    journal.advance(advance);
     shared.remember(remembered);
+    shared.tell(told);
+    let Some((ids, advance)) = appended else { return Ok(Vec::new()) };
+    journal.advance(advance);
     Ok(ids)
+}
+
+/// Writes what observers are to be told of this batch, and how far each of them is after it.
+fn tell(
+    transaction: &WriteTransaction,
+    shared: &Shared,
+    batch: &Batch<'_>,
+    now: SystemTime,
+) -> Result<events::Changes, redb::Error> {
+    // Nobody else writes: no lock is held while the file is.
+    let (mut changes, rings) = (events::Changes::default(), || shared.rings());
+    let mut happened = batch.happened.to_vec();
+    for Append { tenant, entry, told, .. } in batch.appends {
+        if let Some(told) = told {
+            changes.move_to(transaction, told)?;
+        }
+        let JournalEntry::Enforcement(told) = entry else { continue };
+        let Enforcement::Overruled { code, .. } = &told.enforcement else { continue };
+        if let Some((hook, subject)) = journal::about(transaction, tenant, told.decision)? {
+            let (decision, code) = (told.decision, code.clone());
+            happened.push((tenant.clone(), Happening::DecisionOverruled { decision, hook, subject, code }));
+        }
+    }
+    changes.put(transaction, rings, &happened, now)?;
+    for write in batch.planned.iter().filter(|write| write.value.is_none()) {
+        if write.table.name() == PLUGINS.name() {
+            changes.remove_plugin(transaction, rings, &write.key)?;
+        }
+    }
+    Ok(changes)
 }
 
 /// Writes what plugins remember after this batch, and gives what has changed.

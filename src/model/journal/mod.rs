@@ -85,7 +85,7 @@ pub enum JournalEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecisionEntry {
-    /// The hook: `admit`, `attach`, `detach`, `select-vf`, `select-nvme`, `place`.
+    /// The hook: `admit`, `attach`, `detach`, `select-vf`, `select-nvme`, `place`; `observe`, at which nothing is decided.
     pub hook: String,
     /// What it is about, within the tenant: `vms/web`, `vms/web/nics/eth0`.
     pub subject: String,

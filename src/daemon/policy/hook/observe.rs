@@ -4,14 +4,14 @@ use super::Question;
 use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::imports::bindings::exports::ostler::policy::observe_hook as wit;
 use crate::model::{
-    Happening, ObserveOutcome, ObserveRequest, ObserveVerdict, ObservedEvent, Opinion, PolicyFault, PolicyScope,
-    TenantId, VmEnd,
+    Happening, OBSERVE_HOOK, ObserveOutcome, ObserveRequest, ObserveVerdict, ObservedEvent, Opinion, PolicyFault,
+    PolicyScope, TenantId, VmEnd,
 };
 
 impl Question for ObserveRequest {
     type Verdict = ObserveVerdict;
     type Outcome = ObserveOutcome;
-    const HOOK: &'static str = "observe";
+    const HOOK: &'static str = OBSERVE_HOOK;
 
     fn tenant(&self) -> &TenantId {
         &self.tenant

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::StoreError;
+use super::events::Told;
 use super::format::{FORMAT, from_json, to_json};
 use crate::model::{CheckpointEntry, DecisionId, JournalEntry, JournalRecord, KvChange, RecordHash, TenantId};
 
@@ -64,6 +65,8 @@ pub(super) struct Append {
     pub(super) entry: JournalEntry,
     /// What plugins remember of it, in the same transaction.
     pub(super) kv: Vec<KvChange>,
+    /// The position of the observer that it is about, in the same transaction.
+    pub(super) told: Option<Told>,
     /// Let go behind it.
     #[expect(dead_code, reason = "dropped with it")]
     pub(super) held: Box<dyn Send>,
@@ -295,6 +298,20 @@ impl<'a> Tables<'a> {
         let line = self.decisions.get((tenant.as_str(), sequence))?;
         Ok(line.and_then(|line| Some(JournalRecord::from_line(line.value()).ok()?.1.time_ns)))
     }
+}
+
+/// Hook and subject of a decision; `None` if there is none of that number.
+pub(super) fn about(
+    transaction: &WriteTransaction,
+    tenant: &TenantId,
+    sequence: u64,
+) -> Result<Option<(String, String)>, redb::Error> {
+    let decisions = transaction.open_table(DECISIONS)?;
+    let Some(line) = decisions.get((tenant.as_str(), sequence))? else { return Ok(None) };
+    Ok(match JournalRecord::from_line(line.value()) {
+        Ok((_, JournalRecord { entry: JournalEntry::Decision(entry), .. })) => Some((entry.hook, entry.subject)),
+        _ => None,
+    })
 }
 
 fn to_ns(moment: SystemTime) -> u64 {

@@ -8,7 +8,7 @@ use super::super::StoreError;
 use super::{DECISIONS, ENFORCEMENTS, HEADS, Head, SHADOWS, TIMES, read_head};
 use crate::model::{
     ChainEnd, ChainFault, ChainVerifier, DecisionEntry, DecisionId, Enforcement, FaultKind, JournalEntry,
-    JournalRecord, RecordHash, ShadowAnswer, TenantId,
+    JournalRecord, OBSERVE_HOOK, RecordHash, ShadowAnswer, TenantId,
 };
 
 /// Records that one page looks at, at most, whether or not they fit: the next page goes on from there.
@@ -22,7 +22,7 @@ const MAX_PAGE_BYTES: usize = 1 << 20;
 pub struct DecisionQuery {
     /// Whose; `None`: everybody's.
     pub tenant: Option<TenantId>,
-    /// Of this hook.
+    /// Of this hook; `None`: of all at which something is decided. What observers were told is listed when it is asked for.
     pub hook: Option<String>,
     /// About this, or something below it: `vms/web` is about `vms/web/nics/eth0` too.
     pub subject: Option<String>,
@@ -78,7 +78,7 @@ impl DecisionQuery {
             entry.subject.strip_prefix(subject.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         self.tenant.as_ref().is_none_or(|wanted| wanted == tenant)
-            && self.hook.as_ref().is_none_or(|hook| *hook == entry.hook)
+            && self.hook.as_ref().map_or(entry.hook != OBSERVE_HOOK, |hook| *hook == entry.hook)
             && self.is_allowed.is_none_or(|is_allowed| is_allowed == entry.is_allowed())
             && self.subject.as_ref().is_none_or(is_below)
             && (!self.has_differing_shadow || decision.has_differing_shadow())
