@@ -5,8 +5,8 @@
 
 use std::fmt::{self, Debug, Write as _};
 use std::io::Write as _;
-use std::time::{Duration, SystemTime};
 
+use time::OffsetDateTime;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -16,7 +16,6 @@ use tracing::{Event, Level, Metadata, Subscriber};
 const MAX_LINE_BYTES: usize = 1024;
 /// What a line that was cut off ends with.
 const CUT: &str = " [...]";
-const SECONDS_A_DAY: u64 = 24 * 60 * 60;
 
 /// Writes what is at least of level INFO: time in UTC, level, message, fields.
 pub(super) struct Lines {
@@ -43,10 +42,9 @@ impl Subscriber for Lines {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut line = Line::new();
         // A full line is no error of the event.
-        let _ = write!(line, "{} {:>5}", Moment(since_epoch), event.metadata().level());
+        let _ = write!(line, "{} {:>5}", Moment(OffsetDateTime::now_utc()), event.metadata().level());
         event.record(&mut line);
         (self.out)(line.end());
     }
@@ -128,33 +126,16 @@ impl Visit for Line {
     }
 }
 
-/// A time since the epoch, in UTC, as RFC 3339 has it.
-struct Moment(Duration);
+/// A time in UTC, as RFC 3339 has it. The crate's own formatting would allocate.
+struct Moment(OffsetDateTime);
 
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, second) = (self.0.as_secs() / SECONDS_A_DAY, self.0.as_secs() % SECONDS_A_DAY);
-        let (year, month, day) = date(days);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        let micros = self.0.subsec_micros();
+        let (year, month, day) = self.0.to_calendar_date();
+        let (hour, minute, second, micros) = self.0.to_hms_micro();
+        let month = u8::from(month);
         write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
     }
-}
-
-/// Year, month and day, so many days after 1970-01-01, in the Gregorian calendar. Years are counted from March, so that
-/// a leap day is a year's last.
-fn date(days: u64) -> (u64, u64, u64) {
-    const DAYS_OF_400_YEARS: u64 = 146_097;
-    const DAYS_FROM_MARCH_OF_YEAR_0: u64 = 719_468;
-    let days = days + DAYS_FROM_MARCH_OF_YEAR_0;
-    let (era, day) = (days / DAYS_OF_400_YEARS, days % DAYS_OF_400_YEARS);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    // Five months from March or August on have 153 days.
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, later) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (400 * era + year + later, month, day)
 }
 
 #[cfg(test)]
@@ -209,13 +190,9 @@ mod tests {
     }
 
     #[test]
-    fn times_are_of_the_gregorian_calendar() {
-        let moment = |seconds, micros: u32| Moment(Duration::new(seconds, micros * 1000)).to_string();
-        assert_eq!(moment(0, 0), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(moment(951_782_399, 999_999), "2000-02-28T23:59:59.999999Z");
-        assert_eq!(moment(951_782_400, 1), "2000-02-29T00:00:00.000001Z");
-        assert_eq!(moment(1_709_251_199, 0), "2024-02-29T23:59:59.000000Z");
-        assert_eq!(moment(4_107_542_400, 0), "2100-03-01T00:00:00.000000Z");
-        assert_eq!(moment(1_798_761_599, 0), "2026-12-31T23:59:59.000000Z");
+    fn times_have_all_their_digits() {
+        let moment = |nanos: i128| Moment(OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap()).to_string();
+        assert_eq!(moment(0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(moment(1_709_251_199_000_012_345), "2024-02-29T23:59:59.000012Z");
     }
 }
