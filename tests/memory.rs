@@ -1,6 +1,7 @@
 //! Where a VM's memory and CPUs come from, seen on the host and by the guest. Boots guests (feature `lab`).
 
 use crate::support::guest::{boot, linux};
+use crate::support::guest_ram::{numa_of_guest, smaps_of_guest};
 use crate::support::wait::{SOON, until};
 use crate::support::{Host, facts};
 use ostler::api::v1;
@@ -17,19 +18,6 @@ fn number(path: &str) -> u64 {
 fn huge() -> v1::VirtualMachineSpec {
     let memory = v1::MemorySpec { hugepages: Hugepages::Size2m.into(), ..Default::default() };
     v1::VirtualMachineSpec { memory: Some(memory), ..linux() }
-}
-
-/// The largest mapping of guest memory in /proc/PID/smaps, as its lines.
-fn guest_memory(pid: u32) -> Vec<String> {
-    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
-    let lines: Vec<_> = smaps.lines().map(str::to_owned).collect();
-    let of_guest = lines.iter().enumerate().filter(|(_, line)| line.contains("guest-ram"));
-    let mappings = of_guest.map(|(at, _)| lines[at..].iter().take(25).cloned().collect::<Vec<_>>());
-    let size = |mapping: &Vec<String>| -> u64 {
-        let size = mapping.iter().find_map(|line| line.strip_prefix("Size:")).unwrap();
-        size.trim().trim_end_matches(" kB").parse().unwrap()
-    };
-    mappings.max_by_key(size).expect("guest memory")
 }
 
 fn has(lines: &[String], name: &str, value: &str) -> bool {
@@ -51,7 +39,7 @@ fn huge_pages_are_reserved_seen_and_given_back_and_a_lack_of_them_is_told() {
     std::fs::write(POOL, "140").unwrap();
     let running = operator.start("tenants/acme/vms/web").unwrap();
     host.console(&operator, "tenants/acme/vms/web").expect_ready();
-    let mapping = guest_memory(running.vmm_pid);
+    let mapping = smaps_of_guest(running.vmm_pid);
     assert!(has(&mapping, "KernelPageSize:", "2048 kB"), "{mapping:#?}");
     assert!(number(FREE) < 140, "nothing was taken");
     operator.stop("tenants/acme/vms/web", Some(0)).unwrap();
@@ -66,12 +54,12 @@ fn without_reserved_ones_memory_comes_in_transparent_huge_pages() {
     operator.register("tenants/acme/vms/web", linux()).unwrap();
     let running = operator.start("tenants/acme/vms/web").unwrap();
     host.console(&operator, "tenants/acme/vms/web").expect_ready();
-    let mapping = guest_memory(running.vmm_pid);
+    let mapping = smaps_of_guest(running.vmm_pid);
     let kib = |name: &str| -> u64 {
         let value = mapping.iter().find_map(|line| line.strip_prefix(name)).unwrap();
         value.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     };
-    assert!(kib("ShmemPmdMapped:") * 10 > kib("Rss:") * 9, "{mapping:#?}");
+    assert!(kib("AnonHugePages:") * 10 > kib("Rss:") * 9, "{mapping:#?}");
 }
 
 #[test]
@@ -120,11 +108,10 @@ fn vcpus_run_where_they_are_told_and_look_as_they_are_told_in_memory_that_is_the
     }
     let [cgroup] = host.cgroups().try_into().expect("one VM, one cgroup");
     assert_eq!(std::fs::read_to_string(cgroup.join("cpuset.cpus")).unwrap().trim(), "0");
-    let mapping = guest_memory(pid);
+    let mapping = smaps_of_guest(pid);
     assert!(has(&mapping, "Rss:", "262144 kB"), "{mapping:#?}");
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/numa_maps")).unwrap_or_default();
-    let memory = maps.lines().find(|line| line.contains("guest-ram")).unwrap_or_default();
-    assert!(maps.is_empty() || memory.contains("bind:0"), "{memory}");
+    let memory = numa_of_guest(pid);
+    assert!(memory.contains("bind:0"), "{memory}");
 
     let mut console = host.console(&operator, "tenants/acme/vms/web");
     console.expect_ready();

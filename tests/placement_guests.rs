@@ -5,6 +5,7 @@
 use crate::support::Host;
 use crate::support::assets::plugin;
 use crate::support::guest::linux;
+use crate::support::guest_ram::numa_of_guest;
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
 
@@ -34,8 +35,7 @@ fn is_where_it_says(vm: &v1::VirtualMachine) -> u32 {
         let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
         assert_eq!(line("Cpus_allowed_list:"), cpus, "{status}");
     }
-    let maps = read(&format!("/proc/{pid}/numa_maps"));
-    let memory = maps.lines().find(|line| line.contains("guest-ram")).unwrap();
+    let memory = numa_of_guest(pid);
     assert!(memory.contains(&format!("bind:{node}")), "{memory}");
     let pages =
         |node: u32| memory.split(' ').find_map(|word| word.strip_prefix(&format!("N{node}="))?.parse::<u64>().ok());

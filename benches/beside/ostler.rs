@@ -1,10 +1,13 @@
 //! Ostler's vmm, launched without a daemon.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use ostler::model::{DeviceKind, DeviceLaunch, FIRST_WORDS, MacAddr, PciSlot, RateLimits, ServedBy};
 use ostler::sys::{image, sealed, tap, vhost_net};
@@ -15,13 +18,25 @@ use crate::vmm::Plan;
 /// The binary under test.
 pub struct Ostler {
     binary: PathBuf,
+    /// Sealed copies of kernels and initial RAM disks, by path. As in the daemon they outlive each VM: whoever closes the
+    /// last descriptor of one frees its pages, which takes as long as a quarter of everything before the first instruction.
+    images: Mutex<HashMap<PathBuf, OwnedFd>>,
 }
 
 impl Ostler {
     /// The vmm beside `OSTLER_BIN`.
     pub fn from_env() -> Result<Self, String> {
         let binary = std::env::var("OSTLER_BIN").map_err(|_| "set OSTLER_BIN (see `cargo xtask bench`)")?;
-        Ok(Self { binary: PathBuf::from(binary).with_file_name("ostler-vmm") })
+        Ok(Self { binary: PathBuf::from(binary).with_file_name("ostler-vmm"), images: Mutex::default() })
+    }
+
+    /// A sealed copy of an image, made once.
+    fn prepared(&self, path: &Path) -> io::Result<OwnedFd> {
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        match images.entry(path.to_owned()) {
+            Entry::Occupied(known) => known.get().try_clone(),
+            Entry::Vacant(free) => free.insert(sealed::copy(image::NAME, &File::open(path)?)?).try_clone(),
+        }
     }
 }
 
@@ -55,12 +70,10 @@ impl Contender for Ostler {
             let slot = PciSlot::new(number).ok_or_else(|| io::Error::other("more devices than slots"))?;
             Ok((DeviceLaunch { id, slot, kind }, descriptors))
         });
-        // As the daemon does it, once for all VMs.
-        let prepared = |path: &Path| sealed::copy(image::NAME, &File::open(path)?);
         let plan = Plan {
             binary: &self.binary,
-            kernel: prepared(&guest.kernel)?,
-            initrd: prepared(&guest.initrd)?,
+            kernel: self.prepared(&guest.kernel)?,
+            initrd: self.prepared(&guest.initrd)?,
             vcpus: VCPUS,
             memory_mib: MEMORY_MIB,
             cmdline: format!("{FIRST_WORDS} {}", super::peers::cmdline(guest, "poweroff")),

@@ -23,7 +23,7 @@ pub fn profile(pid: u32, guest_kib: u64) -> Result<Vec<(String, u64)>, String> {
     Ok(parts)
 }
 
-/// Reads the usage of `pid`; mappings of `guest_kib` and more are the guest's RAM, as are those that say so by name.
+/// Reads the usage of `pid`; mappings of `guest_kib` and more are the guest's RAM.
 pub fn usage(pid: u32, guest_kib: u64) -> Result<Usage, String> {
     Ok(sum(&smaps(pid)?, guest_kib))
 }
@@ -56,7 +56,7 @@ impl Mapping<'_> {
     }
 
     fn is_guest(&self, guest_kib: u64) -> bool {
-        self.name.contains("guest-") || self.kib("Size:") >= guest_kib
+        self.kib("Size:") >= guest_kib
     }
 }
 

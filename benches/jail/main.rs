@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use ostler::model::{InstanceId, JailFacts, Launch, VmId};
 use ostler::sys::counter_page::now_ns;
 use ostler::sys::packet::{Connection, Listener};
+use ostler::sys::sealed;
 use ostler::sys::spawn::{Isolation, isolated};
-use ostler::sys::{guest_ram, sealed};
 use ostler::wire::counters::{self, Phase};
 use ostler::wire::{Role, ToVmm, console_ring, encode_launch};
 use rustix::event::{PollFd, PollFlags};
@@ -107,7 +107,6 @@ fn send(link: &Connection, console: &Path, counted: File) -> io::Result<()> {
     let parts: Vec<(Role, OwnedFd)> = vec![
         (Role::Config, sealed::seal("launch", &encode_launch(&launch))?),
         (Role::Kvm, none()?),
-        (Role::Ram, guest_ram::create(MEMORY_BYTES)?),
         (Role::Kernel, none()?),
         (Role::ConsoleListener, UnixListener::bind(console)?.into()),
         (Role::ConsoleRing, file(console_ring::FILE_LEN)?.into()),

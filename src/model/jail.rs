@@ -13,6 +13,8 @@ const OWN_THREADS: u64 = 2;
 const WORKERS_PER_DISK: u64 = 64;
 /// Descriptors beside those of devices and vCPUs: control, console with its connections, epoll, log, KVM, images.
 const OWN_DESCRIPTORS: u64 = 64;
+/// What a vmm may write into its log: far more than it ever does.
+const LOG_BYTES: u64 = 64 << 20;
 /// Descriptors of one device: its own, queues, vectors, worker.
 const DESCRIPTORS_PER_DEVICE: u64 = 32;
 /// Memory beside the guest's: the program, its heap and stacks, KVM's own structures.
@@ -90,9 +92,9 @@ impl JailFacts {
         own + u64::from(self.connections)
     }
 
-    /// Bytes of any file at most: the guest's memory is one too.
+    /// Bytes of any file at most: its log, or a disk.
     pub fn file_bytes(&self) -> u64 {
-        self.memory_bytes.max(self.longest_file_bytes)
+        LOG_BYTES.max(self.longest_file_bytes)
     }
 
     /// Bytes of memory that may be locked at first.
@@ -248,7 +250,7 @@ mod tests {
     #[test]
     fn the_file_limit_holds_guest_memory_and_the_longest_disk() {
         assert_eq!(facts().file_bytes(), 5 << 30);
-        assert_eq!(JailFacts { longest_file_bytes: 0, ..facts() }.file_bytes(), 1 << 30);
+        assert_eq!(JailFacts { longest_file_bytes: 0, ..facts() }.file_bytes(), LOG_BYTES);
     }
 
     proptest! {

@@ -66,13 +66,6 @@ pub struct MemorySpec {
     pub numa_node: Option<u32>,
 }
 
-impl MemorySpec {
-    /// Whether nobody asked for more than ordinary pages, from anywhere, when the guest first touches them.
-    pub fn is_on_demand(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 /// How vCPUs look to the guest, and where they run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CpuSpec {

@@ -131,13 +131,13 @@ impl GuestBuffers {
         Ok(filled)
     }
 
-    /// Removes the pages of all pieces, which begin and end with one, from the file behind them (`MADV_REMOVE`): they read
-    /// as zeroes then, and take nothing of the host until they are written. Fails on memory that has no shared file behind it.
+    /// Frees the pages of all pieces, which begin and end with one (`MADV_DONTNEED`): they read as zeroes then, and take
+    /// nothing of the host until they are written. Fails on locked memory.
     pub(super) fn remove(&self) -> io::Result<()> {
         self.guest().iter().try_for_each(|piece| {
             // SAFETY: the piece is mapped while `_memory` lives; no Rust reference points into it, and what lies there is a
             // guest's, which this crate reads as bytes that may change at any time.
-            let done = unsafe { libc::madvise(piece.iov_base, piece.iov_len, libc::MADV_REMOVE) };
+            let done = unsafe { libc::madvise(piece.iov_base, piece.iov_len, libc::MADV_DONTNEED) };
             if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
         })
     }

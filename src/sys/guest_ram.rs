@@ -1,101 +1,129 @@
-//! Files whose pages are a guest's memory. Key functions: [`create`], [`create_huge`].
+//! A guest's memory. Key functions: [`map`], [`map_huge`], [`prefault`].
 //!
-//! Ordinary pages lie in a tmpfs of the file's own that is mounted nowhere, because a mount can ask for transparent huge
-//! pages (`huge=`, linux/Documentation/admin-guide/mm/transhuge.rst) and a memfd gets them only where the host's operator
-//! has changed `shmem_enabled`. A guest then costs one fault for 2 MiB instead of 512, on the host and in the second
-//! dimension of its page tables.
+//! It is the vmm's own, anonymous and private. In transparent huge pages (linux/Documentation/admin-guide/mm/transhuge.rst)
+//! a guest costs one fault for 2 MiB instead of 512, on the host and in the second dimension of its page tables; and the
+//! kernel clears such a page once, where one of a tmpfs is cleared twice if the host clears what it allocates
+//! (`init_on_alloc`). KVM uses a huge page only where the address in the guest and the one here agree in its last 21
+//! bits, which kernels before 6.7 do not see to.
 
-#![allow(unsafe_code, reason = "advises on mapped guest memory; see the block")]
+#![allow(unsafe_code, reason = "makes mapped memory accessible and advises on it; see the blocks")]
 
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::mem::ManuallyDrop;
 
-use rustix::fs::{MemfdFlags, Mode, OFlags};
-use rustix::io::Errno;
-use vm_memory::GuestRegionMmap;
+use vm_memory::MmapRegion;
+use vm_memory::mmap::MmapRegionBuilder;
 
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+/// Base and length of what KVM maps by one entry.
+const HUGE_PAGE: usize = 2 << 20;
+const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+const ACCESS: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// As it is called in `/proc/<pid>/maps`.
-pub const NAME: &str = "guest-ram";
+/// By this flag of `/proc/<pid>/smaps` guest memory is told from everything else that a vmm has: no child is to inherit
+/// it (`MADV_DONTFORK`). A name would be plainer, but distributions build their kernels without names of memory.
+pub const MARK: &str = "dc";
 
-/// A file of `len` bytes in ordinary pages, in huge ones where the kernel finds some. Nothing is allocated yet.
-pub fn create(len: u64) -> io::Result<OwnedFd> {
-    let file = match tmpfs() {
-        Ok(root) => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-            rustix::fs::openat(&root, NAME, flags, Mode::RUSR | Mode::WUSR)?
-        }
-        // Not root (then there is no jail either), or a kernel without huge pages in tmpfs.
-        Err(Errno::PERM | Errno::INVAL | Errno::NOSYS) => rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)?,
-        Err(error) => return Err(error.into()),
-    };
-    sized(file, len)
+/// `len` bytes in ordinary pages, in huge ones where the kernel finds some, for as long as this process lives. Nothing is
+/// allocated or reserved: what is never touched costs nothing.
+pub fn map(len: usize) -> io::Result<MmapRegion> {
+    let len_with_room = len.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = PRIVATE | libc::MAP_NORESERVE;
+    let room = MmapRegionBuilder::<()>::new(len_with_room).with_mmap_flags(flags).build().map_err(io::Error::other)?;
+    // It stays mapped: nobody else frees it.
+    let room = ManuallyDrop::new(room);
+    let base = room.as_ptr().map_addr(|address| address.next_multiple_of(HUGE_PAGE));
+    // SAFETY: the room has `len` bytes from `base` on, which lies less than HUGE_PAGE behind its start. They were mapped just
+    // now, without access, and nobody else knows of them.
+    let done = unsafe { libc::mprotect(base.cast(), len, ACCESS) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: they are mapped with these rights, by these flags, and never unmapped.
+    let region = unsafe { MmapRegion::build_raw(base, len, ACCESS, flags) }.map_err(io::Error::other)?;
+    match advise(&region, libc::MADV_HUGEPAGE) {
+        // A kernel without huge pages.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+        other => other?,
+    }
+    marked(region)
 }
 
-/// A file of `len` bytes in pages of 2 MiB (`page_kib` 2048) or 1 GiB from the host's pool. They are reserved when the
-/// file is mapped (ENOMEM).
-pub fn create_huge(len: u64, page_kib: u64) -> io::Result<OwnedFd> {
+/// `len` bytes in pages of 2 MiB (`page_kib` 2048) or 1 GiB from the host's pool, all of them reserved now (ENOMEM).
+pub fn map_huge(len: usize, page_kib: u64) -> io::Result<MmapRegion> {
     let size = match page_kib {
-        2048 => MemfdFlags::HUGE_2MB,
-        0x10_0000 => MemfdFlags::HUGE_1GB,
+        2048 => libc::MAP_HUGE_2MB,
+        0x10_0000 => libc::MAP_HUGE_1GB,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "pages are of 2 MiB or 1 GiB")),
     };
-    sized(rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | size)?, len)
+    let flags = PRIVATE | libc::MAP_HUGETLB | size;
+    let builder = MmapRegionBuilder::new(len).with_mmap_prot(ACCESS).with_mmap_flags(flags);
+    marked(builder.build().map_err(io::Error::other)?)
 }
 
-/// Lets the first `len` bytes of mapped guest memory come in ordinary pages, each when it is touched (`MADV_NOHUGEPAGE`).
-pub fn split_first(region: &GuestRegionMmap, len: usize) -> io::Result<()> {
-    let len = len.min(region.size());
-    // SAFETY: `len` bytes from there on are mapped while the region lives; advice of this kind changes no byte of them.
-    let done = unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_NOHUGEPAGE) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-fn sized(file: OwnedFd, len: u64) -> io::Result<OwnedFd> {
-    let file = File::from(file);
-    file.set_len(len)?;
-    Ok(file.into())
-}
-
-/// The root of a fresh tmpfs without a limit of its own: a VM's cgroup has one. It lives as long as its files.
-fn tmpfs() -> rustix::io::Result<OwnedFd> {
-    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (option, value) in [("source", NAME), ("size", "0"), ("mode", "0700"), ("huge", "within_size")] {
-        rustix::mount::fsconfig_set_string(&context, option, value)?;
+/// Allocates every page (`MADV_POPULATE_WRITE`, Linux 5.14).
+pub fn prefault(region: &MmapRegion) -> io::Result<()> {
+    loop {
+        match advise(region, libc::MADV_POPULATE_WRITE) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
-    rustix::mount::fsconfig_create(&context)?;
-    let harmless =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, harmless)
+}
+
+fn marked(region: MmapRegion) -> io::Result<MmapRegion> {
+    advise(&region, libc::MADV_DONTFORK).map(|()| region)
+}
+
+/// madvise(2) on all of it, with advice that changes no byte.
+fn advise(region: &MmapRegion, advice: i32) -> io::Result<()> {
+    // SAFETY: these bytes are mapped while the region lives; the advice says how they are allocated, or not inherited.
+    let done = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
+    use vm_memory::{Bytes, VolatileMemory};
+
+    /// What `/proc/self/smaps` says of the mapping at `region`'s base, in KiB, and its flags.
+    fn seen(region: &MmapRegion, name: &str) -> String {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let (_, at) = smaps.split_once(&format!("{:x}-", region.as_ptr().addr())).expect("a mapping of its own");
+        let line = at.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").to_owned()
+    }
 
     #[test]
-    fn costs_nothing_until_it_is_touched() {
-        let file = File::from(create(1 << 40).unwrap());
-        let metadata = file.metadata().unwrap();
-        assert_eq!((metadata.len(), metadata.blocks()), (1 << 40, 0));
+    fn costs_nothing_until_it_is_touched_and_is_marked() {
+        let region = map(1 << 40).unwrap();
+        assert_eq!((seen(&region, "Size").as_str(), seen(&region, "Rss").as_str()), ("1073741824", "0"));
+        assert!(seen(&region, "VmFlags").split(' ').any(|flag| flag == MARK));
+        assert_eq!(region.as_ptr().addr() % HUGE_PAGE, 0);
     }
 
     #[test]
     fn comes_in_huge_pages_where_the_kernel_has_them() {
-        if tmpfs().is_err() {
-            crate::sys::absence::skip("root, and a kernel with huge pages in tmpfs");
+        let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+        if setting.is_empty() || setting.contains("[never]") {
+            crate::sys::absence::skip("a kernel with transparent huge pages");
             return;
         }
-        let file = File::from(create(16 << 20).unwrap());
-        std::os::unix::fs::FileExt::write_all_at(&file, &[1], 5 << 20).unwrap();
-        assert_eq!(file.metadata().unwrap().blocks() * 512, 2 << 20);
+        let region = map(16 << 20).unwrap();
+        region.as_volatile_slice().write_obj(1_u8, 5 << 20).unwrap();
+        assert_eq!(seen(&region, "AnonHugePages"), "2048");
+        assert_eq!(seen(&region, "Rss"), "2048");
+    }
+
+    #[test]
+    fn what_is_prefaulted_is_there_before_it_is_touched() {
+        let region = map(4 << 20).unwrap();
+        prefault(&region).unwrap();
+        assert_eq!(seen(&region, "Rss"), "4096");
     }
 
     #[test]
     fn knows_two_sizes_of_huge_pages() {
-        assert_eq!(create_huge(1 << 30, 4).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(map_huge(1 << 30, 4).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -26,8 +26,9 @@ fn parse(smaps: &str) -> Option<MemoryUse> {
         // Huge pages of a pool are not part of Pss.
         let huge = ["Shared_Hugetlb", "Private_Hugetlb"].map(|name| bytes(mapping, name).unwrap_or(0));
         let whole = bytes(mapping, "Pss")? + huge.iter().sum::<u64>();
-        let first = mapping.lines().next().unwrap_or_default();
-        *if first.contains(guest_ram::NAME) { &mut sum.guest } else { &mut sum.overhead } += whole;
+        let flags = mapping.lines().find_map(|line| line.strip_prefix("VmFlags:")).unwrap_or_default();
+        let is_guest = flags.split_ascii_whitespace().any(|flag| flag == guest_ram::MARK);
+        *if is_guest { &mut sum.guest } else { &mut sum.overhead } += whole;
     }
     (sum != MemoryUse::default()).then_some(sum)
 }
@@ -49,18 +50,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_memory_is_told_by_its_name() {
-        let mapping = |name: &str, pss: u32, huge: u32| {
+    fn guest_memory_is_told_by_its_mark() {
+        let mapping = |name: &str, pss: u32, huge: u32, flags: &str| {
             format!(
-                "7f00-7f10 rw-s 00000000 00:01 1026  {name}\nSize: 9 kB\nPss: {pss} kB\nPss_Dirty: 1 kB\n\
-                 Shared_Hugetlb: {huge} kB\nPrivate_Hugetlb: 0 kB\nVmFlags: rd wr\n"
+                "7f00-7f10 rw-p 00000000 00:00 0  {name}\nSize: 9 kB\nPss: {pss} kB\nPss_Dirty: 1 kB\n\
+                 Shared_Hugetlb: 0 kB\nPrivate_Hugetlb: {huge} kB\nVmFlags: rd wr {flags}\n"
             )
         };
         let smaps = [
-            mapping("/usr/bin/ostler-vmm", 600, 0),
-            mapping("/guest-ram (deleted)", 7000, 0),
-            mapping("/memfd:guest-ram (deleted)", 0, 4096),
-            mapping("[heap]", 400, 0),
+            mapping("/usr/bin/ostler-vmm", 600, 0, "mr mw me"),
+            mapping("", 7000, 0, "mr mw me dc ac nr hg"),
+            mapping("", 0, 4096, "mr mw me dc de ht"),
+            mapping("[heap]", 400, 0, "ac"),
         ];
         assert_eq!(parse(&smaps.concat()), Some(MemoryUse { guest: 11_096 << 10, overhead: 1_000 << 10 }));
         assert_eq!(parse("Rss: 1 kB\n"), None);

@@ -10,8 +10,6 @@
 //! the guest than for the device. Who maps takes a [`Pin`] first, and thereby waits for a removal that is under way; none
 //! begins until the last pin is dropped.
 
-#[cfg(test)]
-use std::io;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -90,31 +88,18 @@ impl Drop for Pin {
     }
 }
 
-/// Guest memory as a vmm has it, in a file of its own: nothing else can be removed.
-#[cfg(test)]
-pub fn shared_memory(ranges: &[(GuestAddress, usize)]) -> io::Result<GuestMemoryMmap> {
-    let len: usize = ranges.iter().map(|(_, len)| len).sum();
-    let file = Arc::new(std::fs::File::from(super::guest_ram::create(len as u64)?));
-    let mut offset = 0;
-    let with_file = ranges.iter().map(|&(address, len)| {
-        let backing = vm_memory::FileOffset::from_arc(Arc::clone(&file), offset);
-        offset += len as u64;
-        (address, len, Some(backing))
-    });
-    GuestMemoryMmap::from_ranges_with_files(with_file).map_err(io::Error::other)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::Bytes;
+    use vm_memory::mmap::MmapRegionBuilder;
+    use vm_memory::{Bytes, GuestRegionMmap};
 
     const PAGE: usize = 4096;
 
     /// Two regions that touch, then a hole.
     fn memory() -> Arc<GuestMemoryMmap> {
         let ranges = [(GuestAddress(0), 4 * PAGE), (GuestAddress(0x4000), 4 * PAGE), (GuestAddress(0x10000), PAGE)];
-        Arc::new(shared_memory(&ranges).unwrap())
+        Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
     }
 
     fn first_byte(memory: &GuestMemoryMmap, address: u64) -> u8 {
@@ -148,10 +133,13 @@ mod tests {
 
     #[test]
     fn a_page_that_the_kernel_does_not_remove_is_counted_as_kept() {
-        let private = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PAGE)]).unwrap());
-        private.write_obj(7_u8, GuestAddress(0)).unwrap();
-        assert_eq!(Reclaim::default().give_back(&private, GuestAddress(0), PAGE).unwrap(), 0);
-        assert_eq!(first_byte(&private, 0), 7);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_LOCKED;
+        let region = MmapRegionBuilder::new(PAGE).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let region = GuestRegionMmap::new(region.with_mmap_flags(flags).build().unwrap(), GuestAddress(0)).unwrap();
+        let locked = Arc::new(GuestMemoryMmap::from_regions(vec![region]).unwrap());
+        locked.write_obj(7_u8, GuestAddress(0)).unwrap();
+        assert_eq!(Reclaim::default().give_back(&locked, GuestAddress(0), PAGE).unwrap(), 0);
+        assert_eq!(first_byte(&locked, 0), 7);
     }
 
     #[test]

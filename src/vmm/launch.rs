@@ -41,8 +41,6 @@ pub enum LaunchError {
 pub struct Inheritance {
     /// `/dev/kvm`.
     pub kvm: OwnedFd,
-    /// The guest's memory, as long as the configuration says.
-    pub ram: File,
     /// Kernel image.
     pub kernel: File,
     /// Initial RAM disk.
@@ -84,7 +82,6 @@ pub fn receive(
     let launch = wire::decode_launch(&config)?;
     let inheritance = Inheritance {
         kvm: take(Role::Kvm)?,
-        ram: take(Role::Ram)?.into(),
         kernel: take(Role::Kernel)?.into(),
         initrd: if launch.has_initrd { Some(take(Role::Initrd)?.into()) } else { None },
         console: take(Role::ConsoleListener)?.into(),
@@ -132,13 +129,13 @@ mod tests {
     #[test]
     fn a_device_gets_its_descriptors_in_the_order_of_the_packet() {
         use rustix::fs::fstat;
-        let roles = [Role::Config, Role::Kvm, Role::Ram, Role::Kernel, Role::ConsoleListener, Role::ConsoleRing];
+        let roles = [Role::Config, Role::Kvm, Role::Kernel, Role::ConsoleListener, Role::ConsoleRing];
         let device = Role::Device("vf".parse().unwrap());
         let roles = roles.into_iter().chain([device.clone(), device]).collect();
         let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
         let [first, second] = [any_fd(), any_fd()];
         let inodes = [&first, &second].map(|fd| fstat(fd).unwrap().st_ino);
-        let descriptors = vec![config(), any_fd(), any_fd(), any_fd(), listener.into(), any_fd(), first, second];
+        let descriptors = vec![config(), any_fd(), any_fd(), listener.into(), any_fd(), first, second];
         let (_, inheritance) = receive(roles, descriptors, &mut None).unwrap();
         let got: Vec<_> = inheritance.devices.values().flatten().map(|fd| fstat(fd).unwrap().st_ino).collect();
         assert_eq!(got, inodes);

@@ -173,7 +173,6 @@ fn assemble(
         hypervisor: &hypervisor,
         vcpus: launch.vcpus,
         cpus: &launch.cpus,
-        ram: inheritance.ram,
         memory_bytes: launch.memory_bytes,
         memory: launch.memory,
         kernel: &inheritance.kernel,

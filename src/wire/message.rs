@@ -36,8 +36,6 @@ pub enum Role {
     Config,
     /// `/dev/kvm`.
     Kvm,
-    /// The guest's memory.
-    Ram,
     /// Kernel image.
     Kernel,
     /// Initial RAM disk.
@@ -357,7 +355,6 @@ fn encode_role(role: &Role) -> proto::Descriptor {
         Role::ConsoleListener => (Wire::ConsoleListener, ""),
         Role::ConsoleRing => (Wire::ConsoleRing, ""),
         Role::ExitRecord => (Wire::ExitRecord, ""),
-        Role::Ram => (Wire::Ram, ""),
         Role::Counters => (Wire::Counters, ""),
     };
     proto::Descriptor { role: wire.into(), device_id: device_id.to_owned() }
@@ -375,7 +372,6 @@ fn decode_role(descriptor: proto::Descriptor) -> Result<Role, WireError> {
         Wire::ConsoleListener => Role::ConsoleListener,
         Wire::ConsoleRing => Role::ConsoleRing,
         Wire::ExitRecord => Role::ExitRecord,
-        Wire::Ram => Role::Ram,
         Wire::Counters => Role::Counters,
     })
 }
@@ -397,7 +393,6 @@ mod tests {
             Role::ConsoleListener,
             Role::ConsoleRing,
             Role::ExitRecord,
-            Role::Ram,
             Role::Counters,
         ];
         let limits = RateLimits { bandwidth: Rate::new("f", 10 << 20, 0).ok(), operations: None };

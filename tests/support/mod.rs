@@ -22,6 +22,7 @@ pub mod crash;
 pub mod desk;
 pub mod drives;
 pub mod guest;
+pub mod guest_ram;
 pub mod holdings;
 pub mod host;
 pub mod operations;

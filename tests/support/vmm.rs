@@ -13,7 +13,7 @@ use std::time::Duration;
 use ostler::model::{DeviceLaunch, InstanceId, Launch, VmId};
 use ostler::sys::packet::{Connection, Listener};
 use ostler::sys::process::{End, Process};
-use ostler::sys::{guest_ram, sealed, spawn};
+use ostler::sys::{sealed, spawn};
 use ostler::wire::{Role, ToVmm, console_ring, encode_launch};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -145,7 +145,6 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
     let mut parts: Vec<(Role, OwnedFd)> = vec![
         (Role::Config, sealed::seal("launch", &encode_launch(&launch))?),
         (Role::Kvm, kvm.into()),
-        (Role::Ram, guest_ram::create(plan.memory_mib << 20)?),
         (Role::Kernel, plan.kernel),
         (Role::Initrd, plan.initrd),
         (Role::ConsoleListener, console.into()),

@@ -30,7 +30,6 @@ use crate::daemon::trace::CallId;
 use crate::model::{CpuList, InstanceId, JailFacts, Launch, NicSpec, PageSize, Placement, SpecError, VmId};
 use crate::sys;
 use crate::sys::cgroup::CgroupError;
-use crate::sys::guest_ram;
 use crate::sys::packet::Listener;
 use crate::sys::process::Process;
 use crate::sys::spawn::Isolation;
@@ -156,7 +155,6 @@ fn spawn(
     let mut passed = vec![(Role::Config, config)];
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(LaunchError::Kvm)?;
     passed.push((Role::Kvm, kvm.into()));
-    passed.push((Role::Ram, make_ram(&launch)?));
     let image = |file| shared.images.shared(file).map_err(host("image"));
     passed.push((Role::Kernel, image(shared.files.kernel(&vm.spec)?)?));
     if let Some(initrd) = shared.files.initrd(&vm.spec)? {
@@ -205,13 +203,6 @@ fn spawn(
     let (roles, descriptors) = passed.into_iter().unzip();
     let (vfs, nvmes, placement) = (vm.vfs.clone(), vm.nvmes.clone(), vm.placement.clone());
     Ok(Spawned { process, vfs, nvmes, placement, roles, descriptors })
-}
-
-/// The guest's memory. Its pages are charged to who touches them first: the vmm, by its cgroup.
-fn make_ram(launch: &Launch) -> Result<OwnedFd, LaunchError> {
-    let (len, pages) = (launch.memory_bytes, launch.memory.pages);
-    let made = if pages.is_huge() { guest_ram::create_huge(len, pages.bytes() >> 10) } else { guest_ram::create(len) };
-    made.map_err(host("memory"))
 }
 
 /// Says what is lacking before a process is made; the kernel's own word for it is ENOMEM.

@@ -64,7 +64,7 @@ pub(super) const COMMON: &[Row] = &[
     Row::any("brk", libc::SYS_brk, "heap"),
     Row::new("mmap", libc::SYS_mmap, Args::Without(2, EXECUTABLE), "heap; never executable"),
     Row::new("mprotect", libc::SYS_mprotect, Args::Without(2, EXECUTABLE), "heap of a thread grows; never executable"),
-    Row::any("munmap", libc::SYS_munmap, "heap, stacks, guest memory at the end"),
+    Row::any("munmap", libc::SYS_munmap, "heap, stacks"),
     Row::any("mremap", libc::SYS_mremap, "large buffers grow"),
     Row::any("madvise", libc::SYS_madvise, "heap, stacks and pages that the guest does without are given back"),
     Row::any("clock_gettime", libc::SYS_clock_gettime, "time limits and log lines, where the vDSO cannot"),

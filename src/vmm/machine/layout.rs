@@ -27,8 +27,6 @@ pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM above the legacy hole; kernels load here or higher.
 pub const HIMEM: u64 = 0x10_0000;
-/// What is written before the guest runs lies below, in a few pages; a huge page (2 MiB) for them would first be cleared.
-pub const BOOT_DATA_LEN: usize = 2 << 20;
 /// Low RAM ends here at the latest.
 pub const MMIO_HOLE: u64 = 0xc000_0000;
 /// 32-bit PCI memory window.

@@ -125,9 +125,7 @@ pub struct Plan<'a> {
     pub vcpus: u32,
     /// How they look to the guest, and where they run.
     pub cpus: &'a CpuSpec,
-    /// Guest memory.
-    pub ram: File,
-    /// Its length in bytes.
+    /// Length of guest memory in bytes.
     pub memory_bytes: u64,
     /// What kind of pages it has, and where they come from.
     pub memory: MemorySpec,
@@ -199,7 +197,7 @@ impl Machine {
             numa::bind(node).map_err(|source| MachineError::Node { node, source })?;
         }
         let pages = plan.memory.pages;
-        let memory = memory::map(plan.ram, plan.memory_bytes, &plan.memory).map_err(|source| MachineError::Memory {
+        let memory = memory::map(plan.memory_bytes, &plan.memory).map_err(|source| MachineError::Memory {
             mib: plan.memory_bytes >> 20,
             pages,
             source,

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::model::{MacAddr, RateLimits};
-use crate::sys::guest_ram;
 use crate::sys::tap::Offloads;
 use crate::vmm::console::{Readers, Ring};
 use crate::vmm::virtio::{Net, TapControl, VirtioFunction, Workers};
@@ -58,7 +57,6 @@ fn machine_with(console: impl FnOnce(Writer, Arc<EventFd>) -> Console) -> Option
         hypervisor: &hypervisor,
         vcpus: 1,
         cpus: &CpuSpec::default(),
-        ram: guest_ram::create(64 << 20).unwrap().into(),
         memory_bytes: 64 << 20,
         memory: MemorySpec::default(),
         kernel: &kernel(),

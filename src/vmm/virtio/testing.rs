@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Balloon, Block, Console, Device, Keyboard, Net, Rng, Stock, TapControl, VirtioFunction, Vsock, Workers};
 use crate::model::{MacAddr, RateLimits};
-use crate::sys::reclaim::{Reclaim, shared_memory};
+use crate::sys::reclaim::Reclaim;
 use crate::sys::tap::Offloads;
 use crate::vmm::ports::{BalloonCounters, Effect, GuestMemory, PciFunction};
 
@@ -31,7 +31,7 @@ pub(in crate::vmm::virtio) const DATA: u64 = 0x8_0000;
 pub(in crate::vmm::virtio) const ALL_FEATURES: u64 = !0;
 
 pub(in crate::vmm::virtio) fn memory() -> GuestMemory {
-    GuestMemory::new(shared_memory(&REGIONS).unwrap())
+    GuestMemory::new(GuestMemoryMmap::from_ranges(&REGIONS).unwrap())
 }
 
 pub(in crate::vmm::virtio) fn block(sectors: u64, is_read_only: bool) -> (Block, std::fs::File) {
