@@ -14,7 +14,6 @@ pub mod devlink;
 pub mod disk_ring;
 pub mod guest_buffers;
 pub mod guest_ram;
-#[cfg(feature = "node")]
 pub mod heap;
 pub mod host_use;
 pub mod hugepages;

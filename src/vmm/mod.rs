@@ -59,6 +59,7 @@ pub const CONTROL_FD: i32 = 3;
 /// What it logs goes to stderr, which is the VM's log file.
 pub fn run() -> ExitCode {
     let started = (Instant::now(), sys::counter_page::now_ns());
+    sys::heap::keep_together();
     log::Lines::begin();
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{panic}");
