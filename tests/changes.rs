@@ -240,6 +240,8 @@ fn what_is_only_validated_leaves_no_trace_and_is_refused_as_the_real_call_would_
     acme.register("web", small()).unwrap();
     let mut watch = acme.watch("").unwrap();
     watch.next();
+    // What was done about the registration goes to disk behind its answer, and would be taken for a trace of what follows.
+    assert_eq!(acme.settled_decisions().len(), 1);
     let (before, taps) = (traces(&host), crate::support::host::taps());
     let id = new_id();
     let dry = |name: &str| v1::RegisterVirtualMachineRequest { validate_only: true, ..registration(name, &id) };

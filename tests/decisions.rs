@@ -5,7 +5,6 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::assets::plugin;
-use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
 use ostler::api::v1::decision_record::enforcement::State;
@@ -43,9 +42,8 @@ fn what_was_allowed_denied_and_overruled_is_on_record() {
     spec.boot.as_mut().unwrap().kernel = "missing".into();
     assert_eq!(acme.register("odd", spec).unwrap_err().code(), Code::InvalidArgument);
 
-    // What was done about a decision follows it to disk; no caller is made to wait for that.
-    let is_told = |record: &v1::DecisionRecord| record.enforcement.as_ref().unwrap().state() != State::Pending;
-    let records = until("what was done is on record", SOON, || Some(all(&acme)).filter(|all| all.iter().all(is_told)));
+    let records = acme.settled_decisions();
+    assert_eq!(all(&acme), records, "in pages");
     let said: Vec<_> = records.iter().map(|r| (r.subject.as_str(), r.allowed, r.code.as_str())).collect();
     assert_eq!(said, [("vms/odd", true, ""), ("vms/big", false, "limit.vcpus"), ("vms/web", true, "")]);
     let then: Vec<_> = records.iter().map(|r| r.enforcement.clone().unwrap()).collect();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use ostler::api::v1;
+use ostler::api::v1::decision_record::enforcement::State as Enforced;
 use ostler::api::v1::decision_service_client::DecisionServiceClient;
 use ostler::api::v1::host_service_client::HostServiceClient;
 use ostler::api::v1::operation_service_client::OperationServiceClient;
@@ -25,6 +26,7 @@ use tonic::{Request, Status};
 use tonic_types::StatusExt;
 
 use super::certs::Identity;
+use super::wait::{SOON, until};
 
 /// Longest that a call may take; the daemon's own limits are shorter.
 const CALL: Duration = Duration::from_secs(240);
@@ -388,6 +390,16 @@ impl Caller {
             }
             request.page_token = page.next_page_token;
         }
+    }
+
+    /// All that the caller may see, once what was done about each is on record too: that follows the decision to disk,
+    /// and no caller is made to wait for it.
+    pub fn settled_decisions(&self) -> Vec<v1::DecisionRecord> {
+        let is_told = |record: &v1::DecisionRecord| record.enforcement.as_ref().unwrap().state() != Enforced::Pending;
+        until("what was done is on record", SOON, || {
+            let all = self.decisions(v1::ListDecisionsRequest::default()).unwrap();
+            Some(all).filter(|all| all.iter().all(is_told))
+        })
     }
 
     pub fn decision(&self, name: &str) -> Answer<v1::DecisionRecord> {
