@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::policy::corpus;
 use crate::support::assets::plugin;
 use crate::support::desk::{Desk, run};
+use crate::support::unhurried::unhurried;
 use crate::support::{Host, facts, small};
 use ostler::api::v1;
 
@@ -62,7 +63,7 @@ fn a_check_says_what_a_daemon_would_say() {
     refusals.push(("unknown setting".to_owned(), plugin("admission"), &[("max-cpus", "2")]));
     refusals.push(("bad setting".to_owned(), plugin("admission"), &[("max-vcpus", "many")]));
     for (name, bytes, settings) in refusals {
-        let told = facts(&acme.load("tenants/acme/plugins/own", &bytes, settings).unwrap_err());
+        let told = facts(&unhurried(|| acme.load("tenants/acme/plugins/own", &bytes, settings)).unwrap_err());
         let file = desk.write("refused.wasm", &bytes);
         let settings: Vec<_> = settings.iter().map(|(key, value)| format!("--setting={key}={value}")).collect();
         let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"check", &file];

@@ -8,6 +8,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::assets::{self, plugin};
+use super::unhurried::is_cut_short;
+use super::wait::{BOOT, until};
 
 /// An author's desk: a directory, and the command line without identity and daemon.
 pub struct Desk(TempDir);
@@ -57,7 +59,8 @@ impl Desk {
         self.write(name, fixture.to_string().as_bytes())
     }
 
-    /// `ostler plugin …` of an author who has nothing else: no identity, no daemon, no variable.
+    /// `ostler plugin …` of an author who has nothing else: no identity, no daemon, no variable. It is run until the machine
+    /// leaves the plugin the time that it may take.
     pub fn ostler(&self, arguments: &[&dyn AsRef<OsStr>]) -> Said {
         self.ostler_with(&[], arguments)
     }
@@ -66,6 +69,9 @@ impl Desk {
     pub fn ostler_with(&self, path: &[PathBuf], arguments: &[&dyn AsRef<OsStr>]) -> Said {
         let mut command = Command::new(assets::binary());
         command.env_clear().env("PATH", std::env::join_paths(path).unwrap()).current_dir(self.path()).arg("plugin");
-        run(command.args(arguments.iter().map(|argument| argument.as_ref())))
+        command.args(arguments.iter().map(|argument| argument.as_ref()));
+        until("a run that the clock does not end", BOOT, || {
+            Some(run(&mut command)).filter(|said| !is_cut_short(&said.out) && !is_cut_short(&said.error))
+        })
     }
 }

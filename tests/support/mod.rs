@@ -31,6 +31,7 @@ pub mod storm;
 pub mod strays;
 pub mod tally;
 pub mod terminal;
+pub mod unhurried;
 pub mod vmm;
 pub mod wait;
 
