@@ -73,3 +73,13 @@ impl Default for Limits {
         }
     }
 }
+
+#[cfg(test)]
+impl Limits {
+    /// The default for tests of what plugins do: fuel and memory end them as ever, and the clock does not. A machine that is
+    /// busy with other tests takes longer than a plugin may, without a fault of the plugin's.
+    pub fn unhurried() -> Self {
+        let long = Duration::from_secs(60);
+        Self { deadline: long, patience: long, ..Self::default() }
+    }
+}

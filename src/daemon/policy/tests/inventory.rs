@@ -47,10 +47,8 @@ impl Bench {
     /// Two of a family are allowed.
     async fn new() -> Self {
         let tenants = Arc::<Tenants>::default();
-        let program = std::env::var_os("OSTLER_BIN").map(PathBuf::from);
-        let process = program.map(|program| HostProgram { program, user: 65534, is_lenient: true, cgroup: None });
         let inventory = Some(Arc::clone(&tenants) as Arc<dyn InventorySource>);
-        let host = PolicyHost::start(PolicyConfig { host: process, inventory, ..PolicyConfig::default() }).unwrap();
+        let host = PolicyHost::start(PolicyConfig { inventory, ..config() }).unwrap();
         let (open, family) = (admission(&host, []).await, family(&host, "2").await);
         Self { tenants, host, open, family }
     }

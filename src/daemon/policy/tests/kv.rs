@@ -41,10 +41,8 @@ impl Bench {
     /// With a rate of so many in a window that does not end meanwhile.
     async fn new(max_requests: &str) -> Self {
         let table = Arc::<Table>::default();
-        let program = std::env::var_os("OSTLER_BIN").map(PathBuf::from);
-        let process = program.map(|program| HostProgram { program, user: 65534, is_lenient: true, cgroup: None });
         let shelf = Some(Arc::clone(&table) as Arc<dyn KvShelf>);
-        let host = PolicyHost::start(PolicyConfig { host: process, shelf, ..PolicyConfig::default() }).unwrap();
+        let host = PolicyHost::start(PolicyConfig { shelf, ..config() }).unwrap();
         let open = admission(&host, []).await;
         let rate = rate(&host, max_requests).await;
         Self { table, host, open, rate }

@@ -9,7 +9,7 @@ use super::super::super::plugins::PluginView;
 use super::*;
 use crate::daemon::inventory::node_samples;
 use crate::daemon::operation::Underway;
-use crate::daemon::policy::PolicyConfig;
+use crate::daemon::policy::{Limits, PolicyConfig};
 use crate::daemon::record::samples;
 use crate::daemon::store::{DecisionQuery, PluginRecord, StoredDecision};
 use crate::model::{PluginId, PolicyScope};
@@ -27,7 +27,8 @@ impl Bench {
         let data = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(&data.path().join("store.redb")).unwrap();
         // Threads, no process: this is not the program that has that role.
-        let policy = PolicyHost::start(PolicyConfig::default()).unwrap();
+        let policy =
+            PolicyHost::start(PolicyConfig { limits: Limits::unhurried(), ..PolicyConfig::default() }).unwrap();
         let plugins = Plugins::restore(data.path(), vec![], store.clone(), policy.clone()).await;
         let placer = Arc::new(Placer::new(store, policy, Arc::new(plugins), nodes));
         Self { host, _data: data, placer }
