@@ -56,13 +56,18 @@ pub(in crate::vmm::virtio) fn net() -> (Net, OwnedFd) {
 
 /// The same with several pairs of queues, each with a network of its own, on a tap that can do `known`.
 pub(in crate::vmm::virtio) fn net_with(pairs: usize, known: Offloads) -> (Net, Vec<OwnedFd>) {
+    net_of("net-0", pairs, known)
+}
+
+/// The same of this name, which its thread has too.
+pub(in crate::vmm::virtio) fn net_of(id: &str, pairs: usize, known: Offloads) -> (Net, Vec<OwnedFd>) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let pair = |_| rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
     let (taps, networks) = (0..pairs).map(pair).unzip();
     // A socket knows no offloads, and is always attached: the device itself moves no frames on what it detached.
     let control = TapControl { set_offloads: |_, _| Ok(()), set_queue: |_, _| Ok(()) };
-    let (id, mac) = ("net-0".parse().unwrap(), MacAddr([2, 0, 0, 0, 0, 9]));
+    let (id, mac) = (id.parse().unwrap(), MacAddr([2, 0, 0, 0, 0, 9]));
     (Net::new(id, taps, mac, known, RateLimits::default(), control).unwrap(), networks)
 }
 
