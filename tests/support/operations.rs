@@ -38,6 +38,14 @@ pub fn steps_of_start(caller: &Caller, vm: &str) -> Vec<String> {
     steps
 }
 
+/// Whether a call of this method that no daemon's end has cut off has come to a step, or past it.
+pub fn began(caller: &Caller, method: &str, step: &str) -> bool {
+    let filter = format!("method = {method}");
+    let operations = caller.operations("", &filter).unwrap().into_iter();
+    let mut own = operations.filter(|operation| operation.state() != v1::operation::State::Interrupted);
+    own.any(|operation| operation.steps.iter().any(|begun| begun.step == step))
+}
+
 impl Caller {
     pub fn operations(&self, parent: &str, filter: &str) -> Result<Vec<v1::Operation>, Status> {
         let (parent, filter) = (parent.to_owned(), filter.to_owned());
