@@ -116,7 +116,7 @@ impl Console {
         let number = 1000 + self.commands;
         // The echo of this line holds "$((", only the output holds the number.
         self.type_line(&format!("{command}; echo end-$(({number}-0))-$?"));
-        self.expect_within(&format!("end-{number}-"), SOON * 2)
+        self.expect_within(&format!("end-{number}-"), BOOT)
     }
 
     /// Runs a command that prints `key=<number>.`, and gives the number.

@@ -125,7 +125,8 @@ impl Host {
             }
             let mut daemon = self.spawn_daemon();
             let prefix = self.certs().join("operator-admin");
-            let answer = until("the daemon's first answer", SOON, || {
+            // It cleans devices of the host first, if it finds any that a daemon before it has left.
+            let answer = until("the daemon's first answer", BOOT, || {
                 if let Some(status) = daemon.try_wait().unwrap() {
                     return Some(Err(status));
                 }
