@@ -12,6 +12,7 @@ use crate::support::{Caller, Host, small};
 use ostler::api::v1;
 use ostler::api::v1::attach_device_request::Device;
 use ostler::api::v1::end_plugin_canary_request::End;
+use ostler::api::v1::load_plugin_request::{Header, Part};
 use ostler::api::v1::plugin::Mode;
 use ostler::api::v1::plugin_canary::State as Trial;
 use ostler::api::v1::virtual_machine::State;
@@ -37,13 +38,16 @@ enum Change {
     Demote,
     LoadCanary,
     PromoteCanary,
+    LoadAlias,
+    MoveAlias,
     Unload,
 }
 
 /// Which changes pass a point. Those of a daemon's start are tried for themselves.
 fn changes(point: Point) -> &'static [Change] {
     use Change::{
-        Attach, Demote, Destroy, Detach, Load, LoadCanary, PromoteCanary, Register, Resize, RollBack, Unload,
+        Attach, Demote, Destroy, Detach, Load, LoadAlias, LoadCanary, MoveAlias, PromoteCanary, Register, Resize,
+        RollBack, Unload,
     };
     match point {
         // Of a plugin that remembers: tried for itself.
@@ -51,12 +55,24 @@ fn changes(point: Point) -> &'static [Change] {
         // Of what observers are told: tried for themselves.
         Point::EventsWritten | Point::ObserverHeard => &[],
         Point::RequestBegun => &[Destroy, Attach, Detach, Resize],
-        Point::RequestAnswered => {
-            &[Register, Destroy, Attach, Detach, Resize, Load, RollBack, Demote, LoadCanary, PromoteCanary, Unload]
-        }
+        Point::RequestAnswered => &[
+            Register,
+            Destroy,
+            Attach,
+            Detach,
+            Resize,
+            Load,
+            RollBack,
+            Demote,
+            LoadCanary,
+            PromoteCanary,
+            LoadAlias,
+            MoveAlias,
+            Unload,
+        ],
         Point::RegisterDecided | Point::RegisterRecorded => &[Register],
-        Point::PluginWritten => &[Load, LoadCanary],
-        Point::PluginRecorded => &[Load, RollBack, Demote, LoadCanary, PromoteCanary],
+        Point::PluginWritten => &[Load, LoadCanary, LoadAlias],
+        Point::PluginRecorded => &[Load, RollBack, Demote, LoadCanary, PromoteCanary, LoadAlias, MoveAlias],
         // No call's: tried for itself.
         Point::CanaryRolledBack => &[],
         Point::PluginUnloaded => &[Unload],
@@ -91,9 +107,32 @@ fn load_at(
     canary_percent: u32,
     id: &str,
 ) -> Call<v1::Plugin> {
-    use v1::load_plugin_request::{Header, Part};
+    load_component(caller, component, Header { canary_percent, ..header(settings, id) })
+}
+
+fn header(settings: &[(&str, &str)], id: &str) -> Header {
     let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let header = Header { name: OWN.into(), settings, canary_percent, request_id: id.into(), ..Default::default() };
+    Header { name: OWN.into(), settings, request_id: id.into(), ..Default::default() }
+}
+
+/// Keeps another version as `next`.
+fn load_next(caller: &Caller, id: &str) -> Call<v1::Plugin> {
+    load_component(caller, "admission", Header { alias: "next".into(), ..header(&[("max-vcpus", "4")], id) })
+}
+
+/// Has `stable` name what `next` names.
+fn move_alias(caller: &Caller, id: &str) -> Call<v1::Plugin> {
+    let (alias, version, request_id) = ("stable".into(), "next".into(), id.into());
+    let request = v1::SetPluginAliasRequest { name: OWN.into(), alias, version, request_id, ..Default::default() };
+    let mut client = caller.plugins.clone();
+    Call::new(async move { client.set_plugin_alias(request).await })
+}
+
+fn without_answer<T: Send + 'static>(call: Call<T>) -> Call<()> {
+    Call(Box::pin(async move { call.0.await.map(drop) }))
+}
+
+fn load_component(caller: &Caller, component: &str, header: Header) -> Call<v1::Plugin> {
     let bytes = plugin(component);
     let chunks = bytes.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
     let parts =
@@ -118,6 +157,13 @@ impl Change {
             Self::PromoteCanary => {
                 load(acme, "admission", &[], &new_id()).make().unwrap();
                 load_at(acme, "admission", &[("max-vcpus", "3")], 40, &new_id()).make().unwrap();
+            }
+            Self::LoadAlias => drop(load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap()),
+            Self::MoveAlias => {
+                load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap();
+                acme.alias(OWN, "stable", "").unwrap();
+                acme.follow(OWN, "stable").unwrap();
+                load_next(acme, &new_id()).make().unwrap();
             }
             Self::RollBack => {
                 load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap();
@@ -168,10 +214,7 @@ impl Change {
                 };
                 Call::new(async move { vms.resize_virtual_machine_disk(request).await.map(|answer| answer.map(drop)) })
             }
-            Self::Load => {
-                let loaded = load(&acme, OTHER, &[], &id).0;
-                Call(Box::pin(async move { loaded.await.map(drop) }))
-            }
+            Self::Load => without_answer(load(&acme, OTHER, &[], &id)),
             Self::RollBack => {
                 let request = v1::RollBackPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
                 Call::new(async move { plugins.roll_back_plugin(request).await.map(|answer| answer.map(drop)) })
@@ -181,16 +224,15 @@ impl Change {
                 let request = v1::SetPluginModeRequest { name: OWN.into(), mode, request_id: id, ..Default::default() };
                 Call::new(async move { plugins.set_plugin_mode(request).await.map(|answer| answer.map(drop)) })
             }
-            Self::LoadCanary => {
-                let loaded = load_at(&acme, "admission", &[("max-vcpus", "3")], 40, &id).0;
-                Call(Box::pin(async move { loaded.await.map(drop) }))
-            }
+            Self::LoadCanary => without_answer(load_at(&acme, "admission", &[("max-vcpus", "3")], 40, &id)),
             Self::PromoteCanary => {
                 let end = End::Promote.into();
                 let request =
                     v1::EndPluginCanaryRequest { name: OWN.into(), end, request_id: id, ..Default::default() };
                 Call::new(async move { plugins.end_plugin_canary(request).await.map(|answer| answer.map(drop)) })
             }
+            Self::LoadAlias => without_answer(load_next(&acme, &id)),
+            Self::MoveAlias => without_answer(move_alias(&acme, &id)),
             Self::Unload => {
                 let request = v1::UnloadPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
                 Call::new(async move { plugins.unload_plugin(request).await.map(|answer| answer.map(drop)) })
@@ -225,6 +267,16 @@ impl Change {
                 assert_eq!((&own[0].canary, own[0].previous.len()), (&None, 1), "{what}");
                 assert_eq!(own[0].settings["max-vcpus"], "3", "{what}");
             }
+            Self::LoadAlias => {
+                assert_eq!((&*own[0].settings["max-vcpus"], &own[0].previous.len()), ("3", &0), "{what}");
+                let named = own[0].aliases[0].version.as_ref().unwrap();
+                assert_eq!((&*own[0].aliases[0].name, &*named.settings["max-vcpus"]), ("next", "4"), "{what}");
+            }
+            Self::MoveAlias => {
+                assert_eq!((&*own[0].settings["max-vcpus"], &own[0].previous.len()), ("4", &1), "{what}");
+                let names = own[0].aliases.iter().map(|alias| &alias.version.as_ref().unwrap().settings["max-vcpus"]);
+                assert!(own[0].follows == "stable" && names.eq(["4", "4"]), "{what}: {:?}", own[0]);
+            }
             Self::Unload => assert!(own.is_empty(), "{what}: {own:?}"),
         }
         if self == Self::Resize {
@@ -237,9 +289,13 @@ impl Change {
         let acme = host.tenant("acme");
         match self {
             Self::Register | Self::Attach | Self::Detach | Self::Resize => acme.destroy("web", false).unwrap(),
-            Self::Load | Self::RollBack | Self::Demote | Self::LoadCanary | Self::PromoteCanary => {
-                acme.unload(OWN, false).unwrap()
-            }
+            Self::Load
+            | Self::RollBack
+            | Self::Demote
+            | Self::LoadCanary
+            | Self::PromoteCanary
+            | Self::LoadAlias
+            | Self::MoveAlias => acme.unload(OWN, false).unwrap(),
             Self::Destroy | Self::Unload => {}
         }
     }
@@ -355,7 +411,6 @@ const RATE: &str = "operator/plugins/rate";
 
 /// Loads the plugin that counts requests, without a limit that would be met.
 fn rate(operator: &Caller) {
-    use v1::load_plugin_request::{Header, Part};
     let settings = [("max-requests", "1000"), ("window-s", "31536000")].map(|(key, value)| (key.into(), value.into()));
     let header =
         Header { name: RATE.into(), settings: settings.into(), grants: vec!["kv".into()], ..Default::default() };

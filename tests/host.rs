@@ -25,6 +25,7 @@ mod matrix;
 mod observers;
 mod operations;
 mod placement;
+mod plugin_aliases;
 mod plugin_inventory;
 mod plugin_kv;
 mod plugins_offline;

@@ -216,12 +216,32 @@ const ROWS: &[Row] = &[
         outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
     },
     Row {
+        method: "PluginService/DeletePluginAlias",
+        tried: |caller, tenant| {
+            let name = format!("tenants/{tenant}/plugins/own");
+            let alias = "stable".to_owned();
+            let request = v1::DeletePluginAliasRequest { name, alias, validate_only: true, ..Default::default() };
+            done(wait(caller.plugins.clone().delete_plugin_alias(request)))
+        },
+        outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
+    },
+    Row {
         method: "PluginService/EndPluginCanary",
         tried: |caller, tenant| {
             let (name, end) =
                 (format!("tenants/{tenant}/plugins/own"), v1::end_plugin_canary_request::End::Drop.into());
             let request = v1::EndPluginCanaryRequest { name, end, validate_only: true, ..Default::default() };
             done(wait(caller.plugins.clone().end_plugin_canary(request)))
+        },
+        outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
+    },
+    Row {
+        method: "PluginService/FollowPluginAlias",
+        tried: |caller, tenant| {
+            let name = format!("tenants/{tenant}/plugins/own");
+            let alias = "stable".to_owned();
+            let request = v1::FollowPluginAliasRequest { name, alias, validate_only: true, ..Default::default() };
+            done(wait(caller.plugins.clone().follow_plugin_alias(request)))
         },
         outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
     },
@@ -256,6 +276,16 @@ const ROWS: &[Row] = &[
             let name = format!("tenants/{tenant}/plugins/own");
             let request = v1::RollBackPluginRequest { name, validate_only: true, ..Default::default() };
             done(wait(caller.plugins.clone().roll_back_plugin(request)))
+        },
+        outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
+    },
+    Row {
+        method: "PluginService/SetPluginAlias",
+        tried: |caller, tenant| {
+            let name = format!("tenants/{tenant}/plugins/own");
+            let alias = "stable".to_owned();
+            let request = v1::SetPluginAliasRequest { name, alias, validate_only: true, ..Default::default() };
+            done(wait(caller.plugins.clone().set_plugin_alias(request)))
         },
         outcomes: [[NO_PLUGIN, DENIED, DENIED], [VIEWS; 3], [NO_PLUGIN; 3]],
     },

@@ -294,6 +294,39 @@ fn shadows_and_canaries_are_signed_too_and_a_signer_who_goes_takes_what_comes_ne
 }
 
 #[test]
+fn what_an_alias_names_is_signed_when_it_is_kept_and_again_when_it_is_bound() {
+    let host = Host::without_policy();
+    let operator = host.operator();
+    write(&host, &required(&[("operator", &["release", "ci"])]), true);
+    let [release, ci, globex] = signers();
+    let [v1, v2] = [1, 2].map(|build| built("admission", build));
+    load(&operator, ADMISSION, &v1, &[&release]).unwrap();
+    operator.alias(ADMISSION, "stable", "").unwrap();
+    operator.follow(ADMISSION, "stable").unwrap();
+    let keep = |by: &[&Signer]| {
+        let header = signed(ADMISSION, by.iter().map(|signer| signer.sign(&v2)).collect());
+        load_as(&operator, Header { alias: "next".into(), ..header }, &v2)
+    };
+    refused(keep(&[]), "SIGNATURE_MISSING");
+    refused(keep(&[&globex]), "SIGNER_UNKNOWN");
+    keep(&[&ci]).unwrap();
+    let next = |plugin: &v1::Plugin| of_version(plugin.aliases[0].version.as_ref().unwrap());
+    assert_eq!(next(&listed(&operator, ADMISSION)), good(&["ci"]));
+
+    // Without ci: what it signed may have names, and none of them binds it.
+    write(&host, &required(&[("operator", &["release"])]), true);
+    operator.alias(ADMISSION, "other", "next").unwrap();
+    let before = listed(&operator, ADMISSION);
+    assert_eq!(next(&before), (vec![ci.id()], "signature.unknown-signer".to_owned()));
+    refused(operator.alias(ADMISSION, "stable", "next"), "SIGNER_UNKNOWN");
+    refused(operator.follow(ADMISSION, "other"), "SIGNER_UNKNOWN");
+    refused(operator.roll_back(ADMISSION, "next"), "SIGNER_UNKNOWN");
+    assert_eq!(listed(&operator, ADMISSION), before);
+    write(&host, &required(&[("operator", &["ci"])]), true);
+    assert_eq!(of_plugin(&operator.alias(ADMISSION, "stable", "next").unwrap()), good(&["ci"]));
+}
+
+#[test]
 fn a_list_that_is_not_usable_lifts_nothing() {
     let host = Host::without_policy();
     let operator = host.operator();

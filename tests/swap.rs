@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::Host;
 use crate::support::client::wait;
 use crate::support::storm::{Manner, Neighbour, Versions};
 use crate::support::wait::{SOON, until};
+use crate::support::{Caller, Host};
 use tokio::task::JoinSet;
 
 /// Clients that ask at once.
@@ -20,9 +20,30 @@ const BETWEEN: usize = 5;
 
 #[test]
 fn decisions_go_on_while_a_plugin_is_swapped_and_each_is_one_versions_as_a_whole() {
+    all_decide_as_one(|_| {}, Versions::swap);
+}
+
+#[test]
+fn decisions_go_on_while_the_alias_moves_that_a_plugin_follows() {
+    const PLUGIN: &str = "operator/plugins/admission";
+    let named = |operator: &Caller| {
+        let bound = operator.plugins("operator").unwrap().remove(0);
+        operator.alias(PLUGIN, "first", &bound.previous[0].digest).unwrap();
+        operator.alias(PLUGIN, "second", &bound.digest).unwrap();
+        operator.alias(PLUGIN, "live", "second").unwrap();
+        operator.follow(PLUGIN, "live").unwrap();
+    };
+    all_decide_as_one(named, |_, operator, count| {
+        operator.alias(PLUGIN, "live", ["first", "second"][count % 2]).unwrap();
+    });
+}
+
+/// Swaps two versions, once they are `prepared`, below clients that ask all the while.
+fn all_decide_as_one(prepared: impl Fn(&Caller), swap: fn(&Versions, &Caller, usize)) {
     let host = Host::start();
     let (operator, globex) = (host.operator(), host.tenant("globex"));
     let versions = Arc::new(Versions::load(&operator));
+    prepared(&operator);
     let neighbour = Neighbour::start(globex, Manner::Hostile, QUESTIONS, Duration::from_millis(1));
     let (is_over, decided) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let callers: Vec<_> = (0..CLIENTS).map(|_| host.tenant("acme")).collect();
@@ -47,7 +68,7 @@ fn decisions_go_on_while_a_plugin_is_swapped_and_each_is_one_versions_as_a_whole
             for count in 0..SWAPS {
                 let is_due = || decided.load(Ordering::Relaxed) >= BETWEEN * count || has_ended.load(Ordering::Relaxed);
                 until("decisions between swaps", SOON, || is_due().then_some(()));
-                versions.swap(&operator, count);
+                swap(&versions, &operator, count);
             }
         };
         tokio::task::spawn_blocking(swaps).await.unwrap();

@@ -28,6 +28,18 @@ pub const REASONS: &[Reason] = &[
         "destroy VMs, or give the node a larger --network",
     ),
     reason(
+        "ALIAS_FOLLOWED",
+        "FAILED_PRECONDITION",
+        "the plugin follows the alias: it is that of the bound version; metadata: alias",
+        "have the plugin follow another alias, or none, first",
+    ),
+    reason(
+        "ALIAS_NOT_FOUND",
+        "NOT_FOUND",
+        "the plugin has no such alias; metadata: alias",
+        "list the plugins: they show their aliases",
+    ),
+    reason(
         "ANSWER_UNREADABLE",
         "INTERNAL",
         "the remembered answer of a repeated request is of another version",
@@ -358,6 +370,12 @@ pub const REASONS: &[Reason] = &[
         "look at the resource: what was begun goes on",
     ),
     reason(
+        "TOO_MANY_ALIASES",
+        "RESOURCE_EXHAUSTED",
+        "the plugin has as many aliases as it may; metadata: limit",
+        "remove one first",
+    ),
+    reason(
         "TOO_MANY_CONNECTIONS",
         "RESOURCE_EXHAUSTED",
         "the identity has as many connections as it may; RetryInfo; metadata: limit",
@@ -373,13 +391,13 @@ pub const REASONS: &[Reason] = &[
     reason(
         "VERSION_LOST",
         "FAILED_PRECONDITION",
-        "the earlier version of the plugin does not load any more",
+        "the version of the plugin does not load any more",
         "load it anew from its file",
     ),
     reason(
         "VERSION_NOT_FOUND",
         "NOT_FOUND",
-        "the plugin has no such earlier version",
+        "the plugin has no such version, or it is not kept any more",
         "list the plugins: they show which are kept",
     ),
     reason("VMM_DEAF", "UNAVAILABLE", "the VM's process does not react", "stop or destroy the VM"),

@@ -196,6 +196,10 @@ fn default_hint(code: Code, reason: &str) -> Option<&'static str> {
         Code::NotFound if reason == "DEVICE_NOT_FOUND" => Some("ostler host devices shows those that the node has"),
         Code::NotFound if reason == "TENANT_NOT_FOUND" => Some("ostler tenant list shows what you may see"),
         Code::NotFound if reason == "OPERATION_NOT_FOUND" => Some("ostler operation list shows what you may see"),
+        Code::NotFound if reason == "ALIAS_NOT_FOUND" => None,
+        Code::NotFound if matches!(reason, "PLUGIN_NOT_FOUND" | "VERSION_NOT_FOUND") => {
+            Some("ostler plugin list shows what you may see")
+        }
         Code::NotFound => Some("ostler vm list shows what you may see"),
         Code::Unauthenticated => Some("name another identity with --identity, or make one with ostler certs init"),
         Code::PermissionDenied if !reason.starts_with("POLICY_") => Some("this needs another --identity"),

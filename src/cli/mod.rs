@@ -110,6 +110,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Plugin(PluginCommand::Rollback(rollback)) => {
             commands::plugin::roll_back(client().await?, rollback).await
         }
+        Command::Plugin(PluginCommand::Alias(alias)) => commands::alias::alias(client().await?, alias).await,
         Command::Plugin(PluginCommand::Promote(promote)) => commands::plugin::promote(client().await?, promote).await,
         Command::Plugin(PluginCommand::Demote(demote)) => commands::plugin::demote(client().await?, demote).await,
         Command::Plugin(PluginCommand::Unload(unload)) => commands::plugin::unload(client().await?, unload).await,

@@ -43,7 +43,8 @@ pub enum IdError {
     NotAUuid,
 }
 
-fn check_label(name: &str) -> Result<(), IdError> {
+/// Whether a text is a DNS label.
+pub(super) fn check_label(name: &str) -> Result<(), IdError> {
     if name.is_empty() {
         return Err(IdError::Empty);
     }

@@ -3,6 +3,7 @@
 //! A type enters here only when two roles need it. Everything is validated on construction, so that code behind this
 //! door never sees a malformed name, a zero vCPU count or a relative device path.
 
+mod alias;
 mod attach;
 mod balloon;
 mod canary;
@@ -33,6 +34,7 @@ mod spec;
 mod vf;
 mod vsock;
 
+pub use alias::{AliasError, PluginAlias, VersionName};
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use balloon::BalloonSpec;
 pub use canary::{Came, CanaryCause, CanaryShare, Counts, Edition, Trial, canary_lot};

@@ -278,11 +278,16 @@ impl Caller {
 
     /// Loads `bytes` as `name`, such as `operator/plugins/admission`.
     pub fn load(&self, name: &str, bytes: &[u8], settings: &[(&str, &str)]) -> Answer<v1::Plugin> {
-        use v1::load_plugin_request::{Header, Part};
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let header = Part::Header(Header { name: name.to_owned(), settings, ..Default::default() });
+        let header = v1::load_plugin_request::Header { name: name.to_owned(), settings, ..Default::default() };
+        self.load_as(header, bytes)
+    }
+
+    /// Loads `bytes` as `header` says.
+    pub fn load_as(&self, header: v1::load_plugin_request::Header, bytes: &[u8]) -> Answer<v1::Plugin> {
+        use v1::load_plugin_request::Part;
         let chunks = bytes.chunks(64 << 10).map(|chunk| Part::Chunk(chunk.to_vec()));
-        self.load_parts(std::iter::once(header).chain(chunks).collect())
+        self.load_parts(std::iter::once(Part::Header(header)).chain(chunks).collect())
     }
 
     pub fn load_parts(&self, parts: Vec<v1::load_plugin_request::Part>) -> Answer<v1::Plugin> {
@@ -291,7 +296,21 @@ impl Caller {
         wait(self.plugins.clone().load_plugin(request)).map(tonic::Response::into_inner)
     }
 
-    /// Binds an earlier version: the last one, or that of `digest`.
+    /// Has an alias name a version: what is bound, or `version`.
+    pub fn alias(&self, name: &str, alias: &str, version: &str) -> Answer<v1::Plugin> {
+        let (name, alias, version) = (name.to_owned(), alias.to_owned(), version.to_owned());
+        let request = v1::SetPluginAliasRequest { name, alias, version, ..Default::default() };
+        wait(self.plugins.clone().set_plugin_alias(request)).map(tonic::Response::into_inner)
+    }
+
+    /// Has a plugin follow an alias, or none.
+    pub fn follow(&self, name: &str, alias: &str) -> Answer<v1::Plugin> {
+        let request =
+            v1::FollowPluginAliasRequest { name: name.to_owned(), alias: alias.to_owned(), ..Default::default() };
+        wait(self.plugins.clone().follow_plugin_alias(request)).map(tonic::Response::into_inner)
+    }
+
+    /// Binds an earlier version: the last one, or that of `digest`, or of an alias.
     pub fn roll_back(&self, name: &str, digest: &str) -> Answer<v1::Plugin> {
         let request =
             v1::RollBackPluginRequest { name: name.to_owned(), digest: digest.to_owned(), ..Default::default() };

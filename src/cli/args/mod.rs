@@ -36,9 +36,10 @@ pub(crate) use doctor::DoctorArgs;
 pub(crate) use host::{HostCommand, HostReleaseArgs, NvmeCommand, NvmeProvisionArgs};
 pub(crate) use operation::{OperationArg, OperationCommand, OperationListArgs, OperationWaitArgs};
 pub(crate) use plugin::{
-    PluginArg, PluginBindingArgs, PluginCommand, PluginDemoteArgs, PluginKeygenArgs, PluginKvArgs, PluginKvClearArgs,
-    PluginKvCommand, PluginListArgs, PluginLoadArgs, PluginPromoteArgs, PluginReplayArgs, PluginRollbackArgs,
-    PluginSignArgs, PluginUnloadArgs,
+    PluginAliasCommand, PluginAliasFollowArgs, PluginAliasRemoveArgs, PluginAliasSetArgs, PluginArg, PluginBindingArgs,
+    PluginCommand, PluginDemoteArgs, PluginKeygenArgs, PluginKvArgs, PluginKvClearArgs, PluginKvCommand,
+    PluginListArgs, PluginLoadArgs, PluginPromoteArgs, PluginReplayArgs, PluginRollbackArgs, PluginSignArgs,
+    PluginUnloadArgs,
 };
 pub use serve::ServeArgs;
 pub(crate) use spec::{ConsoleArg, Hugepages, SpecArgs};

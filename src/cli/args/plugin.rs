@@ -17,6 +17,9 @@ pub(crate) enum PluginCommand {
     List(PluginListArgs),
     /// Bind an earlier version again: the last one, or that of --to
     Rollback(PluginRollbackArgs),
+    /// Names of a plugin's versions, by which other commands know them
+    #[command(subcommand)]
+    Alias(PluginAliasCommand),
     /// Have a shadow's answers count, or a canary decide about all VMs
     Promote(PluginPromoteArgs),
     /// Make a plugin a shadow, which is asked and decides nothing; or drop its canary
@@ -34,6 +37,63 @@ pub(crate) enum PluginCommand {
     Replay(PluginReplayArgs),
     #[command(flatten)]
     Author(AuthorCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginAliasCommand {
+    /// Show them
+    List(PluginArg),
+    /// Have an alias name a version; if the plugin follows the alias, that version decides from the next decision on
+    Set(PluginAliasSetArgs),
+    /// Take an alias away, and its version with it unless that is kept for another reason
+    Remove(PluginAliasRemoveArgs),
+    /// Have a plugin be what an alias names, from now on
+    Follow(PluginAliasFollowArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginAliasSetArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// The alias: a name such as stable, next, 2026-11
+    #[arg(value_name = "ALIAS")]
+    pub(crate) alias: String,
+    /// Digest of a version, as `plugin list -o json` shows it, or another alias [default: the version that is bound]
+    #[arg(value_name = "VERSION", default_value = "", hide_default_value = true)]
+    pub(crate) version: String,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginAliasRemoveArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// The alias
+    #[arg(value_name = "ALIAS")]
+    pub(crate) alias: String,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PluginAliasFollowArgs {
+    #[command(flatten)]
+    pub(crate) plugin: PluginArg,
+    /// The alias
+    #[arg(value_name = "ALIAS", required_unless_present = "none")]
+    pub(crate) alias: Option<String>,
+    /// None any more: what is bound stays, whatever becomes of its alias
+    #[arg(long, conflicts_with = "alias")]
+    pub(crate) none: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) etag: EtagArg,
 }
 
 #[derive(Debug, Subcommand)]
@@ -79,8 +139,8 @@ pub(crate) struct PluginArg {
 pub(crate) struct PluginRollbackArgs {
     #[command(flatten)]
     pub(crate) plugin: PluginArg,
-    /// Digest of the version, as `plugin list -o json` shows it
-    #[arg(long, value_name = "DIGEST", default_value = "")]
+    /// Digest of the version, as `plugin list -o json` shows it, or its alias
+    #[arg(long, value_name = "VERSION", default_value = "")]
     pub(crate) to: String,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
@@ -134,6 +194,9 @@ pub(crate) struct PluginUnloadArgs {
 pub(crate) struct PluginReplayArgs {
     /// The component: a .wasm file, or oci:DIR[:TAG] (OCI image layout); none: the one that is loaded
     pub(crate) file: Option<PathBuf>,
+    /// Instead of a file, a version of what is loaded, with its own settings: its digest, or its alias
+    #[arg(long, value_name = "VERSION", conflicts_with = "file", default_value = "", hide_default_value = true)]
+    pub(crate) to: String,
     /// In the place of this plugin [default: the file's name]
     #[arg(long, required_unless_present = "file")]
     pub(crate) name: Option<String>,
@@ -192,6 +255,9 @@ pub(crate) struct PluginBindingArgs {
     /// As a canary of the plugin of that name: it decides about so many of the VMs (10%), until it is promoted or taken back
     #[arg(long, value_name = "SHARE", value_parser = units::parse_percent, conflicts_with = "shadow")]
     pub(crate) canary: Option<u32>,
+    /// Keep it under this alias, as a version of the plugin of that name, and bind it only if the plugin follows the alias
+    #[arg(long, value_name = "ALIAS", default_value = "", hide_default_value = true, conflicts_with_all = ["shadow", "canary"])]
+    pub(crate) alias: String,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! One file per group of commands: complete names, call, show.
 
+pub(crate) mod alias;
 pub(crate) mod apply;
 pub(crate) mod author;
 pub(crate) mod certs;

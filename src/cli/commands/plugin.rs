@@ -229,7 +229,7 @@ async fn clear_kv(mut client: Client, arguments: PluginKvClearArgs) -> Result<()
     show(&format!("{name} {said}\n"))
 }
 
-fn full_name(caller: &Caller, plugin: &PluginArg) -> Result<String, Failure> {
+pub(super) fn full_name(caller: &Caller, plugin: &PluginArg) -> Result<String, Failure> {
     let scope = scope(caller, plugin.operator, plugin.tenant.as_deref())?;
     Ok(PluginName { scope, plugin: plugin_id(Some(&plugin.name), None)? }.to_string())
 }
@@ -264,6 +264,7 @@ fn header(name: &str, binding: PluginBindingArgs) -> Result<Header, Failure> {
         validate_only: binding.change.validate_only,
         mode: if binding.shadow { Mode::Shadow } else { Mode::Enforced }.into(),
         canary_percent: binding.canary.unwrap_or_default(),
+        alias: binding.alias,
         grants: binding.grants.iter().map(ToString::to_string).collect(),
         ..Default::default()
     };
@@ -303,6 +304,7 @@ mod tests {
             grants: Vec::new(),
             shadow: false,
             canary: None,
+            alias: String::new(),
             change: Default::default(),
             etag: Default::default(),
         }

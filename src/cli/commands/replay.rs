@@ -60,6 +60,7 @@ pub(crate) async fn replay(mut client: Client, arguments: PluginReplayArgs) -> R
         since: since.map(prost_types::Timestamp::from),
         settings: (!settings.is_empty()).then_some(Settings { settings }),
         limit: arguments.limit,
+        version: arguments.to,
     });
     let chunks = bytes.chunks(CHUNK_LEN).map(|chunk| Part::Chunk(chunk.to_vec()));
     let parts = std::iter::once(header).chain(chunks).map(|part| v1::ReplayDecisionsRequest { part: Some(part) });

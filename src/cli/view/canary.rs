@@ -51,7 +51,7 @@ impl From<v1::plugin_canary::Counts> for CountsView {
 
 impl CanaryView {
     /// Its line in a table of plugins, below that of the bound version.
-    pub(super) fn row(&self) -> [String; 9] {
+    pub(super) fn row(&self) -> [String; 10] {
         let none = String::new;
         let settings = self.version.settings.iter().map(|(key, value)| format!("{key}={value}"));
         [
@@ -60,6 +60,7 @@ impl CanaryView {
             none(),
             format!("canary {}%", self.percent),
             print::short_digest(&self.version.digest),
+            none(),
             SignerView::cell(&self.version.signers, &self.version.unsigned_code),
             self.version.grants.join(" "),
             settings.collect::<Vec<_>>().join(" "),

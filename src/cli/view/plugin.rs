@@ -32,6 +32,16 @@ pub(crate) struct PluginView {
     canary: Option<CanaryView>,
     signers: Vec<SignerView>,
     unsigned_code: String,
+    aliases: Vec<AliasView>,
+    follows: String,
+}
+
+/// A name of a version.
+#[derive(Debug, Serialize)]
+struct AliasView {
+    name: String,
+    #[serde(flatten)]
+    version: VersionView,
 }
 
 #[derive(Debug, Serialize)]
@@ -106,7 +116,16 @@ impl From<v1::Plugin> for PluginView {
             canary: plugin.canary.map(CanaryView::from),
             signers: plugin.signers.into_iter().map(SignerView::from).collect(),
             unsigned_code: plugin.unsigned_code,
+            aliases: plugin.aliases.into_iter().filter_map(AliasView::read).collect(),
+            follows: plugin.follows,
         }
+    }
+}
+
+impl AliasView {
+    /// One without a version is none.
+    fn read(alias: v1::PluginAlias) -> Option<Self> {
+        Some(Self { name: alias.name, version: alias.version?.into() })
     }
 }
 
@@ -150,6 +169,17 @@ impl From<v1::PluginBreaker> for BreakerView {
 }
 
 impl PluginView {
+    /// Whether a version is the one that is bound.
+    fn is_bound(&self, version: &VersionView) -> bool {
+        (&self.digest, &self.settings) == (&version.digest, &version.settings)
+    }
+
+    /// Names of the bound version.
+    fn names(&self) -> String {
+        let own = self.aliases.iter().filter(|alias| self.is_bound(&alias.version));
+        own.map(|alias| alias.name.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
     /// What is wrong with it, else what it does.
     fn remark(&self) -> String {
         if !self.failure.is_empty() {
@@ -164,6 +194,59 @@ impl PluginView {
         let remarks: Vec<_> = remarks.map(|(what, whom)| format!("{what}: {}", whom.join(", "))).collect();
         if remarks.is_empty() { self.summary.clone() } else { remarks.join("; ") }
     }
+}
+
+/// Names of a plugin's versions.
+#[derive(Debug, Serialize)]
+pub(crate) struct AliasesView {
+    plugin: String,
+    digest: String,
+    etag: String,
+    follows: String,
+    aliases: Vec<AliasView>,
+    #[serde(skip)]
+    bound: Vec<bool>,
+}
+
+impl From<v1::Plugin> for AliasesView {
+    fn from(plugin: v1::Plugin) -> Self {
+        let plugin = PluginView::from(plugin);
+        let bound = plugin.aliases.iter().map(|alias| plugin.is_bound(&alias.version)).collect();
+        let PluginView { name, digest, etag, follows, aliases, .. } = plugin;
+        Self { plugin: name, digest, etag, follows, aliases, bound }
+    }
+}
+
+impl AliasesView {
+    /// A row for each.
+    pub(crate) fn text(&self) -> String {
+        let standing = |alias: &AliasView, is_bound: bool| match (alias.name == self.follows, is_bound) {
+            (true, _) => "followed",
+            (false, true) => "bound",
+            (false, false) => "",
+        };
+        let aliases = self.aliases.iter().zip(&self.bound);
+        let rows: Vec<_> = aliases
+            .map(|(alias, is_bound)| {
+                let AliasView { name, version } = alias;
+                [
+                    name.clone(),
+                    standing(alias, *is_bound).to_owned(),
+                    print::short_digest(&version.digest),
+                    SignerView::cell(&version.signers, &version.unsigned_code),
+                    version.grants.join(" "),
+                    settings(&version.settings),
+                    version.load_time.clone().unwrap_or_default(),
+                ]
+            })
+            .collect();
+        print::table(["ALIAS", "STANDING", "DIGEST", "SIGNERS", "GRANTS", "SETTINGS", "LOADED"], &rows)
+    }
+}
+
+/// Settings in a cell.
+fn settings(settings: &BTreeMap<String, String>) -> String {
+    settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 /// What a plugin remembers about a tenant.
@@ -202,13 +285,17 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 plugin.hooks.join(","),
                 plugin.mode.to_lowercase(),
                 print::short_digest(&plugin.digest),
+                plugin.names(),
                 SignerView::cell(&plugin.signers, &plugin.unsigned_code),
                 plugin.grants.join(" "),
-                plugin.settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
+                settings(&plugin.settings),
                 plugin.remark(),
             ];
             std::iter::once(bound).chain(plugin.canary.as_ref().map(CanaryView::row))
         })
         .collect();
-    print::table(["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "SIGNERS", "GRANTS", "SETTINGS", "SUMMARY"], &rows)
+    print::table(
+        ["NAME", "VERSION", "HOOKS", "MODE", "DIGEST", "ALIASES", "SIGNERS", "GRANTS", "SETTINGS", "SUMMARY"],
+        &rows,
+    )
 }

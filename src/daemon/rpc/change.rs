@@ -92,6 +92,9 @@ asked! {
     v1::RollBackPluginRequest => "RollBackPlugin";
     v1::SetPluginModeRequest => "SetPluginMode";
     v1::EndPluginCanaryRequest => "EndPluginCanary";
+    v1::SetPluginAliasRequest => "SetPluginAlias";
+    v1::DeletePluginAliasRequest => "DeletePluginAlias";
+    v1::FollowPluginAliasRequest => "FollowPluginAlias";
     v1::UnloadPluginRequest => "UnloadPlugin";
     v1::ClearPluginKvRequest => "ClearPluginKv" no etag;
 }

@@ -18,8 +18,8 @@ use crate::daemon::service::{
     vm_etag,
 };
 use crate::model::{
-    Counts, KvPlace, KvValue, MacAddr, Placement, PluginMode, PluginSignature, SignerKey, SignerName, SpecError,
-    TenantId,
+    Counts, KvPlace, KvValue, MacAddr, Placement, PluginAlias, PluginMode, PluginSignature, SignerKey, SignerName,
+    SpecError, TenantId,
 };
 use crate::sys::counter_page::now_ns;
 use crate::sys::devlink::EswitchMode;
@@ -243,7 +243,13 @@ pub(super) fn plugin(view: &PluginView, signers: &ChainSigners) -> v1::Plugin {
         signers: plugin_signers(&record.signatures, signers),
         unsigned_code: unsigned_code(&record.signatures, signers),
         grants: record.grants.iter().map(ToString::to_string).collect(),
+        aliases: record.aliases.iter().map(|alias| plugin_alias(alias, signers)).collect(),
+        follows: record.aliases.followed().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+fn plugin_alias((alias, version): (&PluginAlias, &PluginVersion), signers: &ChainSigners) -> v1::PluginAlias {
+    v1::PluginAlias { name: alias.to_string(), version: Some(plugin_version(version, signers)) }
 }
 
 fn plugin_signers(signatures: &[PluginSignature], signers: &ChainSigners) -> Vec<v1::PluginSigner> {

@@ -17,12 +17,12 @@ use crate::api::v1::plugin::Mode;
 use crate::api::v1::plugin_service_server::PluginService;
 use crate::api::{Parent, PluginName, v1};
 use crate::daemon::service::{
-    CanaryEnd, CanaryPlace, KvOf, PluginPlace, PluginStatus, PluginUpload, PluginView, ServiceError, SharedNode,
-    SignatureRefused, Whose,
+    AliasPlace, CanaryEnd, CanaryPlace, KvOf, PluginPlace, PluginStatus, PluginUpload, PluginView, ServiceError,
+    SharedNode, SignatureRefused, Whose,
 };
 use crate::model::{
-    CanaryShare, DigestError, Grant, NoGrant, PluginDigest, PluginMode, PluginSignature, PolicyScope, SignerKey,
-    SpecError,
+    AliasError, CanaryShare, Grant, NoGrant, PluginAlias, PluginDigest, PluginMode, PluginSignature, PolicyScope,
+    SignerKey, SpecError, VersionName,
 };
 
 /// Longest component, in bytes, as the public contract says.
@@ -69,6 +69,7 @@ impl PluginService for PluginRpc {
             |node, principal, terms| async move {
                 match place {
                     LoadPlace::Plugin(place) => node.load_plugin(&principal, place, upload, &terms).await,
+                    LoadPlace::Alias(place) => node.load_alias(&principal, place, upload, &terms).await,
                     LoadPlace::Canary(place) => node.load_canary(&principal, place, upload, &terms).await,
                 }
             },
@@ -84,11 +85,10 @@ impl PluginService for PluginRpc {
         let request = request.into_inner();
         let PluginName { scope, plugin } =
             PluginName::parse(&request.name).map_err(|error| status::bad_field(&error))?;
-        let digest = Some(&request.digest).filter(|digest| !digest.is_empty()).map(|digest| digest.parse());
-        let digest = digest.transpose().map_err(|error: DigestError| bad("digest", &error.to_string()))?;
+        let version = version("digest", &request.digest).map_err(|error| status::bad_field(&error))?;
         let (resource, encode) = (request.name.clone(), self.encode(&scope));
         let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
-            node.roll_back_plugin(&principal, scope, plugin, digest, &terms).await
+            node.roll_back_plugin(&principal, scope, plugin, version, &terms).await
         });
         make.await
     }
@@ -103,6 +103,52 @@ impl PluginService for PluginRpc {
         let (resource, is_forced, encode) = (request.name.clone(), request.force, self.encode(&place.scope));
         let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
             node.set_plugin_mode(&principal, place, is_forced, &terms).await
+        });
+        make.await
+    }
+
+    async fn set_plugin_alias(
+        &self,
+        request: Request<v1::SetPluginAliasRequest>,
+    ) -> Result<Response<v1::Plugin>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let place = alias_place(&request.name, &request.alias).map_err(|error| status::bad_field(&error))?;
+        let version = version("version", &request.version).map_err(|error| status::bad_field(&error))?;
+        let (resource, encode) = (request.name.clone(), self.encode(&place.scope));
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.set_plugin_alias(&principal, place, version, &terms).await
+        });
+        make.await
+    }
+
+    async fn delete_plugin_alias(
+        &self,
+        request: Request<v1::DeletePluginAliasRequest>,
+    ) -> Result<Response<v1::Plugin>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let place = alias_place(&request.name, &request.alias).map_err(|error| status::bad_field(&error))?;
+        let (resource, encode) = (request.name.clone(), self.encode(&place.scope));
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.delete_plugin_alias(&principal, place, &terms).await
+        });
+        make.await
+    }
+
+    async fn follow_plugin_alias(
+        &self,
+        request: Request<v1::FollowPluginAliasRequest>,
+    ) -> Result<Response<v1::Plugin>, Status> {
+        let principal = caller(request.extensions())?;
+        let request = request.into_inner();
+        let PluginName { scope, plugin } =
+            PluginName::parse(&request.name).map_err(|error| status::bad_field(&error))?;
+        let alias = Some(&request.alias).filter(|alias| !alias.is_empty()).map(|name| alias(name));
+        let alias = alias.transpose().map_err(|error| status::bad_field(&error))?;
+        let (resource, encode) = (request.name.clone(), self.encode(&scope));
+        let make = self.changes.make(principal, request, resource, encode, move |node, principal, terms| async move {
+            node.follow_plugin_alias(&principal, scope, plugin, alias, &terms).await
         });
         make.await
     }
@@ -220,6 +266,7 @@ async fn received(mut parts: Streaming<v1::LoadPluginRequest>) -> Result<(Header
 /// Where a component goes.
 enum LoadPlace {
     Plugin(PluginPlace),
+    Alias(AliasPlace),
     Canary(CanaryPlace),
 }
 
@@ -227,6 +274,7 @@ impl LoadPlace {
     fn scope(&self) -> &PolicyScope {
         match self {
             Self::Plugin(place) => &place.scope,
+            Self::Alias(place) => &place.scope,
             Self::Canary(place) => &place.scope,
         }
     }
@@ -260,8 +308,13 @@ fn kv_of(name: &str, tenant: &str) -> Result<KvOf, SpecError> {
 
 fn place_of(header: &Header) -> Result<LoadPlace, SpecError> {
     let place = place(&header.name, header.mode)?;
-    if header.canary_percent == 0 {
-        return Ok(LoadPlace::Plugin(place));
+    let wrong = |what: &str| Err(SpecError::new("alias", format!("{what}: leave one of the two out")));
+    match (header.alias.is_empty(), header.canary_percent, place.mode) {
+        (true, 0, _) => return Ok(LoadPlace::Plugin(place)),
+        (true, ..) => {}
+        (false, 0, PluginMode::Enforced) => return Ok(LoadPlace::Alias(alias_place(&header.name, &header.alias)?)),
+        (false, 0, PluginMode::Shadow) => return wrong("what is kept under an alias is in no mode of its own"),
+        (false, ..) => return wrong("what is kept under an alias has no share; name the canary afterwards"),
     }
     let PluginPlace { scope, name, mode } = place;
     match mode {
@@ -273,6 +326,22 @@ fn place_of(header: &Header) -> Result<LoadPlace, SpecError> {
             "a shadow decides nothing, so it has no share: leave one of the two out",
         )),
     }
+}
+
+/// A text that names a version; none if it is empty.
+fn version(field: &str, text: &str) -> Result<Option<VersionName>, SpecError> {
+    let version = Some(text).filter(|text| !text.is_empty()).map(str::parse).transpose();
+    version.map_err(|error: AliasError| SpecError::new(field, error.to_string()))
+}
+
+fn alias(text: &str) -> Result<PluginAlias, SpecError> {
+    text.parse().map_err(|error: AliasError| SpecError::new("alias", error.to_string()))
+}
+
+/// An alias of a plugin.
+fn alias_place(name: &str, text: &str) -> Result<AliasPlace, SpecError> {
+    let PluginName { scope, plugin: name } = PluginName::parse(name)?;
+    Ok(AliasPlace { scope, name, alias: alias(text)? })
 }
 
 /// What a plugin of this name and mode is bound as.

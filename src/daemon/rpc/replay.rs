@@ -9,8 +9,8 @@ use crate::api::convert::duration_to_proto;
 use crate::api::v1::replay_decisions_request::{Header, Part};
 use crate::api::v1::replay_decisions_response::{Change as ShownChange, Difference, Event, Summary};
 use crate::api::{PluginName, decision_name, v1};
-use crate::daemon::service::{Change, Replay, ReplayEvent, ReplaySummary};
-use crate::model::{Answer, SpecError};
+use crate::daemon::service::{Asked, Change, Replay, ReplayEvent, ReplaySummary};
+use crate::model::{AliasError, Answer, SpecError};
 
 /// Decisions that are asked again, unless fewer are asked for; and at most.
 const MAX_DECISIONS: u64 = 1_000_000;
@@ -19,7 +19,7 @@ const MAX_DECISIONS: u64 = 1_000_000;
 pub(super) async fn decode(mut parts: Streaming<v1::ReplayDecisionsRequest>) -> Result<Replay, Status> {
     let bad = |field: &str, reason: &str| status::bad_field(&SpecError::new(field, reason));
     let first = parts.message().await?.and_then(|request| request.part);
-    let Some(Part::Header(Header { plugin, hook, since, settings, limit })) = first else {
+    let Some(Part::Header(Header { plugin, hook, since, settings, limit, version })) = first else {
         return Err(bad("header", "the first request must carry the header"));
     };
     let name = PluginName::parse(&plugin).map_err(|error| status::bad_field(&error))?;
@@ -33,10 +33,18 @@ pub(super) async fn decode(mut parts: Streaming<v1::ReplayDecisionsRequest>) -> 
         }
         component.extend_from_slice(&chunk);
     }
+    let asked = match (component.is_empty(), version.is_empty()) {
+        (true, true) => Asked::Bound,
+        (true, false) => {
+            Asked::Version(version.parse().map_err(|error: AliasError| bad("version", &error.to_string()))?)
+        }
+        (false, true) => Asked::Component(component),
+        (false, false) => return Err(bad("version", "a component comes with the request: leave one of the two out")),
+    };
     Ok(Replay {
         scope: name.scope,
         name: name.plugin,
-        component: Some(component).filter(|component| !component.is_empty()),
+        asked,
         settings: settings.map(|settings| settings.settings.into_iter().collect()),
         hook: Some(hook).filter(|hook| !hook.is_empty()),
         since_ns: since.map_or(0, nanos),

@@ -12,8 +12,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::listener::Refusal;
 use crate::api::{decision_name, reasons};
 use crate::daemon::service::{
-    AddError, BackingError, CallError, CanaryError, Compacted, DeviceError, Exceeded, Failure, HotplugError, Limits,
-    OperationEnd, ServiceError, SignatureRefused, Unsigned,
+    AddError, AliasRefused, BackingError, CallError, CanaryError, Compacted, DeviceError, Exceeded, Failure,
+    HotplugError, Limits, OperationEnd, ServiceError, SignatureRefused, Unsigned,
 };
 use crate::model::{Bdf, Decision, DeviceId, FailureCause, Outcome, SpecError, TenantId, VmExit, VmName, denier};
 
@@ -24,6 +24,20 @@ fn canary(error: &CanaryError) -> &'static str {
         CanaryError::Active => "CANARY_ACTIVE",
         CanaryError::None => "NO_CANARY",
         CanaryError::NothingBound | CanaryError::OtherHooks { .. } => "CANARY_UNFIT",
+    }
+}
+
+fn alias(error: &AliasRefused, text: String) -> Status {
+    match error {
+        AliasRefused::Unknown { alias } => {
+            status(Code::NotFound, text, "ALIAS_NOT_FOUND", [("alias", alias.to_string())])
+        }
+        AliasRefused::TooMany { limit } => {
+            status(Code::ResourceExhausted, text, "TOO_MANY_ALIASES", [("limit", limit.to_string())])
+        }
+        AliasRefused::Followed { alias } => {
+            status(Code::FailedPrecondition, text, "ALIAS_FOLLOWED", [("alias", alias.to_string())])
+        }
     }
 }
 
@@ -49,6 +63,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::CalledOff(_) => called_off(text),
         ServiceError::NotCancellable(_) => status(Code::FailedPrecondition, text, "OPERATION_NOT_CANCELLABLE", []),
         ServiceError::NoSuchPlugin => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
+        ServiceError::NothingBound => status(Code::NotFound, text, "PLUGIN_NOT_FOUND", []),
         ServiceError::NoSuchVersion => status(Code::NotFound, text, "VERSION_NOT_FOUND", []),
         ServiceError::VersionLost { .. } => status(Code::FailedPrecondition, text, "VERSION_LOST", []),
         ServiceError::TooManyPlugins { limit } => {
@@ -59,6 +74,7 @@ pub(super) fn of(error: &ServiceError) -> Status {
         }
         ServiceError::PluginEnforced => status(Code::FailedPrecondition, text, "PLUGIN_ENFORCED", []),
         ServiceError::Signature(error) => signature(error, text),
+        ServiceError::Alias(error) => alias(error, text),
         ServiceError::Canary(error) => status(Code::FailedPrecondition, text, canary(error), []),
         ServiceError::PolicyBusy { .. } => status(Code::Unavailable, text, "POLICY_BUSY", []),
         ServiceError::ReplayUnderWay => status(Code::ResourceExhausted, text, "REPLAY_UNDER_WAY", []),

@@ -4,7 +4,7 @@ use super::{CanaryError, DeviceError, SignatureRefused};
 use crate::daemon::inventory::{PoolExhausted, UsersExhausted};
 use crate::daemon::operation::NotCancellable;
 use crate::daemon::policy::LoadError;
-use crate::daemon::store::{Compacted, StoreError};
+use crate::daemon::store::{AliasRefused, Compacted, StoreError};
 use crate::daemon::supervisor::CallError;
 use crate::daemon::tenants::Exceeded;
 use crate::model::{Decision, PolicyScope, SpecError, TenantId, VmName};
@@ -33,8 +33,15 @@ pub enum ServiceError {
     /// Nothing is bound under that name.
     #[error("no such plugin, or none that you may see")]
     NoSuchPlugin,
+    /// Nothing of which another version could be kept.
+    #[error(
+        "no plugin of that name is loaded, so no other version of it is kept either; load one without an alias first"
+    )]
+    NothingBound,
     /// Nothing to go back to.
-    #[error("no such earlier version of the plugin; `ostler plugin list -o json` shows those that are kept")]
+    #[error(
+        "no such version of the plugin, or it is not kept any more; `ostler plugin list -o json` shows those that are"
+    )]
     NoSuchVersion,
     /// An earlier version does not load any more.
     #[error("the earlier version does not load: {cause}")]
@@ -64,6 +71,9 @@ pub enum ServiceError {
     /// Its signatures.
     #[error(transparent)]
     Signature(#[from] SignatureRefused),
+    /// A name of a version.
+    #[error(transparent)]
+    Alias(#[from] AliasRefused),
     /// A version that is, or should be, tried beside the bound one.
     #[error(transparent)]
     Canary(#[from] CanaryError),

@@ -3,6 +3,7 @@
 //! The only place that knows store, supervisor, policy and inventory together. `rpc` calls it with validated values.
 
 mod access;
+mod aliases;
 mod attach;
 mod boot;
 mod canary;
@@ -47,8 +48,8 @@ pub use crate::daemon::record::{
 };
 use crate::daemon::store::Store;
 pub use crate::daemon::store::{
-    CanaryRecord, CanaryState, Compacted, DecisionQuery, PluginVersion, ResumePoint, StoredDecision, plugin_etag,
-    vm_etag,
+    AliasRefused, CanaryRecord, CanaryState, Compacted, DecisionQuery, PluginVersion, ResumePoint, StoredDecision,
+    plugin_etag, vm_etag,
 };
 use crate::daemon::supervisor::Supervisor;
 pub use crate::daemon::supervisor::{BackingError, CallError, HotplugError};
@@ -56,6 +57,7 @@ pub use crate::daemon::tenants::{ChainSigners, Exceeded, Followed, Limits, Tenan
 use crate::model::TenantId;
 use crate::sys::program::Program;
 pub use access::Whose;
+pub use aliases::AliasPlace;
 pub use attach::Unplug;
 pub use boot::BootError;
 pub use canary::{CanaryEnd, CanaryError, CanaryPlace};
@@ -72,7 +74,7 @@ pub use observers::ObserverStatus;
 use observers::Observers;
 use plugins::Plugins;
 pub use plugins::{PluginPlace, PluginStatus, PluginUpload, PluginView};
-pub use replay::{Replay, ReplayEvent, ReplaySummary};
+pub use replay::{Asked, Replay, ReplayEvent, ReplaySummary};
 use request::Requests;
 pub use request::{Answer, Claim, Terms};
 pub use signatures::SignatureRefused;

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::access::require_own;
+use super::aliases::earlier;
 use super::canary::CanaryView;
 use super::{CanaryError, Node, ObserverStatus, Principal, ServiceError, Terms, Whose};
 use crate::daemon::crash::{self, Point};
@@ -21,7 +22,8 @@ use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
 use crate::daemon::tenants::{ChainSigners, Use};
 use crate::model::{
-    Counts, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, SignerId, TenantId, VmName,
+    Counts, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, SignerId, TenantId, VersionName,
+    VmName,
 };
 
 /// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
@@ -53,7 +55,7 @@ impl PluginView {
     }
 
     /// That no version is tried that this one is compared with.
-    fn require_no_canary(&self) -> Result<(), ServiceError> {
+    pub(super) fn require_no_canary(&self) -> Result<(), ServiceError> {
         if self.canary.is_some() { Err(CanaryError::Active.into()) } else { Ok(()) }
     }
 }
@@ -196,18 +198,19 @@ impl Plugins {
         *table = Arc::new(next);
     }
 
-    /// Names of the components' files that a plugin, or an earlier version of one, has.
+    /// Names of the components' files that a plugin, or another version of one, has.
     pub(super) fn kept_files(&self) -> Vec<String> {
         self.digests().into_iter().map(file_name).collect()
     }
 
-    /// Of what is bound or tried, and of what was and is kept.
+    /// Of what is bound or tried, of what was and is kept, and of what has a name.
     fn digests(&self) -> Vec<PluginDigest> {
         let table = self.table();
         let bound = table.values().map(|view| view.record.digest);
         let previous = table.values().flat_map(|view| view.record.previous.iter().map(|version| version.digest));
         let tried = table.values().filter_map(|view| Some(view.record.active_canary()?.version.digest));
-        bound.chain(tried).chain(previous).collect()
+        let named = table.values().flat_map(|view| view.record.aliases.iter().map(|(_, version)| version.digest));
+        bound.chain(tried).chain(previous).chain(named).collect()
     }
 
     /// Waits until no plugin is being loaded; none is as long as the guard lives.
@@ -225,6 +228,12 @@ impl Plugins {
         table.keys().filter_map(owner).collect()
     }
 
+    /// A version that is kept, ready to be asked.
+    pub(super) async fn ready(&self, version: &PluginVersion) -> Result<LoadedPlugin, ServiceError> {
+        let reloaded = reload(&self.dir, version, &self.policy).await;
+        reloaded.map_err(|cause| ServiceError::VersionLost { cause })
+    }
+
     pub(super) fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -237,7 +246,7 @@ impl Plugins {
         self.changed.notify_one();
     }
 
-    /// Removes components that no binding names any more, as its version or one before.
+    /// Removes components that no plugin has any more, as its version, one before, or one that has a name.
     pub(super) fn sweep(&self) {
         self.policy.keep_compiled(&self.digests());
         let kept = self.kept_files();
@@ -250,7 +259,8 @@ impl Plugins {
     }
 }
 
-/// `version` in the place of `replaced`, which it can be taken back to. It has no canary.
+/// `version` in the place of `replaced`, which it can be taken back to, and with the alias that is followed. It has no
+/// canary.
 pub(super) fn successor(
     replaced: Option<&PluginView>,
     scope: PolicyScope,
@@ -262,11 +272,13 @@ pub(super) fn successor(
     if let Some(PluginView { record, .. }) = replaced {
         previous.push(record.version());
         previous.extend(record.previous.iter().cloned());
-        previous.retain(|old| (old.digest, &old.settings) != (version.digest, &version.settings));
+        previous.retain(|old| !old.is_same(&version));
         previous.truncate(MAX_PREVIOUS);
     }
+    let mut aliases = replaced.map(|view| view.record.aliases.clone()).unwrap_or_default();
+    aliases.bound(&version);
     let PluginVersion { digest, settings, signatures, grants, loaded } = version;
-    PluginRecord { scope, name, digest, settings, signatures, grants, mode, loaded, previous, canary: None }
+    PluginRecord { scope, name, digest, settings, signatures, grants, mode, loaded, previous, canary: None, aliases }
 }
 
 pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHost) -> Result<LoadedPlugin, String> {
@@ -367,14 +379,14 @@ impl Node {
         Ok(())
     }
 
-    /// Binds a version again that was bound as `name` in `scope` before: the last one, or that of `digest`. What is bound
-    /// now takes its place among the earlier ones.
+    /// Binds a version again that was bound as `name` in `scope` before, or has an alias: the last one, or `version`. What
+    /// is bound now takes its place among the earlier ones.
     pub async fn roll_back_plugin(
         &self,
         principal: &Principal,
         scope: PolicyScope,
         name: PluginId,
-        digest: Option<PluginDigest>,
+        version: Option<VersionName>,
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
         require_chain(principal, &scope)?;
@@ -382,14 +394,9 @@ impl Node {
         let replaced = self.plugins.view(&scope, &name)?;
         terms.require_etag(&format!("plugin {name}"), || Some(plugin_etag(&replaced.record)))?;
         replaced.require_no_canary()?;
-        let mut previous = replaced.record.previous.iter();
-        let version = previous.find(|version| digest.is_none_or(|digest| version.digest == digest)).cloned();
-        let version = version.ok_or(ServiceError::NoSuchVersion)?;
-        self.require_still_signed(&scope, &version)?;
-        let reloaded = reload(&self.plugins.dir, &version, &self.policy).await;
-        let plugin = reloaded.map_err(|cause| ServiceError::VersionLost { cause })?;
-        let record = successor(Some(&replaced), scope, name, version, replaced.record.mode);
-        let view = PluginView { record, plugin, canary: None };
+        let last = || replaced.record.previous.first().cloned().ok_or(ServiceError::NoSuchVersion);
+        let version = version.map_or_else(last, |version| earlier(&replaced.record, &version))?;
+        let view = self.rebound(replaced, version).await?;
         if terms.validate_only {
             return Ok(view);
         }

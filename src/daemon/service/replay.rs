@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::access::require_own;
+use super::aliases::kept;
 use super::{Node, Principal, ServiceError, Whose};
 use crate::daemon::policy::{Change, LoadedPlugin, Replayed, Replayer};
-use crate::daemon::store::{Store, StoreError};
+use crate::daemon::store::{PluginVersion, Store, StoreError};
 use crate::model::{
     DecisionEntry, DecisionId, Grant, JournalEntry, JournalRecord, PluginDigest, PluginId, PolicyScope, TenantId,
+    VersionName,
 };
+
+type Settings = BTreeMap<String, String>;
 
 /// Differences that are told one by one; further ones are only counted.
 const MAX_TOLD: u64 = 1000;
@@ -28,16 +32,27 @@ pub struct Replay {
     pub scope: PolicyScope,
     /// Its name.
     pub name: PluginId,
-    /// The component; `None`: the one that is bound there.
-    pub component: Option<Vec<u8>>,
-    /// Settings for all decisions; `None`: those that each was made with.
-    pub settings: Option<BTreeMap<String, String>>,
+    /// What is asked.
+    pub asked: Asked,
+    /// Settings for all decisions; `None`: those of the version that is named, else those that each was made with.
+    pub settings: Option<Settings>,
     /// Only decisions of this hook.
     pub hook: Option<String>,
     /// Only decisions that are not older, in nanoseconds since 1970.
     pub since_ns: u64,
     /// At most so many, oldest first.
     pub limit: u64,
+}
+
+/// Which plugin is asked again.
+#[derive(Debug)]
+pub enum Asked {
+    /// What is bound, and its canary about what that decided.
+    Bound,
+    /// Another version of what is bound.
+    Version(VersionName),
+    /// A component that the client sends.
+    Component(Vec<u8>),
 }
 
 /// What a replay tells.
@@ -94,10 +109,9 @@ impl Node {
             }
         };
         let Ok(turn) = self.replays.clone().try_acquire_owned() else { return Err(ServiceError::ReplayUnderWay) };
-        let (plugin, canary) = self.replayed_plugin(&replay).await?;
+        let (plugin, canary, settings) = self.replayed_plugin(&replay).await?;
         let tenant = whose.resolve(principal)?;
         let name = replay.name.to_string();
-        let settings = replay.settings.clone();
         let replayer = Replayer::new(self.policy.clone(), plugin, name, replay.scope.clone(), settings).beside(canary);
         let (events, receiver) = mpsc::channel(QUEUE_LEN);
         let store = self.store.clone();
@@ -120,22 +134,33 @@ impl Node {
         Ok(receiver)
     }
 
-    /// With the canary of what is bound, if that is asked.
-    async fn replayed_plugin(&self, replay: &Replay) -> Result<(LoadedPlugin, Option<LoadedPlugin>), ServiceError> {
-        match &replay.component {
-            Some(component) => {
-                let loaded = match &replay.settings {
+    /// With the canary of what is bound, if that is asked, and with the settings for all decisions, if they have some.
+    async fn replayed_plugin(
+        &self,
+        replay: &Replay,
+    ) -> Result<(LoadedPlugin, Option<LoadedPlugin>, Option<Settings>), ServiceError> {
+        let settings = replay.settings.clone();
+        match &replay.asked {
+            Asked::Component(component) => {
+                let loaded = match &settings {
                     Some(settings) => {
                         self.policy.load_granted(component.clone(), settings.clone(), Grant::ALL.into()).await
                     }
                     None => self.policy.load_without_settings(component.clone()).await,
                 };
                 let refused = |source| ServiceError::Plugin { scope: replay.scope.clone(), source };
-                Ok((loaded.map_err(refused)?, None))
+                Ok((loaded.map_err(refused)?, None, settings))
             }
-            None => {
+            Asked::Version(version) => {
                 let view = self.plugins.view(&replay.scope, &replay.name)?;
-                Ok((view.plugin, view.canary.map(|canary| canary.plugin)))
+                let version = kept(&view.record, version)?;
+                let settings = settings.unwrap_or_else(|| version.settings.clone());
+                let version = PluginVersion { settings: settings.clone(), ..version };
+                Ok((self.plugins.ready(&version).await?, None, Some(settings)))
+            }
+            Asked::Bound => {
+                let view = self.plugins.view(&replay.scope, &replay.name)?;
+                Ok((view.plugin, view.canary.map(|canary| canary.plugin), settings))
             }
         }
     }

@@ -12,6 +12,7 @@
 //! Records are JSON documents with a format number (`format.rs`): one can be read with any redb tool when something is
 //! wrong, and a field can be added without rewriting the rest.
 
+mod alias;
 mod check;
 mod decision;
 mod disk;
@@ -41,6 +42,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::daemon::record::{NvmeKey, NvmeLease, NvmeProvision, RequestKey, RequestRecord, VfKey, VfLease, VmRecord};
 use crate::model::{Bdf, DecisionId, JournalEntry, KvChange, KvPlace, KvStore, TenantId, VmId};
+pub use alias::AliasRefused;
 pub use check::{RecordFault, RecordFaultKind};
 use disk::{InFile, Place};
 pub use events::{EventSpan, Told, Untold};
@@ -418,6 +420,7 @@ mod tests {
                 loaded: std::time::UNIX_EPOCH,
             }],
             canary: None,
+            aliases: Default::default(),
         };
         let unloaded = PluginRecord { name: "old".parse().unwrap(), ..plugin.clone() };
         let shadow = PluginRecord { name: "next".parse().unwrap(), mode: PluginMode::Shadow, ..plugin.clone() };

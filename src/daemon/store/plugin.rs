@@ -5,10 +5,11 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use super::alias::Aliases;
 use super::format::{FORMAT, Unusable, from_json, from_ms, parse_digest, scope_of, tenant_of, text, to_json, to_ms};
 use crate::model::{
-    CanaryCause, CanaryShare, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, TenantId,
-    VmName, canary_lot,
+    CanaryCause, CanaryShare, Grant, PluginAlias, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope,
+    TenantId, VmName, canary_lot,
 };
 
 /// A plugin that is loaded at each start.
@@ -34,6 +35,8 @@ pub struct PluginRecord {
     pub previous: Vec<PluginVersion>,
     /// A version that is tried beside it, or was and is not any more.
     pub canary: Option<CanaryRecord>,
+    /// Names of its versions.
+    pub aliases: Aliases,
 }
 
 /// A version of a plugin that is, or was, asked for a share of the VMs.
@@ -85,6 +88,13 @@ pub struct PluginVersion {
     pub loaded: SystemTime,
 }
 
+impl PluginVersion {
+    /// Whether it is the same version: content and settings. Who signed it and what it is granted may have changed.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.digest, &self.settings) == (other.digest, &other.settings)
+    }
+}
+
 impl PluginRecord {
     /// The version that is bound.
     pub fn version(&self) -> PluginVersion {
@@ -121,6 +131,12 @@ struct StoredPlugin {
     /// Left out if there is none, as `shadow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     canary: Option<StoredCanary>,
+    /// Left out if there is none, as `shadow`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    aliases: BTreeMap<String, StoredVersion>,
+    /// Left out if there is none, as `shadow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    follows: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -174,6 +190,8 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         loaded_ms: to_ms(plugin.loaded),
         previous: plugin.previous.iter().map(store_version).collect(),
         canary: plugin.canary.as_ref().map(store_canary),
+        aliases: plugin.aliases.iter().map(|(alias, version)| (alias.to_string(), store_version(version))).collect(),
+        follows: plugin.aliases.followed().map(ToString::to_string),
     })
 }
 
@@ -233,6 +251,12 @@ fn load_signatures(lines: Vec<String>) -> Result<Vec<PluginSignature>, Unusable>
     lines.iter().map(|line| line.parse().map_err(text)).collect()
 }
 
+fn load_aliases(named: BTreeMap<String, StoredVersion>, follows: Option<String>) -> Result<Aliases, Unusable> {
+    let alias = |name: &String| name.parse::<PluginAlias>().map_err(text);
+    let named = named.into_iter().map(|(name, version)| Ok((alias(&name)?, load_version(version)?)));
+    Aliases::restored(named.collect::<Result<_, Unusable>>()?, follows.as_ref().map(alias).transpose()?).map_err(text)
+}
+
 pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
     let plugin: StoredPlugin = from_json(bytes)?;
     Ok(PluginRecord {
@@ -246,6 +270,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         loaded: from_ms(plugin.loaded_ms)?,
         previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
         canary: plugin.canary.map(load_canary).transpose()?,
+        aliases: load_aliases(plugin.aliases, plugin.follows)?,
     })
 }
 
@@ -289,6 +314,32 @@ mod tests {
         assert_eq!(signed.version().signatures, signed.signatures);
         let text = String::from_utf8(bytes).unwrap();
         assert!(decode_plugin(text.replace("ostler-plugin-signature-1", "signature").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn aliases_and_what_is_followed_are_found_again_and_cost_no_byte_where_there_are_none() {
+        let plugin = decode_plugin(OLD.as_bytes()).unwrap();
+        assert_eq!(plugin.aliases, Aliases::default());
+        let named = |name: &str| {
+            let mut record = plugin.clone();
+            let version = PluginVersion { digest: PluginDigest([9; 32]), ..plugin.version() };
+            record.aliases.name(name.parse().unwrap(), version).unwrap();
+            record
+        };
+        let mut followed = named("next");
+        followed.aliases.name("stable".parse().unwrap(), plugin.version()).unwrap();
+        followed.aliases.follow(Some("stable".parse().unwrap())).unwrap();
+        for record in [&named("next"), &followed] {
+            assert_eq!(decode_plugin(&encode_plugin(record)).unwrap(), *record);
+        }
+        let etags = [&plugin, &named("next"), &named("other"), &followed].map(encode_plugin);
+        assert!((1..4).all(|at| !etags[..at].contains(&etags[at])), "each has an etag of its own");
+        let text = String::from_utf8(encode_plugin(&named("next"))).unwrap();
+        let wrong = text.replace("\"next\"", "\"sha256\"");
+        assert!(decode_plugin(wrong.as_bytes()).unwrap_err().contains("looks like a digest"));
+        let text = String::from_utf8(encode_plugin(&followed)).unwrap();
+        let wrong = text.replace("\"follows\":\"stable\"", "\"follows\":\"gone\"");
+        assert!(decode_plugin(wrong.as_bytes()).unwrap_err().contains("no alias gone"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn plugin(name: &str) -> PluginRecord {
         loaded: UNIX_EPOCH,
         previous: vec![],
         canary: None,
+        aliases: Default::default(),
     }
 }
 

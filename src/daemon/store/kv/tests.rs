@@ -24,6 +24,7 @@ fn plugin(name: &str) -> PluginRecord {
         loaded: std::time::UNIX_EPOCH,
         previous: vec![],
         canary: None,
+        aliases: Default::default(),
     }
 }
 

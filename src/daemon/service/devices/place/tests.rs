@@ -55,6 +55,7 @@ impl Bench {
             loaded: SystemTime::UNIX_EPOCH,
             previous: vec![],
             canary: None,
+            aliases: Default::default(),
         };
         self.placer.plugins.bind(PluginView { record, plugin, canary: None });
     }
