@@ -218,7 +218,7 @@ fn a_disk_grows_under_its_guest_and_never_shrinks() {
     let (mut console, _) = boot(&host, &acme, "web", with_disks(vec![disk("data.img")]));
     assert_eq!(console.number("size", "cat /sys/block/vda/size"), 4 * MIB / 512);
 
-    // Longer than the limit on files with which the process was started: its guest has 256 MiB.
+    // Longer than the limit on files with which the process was started, which is 64 MiB.
     let grown = 300 * MIB;
     let refused = acme.resize_disk("web", "data", grown).unwrap_err();
     assert_eq!(facts(&refused).reason, "NOT_ALLOWED", "a tenant does not take the host's space");
