@@ -23,7 +23,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::control;
@@ -102,8 +102,15 @@ impl Pair {
         self.server.set_features(features & SERVER_FEATURES).map_err(failed("set the features of"))?;
         // Memory neither grows nor moves while a driver is ready; each start tells of it anew.
         let memory = self.server.memory.memory();
-        let regions = memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region);
-        let regions = regions.collect::<Result<Vec<_>, _>>().map_err(failed("describe memory to"))?;
+        // The kernel finds it in this process; only a process beside needs a file.
+        let described = memory.iter().map(|region| VhostUserMemoryRegionInfo {
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            mmap_offset: 0,
+            mmap_handle: -1,
+        });
+        let regions: Vec<_> = described.collect();
         self.server.set_mem_table(&regions).map_err(failed("set the memory of"))?;
         Ok(())
     }
