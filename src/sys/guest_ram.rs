@@ -1,10 +1,9 @@
 //! A guest's memory. Key functions: [`map`], [`map_huge`], [`prefault`].
 //!
-//! It is the vmm's own, anonymous and private. In transparent huge pages (linux/Documentation/admin-guide/mm/transhuge.rst)
-//! a guest costs one fault for 2 MiB instead of 512, on the host and in the second dimension of its page tables; and the
-//! kernel clears such a page once, where one of a tmpfs is cleared twice if the host clears what it allocates
-//! (`init_on_alloc`). KVM uses a huge page only where the address in the guest and the one here agree in its last 21
-//! bits, which kernels before 6.7 do not see to.
+//! It is the vmm's own, anonymous and private: nobody else maps it, so that it needs no file. In transparent huge pages
+//! (linux/Documentation/admin-guide/mm/transhuge.rst) a guest costs one fault for 2 MiB instead of 512, on the host and in
+//! the second dimension of its page tables. KVM uses a huge page only where the address in the guest and the one here agree
+//! in their last 21 bits, which kernels before 6.7 do not see to.
 
 #![allow(unsafe_code, reason = "makes mapped memory accessible and advises on it; see the blocks")]
 
