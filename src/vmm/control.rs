@@ -162,8 +162,7 @@ impl Control {
     /// Waits for events and handles them.
     fn turn(&mut self) -> io::Result<Option<VmExit>> {
         let mut events = [EpollEvent::default(); EVENTS_AT_ONCE];
-        let timeout = if self.parts.machine.is_waiting() { REMIND_MS } else { -1 };
-        let count = match self.parts.epoll.wait(timeout, &mut events) {
+        let count = match self.parts.epoll.wait(self.timeout_ms(), &mut events) {
             Ok(0) => {
                 self.look_again();
                 0
@@ -192,8 +191,19 @@ impl Control {
             }
         }
         let Parts { console, machine, epoll, .. } = &mut self.parts;
+        console.go_on(epoll);
         console.type_input(|input| machine.type_in(input), epoll);
         Ok(None)
+    }
+
+    /// How long to wait for events; negative without a limit, as epoll_wait(2) has it.
+    fn timeout_ms(&self) -> i32 {
+        let Parts { machine, console, .. } = &self.parts;
+        let remind = machine.is_waiting().then_some(REMIND_MS);
+        // Rounded up: a wait that is too short would be one more.
+        let output =
+            console.time_left().map(|left| i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(REMIND_MS));
+        remind.into_iter().chain(output).min().unwrap_or(-1)
     }
 
     /// A restarted daemon: it takes the place of the one before.

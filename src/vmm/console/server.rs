@@ -1,13 +1,15 @@
 //! Connections to the console: each first gets the past, then what comes; what it sends is typed into the guest.
 //!
 //! Key type: [`Server`], owned by the control thread, which forwards epoll events to it by [`Token`]. A slow reader is
-//! never waited for: it is told how many bytes it missed.
+//! never waited for: it is told how many bytes it missed. Guests print byte by byte; what comes within [`PACE`] goes out
+//! together.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -19,6 +21,9 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_INPUT: usize = 4096;
 /// Most output that is copied at once, in bytes.
 const CHUNK_LEN: usize = 16 << 10;
+/// Least time between two looks at what the guest prints: a hundred bytes or more of a serial line, and nothing to who waits
+/// for a boot. The first byte after a rest goes at once.
+const PACE: Duration = Duration::from_millis(2);
 
 /// Which of the server's descriptors an event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +56,10 @@ pub struct Server {
     connections: BTreeMap<u32, Connection>,
     next_id: u32,
     input: VecDeque<u8>,
+    /// Until when output is left to gather.
+    rests_until: Instant,
+    /// The guest printed during the rest.
+    has_output: bool,
     token_data: fn(Token) -> u64,
 }
 
@@ -75,6 +84,8 @@ impl Server {
             connections: BTreeMap::new(),
             next_id: 0,
             input: VecDeque::new(),
+            rests_until: Instant::now(),
+            has_output: false,
             token_data,
         })
     }
@@ -85,7 +96,8 @@ impl Server {
             Token::Listener => self.accept(epoll),
             Token::Output => {
                 let _ = self.readers.event().read();
-                self.send_all(epoll);
+                self.has_output = true;
+                self.go_on(epoll);
             }
             Token::Connection(id) => {
                 if events.intersects(EventSet::IN | EventSet::HANG_UP | EventSet::READ_HANG_UP | EventSet::ERROR) {
@@ -99,6 +111,20 @@ impl Server {
                     self.send_all(epoll);
                 }
             }
+        }
+    }
+
+    /// How long until output is to be sent that has gathered, if there is any: then [`Server::go_on`] is to be called.
+    pub fn time_left(&self) -> Option<Duration> {
+        self.has_output.then(|| self.rests_until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Sends what has gathered, if it is time.
+    pub fn go_on(&mut self, epoll: &Epoll) {
+        if self.time_left().is_some_and(|left| left.is_zero()) {
+            self.has_output = false;
+            self.send_all(epoll);
+            self.rests_until = Instant::now() + PACE;
         }
     }
 
@@ -280,14 +306,17 @@ mod tests {
             Self { epoll, server, writer: Writer::new(ring, readers), path, _dir: dir }
         }
 
-        /// Handles events until there are none.
+        /// Handles events until there are none, and none are to come.
         fn settle(&mut self) {
             let mut events = [EpollEvent::default(); 8];
             loop {
-                let count = self.epoll.wait(0, &mut events).unwrap();
-                if count == 0 {
+                let rest = self.server.time_left();
+                let timeout = rest.map_or(0, |left| left.as_millis() as i32 + 1);
+                let count = self.epoll.wait(timeout, &mut events).unwrap();
+                if count == 0 && rest.is_none() {
                     return;
                 }
+                self.server.go_on(&self.epoll);
                 for event in &events[..count] {
                     self.server.handle(token(event.data()), event.event_set(), &self.epoll);
                 }
@@ -306,6 +335,31 @@ mod tests {
         let mut got = [0; 12];
         client.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"past present");
+    }
+
+    #[test]
+    fn what_is_printed_within_a_moment_goes_out_together() {
+        let mut fixture = Fixture::new();
+        let mut client = UnixStream::connect(&fixture.path).unwrap();
+        fixture.settle();
+        // However slow this machine is.
+        fixture.server.rests_until = Instant::now() + Duration::from_secs(3600);
+        client.set_nonblocking(true).unwrap();
+        let mut got = [0; 64];
+        let mut woken = 0;
+        for byte in b"byte by byte" {
+            fixture.writer.write_all(&[*byte]).unwrap();
+            woken += fixture.epoll.wait(0, &mut [EpollEvent::default()]).unwrap();
+            fixture.server.handle(Token::Output, EventSet::IN, &fixture.epoll);
+            assert_eq!(client.read(&mut got).unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+        assert_eq!(woken, 1);
+        let now = Instant::now();
+        fixture.server.rests_until = now;
+        fixture.server.go_on(&fixture.epoll);
+        assert_eq!(client.read(&mut got).unwrap(), b"byte by byte".len());
+        assert_eq!(fixture.server.time_left(), None);
+        assert!(fixture.server.rests_until >= now + PACE);
     }
 
     #[test]
