@@ -28,7 +28,7 @@ mod observe;
 mod pci;
 mod place;
 mod resources;
-#[cfg(feature = "node")]
+#[cfg(feature = "signatures")]
 mod signature;
 mod spec;
 mod vf;
@@ -79,7 +79,7 @@ pub use observe::{
 pub use pci::{Bdf, BdfError};
 pub use place::{PlaceCandidate, PlaceDecision, PlaceOutcome, PlaceRanking, PlaceRequest, PlaceVerdict, Placement};
 pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topology};
-#[cfg(feature = "node")]
+#[cfg(feature = "signatures")]
 pub use signature::{MAX_SIGNATURES, PluginSignature, SignatureError, SignerKey, signed_message};
 pub use spec::{BootSpec, SpecError, VmSpec};
 pub use vf::{
