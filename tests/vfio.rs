@@ -121,7 +121,7 @@ fn boot(at: Bdf, descriptors: Vec<OwnedFd>, cmdline: &str, directory: &Path) -> 
     let plan = Plan {
         binary: &assets::vmm(),
         kernel: File::open(images.join("vmlinux")).unwrap().into(),
-        initrd: File::open(images.join("initrd")).unwrap().into(),
+        initrd: Some(File::open(images.join("initrd")).unwrap().into()),
         vcpus: 1,
         memory_mib: 512,
         cmdline: format!("console=ttyS0 quiet panic=-1 {cmdline}"),

@@ -35,8 +35,8 @@ pub const OSTLER: &str = "ostler";
 pub struct Guest {
     /// An uncompressed kernel.
     pub kernel: PathBuf,
-    /// Its initial RAM disk.
-    pub initrd: PathBuf,
+    /// Its initial RAM disk, if it has one.
+    pub initrd: Option<PathBuf>,
     /// Words of its own on the kernel's command line, which each contender ends with those that make it power off.
     pub words: String,
     /// In the order in which the guest finds them.
@@ -49,7 +49,13 @@ impl Guest {
     /// Without a device: the lab's kernel, which powers off as soon as it is up.
     pub fn plain(assets: &Path) -> Self {
         let file = |name| assets.join("images/linux-6.12").join(name);
-        Self { kernel: file("vmlinux"), initrd: file("initrd"), words: String::new(), disks: vec![], nics: vec![] }
+        Self {
+            kernel: file("vmlinux"),
+            initrd: Some(file("initrd")),
+            words: String::new(),
+            disks: vec![],
+            nics: vec![],
+        }
     }
 }
 
@@ -201,6 +207,16 @@ impl Running {
         match self {
             Self::Ostler(vmm) => vmm.wait_for(text),
             Self::Peer { output, seen, .. } => vmm::wait_for(output, text, seen),
+        }
+    }
+
+    /// Reads the console until `text` was there.
+    pub fn wait_for_word(&mut self, text: &str) -> io::Result<()> {
+        match self {
+            Self::Ostler(vmm) => vmm.wait_for_word(text),
+            Self::Peer { output, seen, .. } => {
+                vmm::read_until(output, seen, |seen| vmm::position(seen, text.as_bytes())).map(drop)
+            }
         }
     }
 

@@ -73,7 +73,7 @@ impl Contender for Ostler {
         let plan = Plan {
             binary: &self.binary,
             kernel: self.prepared(&guest.kernel)?,
-            initrd: self.prepared(&guest.initrd)?,
+            initrd: guest.initrd.as_ref().map(|initrd| self.prepared(initrd)).transpose()?,
             vcpus: VCPUS,
             memory_mib: MEMORY_MIB,
             cmdline: format!("{FIRST_WORDS} {}", super::peers::cmdline(guest, "poweroff")),

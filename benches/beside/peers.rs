@@ -89,10 +89,11 @@ fn qemu(command: &mut Command, guest: &Guest) {
         .args(["-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng"])
         .arg("-kernel")
         .arg(&guest.kernel)
-        .arg("-initrd")
-        .arg(&guest.initrd)
         // Without ACPI power-off the machine ends by a reset, which -no-reboot turns into an exit.
         .args(["-append", &format!("{} reboot=t", cmdline(guest, "poweroff"))]);
+    if let Some(initrd) = &guest.initrd {
+        command.arg("-initrd").arg(initrd);
+    }
     for (number, disk) in guest.disks.iter().enumerate() {
         qemu_disk(command, number, disk);
     }
@@ -162,9 +163,10 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
     command
         .arg("--kernel")
         .arg(&guest.kernel)
-        .arg("--initramfs")
-        .arg(&guest.initrd)
         .args(["--cmdline", &cmdline(guest, "poweroff"), "--cpus", &format!("boot={VCPUS}")])
         .args(["--memory", &format!("size={MEMORY_MIB}M")])
         .args(["--serial", "tty", "--console", "off", "--rng", "src=/dev/urandom"]);
+    if let Some(initrd) = &guest.initrd {
+        command.arg("--initramfs").arg(initrd);
+    }
 }

@@ -11,7 +11,7 @@ mod beside;
 mod memory;
 #[path = "../../tests/support/mod.rs"]
 mod support;
-mod tiny;
+mod talker;
 
 use std::io;
 use std::path::Path;
@@ -31,8 +31,10 @@ const NOTES: &str = "Each kernel has the words of its own hypervisor. Ostler's i
 /// What one boot gave, in nanoseconds and KiB.
 #[derive(Debug, Clone)]
 struct Sample {
-    /// From exec to the first instruction of a guest that says so.
+    /// From exec to the first instruction of a guest that is hardly more than that one.
     first_instruction_ns: u64,
+    /// The same with Linux and its initial RAM disk where they belong.
+    first_of_linux_ns: u64,
     /// From exec to the first line of `/init`.
     userspace_ns: u64,
     /// From exec to the end of the process.
@@ -54,18 +56,23 @@ fn main() -> Result<(), String> {
 
 /// The boots of each contender that count, in turn.
 fn compare(contenders: &[Box<dyn Contender>], plain: &Guest, dir: &Path) -> io::Result<Vec<Vec<Sample>>> {
-    let mut tiny = plain.clone();
-    tiny.kernel = dir.join("tiny");
-    std::fs::write(&tiny.kernel, tiny::image(std::fs::read(&plain.kernel)?)?)?;
+    let talkers = [
+        Guest { kernel: dir.join("tiny"), initrd: None, ..plain.clone() },
+        Guest { kernel: dir.join("talking"), ..plain.clone() },
+    ];
+    let [tiny, talking] = &talkers;
+    std::fs::write(&tiny.kernel, talker::alone())?;
+    std::fs::write(&talking.kernel, talker::in_place_of(std::fs::read(&plain.kernel)?)?)?;
     let mut samples: Vec<_> = contenders.iter().map(|_| Vec::new()).collect();
     for round in 0..=ROUNDS {
         for (contender, samples) in contenders.iter().zip(&mut samples) {
             eprint!("round {round} {:<18}", contender.name());
             let named = |error| io::Error::other(format!("{}: {error}", contender.name()));
-            let sample = repeated(|| boot(&**contender, plain, &tiny, dir)).map_err(named)?;
+            let sample = repeated(|| boot(&**contender, plain, &talkers, dir)).map_err(named)?;
             eprintln!(
-                " first instruction {:>6.2} M, userspace {:>8.1} M, power-off {:>8.1} M{}",
+                " first instruction {:>6.2} M, of Linux {:>6.2} M, userspace {:>8.1} M, power-off {:>8.1} M{}",
                 sample.first_instruction_ns as f64 / 1e6,
+                sample.first_of_linux_ns as f64 / 1e6,
                 sample.userspace_ns as f64 / 1e6,
                 sample.power_off_ns as f64 / 1e6,
                 if round == 0 { "  (warm-up)" } else { "" }
@@ -81,11 +88,15 @@ fn compare(contenders: &[Box<dyn Contender>], plain: &Guest, dir: &Path) -> io::
     Ok(samples)
 }
 
-fn boot(contender: &dyn Contender, plain: &Guest, tiny: &Guest, dir: &Path) -> io::Result<Sample> {
-    let first_instruction_ns = beside::started_in(dir, contender, tiny, |mut running, started| {
-        running.wait_for(tiny::SAYS)?;
-        Ok(started.elapsed().as_nanos() as u64)
-    })?;
+fn boot(contender: &dyn Contender, plain: &Guest, talkers: &[Guest; 2], dir: &Path) -> io::Result<Sample> {
+    let first_word = |guest| {
+        beside::started_in(dir, contender, guest, |mut running, started| {
+            running.wait_for_word(talker::SAYS)?;
+            Ok(started.elapsed().as_nanos() as u64)
+        })
+    };
+    let [tiny, talking] = talkers;
+    let (first_instruction_ns, first_of_linux_ns) = (first_word(tiny)?, first_word(talking)?);
     beside::started_in(dir, contender, plain, |mut running, started| {
         running.wait_for(USERSPACE)?;
         let userspace_ns = started.elapsed().as_nanos() as u64;
@@ -94,7 +105,7 @@ fn boot(contender: &dyn Contender, plain: &Guest, tiny: &Guest, dir: &Path) -> i
         let anonymous = memory::profile(running.pid(), guest_kib).map_err(io::Error::other)?;
         running.wait_for_end()?;
         let power_off_ns = started.elapsed().as_nanos() as u64;
-        Ok(Sample { first_instruction_ns, userspace_ns, power_off_ns, memory, anonymous })
+        Ok(Sample { first_instruction_ns, first_of_linux_ns, userspace_ns, power_off_ns, memory, anonymous })
     })
 }
 
@@ -106,6 +117,7 @@ fn report(names: Vec<&'static str>, samples: &[Vec<Sample>]) -> Report {
     };
     let figures = vec![
         figure("exec_to_first_instruction", "M instructions", 1e6, |sample| sample.first_instruction_ns),
+        figure("exec_to_first_instruction_of_linux", "M instructions", 1e6, |sample| sample.first_of_linux_ns),
         figure("exec_to_userspace", "M instructions", 1e6, |sample| sample.userspace_ns),
         figure("exec_to_power_off", "M instructions", 1e6, |sample| sample.power_off_ns),
         figure("vmm_anonymous_memory", "KiB", 1.0, |sample| sample.memory.anonymous_kib),

@@ -53,7 +53,7 @@ pub fn guest(plain: &Guest, initrd: &Path, contender: &dyn Contender, disks: &Fi
     let mut words = Vec::new();
     let mut guest = Guest {
         kernel: plain.kernel.clone(),
-        initrd: initrd.to_owned(),
+        initrd: Some(initrd.to_owned()),
         words: String::new(),
         disks: vec![],
         nics: vec![],
@@ -125,7 +125,10 @@ pub fn initrd(plain: &Guest, dir: &Path) -> io::Result<PathBuf> {
         return Err(io::Error::other("cpio failed"));
     }
     let path = dir.join("initrd");
-    std::fs::write(&path, [std::fs::read(&plain.initrd)?, archive.stdout].concat())?;
+    std::fs::write(
+        &path,
+        [plain.initrd.as_ref().map(std::fs::read).transpose()?.unwrap_or_default(), archive.stdout].concat(),
+    )?;
     Ok(path)
 }
 

@@ -102,7 +102,7 @@ fn spec(guest: &Guest) -> v1::VirtualMachineSpec {
     };
     let boot = v1::BootSpec {
         kernel: image(&guest.kernel),
-        initrd: image(&guest.initrd),
+        initrd: guest.initrd.as_deref().map(image).unwrap_or_default(),
         cmdline: peers::cmdline(guest, "poweroff"),
     };
     v1::VirtualMachineSpec { vcpus: VCPUS, memory_mib: MEMORY_MIB, boot: Some(boot), ..Default::default() }

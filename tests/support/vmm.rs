@@ -23,8 +23,8 @@ pub struct Plan<'a> {
     pub binary: &'a Path,
     /// Its kernel.
     pub kernel: OwnedFd,
-    /// Its initial RAM disk.
-    pub initrd: OwnedFd,
+    /// Its initial RAM disk, if it has one.
+    pub initrd: Option<OwnedFd>,
     /// Number of vCPUs.
     pub vcpus: u32,
     /// Memory in MiB.
@@ -74,6 +74,14 @@ impl DirectVmm {
         let found = wait_for(&mut *self, text, &mut seen);
         self.seen = seen;
         found.map_err(|error| io::Error::other(format!("{error}\n{}", self.log())))
+    }
+
+    /// Reads the console until `text` was there.
+    pub fn wait_for_word(&mut self, text: &str) -> io::Result<()> {
+        let mut seen = std::mem::take(&mut self.seen);
+        let found = read_until(&mut *self, &mut seen, |seen| position(seen, text.as_bytes()));
+        self.seen = seen;
+        found.map(drop).map_err(|error| io::Error::other(format!("{error} before {text:?}\n{}", self.log())))
     }
 
     /// Types a line.
@@ -132,7 +140,7 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
         vcpus: plan.vcpus,
         memory_bytes: plan.memory_mib << 20,
         cmdline: plan.cmdline,
-        has_initrd: true,
+        has_initrd: plan.initrd.is_some(),
         devices,
         request: String::new(),
         memory: Default::default(),
@@ -146,11 +154,11 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
         (Role::Config, sealed::seal("launch", &encode_launch(&launch))?),
         (Role::Kvm, kvm.into()),
         (Role::Kernel, plan.kernel),
-        (Role::Initrd, plan.initrd),
         (Role::ConsoleListener, console.into()),
         (Role::ConsoleRing, ring.into()),
         (Role::ExitRecord, File::create(directory.join("exit"))?.into()),
     ];
+    parts.extend(plan.initrd.map(|initrd| (Role::Initrd, initrd)));
     for (role, descriptors) in roles.into_iter().zip(descriptors) {
         parts.extend(descriptors.into_iter().map(|descriptor| (role.clone(), descriptor)));
     }
@@ -162,22 +170,33 @@ fn send(link: &Connection, plan: Plan<'_>, directory: &Path, console: UnixListen
 /// Reads until `text` was seen and its line is over, and takes both from `seen`, which holds what was read and not asked
 /// for yet. Gives the line.
 pub fn wait_for(source: &mut impl Read, text: &str, seen: &mut Vec<u8>) -> io::Result<String> {
+    let line = |seen: &[u8]| {
+        let at = position(seen, text.as_bytes())?;
+        Some(at..at + position(seen.get(at..)?, b"\n")?)
+    };
+    let line = read_until(source, seen, line)
+        .map_err(|error| io::Error::other(format!("{error} before {text:?}:\n{}", String::from_utf8_lossy(seen))))?;
+    let end = line.end;
+    let text = String::from_utf8_lossy(&seen[line]).trim_end().to_owned();
+    seen.drain(..=end);
+    Ok(text)
+}
+
+/// Reads until something is found in `seen`.
+pub fn read_until<T>(source: &mut impl Read, seen: &mut Vec<u8>, find: impl Fn(&[u8]) -> Option<T>) -> io::Result<T> {
     let mut bytes = [0; 4096];
     loop {
-        let at = seen.windows(text.len()).position(|window| window == text.as_bytes());
-        let end = at.and_then(|at| Some(at + seen.iter().skip(at).position(|&byte| byte == b'\n')?));
-        if let Some((at, end)) = at.zip(end) {
-            let line = String::from_utf8_lossy(&seen[at..end]).trim_end().to_owned();
-            seen.drain(..=end);
-            return Ok(line);
+        if let Some(found) = find(seen) {
+            return Ok(found);
         }
-        let count = match source.read(&mut bytes) {
-            Ok(0) => Err(io::Error::other("the console ended")),
-            other => other,
-        };
-        let count = count.map_err(|error| {
-            io::Error::other(format!("{error} before {text:?}:\n{}", String::from_utf8_lossy(seen)))
-        })?;
-        seen.extend(bytes.iter().take(count));
+        match source.read(&mut bytes)? {
+            0 => return Err(io::Error::other("the console ended")),
+            count => seen.extend(bytes.iter().take(count)),
+        }
     }
+}
+
+/// Where these bytes stand first.
+pub fn position(within: &[u8], bytes: &[u8]) -> Option<usize> {
+    within.windows(bytes.len()).position(|window| window == bytes)
 }
