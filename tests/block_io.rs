@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::Host;
 use crate::support::console::Console;
-use crate::support::guest::{boot, linux};
+use crate::support::guest::{appears, boot, linux};
 use crate::support::wait::{SOON, until};
-use crate::support::{Caller, facts};
+use crate::support::{Caller, assets, facts, fio};
 use ostler::api::v1;
 use sha2::{Digest, Sha256};
 use tonic::Code;
@@ -133,6 +133,49 @@ fn data_is_the_same_in_guest_and_host_in_every_mode() {
     assert_eq!(console.number("idle", idle), 0, "{}", console.run("cat /proc/interrupts"));
     let told = acme.get("web").unwrap().spec.unwrap().disks.remove(3);
     assert!(told.direct && told.queues == 4, "{told:?}");
+}
+
+#[test]
+fn fio_reads_what_it_wrote_in_every_mode_and_finds_what_changed_since() {
+    const NAME: &str = "fio_reads_what_it_wrote_in_every_mode_and_finds_what_changed_since";
+    let host = Host::with_guests();
+    let volumes = Volumes::ext4(&host, "acme");
+    let Some(with_fio) = fio::disk(&host, "acme") else {
+        return assets::skip(NAME, "fio, built from Debian's sources");
+    };
+    let file = volumes.add("cached.img", 4 * MIB, 7);
+    for name in ["direct", "queues", "limited", "fixed", "late"] {
+        volumes.add(&format!("{name}.img"), 4 * MIB, 7);
+    }
+    let of = |name: &str| v1::DiskSpec { id: name.into(), ..disk(&format!("{name}.img")) };
+    let disks = vec![
+        of("cached"),
+        v1::DiskSpec { direct: true, ..of("direct") },
+        v1::DiskSpec { queues: 2, direct: true, ..of("queues") },
+        v1::DiskSpec { limits: Some(rates(4 * MIB, 400)), ..of("limited") },
+        v1::DiskSpec { read_only: true, ..of("fixed") },
+        with_fio,
+    ];
+    let acme = host.tenant("acme");
+    let (mut console, _) = boot(&host, &acme, "web", v1::VirtualMachineSpec { vcpus: 2, ..with_disks(disks) });
+    for device in ["vda", "vdb", "vdc", "vdd"] {
+        fio::verifies(&mut console, &format!("/dev/{device}"), 0).unwrap_or_else(|said| panic!("{device}: {said}"));
+    }
+    let refused = fio::verifies(&mut console, "/dev/vde", 0).unwrap_err();
+    assert!(refused.contains("ermi") || refused.contains("ead-only"), "{refused}");
+    acme.attach("web", v1::attach_device_request::Device::Disk(of("late"))).unwrap();
+    appears(&mut console, "/dev/vdg");
+    fio::verifies(&mut console, "/dev/vdg", 0).unwrap();
+    // Where there was nothing.
+    host.operator().resize_disk("tenants/acme/vms/web", "cached", 8 * MIB).unwrap();
+    has_sectors(&mut console, 8 * MIB / 512);
+    fio::verifies(&mut console, "/dev/vda", 4).unwrap();
+    fio::reads_whole(&mut console, "/dev/vda", 0).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, MIB + 2000).unwrap();
+    file.write_all_at(&[!byte[0]], MIB + 2000).unwrap();
+    let found = fio::reads_whole(&mut console, "/dev/vda", 0).unwrap_err();
+    assert!(found.contains("verify"), "{found}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod console;
 pub mod crash;
 pub mod desk;
 pub mod drives;
+pub mod fio;
 pub mod guest;
 pub mod guest_ram;
 pub mod holdings;

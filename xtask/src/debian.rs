@@ -104,6 +104,22 @@ impl Archive {
         debs_in(&alone)?.pop().with_context(|| format!("apt-get download {package} left no file"))
     }
 
+    /// Downloads the sources of one package as its authors released them, without Debian's changes, and returns the archive.
+    pub(crate) fn download_source(&self, package: &str) -> Result<PathBuf> {
+        let sources = self.directory.join("sources").join(package);
+        if let Ok(file) = released_in(&sources) {
+            return Ok(file);
+        }
+        let unfinished = self.directory.join("sources/unfinished");
+        crate::workspace::remove(&unfinished)?;
+        fs::create_dir_all(&unfinished)?;
+        let mut command = self.apt("apt-get");
+        output_of(command.args(["source", "--download-only", "-t", RELEASE, package]).current_dir(&unfinished))?;
+        crate::workspace::remove(&sources)?;
+        fs::rename(&unfinished, &sources)?;
+        released_in(&sources)
+    }
+
     /// The newest package named `prefix`, a version, `suffix`.
     pub(crate) fn newest(&self, prefix: &str, suffix: &str) -> Result<String> {
         let listing = output_of(self.apt("apt-cache").args(["pkgnames", prefix]))?;
@@ -167,6 +183,14 @@ fn debs_in(directory: &Path) -> Result<Vec<PathBuf>> {
         .collect();
     files.sort();
     Ok(files)
+}
+
+fn released_in(directory: &Path) -> Result<PathBuf> {
+    let files = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    files
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.to_string_lossy().contains(".orig.tar.") && path.extension().is_none_or(|kind| kind != "asc"))
+        .with_context(|| format!("there is no released source in {}", directory.display()))
 }
 
 fn read_sources(machine: &Path) -> Result<Vec<(PathBuf, String)>> {
@@ -275,7 +299,7 @@ fn stanza(source: &Source) -> String {
         format!("{RELEASE} {RELEASE}-updates {RELEASE}-backports")
     };
     let options: String = source.options.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
-    format!("Types: deb\nURIs: {}\nSuites: {suites}\nComponents: main\n{options}\n", source.uris)
+    format!("Types: deb deb-src\nURIs: {}\nSuites: {suites}\nComponents: main\n{options}\n", source.uris)
 }
 
 fn numbers(version: &str) -> Vec<u64> {

@@ -5,13 +5,14 @@
 //!                   linux-6.12-full/{vmlinux,bzImage,initrd}    with drivers of physical devices: igbvf, nvme
 //!                   hostile/vmlinux               a guest that breaks every rule (assets/hostile.rs)
 //!                   hello.img                             ext4, 8 MiB, one file: hello.txt
+//!                   fio.img                               ext4, 4 MiB, one program: fio
 //!                   broken/{empty,text,truncated-vmlinux,aarch64-vmlinux,truncated-bzImage}
 //! ```
 
 use crate::packages::{self, Kernel, Packages};
 use crate::progress::{output_of, step};
 use crate::workspace::{Workspace, remove, unfinished, write_whole};
-use crate::{initrd, kernel};
+use crate::{fio, initrd, kernel};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -23,6 +24,7 @@ use std::process::Command;
 pub(crate) const HELLO: &str = "hello from the block device";
 const HOSTILE: &str = include_str!("../assets/hostile.rs");
 const HELLO_SIZE: &str = "8M";
+const FIO_SIZE: &str = "4M";
 /// The lab host's own kernel as a guest: the others are for virtual devices only.
 const FULL: &str = "linux-6.12-full";
 
@@ -42,7 +44,15 @@ pub(crate) fn make(workspace: &Workspace) -> Result<PathBuf> {
             boot_files(&packages, guest, &vsock_peer, &[], &directory.join(&guest.name))?;
         }
         boot_files(&packages, &packages.host, &vsock_peer, &initrd::PHYSICAL, &directory.join(FULL))?;
-        hello(&packages, &directory.join("hello.img"))?;
+        disk(&packages, &directory.join("hello.img"), HELLO_SIZE, |content| {
+            Ok(fs::write(content.join("hello.txt"), format!("{HELLO}\n"))?)
+        })?;
+        if let Some(sources) = &packages.fio {
+            let fio = fio::build(workspace, sources)?;
+            disk(&packages, &directory.join("fio.img"), FIO_SIZE, |content| {
+                Ok(fs::copy(&fio, content.join("fio")).map(drop)?)
+            })?;
+        }
         write_changed(&directory.join("hostile/vmlinux"), &hostile(workspace)?)?;
         broken(&directory)
     })?;
@@ -72,13 +82,13 @@ fn boot_files(
     write_changed(&directory.join("initrd"), &initrd::guest(packages, guest, vsock_peer, drivers)?)
 }
 
-fn hello(packages: &Packages, path: &Path) -> Result<()> {
+/// A disk of that size with what `fill` puts into a directory.
+fn disk(packages: &Packages, path: &Path, size: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let content = unfinished(&path.with_extension("content"));
     fs::create_dir_all(&content)?;
-    fs::write(content.join("hello.txt"), format!("{HELLO}\n"))?;
     let image = unfinished(path);
     remove(&image)?;
-    let outcome = ext4(packages, &content, &image, HELLO_SIZE);
+    let outcome = fill(&content).and_then(|()| ext4(packages, &content, &image, size));
     remove(&content)?;
     outcome?;
     Ok(fs::rename(image, path)?)

@@ -8,6 +8,7 @@ mod bench;
 mod client;
 mod debian;
 mod demo;
+mod fio;
 mod fuzz;
 mod images;
 mod initrd;

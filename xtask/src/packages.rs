@@ -33,6 +33,9 @@ const TREE: [&str; 13] = [
     "libstdc++6",
 ];
 
+/// The package whose sources are built for guests.
+const FIO: &str = "fio";
+
 /// Links from a name to its file; more are taken for a loop.
 const MAX_LINKS: usize = 8;
 
@@ -51,6 +54,8 @@ pub(crate) struct Packages {
     tree: PathBuf,
     /// The lab host's kernel: the full one, with KVM, VFIO, SR-IOV and NVMe modules.
     pub(crate) host: Kernel,
+    /// The sources of fio, an archive, if the machine's archives have sources.
+    pub(crate) fio: Option<PathBuf>,
     /// Guest kernels, by the name under which tests and configuration know them.
     pub(crate) guests: Vec<Kernel>,
 }
@@ -142,8 +147,20 @@ pub(crate) fn ready(workspace: &Workspace) -> Result<Packages> {
 
 fn read(manifest: &Path) -> Option<Packages> {
     let packages: Packages = serde_json::from_slice(&fs::read(manifest).ok()?).ok()?;
-    let is_whole = packages.wanted == TREE && packages.tree.is_dir() && packages.host.image().is_file();
+    let is_whole = packages.wanted == wanted()
+        && packages.tree.is_dir()
+        && packages.fio.as_ref().is_none_or(|archive| archive.is_file())
+        && packages.host.image().is_file();
     (is_whole && packages.guests.iter().all(|kernel| kernel.image().is_file())).then_some(packages)
+}
+
+fn wanted() -> Vec<String> {
+    TREE.iter().chain([&FIO]).map(ToString::to_string).collect()
+}
+
+fn without_fio(error: anyhow::Error) -> Option<PathBuf> {
+    eprintln!("   {error:#}\n   tests that need fio will be skipped; `cargo xtask setup --refresh` tries again");
+    None
 }
 
 fn fetch(workspace: &Workspace) -> Result<Packages> {
@@ -158,8 +175,9 @@ fn fetch(workspace: &Workspace) -> Result<Packages> {
         Ok(fs::rename(&unfinished, &tree)?)
     })?;
     let mut packages = Packages {
-        wanted: TREE.map(str::to_owned).to_vec(),
+        wanted: wanted(),
         tree,
+        fio: step("fetching the sources of fio (6 MB)", || archive.download_source(FIO)).map_or_else(without_fio, Some),
         host: Kernel { name: String::new(), release: String::new(), directory: PathBuf::new() },
         guests: Vec::new(),
     };
