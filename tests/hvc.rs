@@ -2,7 +2,7 @@
 //! what holds of a serial console holds of this one. Boots guests (feature `lab`).
 
 use crate::support::console::Console;
-use crate::support::guest::{boot, bootable, linux, linux_with};
+use crate::support::guest::{boot, bootable, linux};
 use crate::support::terminal::Terminal;
 use crate::support::wait::{BOOT, until};
 use crate::support::{Caller, Host, facts};
@@ -33,7 +33,7 @@ fn a_guest_that_is_given_one_on_the_command_line_has_no_other() {
         text
     };
     let kernel = ["--kernel", "linux-6.12/vmlinux", "--initrd", "linux-6.12/initrd"];
-    run(&[&["vm", "register", "web", "--console", "virtio"][..], &kernel].concat());
+    run(&[&["vm", "register", "web", "--console", "virtio", "--cmdline", "quiet"][..], &kernel].concat());
     assert!(run(&["vm", "get", "web", "-o", "json"]).contains("\"console\": \"VIRTIO\""));
     run(&["vm", "start", "web"]);
     let mut console = host.console(&acme, "web");
@@ -121,7 +121,7 @@ fn the_size_of_the_window_reaches_the_guest() {
 fn the_end_of_what_it_printed_is_kept() {
     let host = Host::with_guests();
     let acme = host.tenant("acme");
-    let (mut console, _) = boot(&host, &acme, "web", with_hvc(linux_with("quiet")));
+    let (mut console, _) = boot(&host, &acme, "web", with_hvc(linux()));
     console.type_line("i=0; while [ $i -lt 3000 ]; do echo line-$i-of-three-thousand; i=$((i+1)); done; poweroff -f");
     let stopped = reaches(&acme, "web", State::Stopped);
     assert_eq!((stopped.vmm_pid, stopped.failure.as_str()), (0, ""));

@@ -214,18 +214,18 @@ fn a_vm_for_the_moment_ends_as_its_guest_does_and_leaves_nothing() {
     let before = taps();
     let host = Host::with_guests();
     let acme = host.tenant("acme");
-    let (code, printed, error) = run_to_its_end(&host, &["--cmdline", "ostler.exec=poweroff"]);
+    let (code, printed, error) = run_to_its_end(&host, &["--cmdline", "quiet ostler.exec=poweroff"]);
     assert_eq!((code, error.as_str()), (0, ""), "{printed}");
     assert_eq!(printed.matches("ostler-guest: kernel 6.12").count(), 1, "{printed}");
-    let (code, printed, error) = run_to_its_end(&host, &["crash", "--cmdline", "panic=-1 ostler.exec=panic"]);
+    let (code, printed, error) = run_to_its_end(&host, &["crash", "--cmdline", "quiet panic=-1 ostler.exec=panic"]);
     assert!(code == 9 && error.contains("acme/crash is FAILED (guest kernel panicked)"), "{error}");
     assert!(printed.contains("Kernel panic - not syncing"), "{printed}");
-    let (code, _, error) = run_to_its_end(&host, &["--timeout", "2s", "--grace", "0"]);
+    let (code, _, error) = run_to_its_end(&host, &["--timeout", "2s", "--grace", "0", "--cmdline", "quiet"]);
     assert!(code == 7 && error.contains("did not end within 2.0 s"), "{error}");
     assert!(acme.list("").unwrap().is_empty());
     assert_clean(&host, &before);
 
-    let (code, name, _) = run_to_its_end(&host, &["--detach"]);
+    let (code, name, _) = run_to_its_end(&host, &["--detach", "--cmdline", "quiet"]);
     let name = name.trim().strip_prefix("acme/").unwrap();
     assert_eq!((code, acme.get(name).unwrap().state()), (0, State::Running));
     acme.destroy(name, true).unwrap();
@@ -238,7 +238,7 @@ fn a_vm_for_the_moment_outlives_resets_and_not_its_client() {
     let host = Host::with_guests();
     let mut command = host.command("tenant-acme");
     command
-        .args(["vm", "run", "web", "--grace", "0"])
+        .args(["vm", "run", "web", "--grace", "0", "--cmdline", "quiet"])
         .args(LINUX)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -273,7 +273,7 @@ fn a_vm_for_the_moment_outlives_resets_and_not_its_client() {
 fn a_terminal_gives_every_key_to_the_guest_but_the_escape_key_and_is_as_before_afterwards() {
     let host = Host::with_guests();
     let mut command = host.command("tenant-acme");
-    command.args(["vm", "run", "web", "--grace", "0"]).args(LINUX);
+    command.args(["vm", "run", "web", "--grace", "0", "--cmdline", "quiet"]).args(LINUX);
     let lines = "echo before $(stty -g); {}; echo code $?; echo after $(stty -g)";
     let mut terminal = Terminal::run(lines, &command);
     terminal.expect("ostler-guest: ready");

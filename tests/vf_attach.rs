@@ -8,7 +8,7 @@ mod running;
 use std::fs;
 
 use crate::support::card::Card;
-use crate::support::guest::bootable;
+use crate::support::guest::{add_words, bootable};
 use crate::support::operations::steps_of_start;
 use crate::support::shell::{run, write};
 use crate::support::wait::{BOOT, SOON, until};
@@ -21,7 +21,7 @@ use ostler::api::v1::virtual_machine::State;
 fn with_vf(mac: &str, vlan: u32, words: &str) -> v1::VirtualMachineSpec {
     let mut spec = bootable("linux-6.12-full", "vmlinux");
     spec.memory_mib = 512;
-    spec.boot.as_mut().unwrap().cmdline = words.to_owned();
+    add_words(&mut spec, words);
     spec.nics = vec![v1::NicSpec {
         id: "vf".into(),
         sriov: Some(v1::SriovNic { mac: mac.into(), vlan }),

@@ -69,21 +69,26 @@ impl Console {
     pub fn expect_within(&mut self, text: &str, limit: Duration) -> String {
         let deadline = Instant::now() + limit;
         let mut state = self.shared.state.lock().unwrap();
+        // No `text` begins before this.
+        let mut from = self.cursor;
         loop {
-            let fresh = String::from_utf8_lossy(&state.output[self.cursor..]).into_owned();
-            if let Some(at) = state.output[self.cursor..].windows(text.len()).position(|w| w == text.as_bytes()) {
-                let rest = &state.output[self.cursor + at..];
-                if let Some(line) = rest.iter().position(|&byte| byte == b'\n') {
-                    let end = self.cursor + at + line + 1;
-                    let seen = String::from_utf8_lossy(&state.output[self.cursor..end]).into_owned();
-                    self.cursor = end;
-                    return seen;
-                }
+            let found = state.output[from..].windows(text.len()).position(|w| w == text.as_bytes());
+            from = found.map_or(state.output.len().saturating_sub(text.len() - 1).max(from), |at| from + at);
+            if found.is_some()
+                && let Some(line) = state.output[from..].iter().position(|&byte| byte == b'\n')
+            {
+                let end = from + line + 1;
+                let seen = String::from_utf8_lossy(&state.output[self.cursor..end]).into_owned();
+                self.cursor = end;
+                return seen;
             }
-            let shown: String = fresh.chars().skip(fresh.chars().count().saturating_sub(SHOWN_LEN)).collect();
-            assert!(state.end.is_none(), "console ended ({:?}) before {text:?}:\n{shown}", state.end);
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "console did not print {text:?} within {limit:?}:\n{shown}");
+            if state.end.is_some() || left.is_zero() {
+                let unseen = &state.output[self.cursor..];
+                let shown = String::from_utf8_lossy(&unseen[unseen.len().saturating_sub(SHOWN_LEN)..]);
+                assert!(state.end.is_none(), "console ended ({:?}) before {text:?}:\n{shown}", state.end);
+                panic!("console did not print {text:?} within {limit:?}:\n{shown}");
+            }
             state = self.shared.changed.wait_timeout(state, left).unwrap().0;
         }
     }

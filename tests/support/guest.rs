@@ -5,6 +5,9 @@ use ostler::api::v1;
 use super::console::Console;
 use super::{Caller, Host};
 
+/// What a kernel says beyond warnings crosses a serial line, byte by byte: most of an emulated boot.
+const QUIET: &str = "quiet";
+
 /// A kernel of the lab with its initial RAM disk: `linux-6.12`, `vmlinux`.
 pub fn bootable(kernel: &str, file: &str) -> v1::VirtualMachineSpec {
     v1::VirtualMachineSpec {
@@ -13,7 +16,7 @@ pub fn bootable(kernel: &str, file: &str) -> v1::VirtualMachineSpec {
         boot: Some(v1::BootSpec {
             kernel: format!("{kernel}/{file}"),
             initrd: format!("{kernel}/initrd"),
-            cmdline: String::new(),
+            cmdline: QUIET.to_owned(),
         }),
         disks: vec![],
         nics: vec![],
@@ -29,8 +32,13 @@ pub fn linux() -> v1::VirtualMachineSpec {
 /// The same with further words on the kernel's command line.
 pub fn linux_with(words: &str) -> v1::VirtualMachineSpec {
     let mut spec = linux();
-    spec.boot.as_mut().unwrap().cmdline = words.to_owned();
+    add_words(&mut spec, words);
     spec
+}
+
+/// Adds words to a kernel's command line.
+pub fn add_words(spec: &mut v1::VirtualMachineSpec, words: &str) {
+    spec.boot.as_mut().unwrap().cmdline += &format!(" {words}");
 }
 
 pub fn disk(id: &str, volume: &str, read_only: bool) -> v1::DiskSpec {

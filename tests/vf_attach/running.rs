@@ -37,7 +37,7 @@ pub(super) fn with_mac(mac: &str, vlan: u32) -> Device {
 fn plain(words: &str) -> v1::VirtualMachineSpec {
     let mut spec = bootable("linux-6.12-full", "vmlinux");
     spec.memory_mib = 512;
-    spec.boot.as_mut().unwrap().cmdline = words.to_owned();
+    add_words(&mut spec, words);
     spec
 }
 
