@@ -20,6 +20,15 @@ pub struct Identity {
     pub start_time: u64,
 }
 
+/// What a thread of a process does (proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy)]
+pub struct Thread {
+    /// Whether it runs, waits for a CPU or for a disk: it does not if it was stopped, or waits for something else (field 3).
+    pub is_at_work: bool,
+    /// Processor time that it has had, to some 10 ms (fields 14 and 15).
+    pub cpu_time: Duration,
+}
+
 /// A handle that never comes to mean another process.
 #[derive(Debug)]
 pub struct Process {
@@ -96,21 +105,20 @@ impl Process {
         Ok(())
     }
 
-    /// Whether any of its threads runs, waits for a CPU or for a disk: none does in a process that was stopped, or whose
-    /// threads all wait for something (proc_pid_stat(5), field 3).
-    pub fn is_at_work(&self) -> io::Result<bool> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.identity.pid))?;
-        let states = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
-        Ok(states.into_iter().any(|stat| matches!(stat_field(&stat, 3), Some("R" | "D"))))
-    }
-
     /// Processor time of all its threads, to some 10 ms (fields 14 and 15).
     pub fn cpu_time(&self) -> io::Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.identity.pid))?;
-        let ticks = |field| stat_field(&stat, field).and_then(|ticks| ticks.parse::<u64>().ok());
-        let ticks = ticks(14).zip(ticks(15)).map(|(user, system)| user.saturating_add(system));
-        let ticks = ticks.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/stat"))?;
-        Ok(Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1)))
+        parse_cpu_time(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/pid/stat"))
+    }
+
+    /// What its thread of this name (proc_pid_comm(5)) does. `None`: it has none, or they cannot be read.
+    pub fn thread(&self, name: &str) -> Option<Thread> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.identity.pid)).ok()?;
+        // One that ends meanwhile is left out.
+        let mut stats = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        let stat = stats.find(|stat| stat_name(stat) == Some(name))?;
+        let is_at_work = matches!(stat_field(&stat, 3)?, "R" | "D");
+        Some(Thread { is_at_work, cpu_time: parse_cpu_time(&stat)? })
     }
 
     /// Bytes of memory that it has touched, huge pages included; what it shares with others counts whole. Cheap: nothing
@@ -248,7 +256,19 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     stat_field(stat, 22)?.parse().ok()
 }
 
-/// A field from the third on. The second, the name, stands in parentheses and may hold anything, parentheses too.
+/// The second field, without its parentheses: it may hold anything, parentheses too.
+fn stat_name(stat: &str) -> Option<&str> {
+    Some(stat.split_once(" (")?.1.rsplit_once(") ")?.0)
+}
+
+/// Time as a user's and as the kernel's (fields 14 and 15), which count in ticks.
+fn parse_cpu_time(stat: &str) -> Option<Duration> {
+    let ticks = |field| stat_field(stat, field)?.parse::<u64>().ok();
+    let ticks = ticks(14)?.saturating_add(ticks(15)?);
+    Some(Duration::from_millis(ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1)))
+}
+
+/// A field from the third on.
 fn stat_field(stat: &str, number: usize) -> Option<&str> {
     let (_, after_name) = stat.rsplit_once(") ")?;
     after_name.split(' ').nth(number.checked_sub(3)?).map(str::trim_end)
@@ -288,6 +308,7 @@ mod tests {
     fn reads_the_start_time_behind_a_hostile_name() {
         let stat = "7 (a) 1 2) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
         assert_eq!(parse_start_time(stat), Some(4242));
+        assert_eq!(stat_name(stat), Some("a) 1 2"));
         assert_eq!(parse_start_time("7 (a"), None);
     }
 
@@ -298,9 +319,11 @@ mod tests {
         while process.cpu_time().unwrap() < Duration::from_millis(20) {
             std::thread::yield_now();
         }
-        assert!(process.is_at_work().unwrap());
+        let thread = process.thread("sh").unwrap();
+        assert!(thread.is_at_work && thread.cpu_time >= Duration::from_millis(20), "{thread:?}");
+        assert!(process.thread("s").is_none());
         rustix::process::pidfd_send_signal(&process, Signal::STOP).unwrap();
-        while process.is_at_work().unwrap() {
+        while process.thread("sh").unwrap().is_at_work {
             std::thread::yield_now();
         }
         child.kill().unwrap();

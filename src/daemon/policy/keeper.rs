@@ -186,13 +186,13 @@ impl Keeper {
 
     fn start_host(&self) -> Result<Arc<Session>, PolicyStartError> {
         let engine = |error: io::Error| PolicyStartError::Engine { reason: error.to_string() };
-        let channel = || {
+        let channel = |thread| {
             let (lane, theirs) = lane::lane(LOOKS_FOR)?;
             let (artefacts, their_artefacts) = ArtefactSender::new()?;
-            Ok((Channel { lane, artefacts }, (theirs, their_artefacts)))
+            Ok((Channel { lane, artefacts, thread }, (theirs, their_artefacts)))
         };
-        let (decisions, theirs) = channel().map_err(engine)?;
-        let (background, their_background) = channel().map_err(engine)?;
+        let (decisions, theirs) = channel(serve::DECIDES).map_err(engine)?;
+        let (background, their_background) = channel(serve::LOADS).map_err(engine)?;
         let lanes = [theirs, their_background];
         let (end, compatibility) = match &self.program {
             Some(program) => {

@@ -39,7 +39,7 @@ pub struct Limits {
     /// Linear memory of an instance, in bytes, a multiple of 64 KiB. Default 16 MiB: Python begins
     /// with 12.
     pub memory_bytes: usize,
-    /// Longest call, by the clock. Default 50 ms.
+    /// Most processor time of one call. Default 50 ms.
     pub deadline: Duration,
     /// Most work in one call, in units of about one WebAssembly instruction. Unlike the deadline it does not depend on
     /// the machine, so that the same plugin fails at the same place everywhere. Default 20,000,000 (a few milliseconds).
@@ -76,8 +76,8 @@ impl Default for Limits {
 
 #[cfg(test)]
 impl Limits {
-    /// The default for tests of what plugins do: fuel and memory end them as ever, and the clock does not. A machine that is
-    /// busy with other tests takes longer than a plugin may, without a fault of the plugin's.
+    /// The default for tests of what plugins do: fuel and memory end them as ever, and time does not: a machine that is busy
+    /// with other tests takes longer to answer than anybody waits for it, and emulated ones longer than a plugin has.
     pub fn unhurried() -> Self {
         let long = Duration::from_secs(60);
         Self { deadline: long, patience: long, ..Self::default() }

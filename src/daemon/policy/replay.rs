@@ -84,7 +84,7 @@ impl Replayer {
 
     /// Asks again. `None` if the decision says nothing about it: the binding was not asked, this plugin lacks the hook, it
     /// would read what is not on record, or the clock or the host had the last word, then or now. Takes as long as the
-    /// plugin does, at most the limits' deadline.
+    /// plugin does: of processor time, at most about the limits' deadline.
     pub fn again(&mut self, entry: &DecisionEntry) -> Option<Replayed> {
         let place = entry.chain.iter().position(|link| self.is_it(link))?;
         self.repeat(entry, entry.chain.get(place)?, entry.answers.get(place)?)

@@ -48,6 +48,9 @@ use super::{confine, prepare};
 
 /// The role's name on the command line.
 pub const ROLE: &str = "policy-host";
+/// The threads that serve, by the names that they have in a process of their own.
+pub(super) const DECIDES: &str = "policy";
+pub(super) const LOADS: &str = "policy-load";
 /// How long a thread looks for the next question before it sleeps: about what waking it up would cost.
 pub(super) const LOOKS_FOR: Duration = Duration::from_micros(50);
 /// Address space of the process, in bytes: slots of instances (some 500 MiB, hardly any of it in use), and every plugin's
@@ -236,8 +239,7 @@ fn start(control: &Connection) -> io::Result<(u64, Arc<Barrier>)> {
     // they have afterwards, so the filter waits until all have begun.
     let host = Arc::new(Host::new(Sandbox::start(engine, launch.limits)?).map_err(io::Error::other)?);
     let ready = Arc::new(Barrier::new(3));
-    for (name, lane, artefacts) in
-        [("policy", decisions, decision_artefacts), ("policy-load", background, background_artefacts)]
+    for (name, lane, artefacts) in [(DECIDES, decisions, decision_artefacts), (LOADS, background, background_artefacts)]
     {
         let mut lane = Server::map(lane, LOOKS_FOR)?;
         let artefacts = ArtefactReceiver::from_fd(artefacts);

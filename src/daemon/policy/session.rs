@@ -25,7 +25,7 @@ use super::limits::Limits;
 use super::plugin::{Compiled, Settings};
 use super::view::View;
 
-/// How long beyond a plugin's deadline an answer may take, by the clock.
+/// How long beyond a plugin's deadline an answer may take.
 const GRACE: Duration = Duration::from_millis(60);
 /// How long an answer may take of a host that others keep from its work: a machine may be that busy.
 const BUSY: Duration = Duration::from_secs(2);
@@ -52,6 +52,8 @@ pub(super) struct Session {
 pub(super) struct Channel {
     pub(super) lane: Client,
     pub(super) artefacts: ArtefactSender,
+    /// Name of the host's thread that answers.
+    pub(super) thread: &'static str,
 }
 
 /// What is there to be ended.
@@ -153,7 +155,8 @@ impl Session {
         let mut channel = lock(&self.background);
         let request = wire::encode(&Request::Forget { codes: codes.into() });
         // Its answer is empty; without one the host is lost, and its memory with it.
-        if channel.lane.ask(&request, self.patience(LOAD_LIMIT)).is_err() {
+        let patience = self.patience(LOAD_LIMIT, channel.thread);
+        if channel.lane.ask(&request, patience).is_err() {
             self.condemn();
         }
     }
@@ -192,7 +195,7 @@ impl Session {
     }
 
     fn say<T: DeserializeOwned>(&self, channel: &mut Channel, bytes: &[u8], limit: Duration) -> Result<T, NoAnswer> {
-        let answer = match channel.lane.ask(bytes, self.patience(limit)) {
+        let answer = match channel.lane.ask(bytes, self.patience(limit, channel.thread)) {
             Ok(answer) => wire::decode(&answer).map_err(|error| error.to_string()),
             Err(error @ LaneError::TooLong(_)) => return Err(NoAnswer::Unavailable(error.to_string())),
             Err(error) => Err(error.to_string()),
@@ -206,18 +209,18 @@ impl Session {
         })
     }
 
-    /// Whether to wait on: not longer than `limit` for a host that has had its time, or that does nothing. Its time counts
-    /// from the first time that it is asked for: a quick answer needs no reading of clocks.
-    fn patience(&self, limit: Duration) -> impl FnMut(Duration) -> bool {
+    /// Whether to wait on: not longer than `limit` for a thread that has had its time, or does nothing. Its time counts from
+    /// the first time that it is asked for: a quick answer needs no reading of clocks.
+    fn patience(&self, limit: Duration, thread: &str) -> impl FnMut(Duration) -> bool {
         let mut at_first = None;
         move |waited| {
             if self.is_condemned() {
                 return false;
             }
             let HostEnd::Process(process, _) = &self.end else { return waited < BUSY + limit };
-            let had = process.cpu_time().unwrap_or(Duration::MAX);
-            let has_had = had.saturating_sub(*at_first.get_or_insert(had));
-            waited < limit || (waited < BUSY.max(limit) && has_had < limit && process.is_at_work().unwrap_or(false))
+            let Some(thread) = process.thread(thread) else { return waited < limit };
+            let has_had = thread.cpu_time.saturating_sub(*at_first.get_or_insert(thread.cpu_time));
+            waited < limit || (waited < BUSY.max(limit) && has_had < limit && thread.is_at_work)
         }
     }
 

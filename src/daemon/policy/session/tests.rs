@@ -14,7 +14,7 @@ fn session(mut answer: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Session
     let channel = || {
         let (lane, theirs) = lane::lane(Duration::ZERO).unwrap();
         let (artefacts, their_artefacts) = ArtefactSender::new().unwrap();
-        (Channel { lane, artefacts }, theirs, their_artefacts)
+        (Channel { lane, artefacts, thread: "" }, theirs, their_artefacts)
     };
     let ((decisions, lane, artefacts), (background, ..)) = (channel(), channel());
     let mut server = Server::map(lane, Duration::ZERO).unwrap();
