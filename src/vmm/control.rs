@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -22,8 +23,8 @@ use crate::sys::packet::{Connection, Listener, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm};
 
 const EVENTS_AT_ONCE: usize = 16;
-/// After how long the machine is looked at again while it waits for its guest or for the host, in milliseconds.
-const REMIND_MS: i32 = 200;
+/// After how long the machine is looked at again while it waits for its guest or for the host.
+const REMIND: Duration = Duration::from_millis(200);
 
 /// Which descriptor an epoll event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,12 +113,14 @@ pub struct Parts {
 /// The loop.
 pub struct Control {
     parts: Parts,
+    /// When the machine is to be looked at again, while it waits.
+    reminds_at: Option<Instant>,
 }
 
 impl Control {
     /// Registers everything.
     pub fn new(parts: Parts) -> io::Result<Self> {
-        let control = Self { parts };
+        let control = Self { parts, reminds_at: None };
         control.watch(&control.parts.listener, Token::LinkListener)?;
         control.watch_raw(control.parts.mailbox_wake.as_raw_fd(), Token::Mailbox)?;
         control.watch_raw(control.parts.input_taken.as_raw_fd(), Token::InputTaken)?;
@@ -161,16 +164,16 @@ impl Control {
 
     /// Waits for events and handles them.
     fn turn(&mut self) -> io::Result<Option<VmExit>> {
-        let mut events = [EpollEvent::default(); EVENTS_AT_ONCE];
-        let count = match self.parts.epoll.wait(self.timeout_ms(), &mut events) {
-            Ok(0) => {
-                self.look_again();
-                0
-            }
+        let (mut events, timeout_ms) = ([EpollEvent::default(); EVENTS_AT_ONCE], self.timeout_ms());
+        let count = match self.parts.epoll.wait(timeout_ms, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
+        if self.reminds_at.is_some_and(|at| at <= Instant::now()) {
+            self.reminds_at = None;
+            self.look_again();
+        }
         for event in events.iter().take(count) {
             let exit = match Token::of(event.data()) {
                 Token::LinkListener => self.accept_link(),
@@ -197,13 +200,14 @@ impl Control {
     }
 
     /// How long to wait for events; negative without a limit, as epoll_wait(2) has it.
-    fn timeout_ms(&self) -> i32 {
+    fn timeout_ms(&mut self) -> i32 {
         let Parts { machine, console, .. } = &self.parts;
-        let remind = machine.is_waiting().then_some(REMIND_MS);
+        let now = Instant::now();
+        self.reminds_at = machine.is_waiting().then(|| self.reminds_at.unwrap_or(now + REMIND));
+        let remind = self.reminds_at.map(|at| at.saturating_duration_since(now));
         // Rounded up: a wait that is too short would be one more.
-        let output =
-            console.time_left().map(|left| i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(REMIND_MS));
-        remind.into_iter().chain(output).min().unwrap_or(-1)
+        let ms = |left: Duration| i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        remind.into_iter().chain(console.time_left()).min().map_or(-1, ms)
     }
 
     /// A restarted daemon: it takes the place of the one before.
