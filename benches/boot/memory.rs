@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use ostler::sys::guest_ram::MARK;
+
 /// KiB of resident memory outside the guest's RAM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -23,7 +25,7 @@ pub fn profile(pid: u32, guest_kib: u64) -> Result<Vec<(String, u64)>, String> {
     Ok(parts)
 }
 
-/// Reads the usage of `pid`; mappings of `guest_kib` and more are the guest's RAM.
+/// Reads the usage of `pid`; mappings of `guest_kib` and more, and those that are marked so, are the guest's RAM.
 pub fn usage(pid: u32, guest_kib: u64) -> Result<Usage, String> {
     Ok(sum(&smaps(pid)?, guest_kib))
 }
@@ -55,8 +57,10 @@ impl Mapping<'_> {
         value.and_then(|value| value.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
+    /// Ostler's vmm marks what it maps for its guest, which is more than one mapping.
     fn is_guest(&self, guest_kib: u64) -> bool {
-        self.kib("Size:") >= guest_kib
+        let flags = self.facts.iter().find_map(|line| line.strip_prefix("VmFlags:")).unwrap_or_default();
+        self.kib("Size:") >= guest_kib || flags.split_ascii_whitespace().any(|flag| flag == MARK)
     }
 }
 

@@ -9,12 +9,13 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
+use std::ops::Range;
 
-use vm_memory::MmapRegion;
 use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{MmapRegion, VolatileMemory};
 
 /// Base and length of what KVM maps by one entry.
-const HUGE_PAGE: usize = 2 << 20;
+pub const HUGE_PAGE: usize = 2 << 20;
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const ACCESS: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
@@ -22,9 +23,9 @@ const ACCESS: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// it (`MADV_DONTFORK`). A name would be plainer, but distributions build their kernels without names of memory.
 pub const MARK: &str = "dc";
 
-/// `len` bytes in ordinary pages, in huge ones where the kernel finds some, for as long as this process lives. Nothing is
-/// allocated or reserved: what is never touched costs nothing.
-pub fn map(len: usize) -> io::Result<MmapRegion> {
+/// `len` bytes in ordinary pages, behind the first `small` of them in huge ones where the kernel finds some, for as long as
+/// this process lives. Nothing is allocated or reserved: what is never touched costs nothing.
+pub fn map(len: usize, small: usize) -> io::Result<MmapRegion> {
     let len_with_room = len.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::InvalidInput)?;
     let flags = PRIVATE | libc::MAP_NORESERVE;
     let room = MmapRegionBuilder::<()>::new(len_with_room).with_mmap_flags(flags).build().map_err(io::Error::other)?;
@@ -39,10 +40,13 @@ pub fn map(len: usize) -> io::Result<MmapRegion> {
     }
     // SAFETY: they are mapped with these rights, by these flags, and never unmapped.
     let region = unsafe { MmapRegion::build_raw(base, len, ACCESS, flags) }.map_err(io::Error::other)?;
-    match advise(&region, libc::MADV_HUGEPAGE) {
-        // A kernel without huge pages.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
-        other => other?,
+    let small = small.min(len);
+    for (range, advice) in [(0..small, libc::MADV_NOHUGEPAGE), (small..len, libc::MADV_HUGEPAGE)] {
+        match advise(&region, range, advice) {
+            // A kernel without huge pages.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            other => other?,
+        }
     }
     marked(region)
 }
@@ -62,7 +66,7 @@ pub fn map_huge(len: usize, page_kib: u64) -> io::Result<MmapRegion> {
 /// Allocates every page (`MADV_POPULATE_WRITE`, Linux 5.14).
 pub fn prefault(region: &MmapRegion) -> io::Result<()> {
     loop {
-        match advise(region, libc::MADV_POPULATE_WRITE) {
+        match advise(region, 0..region.size(), libc::MADV_POPULATE_WRITE) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other,
         }
@@ -70,20 +74,21 @@ pub fn prefault(region: &MmapRegion) -> io::Result<()> {
 }
 
 fn marked(region: MmapRegion) -> io::Result<MmapRegion> {
-    advise(&region, libc::MADV_DONTFORK).map(|()| region)
+    advise(&region, 0..region.size(), libc::MADV_DONTFORK).map(|()| region)
 }
 
-/// madvise(2) on all of it, with advice that changes no byte.
-fn advise(region: &MmapRegion, advice: i32) -> io::Result<()> {
+/// madvise(2) on whole pages of it, with advice that changes no byte.
+fn advise(region: &MmapRegion, range: Range<usize>, advice: i32) -> io::Result<()> {
+    let slice = region.get_slice(range.start, range.len()).map_err(io::Error::other)?;
     // SAFETY: these bytes are mapped while the region lives; the advice says how they are allocated, or not inherited.
-    let done = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) };
+    let done = unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), advice) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, VolatileMemory};
+    use vm_memory::Bytes;
 
     /// What `/proc/self/smaps` says of the mapping at `region`'s base, in KiB, and its flags.
     fn seen(region: &MmapRegion, name: &str) -> String {
@@ -95,7 +100,7 @@ mod tests {
 
     #[test]
     fn costs_nothing_until_it_is_touched_and_is_marked() {
-        let region = map(1 << 40).unwrap();
+        let region = map(1 << 40, 0).unwrap();
         assert_eq!((seen(&region, "Size").as_str(), seen(&region, "Rss").as_str()), ("1073741824", "0"));
         assert!(seen(&region, "VmFlags").split(' ').any(|flag| flag == MARK));
         assert_eq!(region.as_ptr().addr() % HUGE_PAGE, 0);
@@ -108,15 +113,18 @@ mod tests {
             crate::sys::absence::skip("a kernel with transparent huge pages");
             return;
         }
-        let region = map(16 << 20).unwrap();
+        let region = map(16 << 20, 0).unwrap();
         region.as_volatile_slice().write_obj(1_u8, 5 << 20).unwrap();
         assert_eq!(seen(&region, "AnonHugePages"), "2048");
         assert_eq!(seen(&region, "Rss"), "2048");
+        let region = map(16 << 20, HUGE_PAGE).unwrap();
+        region.as_volatile_slice().write_obj(1_u8, 1 << 20).unwrap();
+        assert_eq!((seen(&region, "Size").as_str(), seen(&region, "Rss").as_str()), ("2048", "4"));
     }
 
     #[test]
     fn what_is_prefaulted_is_there_before_it_is_touched() {
-        let region = map(4 << 20).unwrap();
+        let region = map(4 << 20, 0).unwrap();
         prefault(&region).unwrap();
         assert_eq!(seen(&region, "Rss"), "4096");
     }

@@ -1,4 +1,5 @@
-//! A guest's memory in its vmm, as the kernel shows it. Key functions: [`smaps_of_guest`], [`numa_of_guest`].
+//! A guest's memory in its vmm, as the kernel shows it. Key functions: [`smaps_of_guest`], [`resident_kib`],
+//! [`numa_of_guest`].
 
 use std::fs;
 
@@ -6,6 +7,24 @@ use ostler::sys::guest_ram::MARK;
 
 /// Its largest mapping in `/proc/PID/smaps`, as lines.
 pub fn smaps_of_guest(pid: u32) -> Vec<String> {
+    mappings(pid).into_iter().max_by_key(|mapping| kib(mapping, "Size:")).expect("guest memory")
+}
+
+/// How much of it is there, in all its mappings.
+pub fn resident_kib(pid: u32) -> u64 {
+    mappings(pid).iter().map(|mapping| kib(mapping, "Rss:")).sum()
+}
+
+fn value<'a>(mapping: &'a [String], name: &str) -> &'a str {
+    mapping.iter().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim()
+}
+
+fn kib(mapping: &[String], name: &str) -> u64 {
+    value(mapping, name).trim_end_matches(" kB").parse().unwrap()
+}
+
+/// All its mappings.
+fn mappings(pid: u32) -> Vec<Vec<String>> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let mut mappings: Vec<Vec<String>> = Vec::new();
     for line in smaps.lines() {
@@ -15,12 +34,8 @@ pub fn smaps_of_guest(pid: u32) -> Vec<String> {
         }
         mappings.last_mut().unwrap().push(line.to_owned());
     }
-    let value = |mapping: &[String], name: &str| {
-        mapping.iter().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
-    };
     mappings.retain(|mapping| value(mapping, "VmFlags:").split(' ').any(|flag| flag == MARK));
-    let kib = |mapping: &Vec<String>| value(mapping, "Size:").trim_end_matches(" kB").parse::<u64>().unwrap();
-    mappings.into_iter().max_by_key(kib).expect("guest memory")
+    mappings
 }
 
 /// Its line in `/proc/PID/numa_maps`.

@@ -140,20 +140,23 @@ fn madt(platform: &Platform<'_>) -> MADT {
 }
 
 fn dsdt(platform: &Platform<'_>) -> Sdt {
-    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
-    pci_host_bridge(platform, &mut dsdt);
-    motherboard(platform, &mut dsdt);
+    let mut aml = Vec::new();
+    pci_host_bridge(platform, &mut aml);
+    motherboard(platform, &mut aml);
     if let Some((port, gsi)) = platform.serial {
-        serial(port, gsi, &mut dsdt);
+        serial(port, gsi, &mut aml);
     }
-    slots(platform, &mut dsdt);
-    events(platform, &mut dsdt);
-    panic_event(platform, &mut dsdt);
-    Name::new("_S5_".into(), &Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO])).to_aml_bytes(&mut dsdt);
+    slots(platform, &mut aml);
+    events(platform, &mut aml);
+    panic_event(platform, &mut aml);
+    Name::new("_S5_".into(), &Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO])).to_aml_bytes(&mut aml);
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
+    // At once: a table computes its sum for whatever is appended.
+    dsdt.append_slice(&aml);
     dsdt
 }
 
-fn pci_host_bridge(platform: &Platform<'_>, dsdt: &mut Sdt) {
+fn pci_host_bridge(platform: &Platform<'_>, aml: &mut Vec<u8>) {
     let (first, last) = platform.pci_window;
     let buses = AddressSpace::new_bus_number(0u16, u16::from(platform.last_bus));
     let window = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
@@ -171,12 +174,12 @@ fn pci_host_bridge(platform: &Platform<'_>, dsdt: &mut Sdt) {
             ],
         )],
     )
-    .to_aml_bytes(dsdt);
+    .to_aml_bytes(aml);
 }
 
 /// Reserves the ECAM as a motherboard resource (PCI Firmware 3.3 §4.1.2): kernels before 6.10 that have no other way into
 /// configuration space use none that is not, and then see no device at all.
-fn motherboard(platform: &Platform<'_>, dsdt: &mut Sdt) {
+fn motherboard(platform: &Platform<'_>, aml: &mut Vec<u8>) {
     let len = (u32::from(platform.last_bus) + 1) << 20;
     // Below 4 GiB, as the layout has it.
     let ecam = Memory32Fixed::new(true, platform.ecam as u32, len);
@@ -191,10 +194,10 @@ fn motherboard(platform: &Platform<'_>, dsdt: &mut Sdt) {
             ],
         )],
     )
-    .to_aml_bytes(dsdt);
+    .to_aml_bytes(aml);
 }
 
-fn serial(port: u16, gsi: u32, dsdt: &mut Sdt) {
+fn serial(port: u16, gsi: u32, aml: &mut Vec<u8>) {
     let ports = IO::new(port, port, 1, 8);
     let interrupt = Interrupt::new(true, true, false, false, gsi);
     Scope::new(
@@ -208,7 +211,7 @@ fn serial(port: u16, gsi: u32, dsdt: &mut Sdt) {
             ],
         )],
     )
-    .to_aml_bytes(dsdt);
+    .to_aml_bytes(aml);
 }
 
 /// Value of a notification: look at the slot, there may be something new (ACPI 6.5 table 5.182).
@@ -220,7 +223,7 @@ const BUTTON_PRESSED: u8 = 0x80;
 
 /// Registers, a device per slot, and the methods that tell them apart. No method runs before there is news, and none of
 /// it is looked at during boot but the devices themselves: hence only as many as can be needed.
-fn slots(platform: &Platform<'_>, dsdt: &mut Sdt) {
+fn slots(platform: &Platform<'_>, aml: &mut Vec<u8>) {
     let (first, last) = platform.hotplug_slots;
     let name = |slot: u8| Path::new(&format!("S{slot:02}_"));
     let mut body: Vec<u8> = Vec::new();
@@ -259,7 +262,7 @@ fn slots(platform: &Platform<'_>, dsdt: &mut Sdt) {
     let told = MethodCall::new("HPNT".into(), vec![&inserted, &DEVICE_CHECK]);
     let wanted = MethodCall::new("HPNT".into(), vec![&asked, &EJECT_REQUEST]);
     Method::new("HPSC".into(), 0, true, vec![&told, &wanted]).to_aml_bytes(&mut body);
-    Scope::new("\\_SB_.PCI0".into(), vec![&Bytecode(body)]).to_aml_bytes(dsdt);
+    Scope::new("\\_SB_.PCI0".into(), vec![&Bytecode(body)]).to_aml_bytes(aml);
 }
 
 /// AML that was encoded already.
@@ -272,7 +275,7 @@ impl Aml for Bytecode {
 }
 
 /// A generic event device (ACPI 6.5 §5.6.9): the power button, and news of slots.
-fn events(platform: &Platform<'_>, dsdt: &mut Sdt) {
+fn events(platform: &Platform<'_>, aml: &mut Vec<u8>) {
     let interrupts = [platform.ged_gsi, platform.slots_gsi].map(|gsi| Interrupt::new(true, true, false, false, gsi));
     let [button_interrupt, slots_interrupt] = &interrupts;
     let button = Path::new("\\_SB_.PWRB");
@@ -301,11 +304,11 @@ fn events(platform: &Platform<'_>, dsdt: &mut Sdt) {
             ),
         ],
     )
-    .to_aml_bytes(dsdt);
+    .to_aml_bytes(aml);
 }
 
 /// pvpanic as the drivers of stock kernels know it: `QEMU0001` with one port (QEMU's docs/specs/pvpanic.rst).
-fn panic_event(platform: &Platform<'_>, dsdt: &mut Sdt) {
+fn panic_event(platform: &Platform<'_>, aml: &mut Vec<u8>) {
     let port = IO::new(platform.panic_port, platform.panic_port, 1, 1);
     Scope::new(
         "\\_SB_".into(),
@@ -317,7 +320,7 @@ fn panic_event(platform: &Platform<'_>, dsdt: &mut Sdt) {
             ],
         )],
     )
-    .to_aml_bytes(dsdt);
+    .to_aml_bytes(aml);
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@ use super::layout;
 use crate::model::MemorySpec;
 use crate::sys::guest_ram;
 
+/// So much from address 0 is in ordinary pages: the tables and the command line that the guest finds there are a few of
+/// them, and to clear a huge one takes as long as half of everything else before its first instruction.
+const SMALL: usize = guest_ram::HUGE_PAGE;
+
 /// Maps `memory_bytes` of guest memory. Ordinary pages are allocated when they are first touched, or at once if they are to
 /// be prefaulted; huge ones of the host's pool are reserved at once either way, so that none can be missing later.
 pub fn map(memory_bytes: u64, spec: &MemorySpec) -> io::Result<GuestMemoryMmap> {
@@ -16,8 +20,11 @@ pub fn map(memory_bytes: u64, spec: &MemorySpec) -> io::Result<GuestMemoryMmap> 
         .map(|(base, len)| {
             let len = usize::try_from(len).map_err(io::Error::other)?;
             let pages = spec.pages;
-            let region =
-                if pages.is_huge() { guest_ram::map_huge(len, pages.bytes() >> 10) } else { guest_ram::map(len) }?;
+            let region = if pages.is_huge() {
+                guest_ram::map_huge(len, pages.bytes() >> 10)?
+            } else {
+                guest_ram::map(len, if base == 0 { SMALL } else { 0 })?
+            };
             if spec.is_prefaulted {
                 guest_ram::prefault(&region)?;
             }
