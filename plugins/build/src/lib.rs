@@ -29,6 +29,15 @@ pub fn componentize(module: &[u8]) -> Result<Vec<u8>> {
     ComponentEncoder::default().validate(true).module(module)?.encode()
 }
 
+/// How much a compiler is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// What the project asks for.
+    Full,
+    /// Rust: nothing across crates, whatever the project's profile says. Done sooner, larger, and takes more fuel.
+    Quick,
+}
+
 /// What [`build`] made.
 pub struct Built {
     /// The component's bytes.
@@ -42,11 +51,11 @@ pub struct Built {
 ///
 /// # Errors
 /// A [`Missing`] if a tool is not there; else what is wrong with the project, or that its build failed.
-pub fn build(dir: &Path, toolbox: &Toolbox) -> Result<Built> {
+pub fn build(dir: &Path, toolbox: &Toolbox, effort: Effort) -> Result<Built> {
     match Project::read(dir)? {
         Project::Crate => {
             let toolchain = find().ok_or_else(Missing::rust)?;
-            Ok(Built { component: rust::build(&toolchain, dir)?, by: toolchain.description })
+            Ok(Built { component: rust::build(&toolchain, dir, effort)?, by: toolchain.description })
         }
         Project::Source(source) => match source.language {
             Language::C => c::build(&source, toolbox),

@@ -7,12 +7,15 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::componentize;
 use crate::toolchain::{TARGET, Toolchain};
+use crate::{Effort, componentize};
 
 /// Builds the crate in `dir`, and gives its component. The compiler's messages go to stderr.
-pub(crate) fn build(toolchain: &Toolchain, dir: &Path) -> Result<Vec<u8>> {
+pub(crate) fn build(toolchain: &Toolchain, dir: &Path, effort: Effort) -> Result<Vec<u8>> {
     let mut cargo = toolchain.cargo();
+    if effort == Effort::Quick {
+        cargo.env("CARGO_PROFILE_RELEASE_LTO", "false");
+    }
     cargo
         .current_dir(dir)
         .args(["build", "--release", "--lib", "--target", TARGET, "--message-format=json-render-diagnostics"])

@@ -63,6 +63,15 @@ pub(crate) struct PluginBuildArgs {
     /// Where the component is written
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) effort: EffortArgs,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct EffortArgs {
+    /// Do not optimise across crates (Rust): done sooner, but larger, and decisions take more fuel
+    #[arg(long)]
+    pub(crate) quick: bool,
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +165,8 @@ pub(crate) struct PluginPushArgs {
     /// Sign it with this private Ed25519 key, in PEM
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) effort: EffortArgs,
     #[command(flatten)]
     pub(crate) binding: PluginBindingArgs,
 }

@@ -26,7 +26,7 @@ use super::failure::Exit;
 
 pub(crate) use apply::ApplyArgs;
 pub(crate) use author::{
-    AuthorCommand, PluginBenchArgs, PluginBuildArgs, PluginCheckArgs, PluginFixtureArgs, PluginFuelArgs,
+    AuthorCommand, EffortArgs, PluginBenchArgs, PluginBuildArgs, PluginCheckArgs, PluginFixtureArgs, PluginFuelArgs,
     PluginLanguage, PluginNewArgs, PluginPushArgs, PluginRunArgs, PluginTestArgs,
 };
 pub(crate) use certs::{CertsCommand, CertsInitArgs, CertsRevokeArgs};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use plugin_build::{C_DEBIAN_PACKAGES, Missing, Toolbox};
+use plugin_build::{C_DEBIAN_PACKAGES, Effort, Missing, Toolbox};
 
 use super::{fingerprint, toolchain, write};
 use crate::progress::{output_of, step};
@@ -52,9 +52,9 @@ fn made(dir: &Path, python: &Python) -> Result<Vec<u8>> {
         install_packages(dir, python)?;
     }
     let toolbox = Toolbox::with(vec![python.node(), python.programs()]);
-    let built = match plugin_build::build(dir, &toolbox) {
+    let built = match plugin_build::build(dir, &toolbox, Effort::Full) {
         Err(error) if error.is::<Missing>() && toolchain::install(&C_DEBIAN_PACKAGES) => {
-            plugin_build::build(dir, &toolbox)
+            plugin_build::build(dir, &toolbox, Effort::Full)
         }
         built => built,
     };

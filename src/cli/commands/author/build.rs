@@ -2,19 +2,20 @@
 
 use std::path::Path;
 
-use plugin_build::{Built, Missing, Toolbox};
+use plugin_build::{Built, Effort, Missing, Toolbox};
 
-use crate::cli::args::PluginBuildArgs;
+use crate::cli::args::{EffortArgs, PluginBuildArgs};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::show;
 
 pub(super) fn build(arguments: &PluginBuildArgs) -> Result<(), Failure> {
-    show(&(made(&arguments.dir, &arguments.out)? + "\n"))
+    show(&(made(&arguments.dir, &arguments.out, arguments.effort)? + "\n"))
 }
 
 /// Builds the plugin in `dir` into the file `out`; what was made, for people.
-pub(super) fn made(dir: &Path, out: &Path) -> Result<String, Failure> {
-    let Built { component, by } = plugin_build::build(dir, &Toolbox::default()).map_err(|error| {
+pub(super) fn made(dir: &Path, out: &Path, effort: EffortArgs) -> Result<String, Failure> {
+    let effort = if effort.quick { Effort::Quick } else { Effort::Full };
+    let Built { component, by } = plugin_build::build(dir, &Toolbox::default(), effort).map_err(|error| {
         let failure = Failure::new(Exit::Refused, format!("{error:#}"));
         match error.downcast_ref::<Missing>() {
             Some(missing) => failure.hint(missing.install()),

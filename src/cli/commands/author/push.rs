@@ -17,13 +17,13 @@ use crate::cli::failure::Failure;
 use crate::cli::print;
 
 pub(super) async fn push(arguments: PluginPushArgs, global: &GlobalArgs) -> Result<(), Failure> {
-    let PluginPushArgs { dir, key, binding } = arguments;
+    let PluginPushArgs { dir, key, effort, binding } = arguments;
     let mut steps = Steps(Instant::now());
     let dir = std::fs::canonicalize(&dir)
         .map_err(|error| Failure::local(format_args!("cannot read {}", dir.display()), &error))?;
     let plugin = plugin_id(binding.name.as_deref(), Some(&dir))?;
     let file = file(&dir, plugin.as_str())?;
-    steps.done(&build::made(&dir, &file)?);
+    steps.done(&build::made(&dir, &file, effort)?);
     let fixtures = dir.join("fixtures");
     if fixtures.is_dir() {
         let passed = suite::passed(&file, &fixtures).await?;
