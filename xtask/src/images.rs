@@ -5,7 +5,7 @@
 //!                   linux-6.12-full/{vmlinux,bzImage,initrd}    with drivers of physical devices: igbvf, nvme
 //!                   hostile/vmlinux               a guest that breaks every rule (assets/hostile.rs)
 //!                   hello.img                             ext4, 8 MiB, one file: hello.txt
-//!                   fio.img                               ext4, 4 MiB, one program: fio
+//!                   fio.img                               a program, fio, to a whole sector
 //!                   broken/{empty,text,truncated-vmlinux,aarch64-vmlinux,truncated-bzImage}
 //! ```
 
@@ -24,7 +24,7 @@ use std::process::Command;
 pub(crate) const HELLO: &str = "hello from the block device";
 const HOSTILE: &str = include_str!("../assets/hostile.rs");
 const HELLO_SIZE: &str = "8M";
-const FIO_SIZE: &str = "4M";
+const SECTOR: usize = 512;
 /// The lab host's own kernel as a guest: the others are for virtual devices only.
 const FULL: &str = "linux-6.12-full";
 
@@ -48,10 +48,9 @@ pub(crate) fn make(workspace: &Workspace) -> Result<PathBuf> {
             Ok(fs::write(content.join("hello.txt"), format!("{HELLO}\n"))?)
         })?;
         if let Some(sources) = &packages.fio {
-            let fio = fio::build(workspace, sources)?;
-            disk(&packages, &directory.join("fio.img"), FIO_SIZE, |content| {
-                Ok(fs::copy(&fio, content.join("fio")).map(drop)?)
-            })?;
+            let mut fio = fs::read(fio::build(workspace, sources)?)?;
+            fio.resize(fio.len().next_multiple_of(SECTOR), 0);
+            write_changed(&directory.join("fio.img"), &fio)?;
         }
         write_changed(&directory.join("hostile/vmlinux"), &hostile(workspace)?)?;
         broken(&directory)
@@ -115,7 +114,6 @@ pub(crate) fn ext4(packages: &Packages, content: &Path, image: &Path, size: &str
     Ok(())
 }
 
-/// Files that a hypervisor must refuse, each with its own reason.
 /// Builds the guest that breaks every rule, a kernel of its own, by the compiler alone.
 fn hostile(workspace: &Workspace) -> Result<Vec<u8>> {
     let source = workspace.lab("hostile.rs");
@@ -129,6 +127,7 @@ fn hostile(workspace: &Workspace) -> Result<Vec<u8>> {
     fs::read(&program).with_context(|| format!("cannot read {}", program.display()))
 }
 
+/// Files that a hypervisor must refuse, each with its own reason.
 fn broken(images: &Path) -> Result<()> {
     let whole = fs::read(images.join("linux-6.12/vmlinux"))?;
     let image = fs::read(images.join("linux-6.12/bzImage"))?;
