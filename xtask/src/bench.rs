@@ -7,9 +7,10 @@
 //! `jail`, `load` and `policy`: they need no guest, run on this machine in real time, and leave `target/jail.json`,
 //! `target/load.json` and `target/policy.json`.
 
+use crate::cargo::{self, build_ostler};
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
-use crate::test::{assets, build_ostler, cargo};
+use crate::test::assets;
 use crate::workspace::{Workspace, remove};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -134,7 +135,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<E
 
 fn build(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     let command = ["build", "--release", "--package", "ostler", "--bench", name];
-    step("building the bench program", || cargo(workspace, &command))?
+    step("building the bench program", || cargo::build(workspace, &command))?
         .into_iter()
         .find(|message| message.is_executable(name, "bench"))
         .and_then(|message| message.executable)

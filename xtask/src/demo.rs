@@ -2,8 +2,9 @@
 //!
 //! The demo itself is a shell script, `assets/demo.sh`: what it does can be typed.
 
+use crate::cargo::build_ostler;
 use crate::lab::{self, Errand, probe};
-use crate::test::{assets, build_ostler};
+use crate::test::assets;
 use crate::workspace::{Workspace, remove};
 use anyhow::{Context, Result};
 use clap::Args;

@@ -4,6 +4,7 @@
 //! compiler's, and needs no nightly one. What a target finds of interest is kept in `target/fuzz/corpus/<target>`, from
 //! where the next run goes on; an input that fails is left in `target/fuzz/failures/<target>`.
 
+use crate::cargo;
 use crate::progress::step;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
@@ -110,7 +111,7 @@ fn build(workspace: &Workspace, with_sanitizer: bool) -> Result<PathBuf> {
     // The versions that are shipped; cargo adds what only the fuzzer needs.
     fs::copy(workspace.root().join("Cargo.lock"), workspace.root().join("fuzz/Cargo.lock"))
         .context("cannot write fuzz/Cargo.lock")?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo::command();
     command
         .current_dir(workspace.root().join("fuzz"))
         .args(["build", "--release", "--target", TRIPLE, "--bins"])

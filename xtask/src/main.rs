@@ -5,6 +5,7 @@
 
 mod archive;
 mod bench;
+mod cargo;
 mod client;
 mod debian;
 mod demo;

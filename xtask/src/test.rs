@@ -7,6 +7,7 @@
 //! in the lab, `examples/`), `OSTLER_PYTHON` (in the lab: its own interpreter) and `OSTLER_SKIPPED` (a file to which a test that lacks something appends one line, `<test>: needs …`, before it returns). Unit tests of the
 //! library that lack something of this machine (vhost-net, taps) are run once more in the lab, which has it.
 
+use crate::cargo::{self, Message};
 use crate::lab::{self, Errand, probe};
 use crate::progress::step;
 use crate::workspace::{Workspace, remove};
@@ -72,39 +73,6 @@ struct Tally {
     skipped: Vec<String>,
 }
 
-/// What cargo says of one artifact.
-#[derive(Deserialize)]
-pub(crate) struct Message {
-    reason: String,
-    /// The program, if the artifact is one.
-    #[serde(default)]
-    pub(crate) executable: Option<PathBuf>,
-    #[serde(default)]
-    manifest_path: PathBuf,
-    #[serde(default)]
-    target: Target,
-    #[serde(default)]
-    profile: Profile,
-}
-
-#[derive(Default, Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-#[derive(Default, Deserialize)]
-struct Profile {
-    test: bool,
-}
-
-impl Message {
-    /// Whether this is the program of that name and kind (`bin`, `test`, `bench`).
-    pub(crate) fn is_executable(&self, name: &str, kind: &str) -> bool {
-        self.executable.is_some() && self.target.name == name && self.target.kind.iter().any(|known| known == kind)
-    }
-}
-
 /// Runs the chore.
 pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
     let assets = assets(workspace)?;
@@ -164,22 +132,6 @@ pub(crate) fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<Ex
     Ok(tally.report(std::env::var("CI").is_ok_and(|ci| ci == "true")))
 }
 
-/// Builds the `ostler` program and returns its path.
-pub(crate) fn build_ostler(workspace: &Workspace) -> Result<PathBuf> {
-    let messages =
-        step("building ostler", || cargo(workspace, &["build", "--release", "--package", "ostler", "--bins"]))?;
-    ostler_of(&messages)
-}
-
-/// The `ostler` program among what cargo built; its unit tests, an executable of the same name, are not it.
-fn ostler_of(messages: &[Message]) -> Result<PathBuf> {
-    messages
-        .iter()
-        .find(|message| message.is_executable("ostler", "bin") && !message.profile.test)
-        .and_then(|message| message.executable.clone())
-        .context("cargo built no program named ostler")
-}
-
 /// Makes plugins and images, and a directory that has both.
 pub(crate) fn assets(workspace: &Workspace) -> Result<PathBuf> {
     let images = images::make(workspace)?;
@@ -211,8 +163,8 @@ fn build_tests(workspace: &Workspace, wanted: &[String], guests: &[String]) -> R
     let mut command = vec!["test", "--release", "--workspace", "--no-run", "--features", "ostler/lab"];
     let is_file = |name: &str| workspace.root().join("tests").join(format!("{name}.rs")).is_file();
     command.extend(targets(wanted, guests, is_file));
-    let messages = step("building ostler and its tests", || cargo(workspace, &command))?;
-    let ostler = ostler_of(&messages)?;
+    let messages = step("building ostler and its tests", || cargo::build(workspace, &command))?;
+    let ostler = cargo::ostler_of(&messages)?;
     let program = |message: Message| {
         let package_directory = message.manifest_path.parent()?.to_path_buf();
         let name = match message.target.kind.first().map(String::as_str) {
@@ -254,7 +206,7 @@ struct Guests {
 
 impl Guests {
     fn of(manifest: &Path) -> Result<Self> {
-        let output = Command::new(cargo_program())
+        let output = cargo::command()
             .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
             .arg(manifest)
             .output()
@@ -266,27 +218,6 @@ impl Guests {
         let root = root.context("cargo metadata does not name the root package")?;
         serde_json::from_value(root["metadata"]["lab"].clone()).context("[package.metadata.lab] of Cargo.toml")
     }
-}
-
-/// Runs cargo in the workspace and returns what it says of its artifacts; its own messages go to the terminal.
-pub(crate) fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Vec<Message>> {
-    let output = Command::new(cargo_program())
-        .current_dir(workspace.root())
-        .args(arguments)
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("cargo {} failed; its messages are above", arguments.join(" "));
-    }
-    let messages =
-        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Message>(line).ok());
-    Ok(messages.filter(|message| message.reason == "compiler-artifact").collect())
-}
-
-fn cargo_program() -> PathBuf {
-    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
 impl Program {
