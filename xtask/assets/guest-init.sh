@@ -141,6 +141,12 @@ for word in $words; do
     ostler.exec=panic) echo c >/proc/sysrq-trigger ;;
     esac
 done
+# A press of the button is lost before the daemon, in the background by now, has opened its events.
+tries=0
+until ls -l "/proc/$(busybox pidof acpid)/fd" 2>/dev/null | grep -q /dev/input || [ $tries -eq 50 ]; do
+    tries=$((tries + 1))
+    usleep 20000
+done
 echo "ostler-guest: ready"
 export PS1='guest# '
 while :; do
