@@ -1,9 +1,9 @@
 //! The WebAssembly engine and its clock. Key types: [`Sandbox`], [`Clock`].
 //!
 //! Instances come from a pool of memory slots. A plugin is stopped by fuel (deterministic, the usual way) or when it has had
-//! its processor time (the backstop), which is looked at with the epoch. Time in which
-//! others keep it from the processor is not the plugin's: a busy host would deny what is in order, and open breakers.
-//! Everything that would make a decision depend on the machine or the moment is off: threads, relaxed SIMD, NaN bits.
+//! its processor time (the backstop), which is looked at with the epoch. Time in which others keep it from the processor is
+//! not the plugin's: a busy host would deny what is in order, and open breakers. Everything that would make a decision depend
+//! on the machine or the moment is off: threads, relaxed SIMD, NaN bits.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

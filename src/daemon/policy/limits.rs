@@ -39,7 +39,7 @@ pub struct Limits {
     /// Linear memory of an instance, in bytes, a multiple of 64 KiB. Default 16 MiB: Python begins
     /// with 12.
     pub memory_bytes: usize,
-    /// Most processor time of one call. Default 50 ms.
+    /// Most processor time of one call, give or take 10 ms. Default 50 ms.
     pub deadline: Duration,
     /// Most work in one call, in units of about one WebAssembly instruction. Unlike the deadline it does not depend on
     /// the machine, so that the same plugin fails at the same place everywhere. Default 20,000,000 (a few milliseconds).
