@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -133,6 +134,24 @@ fn a_stranger_gets_from_nothing_to_a_component() {
         assert!(lacking.code == Some(1) && told, "{}", lacking.error);
     }
     assert!(!desk.path().join("x.wasm").exists());
+}
+
+#[test]
+fn a_strangers_crate_becomes_a_component_too() {
+    let desk = Desk::new();
+    assert_eq!(desk.ostler(&[&"new", &"mine"]).code, Some(0));
+    // With all of the author's environment: cargo has to find what the crate depends on.
+    let build = || {
+        let mut command = Command::new(assets::binary());
+        run(command.current_dir(desk.path()).args(["plugin", "build", "mine", "--out", "mine.wasm", "--quick"]))
+    };
+    let built = build();
+    assert_eq!(built.code, Some(0), "{}{}", built.out, built.error);
+    let tested = desk.ostler(&[&"test", &"mine.wasm", &"mine/fixtures"]);
+    assert!(tested.code == Some(0) && tested.out.contains(" 0 failed"), "{}{}", tested.out, tested.error);
+    desk.write("mine/src/lib.rs", b"fn plugin() -> u32 {\n    missing\n}\n");
+    let broken = build();
+    assert!(broken.code == Some(1) && broken.error.contains("src/lib.rs:2:5"), "{}", broken.error);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -12,15 +12,7 @@ use crate::{Effort, componentize};
 
 /// Builds the crate in `dir`, and gives its component. The compiler's messages go to stderr.
 pub(crate) fn build(toolchain: &Toolchain, dir: &Path, effort: Effort) -> Result<Vec<u8>> {
-    let mut cargo = toolchain.cargo();
-    if effort == Effort::Quick {
-        cargo.env("CARGO_PROFILE_RELEASE_LTO", "false");
-    }
-    cargo
-        .current_dir(dir)
-        .args(["build", "--release", "--lib", "--target", TARGET, "--message-format=json-render-diagnostics"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
+    let mut cargo = command(toolchain.cargo(), dir, effort);
     let output = cargo.output().with_context(|| format!("cannot run {:?}", cargo.get_program()))?;
     ensure!(output.status.success(), "the build failed ({}); the compiler's messages are above", output.status);
     let module = made(&output.stdout).context("the build made no .wasm: is the crate's type `cdylib`?")?;
@@ -29,6 +21,18 @@ pub(crate) fn build(toolchain: &Toolchain, dir: &Path, effort: Effort) -> Result
         Ok(component) => Ok(component),
         Err(error) => bail!("{} cannot be made a component: {error:#}", module.display()),
     }
+}
+
+fn command(mut cargo: Command, dir: &Path, effort: Effort) -> Command {
+    if effort == Effort::Quick {
+        cargo.env("CARGO_PROFILE_RELEASE_LTO", "false");
+    }
+    cargo
+        .current_dir(dir)
+        .args(["build", "--release", "--lib", "--target", TARGET, "--message-format=json-render-diagnostics"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    cargo
 }
 
 /// The last core module that cargo tells of: that of the crate itself.
@@ -44,6 +48,16 @@ fn made(messages: &[u8]) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_quick_build_overrules_the_project() {
+        let overruled = |effort| {
+            let cargo = command(Command::new("cargo"), Path::new("mine"), effort);
+            cargo.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect::<Vec<_>>()
+        };
+        assert_eq!(overruled(Effort::Quick), [("CARGO_PROFILE_RELEASE_LTO".into(), Some("false".into()))]);
+        assert_eq!(overruled(Effort::Full), []);
+    }
 
     #[test]
     fn the_crates_own_module_is_the_last_that_was_made() {

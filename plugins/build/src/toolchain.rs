@@ -7,6 +7,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 /// Its core modules import nothing but what their WIT world grants.
 pub const TARGET: &str = "wasm32-unknown-unknown";
@@ -63,24 +64,61 @@ fn leaks_into_the_build(name: &OsString) -> bool {
 
 /// The first toolchain that can build plugins.
 pub fn find() -> Option<Toolchain> {
-    own_with_target().or_else(debian)
-}
-
-/// The compiler that the user builds Ostler with, if it has the target's library.
-fn own_with_target() -> Option<Toolchain> {
-    let sysroot = PathBuf::from(output("rustc", &["--print", "sysroot"])?);
-    sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir().then(|| Toolchain {
-        description: format!("{} and its {TARGET} library", output("rustc", &["--version"]).unwrap_or_default()),
-        cargo: "cargo".into(),
-        build_std: None,
+    // A compiler takes longer to say who it is than an edit may wait: both are asked at once.
+    thread::scope(|scope| {
+        let debian = scope.spawn(debian_version);
+        let own = Own::find();
+        if let Some(own) = own.as_ref().filter(|own| own.has_target()) {
+            return Some(own.toolchain());
+        }
+        debian_toolchain(debian.join().ok()??, own)
     })
 }
 
-/// Debian's newer compiler for web browsers, if its library source and a linker are there.
-fn debian() -> Option<Toolchain> {
+/// The compiler that the user builds Ostler with.
+struct Own {
+    sysroot: PathBuf,
+    /// The library of its own host, beside which it has its tools.
+    host_library: PathBuf,
+}
+
+impl Own {
+    fn find() -> Option<Self> {
+        let paths = output("rustc", &["--print", "sysroot", "--print", "target-libdir"])?;
+        let mut paths = paths.lines().map(PathBuf::from);
+        Some(Self { sysroot: paths.next()?, host_library: paths.next()? })
+    }
+
+    fn has_target(&self) -> bool {
+        self.sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir()
+    }
+
+    fn toolchain(&self) -> Toolchain {
+        Toolchain {
+            description: format!("{} and its {TARGET} library", version("rustc").unwrap_or_default()),
+            cargo: "cargo".into(),
+            build_std: None,
+        }
+    }
+
+    fn linker(&self) -> Option<PathBuf> {
+        Some(self.host_library.parent()?.join("bin/rust-lld"))
+    }
+}
+
+/// Of Debian's newer compiler for web browsers, if its library source is there.
+fn debian_version() -> Option<String> {
     let is_there = [DEBIAN_RUSTC, DEBIAN_CARGO, LIBRARY_SOURCE].iter().all(|path| Path::new(path).exists());
-    let version = is_there.then(|| output(DEBIAN_RUSTC, &["--version"])).flatten()?;
-    let linker = is_new_enough(&version).then(linker).flatten()?;
+    is_there.then(|| version(DEBIAN_RUSTC)).flatten()
+}
+
+/// That compiler, if it is of this `version` and there is a linker: `rust-lld` of the user's own, else Debian's `wasm-ld`.
+fn debian_toolchain(version: String, own: Option<Own>) -> Option<Toolchain> {
+    if !is_new_enough(&version) {
+        return None;
+    }
+    let debian = ["/usr/bin/wasm-ld", "/usr/bin/wasm-ld-19", "/usr/bin/wasm-ld-14"].map(PathBuf::from);
+    let linker = own.and_then(|own| own.linker()).into_iter().chain(debian).find(|path| path.exists())?;
     Some(Toolchain {
         description: format!("{version} (Debian), library from source, linker {}", linker.display()),
         cargo: DEBIAN_CARGO.into(),
@@ -95,19 +133,15 @@ fn is_new_enough(version: &str) -> bool {
     version >= numbers(OLDEST)
 }
 
-/// `rust-lld` of the user's own compiler, else Debian's `wasm-ld`.
-fn linker() -> Option<PathBuf> {
-    let own = output("rustc", &["--print", "target-libdir"])
-        .and_then(|libdir| Some(Path::new(&libdir).parent()?.join("bin/rust-lld")));
-    let debian = ["/usr/bin/wasm-ld", "/usr/bin/wasm-ld-19", "/usr/bin/wasm-ld-14"].map(PathBuf::from);
-    own.into_iter().chain(debian).find(|path| path.exists())
+/// `rustc 1.96.0 (…)`.
+fn version(rustc: &str) -> Option<String> {
+    Some(output(rustc, &["--version"])?.lines().next()?.to_owned())
 }
 
-/// First line of a program's output, if it was there and succeeded.
+/// A program's output, if it was there and succeeded.
 fn output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).stderr(Stdio::inherit()).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+    output.status.success().then(|| String::from_utf8(output.stdout).ok()).flatten()
 }
 
 #[cfg(test)]
