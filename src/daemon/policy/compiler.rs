@@ -11,10 +11,12 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -50,6 +52,10 @@ pub(super) const NOBODY: u32 = 65534;
 const SIGXCPU: i32 = 24;
 const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
+/// Threads that compile functions of one component, at most: beyond these the linker of what they made is what takes long.
+const MAX_THREADS: usize = 4;
+/// Of each, in bytes: what the first thread of a process has by default.
+const THREAD_STACK_BYTES: usize = 8 << 20;
 
 /// Where and how components are compiled.
 #[derive(Debug, Clone)]
@@ -269,11 +275,23 @@ fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
         Err(error) if !is_lenient => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    confine::limit(Resource::Nproc, 0)?;
     namespaces::gain_no_privileges()?;
+    // Threads have the rights of the thread that makes them: made now, and none later.
+    make_threads()?;
+    confine::limit(Resource::Nproc, 0)?;
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    seccompiler::apply_filter(&confine::filter(Vec::new(), refused)?).map_err(io::Error::other)?;
+    let filter = confine::filter(Vec::new(), refused)?;
+    seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other)?;
     Ok(engine)
+}
+
+/// Those that wasmtime compiles on, one for each processor that this process may use; returns when all have begun.
+fn make_threads() -> io::Result<()> {
+    let count = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).stack_size(THREAD_STACK_BYTES);
+    pool.build_global().map_err(io::Error::other)?;
+    rayon::broadcast(|_| ());
+    Ok(())
 }
 
 #[cfg(test)]
