@@ -117,6 +117,17 @@ fn a_run_shows_the_answer_its_cost_and_what_was_logged() {
         let seen = desk.ostler(&[&"run", &desk.plugin(&format!("hostile/{name}")), &"--fixture", &fixture]);
         assert!(seen.code == Some(1) && seen.error.contains(code), "{name}: {}{}", seen.out, seen.error);
     }
+    // And where it failed: the opcode of `unreachable` (core specification §5.4.1), and the end of the function behind it.
+    let trap = desk.plugin("hostile/trap");
+    let seen = desk.ostler(&[&"run", &trap, &"--fixture", &fixture, &"-o", &"json"]).json();
+    let (function, at) = seen["backtrace"][0].as_str().unwrap().rsplit_once(" at 0x").unwrap();
+    let at = usize::from_str_radix(at, 16).unwrap();
+    assert_eq!(
+        (&std::fs::read(&trap).unwrap()[at..at + 2], seen["backtrace"].as_array().unwrap().len()),
+        (&[0, 0x0b][..], 1)
+    );
+    let text = desk.ostler(&[&"run", &trap, &"--fixture", &fixture]).out;
+    assert!(function.starts_with("function ") && text.contains(&format!("failed in  {function} at")), "{text}");
 }
 
 #[test]

@@ -139,6 +139,11 @@ fn whatever_a_shadow_does_wrong_is_on_record_and_nothing_else() {
         let (_, code, differs) = said(&first).into_iter().find(|(plugin, ..)| *plugin == name).unwrap();
         assert!(codes.contains(&code) && differs, "{name}: {code}, {differs}");
     }
+    // Where each failed; whose answer was no use had returned.
+    let told = first.shadows.iter().filter_map(|shadow| shadow.link.as_ref());
+    let mut failed: Vec<_> = told.filter(|link| !link.backtrace.is_empty()).map(|link| link.plugin.as_str()).collect();
+    failed.sort_unstable();
+    assert_eq!(failed, ["log-flood", "loop", "memory", "trap"], "{first:?}");
     // They are left alone, the one that decides is not.
     let listed = operator.plugins("").unwrap();
     let open = |name: &str| listed.iter().find(|plugin| plugin.name == name).unwrap().breakers.len();

@@ -65,6 +65,8 @@ pub struct Spoken<T> {
     pub kv: Option<KvSpoken>,
     /// What it looked at of the inventory, if it was given that.
     pub inventory: Option<InventorySpoken>,
+    /// Where it failed, the innermost function first.
+    pub backtrace: Vec<String>,
 }
 
 /// What a plugin did with its store in one call.

@@ -61,6 +61,8 @@ struct LinkView {
     kv_wrote: serde_json::Value,
     /// What it looked at of what the tenant has; null if it sees nothing of it.
     inventory: serde_json::Value,
+    /// Where it failed, the innermost function first; empty if it did not.
+    backtrace: Vec<String>,
 }
 
 /// A decision as a table.
@@ -154,6 +156,7 @@ impl From<v1::DecisionLink> for LinkView {
             kv_read: json(&link.kv_read),
             kv_wrote: json(&link.kv_wrote),
             inventory: json(&link.inventory),
+            backtrace: link.backtrace,
         }
     }
 }
@@ -245,7 +248,8 @@ impl LinkView {
         } else {
             format!("; read {}, wrote {}", self.kv_read, self.kv_wrote)
         };
-        format!("{who} {}{detail}, {} fuel in {took}{kv}{}", self.verdict, self.fuel, self.saw())
+        let failed: String = self.backtrace.iter().map(|frame| format!("\n  in {frame}")).collect();
+        format!("{who} {}{detail}, {} fuel in {took}{kv}{}{failed}", self.verdict, self.fuel, self.saw())
     }
 }
 

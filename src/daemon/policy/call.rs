@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use wasmtime::component::{Instance, InstancePre};
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+use wasmtime::{FrameInfo, PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
 use crate::model::{InventoryView, KvView, PolicyFault};
 use crate::wire::policy::{InventorySpoken, KvSpoken, Spoken};
@@ -19,7 +19,7 @@ use super::imports::bindings::exports::ostler::policy::{
 };
 use super::imports::bindings::ostler::policy::types;
 use super::imports::{Call, Memory, NoMemory, NoSight, Notes, Sight, TooManyHostCalls};
-use super::limits::{Limits, MAX_MESSAGE_BYTES};
+use super::limits::{Limits, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use super::plugin::Settings;
 use super::text::to_line;
 
@@ -50,12 +50,22 @@ pub(super) struct Site<'a> {
     views: RefCell<(Option<KvView>, Option<InventoryView>)>,
     /// What that did with them.
     spoken: RefCell<(Option<KvSpoken>, Option<InventorySpoken>)>,
+    /// Where the last of its calls failed, if it did.
+    backtrace: RefCell<Vec<String>>,
 }
 
 impl<'a> Site<'a> {
     pub(super) fn new(sandbox: &'a Sandbox, code: &'a Code, settings: &'a Settings) -> Self {
-        let (fuel, notes) = (Cell::default(), RefCell::default());
-        Self { sandbox, code, settings, fuel, notes, views: RefCell::default(), spoken: RefCell::default() }
+        Self {
+            sandbox,
+            code,
+            settings,
+            fuel: Cell::default(),
+            notes: RefCell::default(),
+            views: RefCell::default(),
+            spoken: RefCell::default(),
+            backtrace: RefCell::default(),
+        }
     }
 
     /// The same with what the plugin remembers, and sees of the inventory.
@@ -68,7 +78,8 @@ impl<'a> Site<'a> {
     pub(super) fn spoken<T>(self, said: Result<T, PolicyFault>) -> Spoken<T> {
         let Notes { lines, dropped } = self.notes.into_inner();
         let (kv, inventory) = self.spoken.into_inner();
-        Spoken { said, fuel: self.fuel.get(), notes: lines, dropped, kv, inventory }
+        let backtrace = self.backtrace.into_inner();
+        Spoken { said, fuel: self.fuel.get(), notes: lines, dropped, kv, inventory, backtrace }
     }
 
     /// What the plugin says about itself, unchecked.
@@ -100,13 +111,30 @@ impl<'a> Site<'a> {
         let answer = instance.and_then(|instance| f(self.code, &mut store, &instance));
         let spent = limits.fuel.saturating_sub(store.get_fuel().unwrap_or(0));
         self.fuel.set(self.fuel.get().saturating_add(spent));
-        let answer = answer.map_err(|error| fault(&error, store.data(), limits));
+        let answer = answer.map_err(|error| {
+            self.backtrace.replace(backtrace(&error));
+            fault(&error, store.data(), limits)
+        });
         let Call { notes, memory, sight, .. } = store.into_data();
         self.notes.replace(notes);
         let kv = memory.map(|memory| memory.into_spoken(answer.is_err()));
         self.spoken.replace((kv, sight.map(Sight::into_spoken)));
         answer
     }
+}
+
+/// The functions under way when it failed, the innermost first.
+fn backtrace(error: &wasmtime::Error) -> Vec<String> {
+    let frame = |frame: &FrameInfo| {
+        let function = match frame.func_name() {
+            Some(name) => name.to_owned(),
+            None => format!("function {}", frame.func_index()),
+        };
+        let at = frame.module_offset().map(|offset| format!(" at {offset:#x}")).unwrap_or_default();
+        // The end is kept: names may be long.
+        to_line(&function, MAX_FRAME_BYTES - at.len()) + &at
+    };
+    error.downcast_ref::<WasmBacktrace>().map(|trace| trace.frames().iter().map(frame).collect()).unwrap_or_default()
 }
 
 fn fault(error: &wasmtime::Error, call: &Call, limits: &Limits) -> PolicyFault {

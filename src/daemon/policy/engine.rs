@@ -5,7 +5,6 @@
 //! not the plugin's: a busy host would deny what is in order, and open breakers. Everything that would make a decision depend
 //! on the machine or the moment is off: threads, relaxed SIMD, NaN bits.
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
@@ -18,7 +17,7 @@ use wasmtime::{
 };
 
 use super::imports::Call;
-use super::limits::Limits;
+use super::limits::{Limits, MAX_FRAMES};
 
 /// Core modules in one component: a plugin in Python has 38. They cost nothing before they are instantiated.
 const CORE_INSTANCES: u32 = 64;
@@ -128,7 +127,7 @@ pub(super) fn config(limits: &Limits) -> Config {
         .wasm_tail_call(false)
         .max_wasm_stack(STACK_BYTES)
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
-        .wasm_backtrace_max_frames(NonZeroUsize::new(8))
+        .wasm_backtrace_max_frames(Some(MAX_FRAMES))
         .native_unwind_info(false)
         // Data is copied in: an image would be a memfd per plugin, and nothing bounds what such files take.
         .memory_init_cow(false)

@@ -20,7 +20,7 @@ use super::keeper::Keeper;
 use super::notes;
 use super::plugin::Bound;
 use super::queue::Queue;
-use super::view::{self, Seen, View, Views};
+use super::view::{self, Trail, View, Views};
 
 /// Decisions that wait.
 pub(super) type Jobs = Queue<Job>;
@@ -49,7 +49,7 @@ pub(super) enum Part {
 /// An opinion, and what whoever has it did with what it may see.
 pub(super) struct Voice<V> {
     pub(super) opinion: Opinion<V>,
-    pub(super) seen: Seen,
+    pub(super) trail: Trail,
 }
 
 /// Where the voices of a decision arrive, in the order asked.
@@ -113,7 +113,7 @@ impl Asker {
                 hook: Q::HOOK,
                 tenant: question.tenant().clone(),
             };
-            let (verdict, fuel, seen) = if started.duration_since(asked) > patience {
+            let (verdict, fuel, trail) = if started.duration_since(asked) > patience {
                 silent(PolicyFault::Unavailable(format!("decision waited longer than {patience:?}")))
             } else if let Err(open) = self.breakers.check(&key(), started) {
                 silent(open)
@@ -127,7 +127,7 @@ impl Asker {
             };
             let opinion = opinion(bound, verdict, fuel, started.elapsed());
             let is_last = self.part == Part::Chain && hook::decides::<Q>(&opinion);
-            voices.push(Voice { opinion, seen });
+            voices.push(Voice { opinion, trail });
             if is_last {
                 break;
             }
@@ -135,7 +135,7 @@ impl Asker {
         voices
     }
 
-    /// The answer, what it cost and what was seen; `None` while there is no policy host.
+    /// The answer, what it cost and what was trail; `None` while there is no policy host.
     fn ask<Q: Question>(&self, bound: &Bound, view: View<'_>, question: &Q) -> Option<Answered<Q::Verdict>> {
         let (compiled, settings) = match bound.plugin.code() {
             Ok(code) => code,
@@ -147,23 +147,23 @@ impl Asker {
             Part::Shadows => session.rehearse(compiled, settings, view, question),
         };
         Some(match spoken {
-            Ok(Spoken { said, fuel, notes, dropped, kv, inventory }) => {
+            Ok(Spoken { said, fuel, notes, dropped, kv, inventory, backtrace }) => {
                 notes::write(&bound.name, notes, dropped);
                 let said = hook::checked(question, said, &bound.scope);
-                let (said, seen) = view::heard(view, said, (kv, inventory));
-                (said, fuel, seen)
+                let (said, trail) = view::heard(view, said, (kv, inventory, backtrace));
+                (said, fuel, trail)
             }
             Err(fault) => silent(fault),
         })
     }
 }
 
-/// An answer, its cost, and what was done with what was seen.
-type Answered<V> = (Result<V, PolicyFault>, u64, Seen);
+/// An answer, its cost, and what was done with what was trail.
+type Answered<V> = (Result<V, PolicyFault>, u64, Trail);
 
 /// Of somebody who was not asked, or not heard.
 fn silent<V>(fault: PolicyFault) -> Answered<V> {
-    (Err(fault), 0, Seen::default())
+    (Err(fault), 0, Trail::default())
 }
 
 /// `verdict` as the opinion of `bound`.

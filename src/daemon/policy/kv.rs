@@ -26,7 +26,7 @@ use crate::wire::policy::KvSpoken;
 
 use super::limits::Limits;
 use super::plugin::Bound;
-use super::view::Seen;
+use super::view::Trail;
 
 /// Where stores are kept.
 pub trait KvShelf: fmt::Debug + Send + Sync {
@@ -140,10 +140,15 @@ pub(super) fn heard<V>(
 }
 
 /// What is to be kept of what those who decided wrote.
-pub(super) fn changes<V>(chain: &[Bound], tenant: &TenantId, opinions: &[Opinion<V>], seen: &[Seen]) -> Vec<KvChange> {
-    let asked = chain.iter().zip(opinions).zip(seen);
-    let wrote = asked.filter_map(|((bound, opinion), seen)| {
-        let KvUse { read, wrote } = seen.kv.as_ref().filter(|_| opinion.verdict.is_ok())?;
+pub(super) fn changes<V>(
+    chain: &[Bound],
+    tenant: &TenantId,
+    opinions: &[Opinion<V>],
+    trails: &[Trail],
+) -> Vec<KvChange> {
+    let asked = chain.iter().zip(opinions).zip(trails);
+    let wrote = asked.filter_map(|((bound, opinion), trail)| {
+        let KvUse { read, wrote } = trail.kv.as_ref().filter(|_| opinion.verdict.is_ok())?;
         let change = KvChange { place: place(bound, tenant), moment_s: read.moment_s, wrote: wrote.clone() };
         (!wrote.is_empty()).then_some(change)
     });

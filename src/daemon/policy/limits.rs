@@ -1,6 +1,7 @@
 //! Every limit of the policy host. Key type: [`Limits`], what an operator may tune; the constants are part of the
 //! contract in `wit/` and not tunable.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,10 @@ pub(super) const MAX_MESSAGE_BYTES: usize = 512;
 pub(super) const MAX_CODE_BYTES: usize = 64;
 /// Log lines that one call may keep.
 pub(super) const MAX_LOG_LINES: usize = 16;
+/// Functions that a failed call's backtrace names, the innermost ones.
+pub(super) const MAX_FRAMES: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+/// Longest text of one of them, in bytes.
+pub(super) const MAX_FRAME_BYTES: usize = 160;
 /// Imports that one call may call: their work is the host's, which fuel does not count.
 pub(super) const MAX_HOST_CALLS: u32 = 1024;
 /// Patches in one answer.

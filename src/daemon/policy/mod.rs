@@ -69,7 +69,7 @@ use keeper::Keeper;
 use kv::Memories;
 use plugin::{Compiled, Kept, Released};
 use queue::Full;
-use view::{Seen, Views, sees};
+use view::{Trail, Views, sees};
 
 pub use breaker::BreakerState;
 pub use compiler::{ArtefactFiles, CompilerConfig, ROLE as COMPILER_ROLE, run as compile};
@@ -347,16 +347,16 @@ impl PolicyHost {
             (Ok(voices), _) => voices,
             (Err(cause), Some(first)) => {
                 let opinion = executor::opinion(first, Err(cause), 0, started.elapsed());
-                vec![Voice { opinion, seen: Seen::default() }]
+                vec![Voice { opinion, trail: Trail::default() }]
             }
             (Err(_), None) => unreachable!("nobody was asked, and nothing failed"),
         };
-        let (opinions, seen): (Vec<_>, Vec<_>) =
-            voices.into_iter().map(|Voice { opinion, seen }| (opinion, seen)).unzip();
+        let (opinions, trails): (Vec<_>, Vec<_>) =
+            voices.into_iter().map(|Voice { opinion, trail }| (opinion, trail)).unzip();
         let (outcome, took) = (question.combine(&opinions), started.elapsed());
-        let entry = record::entry((&*question, spelled), &chain, &opinions, &seen, &outcome, took);
+        let entry = record::entry((&*question, spelled), &chain, &opinions, &trails, &outcome, took);
         let tenant = question.tenant().clone();
-        let remembered = Remembered { changes: kv::changes(&chain, &tenant, &opinions, &seen), turn };
+        let remembered = Remembered { changes: kv::changes(&chain, &tenant, &opinions, &trails), turn };
         let shadows = Shadows::new(self, question, shadows, inventory, &opinions, &entry);
         Unrecorded { tenant, entry, remembered, decision: decision(outcome, opinions, took), shadows }
     }

@@ -3,7 +3,7 @@
 use crate::model::PolicyFault;
 use crate::wire::policy::{Note, NoteLevel};
 
-use super::limits::{MAX_LOG_LINES, MAX_MESSAGE_BYTES};
+use super::limits::{MAX_FRAME_BYTES, MAX_FRAMES, MAX_LOG_LINES, MAX_MESSAGE_BYTES};
 use super::text::to_line;
 
 /// A plugin's lines as a plugin may leave them, and the number of those that are missing.
@@ -26,6 +26,11 @@ pub(super) fn write(plugin: &str, notes: Vec<Note>, dropped: u64) {
     if dropped > 0 {
         tracing::debug!(target: "ostler::plugin", plugin, dropped, "too many log lines");
     }
+}
+
+/// A backtrace as it may be shown and recorded.
+pub(super) fn frames(backtrace: Vec<String>) -> Vec<String> {
+    backtrace.iter().take(MAX_FRAMES.get()).map(|frame| to_line(frame, MAX_FRAME_BYTES)).collect()
 }
 
 /// A fault as it may be shown and recorded. What only the daemon can know, and the host claims, is a bad answer.
@@ -54,5 +59,12 @@ mod tests {
         for claimed in [PolicyFault::BreakerOpen { retry_s: 1 }, PolicyFault::HostLost] {
             assert!(matches!(shown(claimed), PolicyFault::BadAnswer(_)));
         }
+    }
+
+    #[test]
+    fn a_backtrace_that_the_host_claims_is_short_lines() {
+        let shown = frames(vec!["a\nb".repeat(1_000); 1_000]);
+        assert_eq!(shown.len(), MAX_FRAMES.get());
+        assert!(shown.iter().all(|line| line.len() <= MAX_FRAME_BYTES && !line.contains('\n')), "{shown:?}");
     }
 }

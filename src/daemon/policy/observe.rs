@@ -13,7 +13,7 @@ use super::executor::{self, Voice};
 use super::hook::Question;
 use super::kv::{self, KvTurn};
 use super::plugin::{Bound, LoadedPlugin};
-use super::view::{Seen, Views, sees};
+use super::view::{Trail, Views, sees};
 use super::{PolicyHost, record};
 
 /// What came of telling a batch. Nothing of it is on record yet.
@@ -58,20 +58,20 @@ impl PolicyHost {
         };
         let voices = voices.unwrap_or_else(|cause| {
             let nobody = |bound| executor::opinion(bound, Err(cause.clone()), 0, started.elapsed());
-            chain.iter().map(|bound| Voice { opinion: nobody(bound), seen: Seen::default() }).collect()
+            chain.iter().map(|bound| Voice { opinion: nobody(bound), trail: Trail::default() }).collect()
         });
-        let (opinions, seen): (Vec<_>, Vec<_>) =
-            voices.into_iter().map(|Voice { opinion, seen }| (opinion, seen)).unzip();
+        let (opinions, trails): (Vec<_>, Vec<_>) =
+            voices.into_iter().map(|Voice { opinion, trail }| (opinion, trail)).unzip();
         let outcome = question.combine(&opinions);
         let entry = record::entry(
             (&*question, record::json(&*question)),
             &chain,
             &opinions,
-            &seen,
+            &trails,
             &outcome,
             started.elapsed(),
         );
-        let changes = kv::changes(&chain, tenant, &opinions, &seen);
+        let changes = kv::changes(&chain, tenant, &opinions, &trails);
         let fault = opinions.into_iter().find_map(|opinion| opinion.verdict.err());
         Telling { entry, changes, turn, fault }
     }

@@ -10,7 +10,7 @@ use super::hook::Question;
 use super::kv::Remembered;
 use super::plugin::Bound;
 use super::shadow::Shadows;
-use super::view::Seen;
+use super::view::Trail;
 
 /// A decision that was made and is not on record yet. To see it, record it: nobody acts on what could be forgotten.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub(super) fn entry<Q: Question>(
     (question, spelled): (&Q, Json),
     chain: &[Bound],
     opinions: &[Opinion<Q::Verdict>],
-    seen: &[Seen],
+    trails: &[Trail],
     outcome: &Q::Outcome,
     took: Duration,
 ) -> DecisionEntry {
@@ -63,7 +63,7 @@ pub(super) fn entry<Q: Question>(
         subject: question.subject(),
         question: spelled,
         chain: chain.iter().map(link).collect(),
-        answers: opinions.iter().zip(seen).map(|(opinion, seen)| answer(opinion, seen.clone())).collect(),
+        answers: opinions.iter().zip(trails).map(|(opinion, trail)| answer(opinion, trail.clone())).collect(),
         outcome: json(outcome),
         took_ns: to_ns(took),
     }
@@ -78,12 +78,12 @@ pub(super) fn link(bound: &Bound) -> ChainLink {
     }
 }
 
-pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>, Seen { kv, inventory }: Seen) -> Answer {
+pub(super) fn answer<V: Serialize>(opinion: &Opinion<V>, Trail { kv, inventory, backtrace }: Trail) -> Answer {
     let said = match &opinion.verdict {
         Ok(verdict) => Said::Verdict(json(verdict)),
         Err(fault) => Said::Fault(fault.clone()),
     };
-    Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took), kv, inventory }
+    Answer { said, fuel: opinion.fuel, took_ns: to_ns(opinion.took), kv, inventory, backtrace }
 }
 
 /// A value of `model` as JSON. Those types are plain: names as keys, integers, texts.

@@ -13,7 +13,7 @@ use crate::wire::policy::{Note, Spoken};
 use super::hook::{self, AtHook, Question};
 use super::plugin::{Bound, Compiled, LoadedPlugin, Settings};
 use super::prepare::HOOKS;
-use super::view::{self, Seen, View};
+use super::view::{self, Trail, View};
 use super::{PolicyHost, executor, notes, record};
 
 /// What came of a question to one plugin.
@@ -94,13 +94,13 @@ impl AtHook for Rehearse<'_> {
         let inventory = wants(Grant::Inventory).then(|| view.inventory.unwrap_or(&none));
         let view = View { kv, inventory };
         let heard = hear(host, (compiled, settings, scope), view, &question);
-        let Heard { verdict, fuel, took, seen, notes, dropped } = heard;
+        let Heard { verdict, fuel, took, trail, notes, dropped } = heard;
         let (name, plugin) = (plugin.name().to_owned(), plugin.clone());
         let bound = Bound { name, scope: scope.clone(), plugin, mode: PluginMode::Enforced };
         let opinions = [executor::opinion(&bound, verdict, fuel, took)];
         let outcome = question.combine(&opinions);
         let asked = (&question, record::json(&question));
-        Ok(Rehearsal { decision: record::entry(asked, &[bound], &opinions, &[seen], &outcome, took), notes, dropped })
+        Ok(Rehearsal { decision: record::entry(asked, &[bound], &opinions, &[trail], &outcome, took), notes, dropped })
     }
 }
 
@@ -109,7 +109,7 @@ pub(super) struct Heard<V> {
     pub verdict: Result<V, PolicyFault>,
     pub fuel: u64,
     pub took: Duration,
-    pub seen: Seen,
+    pub trail: Trail,
     pub notes: Vec<Note>,
     pub dropped: u64,
 }
@@ -125,13 +125,14 @@ pub(super) fn hear<Q: Question>(
     let spoken = host.0.keeper.in_background(|session| session.rehearse(compiled, settings, view, question));
     let took = started.elapsed();
     match spoken {
-        Ok(Spoken { said, fuel, notes, dropped, kv, inventory }) => {
+        Ok(Spoken { said, fuel, notes, dropped, kv, inventory, backtrace }) => {
             let (notes, dropped) = notes::bounded(notes, dropped);
-            let (verdict, seen) = view::heard(view, hook::checked(question, said, scope), (kv, inventory));
-            Heard { verdict, fuel, took, seen, notes, dropped }
+            let said = hook::checked(question, said, scope);
+            let (verdict, trail) = view::heard(view, said, (kv, inventory, backtrace));
+            Heard { verdict, fuel, took, trail, notes, dropped }
         }
         Err(fault) => {
-            Heard { verdict: Err(fault), fuel: 0, took, seen: Seen::default(), notes: Vec::new(), dropped: 0 }
+            Heard { verdict: Err(fault), fuel: 0, took, trail: Trail::default(), notes: Vec::new(), dropped: 0 }
         }
     }
 }

@@ -16,7 +16,7 @@ use super::PolicyHost;
 use super::hook::{self, AtHook, Question};
 use super::plugin::{LoadedPlugin, Settings};
 use super::record::json;
-use super::view::{Seen, View};
+use super::view::{Trail, View};
 use super::{notes, rehearsal};
 
 /// Puts one plugin into the place that a binding had in recorded decisions.
@@ -147,8 +147,8 @@ impl AtHook for Again<'_> {
         let heard = rehearsal::hear(host, (compiled, self.settings, scope), self.view, &question);
         notes::write(name, heard.notes, heard.dropped);
         let said = heard.verdict.map_or_else(Said::Fault, |verdict| Said::Verdict(json(&verdict)));
-        let Seen { kv, inventory } = heard.seen;
-        Some(Answer { said, fuel: heard.fuel, took_ns: 0, kv, inventory })
+        let Trail { kv, inventory, backtrace } = heard.trail;
+        Some(Answer { said, fuel: heard.fuel, took_ns: 0, kv, inventory, backtrace })
     }
 }
 
@@ -201,6 +201,7 @@ mod tests {
             took_ns: 1,
             kv: None,
             inventory: None,
+            backtrace: Vec::new(),
         };
         let before = answer(&allow, 10);
         assert_eq!(compare(&before, &answer(&allow, 11), false), Change::Same);

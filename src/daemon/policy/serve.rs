@@ -109,6 +109,7 @@ impl Host {
                     dropped: 0,
                     kv: None,
                     inventory: None,
+                    backtrace: Vec::new(),
                 };
                 let _ = lane.answer(&wire::encode(&spoken));
             }

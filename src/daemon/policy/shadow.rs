@@ -20,7 +20,7 @@ use crate::model::{DecisionEntry, InventoryView, Json, Opinion, PolicyFault, Sha
 use super::executor::{self, Voice};
 use super::hook::{Question, Standing};
 use super::plugin::Bound;
-use super::view::{Seen, Views};
+use super::view::{Trail, Views};
 use super::{PolicyHost, record};
 
 /// Shadows that have yet to be asked about a decision that was made. To drop it is to ask nobody.
@@ -68,13 +68,13 @@ async fn ask<Q: Question>(
         Ok(said) => said,
         Err(cause) => {
             let nobody = |bound| executor::opinion(bound, Err(cause.clone()), 0, started.elapsed());
-            bound.iter().map(|bound| Voice { opinion: nobody(bound), seen: Seen::default() }).collect()
+            bound.iter().map(|bound| Voice { opinion: nobody(bound), trail: Trail::default() }).collect()
         }
     };
     let shadows = bound.iter().zip(places).zip(said);
-    let answers = shadows.map(|((bound, place), Voice { opinion, seen })| ShadowAnswer {
+    let answers = shadows.map(|((bound, place), Voice { opinion, trail })| ShadowAnswer {
         link: record::link(bound),
-        answer: record::answer(&opinion, seen),
+        answer: record::answer(&opinion, trail),
         instead: instead(&*question, &opinions, &outcome, place, opinion),
     });
     answers.collect()

@@ -1,5 +1,5 @@
 //! What plugins may see beside their question, each by what it wants and was granted, and what they made of it. Key types:
-//! [`Views`], [`View`], [`Seen`].
+//! [`Views`], [`View`], [`Trail`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,6 +9,7 @@ use crate::model::{Grant, InventoryView, KvUse, KvView, MAX_INVENTORY_CALLS, Pol
 use crate::wire::policy::{InventorySpoken, KvSpoken};
 
 use super::kv;
+use super::notes;
 use super::plugin::Bound;
 
 /// Where it is known what tenants have.
@@ -33,12 +34,15 @@ pub(super) struct View<'a> {
     pub(super) inventory: Option<&'a InventoryView>,
 }
 
-/// What a plugin did with that, as it stands on record.
+/// What a plugin's call left, beside its answer, for the record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Seen {
+pub(super) struct Trail {
+    /// What it did with what it remembers.
     pub(super) kv: Option<KvUse>,
     /// What it looked at.
     pub(super) inventory: Option<InventoryView>,
+    /// Where it failed, if it did.
+    pub(super) backtrace: Vec<String>,
 }
 
 /// Whether it sees what the tenant has.
@@ -76,11 +80,12 @@ impl View<'_> {
 pub(super) fn heard<V>(
     view: View<'_>,
     said: Result<V, PolicyFault>,
-    (kv, inventory): (Option<KvSpoken>, Option<InventorySpoken>),
-) -> (Result<V, PolicyFault>, Seen) {
+    (kv, inventory, backtrace): (Option<KvSpoken>, Option<InventorySpoken>, Vec<String>),
+) -> (Result<V, PolicyFault>, Trail) {
+    let backtrace = if said.is_err() { notes::frames(backtrace) } else { Vec::new() };
     let (said, inventory) = looked(view.inventory, said, inventory);
     let (said, kv) = kv::heard(view.kv, said, kv);
-    (said, Seen { kv, inventory })
+    (said, Trail { kv, inventory, backtrace })
 }
 
 /// The part of an inventory that was looked at.

@@ -131,6 +131,10 @@ pub struct Answer {
     /// What it looked at of the tenant's inventory. Left out if it sees none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inventory: Option<InventoryView>,
+    /// Where it failed, the innermost function first: its name or number, and the offset in the component's file. Left out
+    /// if it answered, or failed where none of its functions was under way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backtrace: Vec<String>,
 }
 
 /// An answer, or why there is none.

@@ -24,6 +24,7 @@ pub fn decision(vm: &str, is_allowed: bool) -> JournalEntry {
             took_ns: 9000,
             kv: None,
             inventory: None,
+            backtrace: Vec::new(),
         }],
         outcome: if is_allowed { json!({"allow": []}) } else { denial }.into(),
         took_ns: 20_000,

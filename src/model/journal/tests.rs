@@ -81,7 +81,7 @@ fn a_table_shows_scores_and_reasons_of_each_candidate() {
         digest: PluginDigest([1; 32]),
         settings: BTreeMap::new(),
     };
-    let answer = |said| Answer { said, fuel: 1, took_ns: 1, kv: None, inventory: None };
+    let answer = |said| Answer { said, fuel: 1, took_ns: 1, kv: None, inventory: None, backtrace: Vec::new() };
     let entry = DecisionEntry {
         hook: "select-vf".into(),
         subject: "vms/web/nics/eth0".into(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 fn spoken<T>(said: Result<T, PolicyFault>) -> Spoken<T> {
     let notes = vec![Note { level: NoteLevel::Warn, line: "a line".into() }];
-    Spoken { said, fuel: u64::MAX, notes, dropped: 3, kv: None, inventory: None }
+    Spoken { said, fuel: u64::MAX, notes, dropped: 3, kv: None, inventory: None, backtrace: vec!["f at 0x1".into()] }
 }
 
 fn comes_back<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &T) {

@@ -32,6 +32,8 @@ struct RunView {
     kv: Option<KvUse>,
     /// What it looked at of what the tenant has, if it sees that.
     inventory: Option<InventoryView>,
+    /// Where it failed, the innermost function first; empty if it did not.
+    backtrace: Vec<String>,
     log: Vec<LineView>,
     log_lines_dropped: u64,
 }
@@ -88,6 +90,7 @@ pub(super) async fn run(arguments: PluginRunArgs, output: Output) -> Result<(), 
         took_ns: answer.took_ns,
         kv: answer.kv,
         inventory: answer.inventory,
+        backtrace: answer.backtrace,
         log: notes.into_iter().map(LineView::from).collect(),
         log_lines_dropped: dropped,
     };
@@ -120,6 +123,9 @@ impl RunView {
             ("fuel", self.fuel.to_string()),
             ("took", print::duration(Duration::from_nanos(self.took_ns))),
         ];
+        if !self.backtrace.is_empty() {
+            facts.push(("failed in", self.backtrace.join("\n")));
+        }
         if let Some(KvUse { read, wrote }) = &self.kv {
             facts.push(("read", serde_json::to_string(&read.known).unwrap_or_default()));
             facts.push(("wrote", serde_json::to_string(wrote).unwrap_or_default()));

@@ -63,6 +63,7 @@ fn spoken<T>(said: T) -> Spoken<T> {
         dropped: 0,
         kv: None,
         inventory: None,
+        backtrace: Vec::new(),
     }
 }
 

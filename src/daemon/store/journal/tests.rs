@@ -30,6 +30,7 @@ fn decision(subject: &str, is_allowed: bool) -> JournalEntry {
             took_ns: 1,
             kv: None,
             inventory: None,
+            backtrace: Vec::new(),
         }],
         outcome: outcome.into(),
         took_ns: 1,
@@ -55,6 +56,7 @@ fn shadow(decision: u64, instead: Option<serde_json::Value>) -> JournalEntry {
         took_ns: 1,
         kv: None,
         inventory: None,
+        backtrace: Vec::new(),
     };
     let shadows = vec![crate::model::ShadowAnswer { link, answer, instead: instead.map(Json::from) }];
     JournalEntry::Shadow(crate::model::ShadowEntry { decision, shadows })
