@@ -8,6 +8,8 @@ mod attach;
 mod balloon;
 mod canary;
 mod canonical;
+#[cfg(feature = "components")]
+mod component;
 mod console;
 mod decision;
 mod device;
@@ -39,6 +41,8 @@ pub use attach::{AttachRequest, DetachRequest, VmFacts};
 pub use balloon::BalloonSpec;
 pub use canary::{Came, CanaryCause, CanaryShare, Counts, Edition, Trial, canary_lot};
 pub use canonical::{Json, NotCanonical, canonical};
+#[cfg(feature = "components")]
+pub use component::{ComponentNames, MAX_COMPONENT_NAMES, NotAComponent};
 pub use console::{ConsoleSpec, WindowSize};
 pub use decision::{
     AdmitRequest, Decision, LimitUse, Opinion, Outcome, Patch, PluginMode, PolicyFault, PolicyScope, Verdict, denier,

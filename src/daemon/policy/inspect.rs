@@ -1,16 +1,13 @@
 //! What a component says of itself in its own bytes, before anything of it is compiled or run. Key function: [`inspect`].
 
-use wasmparser::{BinaryReaderError, Parser, Payload};
-
-use crate::model::{Grant, PluginDigest};
+use crate::model::{ComponentNames, Grant, PluginDigest};
 
 use super::limits::{Limits, MAX_MESSAGE_BYTES};
 use super::load::{self, LoadError};
 use super::prepare::{HOOKS, is_granted, is_interface, wanted};
 use super::text::to_line;
 
-/// Names of imports and of exports that are told, each, and their length in bytes.
-const MAX_NAMES: usize = 64;
+/// Longest name of an import or export that is told, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 
 /// The outside of a component.
@@ -36,46 +33,18 @@ pub struct Interfaces {
 pub fn inspect(bytes: &[u8]) -> Result<Interfaces, LoadError> {
     load::check_size(bytes.len(), Limits::default().component_bytes)?;
     load::check_kind(bytes)?;
-    let (imports, exports) = names(bytes).map_err(|error| {
+    let names = ComponentNames::read(bytes).map_err(|error| {
         let reason = to_line(&error.to_string(), MAX_MESSAGE_BYTES);
         LoadError::NotCompiled { reason }
     })?;
+    let lines = |names: Vec<&str>| names.into_iter().map(|name| to_line(name, MAX_NAME_BYTES)).collect::<Vec<_>>();
+    let (imports, exports) = (lines(names.imports), lines(names.exports));
     let refused_imports = imports.iter().filter(|name| !is_granted(name) && wanted(name).is_none()).cloned().collect();
     let wants = imports.iter().filter_map(|name| wanted(name)).collect();
     let exports_hook = |interface| exports.iter().any(|name| is_interface(name, interface));
     let hooks = HOOKS.into_iter().filter(|(_, interface)| exports_hook(interface)).map(|(hook, _)| hook).collect();
     let (digest, size_bytes) = (load::digest(bytes), bytes.len());
     Ok(Interfaces { digest, size_bytes, imports, refused_imports, wants, exports, hooks })
-}
-
-/// Names of the imports and exports of the component itself, not of the modules and components within.
-fn names(bytes: &[u8]) -> Result<(Vec<String>, Vec<String>), BinaryReaderError> {
-    let (mut imports, mut exports) = (Vec::new(), Vec::new());
-    let mut depth = 0_usize;
-    for payload in Parser::new(0).parse_all(bytes) {
-        match payload? {
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
-            Payload::End(_) => depth = depth.saturating_sub(1),
-            Payload::ComponentImportSection(section) if depth == 0 => {
-                for import in section {
-                    keep(&mut imports, import?.name.name);
-                }
-            }
-            Payload::ComponentExportSection(section) if depth == 0 => {
-                for export in section {
-                    keep(&mut exports, export?.name.name);
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok((imports, exports))
-}
-
-fn keep(names: &mut Vec<String>, name: &str) {
-    if names.len() < MAX_NAMES {
-        names.push(to_line(name, MAX_NAME_BYTES));
-    }
 }
 
 #[cfg(test)]
