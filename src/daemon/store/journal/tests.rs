@@ -217,6 +217,21 @@ async fn retention_keeps_the_newest_and_the_chain_whole() {
 }
 
 #[tokio::test]
+async fn large_records_are_kept_by_their_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("store.redb"), Retention { bytes: 4 << 20, ..Retention::default() });
+    // Question and subject have it, each: somewhat more than 512 KiB.
+    let large = "x".repeat(256 << 10);
+    for at in 0..32 {
+        store.append(tenant("acme"), decision(&format!("vms/{at}-{large}"), true)).await.unwrap();
+        assert!(verified(&store, "acme").await.unwrap() <= 8 + 1, "the records that fit, and a checkpoint");
+    }
+    let found = store.chains().unwrap().decision(&DecisionId { tenant: tenant("acme"), sequence: 0 }).unwrap();
+    assert!(found.is_none());
+    assert!(verified(&store, "acme").await.unwrap() > 4);
+}
+
+#[tokio::test]
 async fn what_is_too_old_goes_even_from_a_chain_that_is_idle() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store.redb");
