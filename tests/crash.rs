@@ -36,18 +36,20 @@ enum Change {
     Load,
     RollBack,
     Demote,
+    Promote,
     LoadCanary,
     PromoteCanary,
     LoadAlias,
     MoveAlias,
+    Follow,
     Unload,
 }
 
 /// Which changes pass a point. Those of a daemon's start are tried for themselves.
 fn changes(point: Point) -> &'static [Change] {
     use Change::{
-        Attach, Demote, Destroy, Detach, Load, LoadAlias, LoadCanary, MoveAlias, PromoteCanary, Register, Resize,
-        RollBack, Unload,
+        Attach, Demote, Destroy, Detach, Follow, Load, LoadAlias, LoadCanary, MoveAlias, Promote, PromoteCanary,
+        Register, Resize, RollBack, Unload,
     };
     match point {
         // Of a plugin that remembers: tried for itself.
@@ -64,15 +66,19 @@ fn changes(point: Point) -> &'static [Change] {
             Load,
             RollBack,
             Demote,
+            Promote,
             LoadCanary,
             PromoteCanary,
             LoadAlias,
             MoveAlias,
+            Follow,
             Unload,
         ],
         Point::RegisterDecided | Point::RegisterRecorded => &[Register],
         Point::PluginWritten => &[Load, LoadCanary, LoadAlias],
-        Point::PluginRecorded => &[Load, RollBack, Demote, LoadCanary, PromoteCanary, LoadAlias, MoveAlias],
+        Point::PluginRecorded => {
+            &[Load, RollBack, Demote, Promote, LoadCanary, PromoteCanary, LoadAlias, MoveAlias, Follow]
+        }
         // No call's: tried for itself.
         Point::CanaryRolledBack => &[],
         Point::PluginUnloaded => &[Unload],
@@ -128,6 +134,14 @@ fn move_alias(caller: &Caller, id: &str) -> Call<v1::Plugin> {
     Call::new(async move { client.set_plugin_alias(request).await })
 }
 
+/// Has the plugin decide, or only be recorded.
+fn set_mode(caller: &Caller, mode: Mode, id: &str) -> Call<v1::Plugin> {
+    let (name, mode, request_id) = (OWN.into(), mode.into(), id.into());
+    let request = v1::SetPluginModeRequest { name, mode, request_id, ..Default::default() };
+    let mut client = caller.plugins.clone();
+    Call::new(async move { client.set_plugin_mode(request).await })
+}
+
 fn without_answer<T: Send + 'static>(call: Call<T>) -> Call<()> {
     Call(Box::pin(async move { call.0.await.map(drop) }))
 }
@@ -153,6 +167,10 @@ impl Change {
             }
             Self::Load => {}
             Self::Demote | Self::Unload => drop(load(acme, OTHER, &[], &new_id()).make().unwrap()),
+            Self::Promote => {
+                load(acme, OTHER, &[], &new_id()).make().unwrap();
+                set_mode(acme, Mode::Shadow, &new_id()).make().unwrap();
+            }
             Self::LoadCanary => drop(load(acme, "admission", &[], &new_id()).make().unwrap()),
             Self::PromoteCanary => {
                 load(acme, "admission", &[], &new_id()).make().unwrap();
@@ -163,6 +181,10 @@ impl Change {
                 load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap();
                 acme.alias(OWN, "stable", "").unwrap();
                 acme.follow(OWN, "stable").unwrap();
+                load_next(acme, &new_id()).make().unwrap();
+            }
+            Self::Follow => {
+                load(acme, "admission", &[("max-vcpus", "3")], &new_id()).make().unwrap();
                 load_next(acme, &new_id()).make().unwrap();
             }
             Self::RollBack => {
@@ -219,11 +241,8 @@ impl Change {
                 let request = v1::RollBackPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
                 Call::new(async move { plugins.roll_back_plugin(request).await.map(|answer| answer.map(drop)) })
             }
-            Self::Demote => {
-                let mode = Mode::Shadow.into();
-                let request = v1::SetPluginModeRequest { name: OWN.into(), mode, request_id: id, ..Default::default() };
-                Call::new(async move { plugins.set_plugin_mode(request).await.map(|answer| answer.map(drop)) })
-            }
+            Self::Demote => without_answer(set_mode(&acme, Mode::Shadow, &id)),
+            Self::Promote => without_answer(set_mode(&acme, Mode::Enforced, &id)),
             Self::LoadCanary => without_answer(load_at(&acme, "admission", &[("max-vcpus", "3")], 40, &id)),
             Self::PromoteCanary => {
                 let end = End::Promote.into();
@@ -233,6 +252,11 @@ impl Change {
             }
             Self::LoadAlias => without_answer(load_next(&acme, &id)),
             Self::MoveAlias => without_answer(move_alias(&acme, &id)),
+            Self::Follow => {
+                let (name, alias) = (OWN.to_owned(), "next".to_owned());
+                let request = v1::FollowPluginAliasRequest { name, alias, request_id: id, ..Default::default() };
+                Call::new(async move { plugins.follow_plugin_alias(request).await.map(|answer| answer.map(drop)) })
+            }
             Self::Unload => {
                 let request = v1::UnloadPluginRequest { name: OWN.into(), request_id: id, ..Default::default() };
                 Call::new(async move { plugins.unload_plugin(request).await.map(|answer| answer.map(drop)) })
@@ -258,6 +282,7 @@ impl Change {
             Self::Load => assert_eq!(own.len(), 1, "{what}"),
             Self::RollBack => assert_eq!(own[0].settings["max-vcpus"], "3", "{what}"),
             Self::Demote => assert_eq!(own[0].mode(), Mode::Shadow, "{what}"),
+            Self::Promote => assert_eq!(own[0].mode(), Mode::Enforced, "{what}"),
             Self::LoadCanary => {
                 let canary = own[0].canary.as_ref().unwrap();
                 assert_eq!((canary.state(), canary.percent, &own[0].settings.len()), (Trial::Active, 40, &0), "{what}");
@@ -277,6 +302,10 @@ impl Change {
                 let names = own[0].aliases.iter().map(|alias| &alias.version.as_ref().unwrap().settings["max-vcpus"]);
                 assert!(own[0].follows == "stable" && names.eq(["4", "4"]), "{what}: {:?}", own[0]);
             }
+            Self::Follow => {
+                assert_eq!((&*own[0].settings["max-vcpus"], &own[0].previous.len()), ("4", &1), "{what}");
+                assert_eq!((&*own[0].follows, own[0].aliases.len()), ("next", 1), "{what}");
+            }
             Self::Unload => assert!(own.is_empty(), "{what}: {own:?}"),
         }
         if self == Self::Resize {
@@ -292,10 +321,12 @@ impl Change {
             Self::Load
             | Self::RollBack
             | Self::Demote
+            | Self::Promote
             | Self::LoadCanary
             | Self::PromoteCanary
             | Self::LoadAlias
-            | Self::MoveAlias => acme.unload(OWN, false).unwrap(),
+            | Self::MoveAlias
+            | Self::Follow => acme.unload(OWN, false).unwrap(),
             Self::Destroy | Self::Unload => {}
         }
     }
