@@ -51,7 +51,7 @@ fuzz_target!(|input: &[u8]| {
         fill(kernel, image);
         fill(initrd, &image[..image.len().min(usize::from(flags) * 16)]);
         let initrd = (flags & 1 != 0).then_some(&*initrd);
-        // A sealed one is mapped into the guest, not copied.
+        // From a sealed file, as it comes to a vmm, and from one that could still change.
         let sealed = (flags & 2 != 0).then(|| File::from(sealed::seal("image", image).expect("memory for an image")));
         let kernel = sealed.as_ref().unwrap_or(kernel);
         let images = Images { kernel, initrd, cmdline: "console=ttyS0" };

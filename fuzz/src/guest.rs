@@ -5,12 +5,11 @@
 //!   0x10_0000 a region behind a hole, 64 KiB
 //! ```
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ostler::vmm::ports::{Effect, GuestMemory, PciFunction};
 use ostler::vmm::virtio::{Device, VirtioFunction, Workers};
-use vm_memory::{Bytes as _, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use crate::Bytes;
 
@@ -54,19 +53,9 @@ pub struct Guest {
     queues: u16,
 }
 
-/// Memory for a guest, in a file as that of a real one: pages can be removed from it.
+/// Memory for a guest, anonymous and private as that of a real one: a page that is given back reads as zeroes.
 pub fn memory() -> GuestMemory {
-    let len: usize = REGIONS.iter().map(|(_, len)| len).sum();
-    let file = rustix::fs::memfd_create("guest-ram", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
-    let file = Arc::new(std::fs::File::from(file));
-    file.set_len(len as u64).expect("a file");
-    let mut offset = 0;
-    let regions = REGIONS.into_iter().map(|(address, len)| {
-        let backing = FileOffset::from_arc(Arc::clone(&file), offset);
-        offset += len as u64;
-        (address, len, Some(backing))
-    });
-    GuestMemory::new(GuestMemoryMmap::from_ranges_with_files(regions).expect("memory for a guest"))
+    GuestMemory::new(GuestMemoryMmap::from_ranges(&REGIONS).expect("memory for a guest"))
 }
 
 impl Guest {
