@@ -67,7 +67,14 @@ fn a_guest_that_breaks_every_rule_harms_nobody_and_each_device_comes_back() {
         assert!(log.contains("needs a reset"), "no device gave up: {log}");
     }
     // Without a COM1 to say it at: its console is a device, too.
-    lives(&host, &acme, "virtio", spec(3, Console::Virtio));
+    let (_, log) = lives(&host, &acme, "virtio", spec(3, Console::Virtio));
+    assert!(log.contains("needs a reset"), "no device gave up: {log}");
+    // A NIC that the kernel serves: what is wrong with its rings the kernel says, if anybody.
+    let mut kernels = spec(4, Console::Serial);
+    kernels.nics.push(v1::NicSpec { vhost: true, ..nic("eth1") });
+    let (said, _) = lives(&host, &host.operator(), "tenants/acme/vms/vhost", kernels);
+    assert!(said.contains("hostile: 7 devices"), "{said}");
+    assert!(said.contains(&format!("hostile: {CASES} cases, ")), "{said}");
 
     assert!(beside.run("echo still-$((40+2))").contains("still-42"));
     assert_eq!(host.daemon_pid(), daemon);

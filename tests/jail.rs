@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::support::client::wait;
 use crate::support::guest::{boot, disk, linux, nic};
 use crate::support::wait::{SOON, until};
 use crate::support::{Host, facts};
@@ -174,18 +175,31 @@ fn a_killed_daemon_leaves_no_cgroup_that_the_next_one_does_not_remove() {
 fn a_jail_that_cannot_be_built_is_a_failed_start_that_says_why() {
     let host = Host::with_guests();
     let acme = host.tenant("acme");
-    acme.register("web", linux()).unwrap();
+    let uid = acme.register("web", linux()).unwrap().uid;
+    let start = |id: &str| {
+        let name = acme.name("web");
+        let mut call = tonic::Request::new(v1::StartVirtualMachineRequest { name, ..Default::default() });
+        call.metadata_mut().insert("x-request-id", id.parse().unwrap());
+        wait(acme.vms.clone().start_virtual_machine(call))
+    };
     let knob = Path::new("/proc/sys/user/max_user_namespaces");
     let before = std::fs::read_to_string(knob).unwrap();
     std::fs::write(knob, "0").unwrap();
-    let refused = acme.start("web");
+    let refused = start("night-shift-1");
     std::fs::write(knob, before).unwrap();
     let refused = refused.unwrap_err();
     assert_eq!(facts(&refused).code, Code::FailedPrecondition);
     assert!(refused.message().contains("cannot enter a user namespace"), "{refused:?}");
     assert!(refused.message().contains("user.max_user_namespaces"), "{refused:?}");
     assert!(host.cgroups().is_empty(), "{:?}", host.cgroups());
-    acme.start("web").unwrap();
+    start("night-shift-2").unwrap();
+    // What each of them has done about a call is found by the call's id.
+    let read = |name: &str| std::fs::read_to_string(host.data().join(name)).unwrap();
+    let process = read(&format!("vms/{uid}/vmm.log"));
+    for log in [&process, &read("audit.log"), &host.daemon_log()] {
+        assert!(["night-shift-1", "night-shift-2"].iter().all(|id| log.contains(id)), "{log}");
+    }
+    assert!(process.lines().any(|line| line.starts_with("jail: ") && line.contains("night-shift-1")), "{process}");
 }
 
 #[test]

@@ -36,6 +36,16 @@ fn huge_pages_are_reserved_seen_and_given_back_and_a_lack_of_them_is_told() {
     assert!(refused.message.contains("128 pages of 2M are needed, and 100 are free"), "{refused:?}");
     assert!(refused.message.contains("hugepages-2048kB/nr_hugepages"), "{refused:?}");
 
+    // The larger ones come from another pool.
+    let mut larger = huge();
+    let memory = larger.memory.as_mut().unwrap();
+    memory.hugepages = Hugepages::Size1g.into();
+    larger.memory_mib = 1024;
+    operator.register("tenants/acme/vms/large", larger).unwrap();
+    let refused = facts(&operator.start("tenants/acme/vms/large").unwrap_err());
+    assert_eq!(refused.code, Code::FailedPrecondition);
+    assert!(refused.message.contains("1G"), "{refused:?}");
+
     std::fs::write(POOL, "140").unwrap();
     let running = operator.start("tenants/acme/vms/web").unwrap();
     host.console(&operator, "tenants/acme/vms/web").expect_ready();

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::console::Console;
 use crate::support::guest::{boot, disk, linux, linux_with, nic};
+use crate::support::holdings::holdings;
 use crate::support::wait::until;
 use crate::support::{Host, facts};
 use ostler::api::v1;
+use ostler::api::v1::attach_device_request::Device;
 use ostler::api::v1::virtual_machine::State;
 use tonic::Code;
 
@@ -73,6 +75,16 @@ fn a_paused_vm_stands_still_and_its_watchdog_sleeps_with_it() {
     assert_eq!((refused.code, refused.metadata["state"].as_str()), (Code::FailedPrecondition, "PAUSED"));
     assert_eq!(facts(&acme.nmi("web").unwrap_err()).code, Code::FailedPrecondition);
     assert_eq!(host.tenant("globex").pause("tenants/acme/vms/web").unwrap_err().code(), Code::NotFound);
+    // A guest that stands still cannot be asked for a device, nor find one.
+    let held = holdings(paused.vmm_pid);
+    let attached = acme.attach("web", Device::Nic(nic("eth1"))).unwrap_err();
+    let detached = acme.detach("web", "eth0", Some(1_000), false).unwrap_err();
+    for refused in [attached, detached] {
+        let refused = facts(&refused);
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "WRONG_STATE"), "{refused:?}");
+        assert_eq!(refused.metadata["state"], "PAUSED");
+    }
+    assert_eq!(holdings(paused.vmm_pid), held);
 
     // A daemon that comes anew finds it so.
     host.kill_daemon();
@@ -91,6 +103,7 @@ fn a_paused_vm_stands_still_and_its_watchdog_sleeps_with_it() {
     }
     let printed = console.run("dmesg | grep -c -e 'soft lockup' -e 'rcu.*stall'");
     assert!(printed.contains("\n0\r"), "{printed}");
+    acme.attach("web", Device::Nic(nic("eth1"))).unwrap();
     assert_eq!(acme.stop("web", Some(60_000)).unwrap().state(), State::Stopped);
 }
 

@@ -185,7 +185,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds everything but the devices, and loads what is booted.
+    /// Builds everything but the devices, and loads what is booted, one after the other: what KVM takes is an eighth of the
+    /// instructions until the guest's first one, most of the rest are page faults in the same address space, and a second
+    /// thread would cost more than it could overlap (its start, its stack, its filter of system calls).
     pub fn build(plan: Plan<'_>) -> Result<Self, MachineError> {
         let most = plan.hypervisor.max_vcpus();
         // APIC ids are told in 8 bits.
@@ -202,7 +204,7 @@ impl Machine {
             pages,
             source,
         })?;
-        let vm = Vm::new(plan.hypervisor, memory.clone(), layout::KVM_TSS)?;
+        let vm = Vm::new(plan.hypervisor, memory.clone(), layout::KVM_TSS, plan.counting.holdings())?;
         let topology = plan.cpus.topology.unwrap_or(Topology::flat(plan.vcpus));
         let vcpus = (0..plan.vcpus).map(|index| vm.create_vcpu(index, topology)).collect::<Result<Vec<_>, _>>()?;
 
