@@ -1,5 +1,6 @@
 //! A plugin is replaced while it decides, and beside a tenant whose plugins do what they should not. Needs no guest.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use crate::support::client::wait;
 use crate::support::storm::{Manner, Neighbour, Versions};
 use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host};
+use ostler::api::v1;
 use tokio::task::JoinSet;
 
 /// Clients that ask at once.
@@ -79,6 +81,14 @@ fn all_decide_as_one(prepared: impl Fn(&Caller), swap: fn(&Versions, &Caller, us
     let came = neighbour.stop();
     println!("{made:?} decisions, {came:?} beside them");
     assert!(made.iter().all(|made| *made >= SWAPS), "{made:?} decisions are too few to tell");
+    // On record, too, each is one version's: its content with its settings.
+    let acme = host.tenant("acme");
+    let mut versions = BTreeSet::new();
+    for record in acme.decisions(v1::ListDecisionsRequest::default()).unwrap() {
+        let link = &record.links[0];
+        versions.insert((link.digest.clone(), link.settings["max-vcpus"].clone()));
+    }
+    assert_eq!(versions.len(), 2, "{versions:?}");
     // Which limit ends a loop hangs on the machine.
     for codes in [&["policy.budget", "policy.deadline"][..], &["policy.trap"], &["policy.breaker-open"]] {
         assert!(codes.iter().any(|code| came.contains_key(*code)), "{codes:?}: {came:?}");

@@ -15,8 +15,8 @@ use super::{Caller, assets, small};
 const PLUGIN: &str = "operator/plugins/admission";
 /// vCPUs that are asked for …
 const ASKED: u32 = 4;
-/// … and what each version makes of them: an answer tells by whose settings it was given.
-const CAPS: [u32; 2] = [2, 3];
+/// … and what each version allows: an answer tells by whose settings it was given.
+const ALLOWED: [u32; 2] = [2, 3];
 /// What a plugin can do wrong, each with a content of its own.
 const MISBEHAVIOUR: [&str; 4] = ["hostile/loop", "hostile/memory", "hostile/trap", "hostile/log-flood"];
 /// What does nothing.
@@ -27,16 +27,16 @@ pub struct Versions([Version; 2]);
 struct Version {
     bytes: Vec<u8>,
     digest: String,
-    cap: u32,
+    allowed: u32,
 }
 
 impl Versions {
     /// Loads both; the second one decides.
     pub fn load(operator: &Caller) -> Self {
-        let [first, second] = CAPS;
-        let version = |bytes: Vec<u8>, cap| {
-            let digest = bind(operator, &bytes, cap).digest;
-            Version { bytes, digest, cap }
+        let [first, second] = ALLOWED;
+        let version = |bytes: Vec<u8>, allowed| {
+            let digest = bind(operator, &bytes, allowed).digest;
+            Version { bytes, digest, allowed }
         };
         Self([version(assets::plugin("admission"), first), version(assets::rebuilt("admission"), second)])
     }
@@ -44,32 +44,39 @@ impl Versions {
     /// Has the other one decide, for odd and even `count`.
     pub fn swap(&self, operator: &Caller, count: usize) {
         let version = &self.0[count % 2];
-        bind(operator, &version.bytes, version.cap);
+        bind(operator, &version.bytes, version.allowed);
     }
 
-    /// A decision; which version made it. An error if none did, or some of each.
+    /// A decision, on record; which version made it. An error if none did, or some of each.
     pub async fn decide(&self, caller: &Caller) -> Result<usize, String> {
-        let vm = registered(caller, v1::VirtualMachineSpec { vcpus: ASKED, ..small() }).await;
-        let vm = vm.map_err(|status| status.to_string())?;
-        let (vcpus, admission) = (vm.spec.unwrap_or_default().vcpus, vm.admission.unwrap_or_default());
-        let [opinion] = admission.opinions.as_slice() else { return Err(format!("{admission:?}")) };
-        let made_it = |version: &Version| {
-            let detail = format!("cap vCPUs at {}", version.cap);
-            (&version.digest, version.cap, &detail) == (&opinion.digest, vcpus, &opinion.detail)
+        let request = request(caller, v1::VirtualMachineSpec { vcpus: ASKED, ..small() });
+        let denied = match caller.vms.clone().register_virtual_machine(request).await {
+            Ok(vm) => return Err(format!("{ASKED} vCPUs are allowed: {vm:?}")),
+            Err(status) => facts(&status),
         };
-        self.0.iter().position(made_it).ok_or_else(|| format!("{vcpus} vCPUs by {opinion:?}"))
+        let (code, digest) = (denied.metadata.get("code"), denied.metadata.get("digest"));
+        let made_it = |version: &Version| {
+            let of_its_settings = format!("{ASKED} vCPUs, {} are allowed", version.allowed);
+            digest == Some(&version.digest) && denied.message.contains(&of_its_settings)
+        };
+        let version = self.0.iter().position(made_it).filter(|_| code.is_some_and(|code| code == "limit.vcpus"));
+        version.ok_or_else(|| format!("{denied:?}"))
     }
 }
 
-fn bind(operator: &Caller, bytes: &[u8], cap: u32) -> v1::Plugin {
-    operator.load(PLUGIN, bytes, &[("mode", "cap"), ("max-vcpus", &cap.to_string())]).unwrap()
+fn bind(operator: &Caller, bytes: &[u8], allowed: u32) -> v1::Plugin {
+    operator.load(PLUGIN, bytes, &[("max-vcpus", &allowed.to_string())]).unwrap()
 }
 
-async fn registered(caller: &Caller, spec: v1::VirtualMachineSpec) -> Result<v1::VirtualMachine, tonic::Status> {
+fn request(caller: &Caller, spec: v1::VirtualMachineSpec) -> v1::RegisterVirtualMachineRequest {
     let vm = v1::VirtualMachine { name: caller.name("storm"), spec: Some(spec), ..Default::default() };
-    let request =
-        v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), validate_only: true, ..Default::default() };
-    caller.vms.clone().register_virtual_machine(request).await.map(tonic::Response::into_inner)
+    v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), ..Default::default() }
+}
+
+/// Whether it would be registered: a plugin that allows it, or has no opinion, leaves nothing behind.
+async fn is_allowed(caller: &Caller) -> Result<(), tonic::Status> {
+    let request = v1::RegisterVirtualMachineRequest { validate_only: true, ..request(caller, small()) };
+    caller.vms.clone().register_virtual_machine(request).await.map(drop)
 }
 
 /// How a neighbour's plugin is.
@@ -99,8 +106,8 @@ impl Neighbour {
                     if is_stopped.load(Ordering::Relaxed) {
                         return came;
                     }
-                    let outcome = wait(registered(&caller, small())).map_err(|status| facts(&status));
-                    let code = outcome.map_or_else(|facts| facts.metadata["code"].clone(), |_| "allowed".to_owned());
+                    let outcome = wait(is_allowed(&caller)).map_err(|status| facts(&status));
+                    let code = outcome.map_or_else(|facts| facts.metadata["code"].clone(), |()| "allowed".to_owned());
                     *came.entry(code).or_default() += 1;
                     wait(async { tokio::time::sleep(pause).await });
                 }
