@@ -83,9 +83,10 @@ fn a_disk_and_a_nic_come_and_go_and_leave_nothing() {
         v1::VirtualMachineSpec { disks: vec![disk("root", "hello.img", true)], nics: vec![nic("eth0")], ..linux() };
     let (mut console, _) = boot(&host, &acme, "web", spec);
     let pid = acme.get("web").unwrap().vmm_pid;
-    let before = holdings(pid);
+    let held = || (holdings(pid), acme.stats("web").unwrap().kvm_use.unwrap());
+    let before = held();
     round_of_a_disk(&host, &acme, &mut console);
-    assert_eq!(holdings(pid), before, "after a disk");
+    assert_eq!(held(), before, "after a disk");
 
     let vm = acme.attach("web", eth("eth1")).unwrap();
     let status = vm.nics.iter().find(|nic| nic.id == "eth1").unwrap().clone();
@@ -100,7 +101,7 @@ fn a_disk_and_a_nic_come_and_go_and_leave_nothing() {
     assert_eq!(vm.nics.len(), 1);
     vanishes(&mut console, "/sys/class/net/eth1");
     until("the tap's end", SOON, || (!taps().contains(&status.tap)).then_some(()));
-    assert_eq!(holdings(pid), before, "after a NIC");
+    assert_eq!(held(), before, "after a NIC");
     // Its address is free: the next one has the same.
     let vm = acme.attach("web", eth("eth2")).unwrap();
     assert_eq!(vm.nics[1].guest_address, status.guest_address);
@@ -142,7 +143,9 @@ fn many_cycles_under_load_leave_the_vmm_as_it_was() {
     make_image(&host, "acme", "data.img");
     let (mut console, _) = boot(&host, &acme, "web", linux());
     let pid = acme.get("web").unwrap().vmm_pid;
-    let before = holdings(pid);
+    let held = || (holdings(pid), acme.stats("web").unwrap().kvm_use.unwrap());
+    let before = held();
+    assert!(before.1.memory_slots > 0 && before.1.irqfds > 0 && before.1.ioeventfds > 0, "{before:?}");
     // Reads for as long as there is a disk, and sends for as long as there is a NIC.
     console.run("(while :; do dd if=/dev/vda of=/dev/null bs=64k; usleep 5000; done) 2>/dev/null & true");
     for cycle in 0..CYCLES {
@@ -152,7 +155,7 @@ fn many_cycles_under_load_leave_the_vmm_as_it_was() {
             .unwrap_or_else(|error| panic!("disk, cycle {cycle}: {error:?}"));
     }
     vanishes(&mut console, "/dev/vda");
-    assert_eq!(holdings(pid), before, "after {CYCLES} disks");
+    assert_eq!(held(), before, "after {CYCLES} disks");
     for cycle in 0..CYCLES {
         let vm = acme.attach("web", eth("net")).unwrap_or_else(|error| panic!("NIC, cycle {cycle}: {error:?}"));
         appears(&mut console, "/sys/class/net/eth0");
@@ -163,7 +166,7 @@ fn many_cycles_under_load_leave_the_vmm_as_it_was() {
         acme.detach("web", "net", Some(PATIENCE_MS), false)
             .unwrap_or_else(|error| panic!("NIC, cycle {cycle}: {error:?}"));
     }
-    assert_eq!(holdings(pid), before, "after {CYCLES} NICs");
+    assert_eq!(held(), before, "after {CYCLES} NICs");
     assert!(console.run("dmesg | grep -c -i -e 'call trace' -e 'BUG:'").contains("\n0"));
 }
 

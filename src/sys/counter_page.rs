@@ -57,6 +57,11 @@ impl Counter {
         self.update(|value| value.wrapping_add(count));
     }
 
+    /// Takes from it. As [`add`](Self::add).
+    pub fn subtract(&self, count: u64) {
+        self.update(|value| value.wrapping_sub(count));
+    }
+
     /// Sets it.
     pub fn set(&self, value: u64) {
         self.update(|_| value);
@@ -88,7 +93,8 @@ mod tests {
         let page = CounterPage::map(file.try_clone().unwrap(), 4096).unwrap();
         let counter = page.counter(Some(16));
         counter.add(2);
-        counter.add(3);
+        counter.add(4);
+        counter.subtract(1);
         page.counter(Some(4096)).add(1);
         page.counter(None).add(1);
         page.write(0, b"mark");

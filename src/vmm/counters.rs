@@ -4,9 +4,9 @@
 use std::fs::File;
 use std::io;
 
-use super::ports::{BalloonCounters, DeviceCounters, QueueCounters};
+use super::ports::{BalloonCounters, DeviceCounters, Holdings, QueueCounters};
 use crate::sys::counter_page::{Counter, CounterPage, now_ns};
-use crate::wire::counters::{self, BUCKETS, BalloonWord, FILE_LEN, MARK, Phase, QUEUES, Reason, Statistic};
+use crate::wire::counters::{self, BUCKETS, BalloonWord, FILE_LEN, Held, MARK, Phase, QUEUES, Reason, Statistic};
 
 /// Bytes of a number.
 const WORD: usize = 8;
@@ -38,6 +38,16 @@ impl Counting {
     /// Whose moment is written by somebody else.
     pub fn phase(&self, phase: Phase) -> Counter {
         self.0.counter(Some(phase.at()))
+    }
+
+    /// Where it is counted what KVM holds for the VM.
+    pub fn holdings(&self) -> Holdings {
+        let word = |held: Held| self.0.counter(Some(held.at()));
+        Holdings {
+            memory_slots: word(Held::MemorySlots),
+            irqfds: word(Held::Irqfds),
+            ioeventfds: word(Held::Ioeventfds),
+        }
     }
 
     /// Where the exits of vCPU `index` are counted.
@@ -128,12 +138,14 @@ mod tests {
         counting.vcpu(1).count(Reason::PortWrite);
         let device = counting.device(2, "root", 1);
         device.faults.add(1);
+        counting.holdings().irqfds.add(3);
         device.queues[0].operations.add(4);
         device.queues[0].latency[3].add(4);
         let mut bytes = vec![0; FILE_LEN];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
         let read = counters::decode(&bytes).unwrap();
         assert_eq!(read.phases.last().unwrap().1.as_nanos(), 2_000);
+        assert_eq!(read.held, [0, 3, 0]);
         assert_eq!((read.exits.len(), read.exits[1][Reason::PortWrite as usize]), (2, 1));
         assert_eq!((read.devices[0].name.as_str(), read.devices[0].faults), ("root", 1));
         assert_eq!((read.devices[0].queues[0].operations, read.devices[0].queues[0].latency[3]), (4, 4));

@@ -37,6 +37,17 @@ pub enum Effect {
     Reset,
 }
 
+/// Where it is counted what KVM holds for a VM; by default nowhere.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    /// Memory slots.
+    pub memory_slots: Counter,
+    /// Eventfds that raise an interrupt.
+    pub irqfds: Counter,
+    /// Eventfds that a guest's write signals.
+    pub ioeventfds: Counter,
+}
+
 /// Where a device counts.
 #[derive(Debug, Clone, Default)]
 pub struct DeviceCounters {

@@ -2,7 +2,7 @@
 //! also after the vmm's end. Key function: [`decode`].
 //!
 //! ```text
-//!   0       words: mark, vCPUs; from word 8 on a moment for each [`Phase`] (CLOCK_MONOTONIC, ns; 0: not yet)
+//!   0       words: mark, vCPUs, what the VM has of KVM ([`Held`]); from word 8 on a moment for each [`Phase`] (CLOCK_MONOTONIC, ns; 0: not yet)
 //!   1024    names of the devices, 64 bytes each, by PCI slot
 //!   4096    8 words for each vCPU: its exits, by [`Reason`]
 //!   12288   256 words for each device, by PCI slot: faults, queues; from word 8 on 30 words for each queue:
@@ -76,6 +76,36 @@ impl Phase {
     /// Offset of its word.
     pub fn at(self) -> usize {
         (8 + self as usize) * WORD
+    }
+}
+
+/// What a VM has of KVM now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Memory slots (`KVM_SET_USER_MEMORY_REGION`).
+    MemorySlots,
+    /// Eventfds that raise an interrupt (`KVM_IRQFD`), each with its route.
+    Irqfds,
+    /// Eventfds that a guest's write signals (`KVM_IOEVENTFD`).
+    Ioeventfds,
+}
+
+impl Held {
+    /// All, in the order of their words.
+    pub const ALL: [Self; 3] = [Self::MemorySlots, Self::Irqfds, Self::Ioeventfds];
+
+    /// Its name for people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MemorySlots => "memory_slots",
+            Self::Irqfds => "irqfds",
+            Self::Ioeventfds => "ioeventfds",
+        }
+    }
+
+    /// Offset of its word.
+    pub fn at(self) -> usize {
+        (2 + self as usize) * WORD
     }
 }
 
@@ -242,6 +272,8 @@ pub fn queue_at(slot: u8, queue: usize) -> Option<usize> {
 pub struct Counters {
     /// Moments that were reached, in the order of [`Phase::ALL`], from the first one on.
     pub phases: Vec<(Phase, Duration)>,
+    /// What it has of KVM, or had last, in the order of [`Held::ALL`].
+    pub held: [u64; Held::ALL.len()],
     /// Exits of each vCPU, in the order of [`Reason::ALL`].
     pub exits: Vec<[u64; Reason::ALL.len()]>,
     /// Devices, by slot.
@@ -310,6 +342,7 @@ pub fn decode(file: &[u8]) -> Option<Counters> {
     let exits = |index| Reason::ALL.map(|reason| exit_at(index, reason).map_or(0, word));
     Some(Counters {
         phases: reached.map(|(phase, ns)| (phase, Duration::from_nanos(ns.saturating_sub(first)))).collect(),
+        held: Held::ALL.map(|held| word(held.at())),
         exits: (0..count).map(exits).collect(),
         devices: (0..DEVICES as u8).filter_map(|slot| device(file, slot, &word)).collect(),
         balloon: balloon(&word),

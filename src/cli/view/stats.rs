@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::super::print;
 use super::{nanos, short};
 use crate::api::v1;
-use crate::api::v1::virtual_machine_stats::{Balloon, Device, Queue, Vcpu};
+use crate::api::v1::virtual_machine_stats::{Balloon, Device, KvmUse, Queue, Vcpu};
 
 /// All of it. Times are nanoseconds.
 #[derive(Debug, Serialize)]
@@ -18,6 +18,15 @@ pub(crate) struct StatsView {
     devices: Vec<DeviceView>,
     memory_use: Option<MemoryUseView>,
     balloon: Option<BalloonView>,
+    kvm_use: Option<KvmUseView>,
+}
+
+/// What KVM holds for a VM.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct KvmUseView {
+    memory_slots: u64,
+    irqfds: u64,
+    ioeventfds: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,7 +108,14 @@ impl From<v1::VirtualMachineStats> for StatsView {
             devices: stats.devices.into_iter().map(DeviceView::from).collect(),
             memory_use: stats.memory_use.map(MemoryUseView::from),
             balloon: stats.balloon.map(BalloonView::from),
+            kvm_use: stats.kvm_use.map(KvmUseView::from),
         }
+    }
+}
+
+impl From<KvmUse> for KvmUseView {
+    fn from(KvmUse { memory_slots, irqfds, ioeventfds }: KvmUse) -> Self {
+        Self { memory_slots, irqfds, ioeventfds }
     }
 }
 
@@ -187,6 +203,9 @@ impl StatsView {
             facts.push(("memory", memory.text()));
         }
         facts.extend(self.balloon.iter().flat_map(BalloonView::facts));
+        if let Some(KvmUseView { memory_slots, irqfds, ioeventfds }) = self.kvm_use {
+            facts.push(("kvm", format!("{memory_slots} memory slots, {irqfds} irqfds, {ioeventfds} ioeventfds")));
+        }
         text.push_str(&print::facts(&facts));
         if let Some(first) = self.vcpus.first() {
             let sum = |index: usize| -> u64 {

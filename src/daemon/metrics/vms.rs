@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::exposition::{Exposition, Kind};
 use crate::daemon::service::VmStats;
-use crate::wire::counters::{BalloonCounters, DeviceCounters, QueueCounters, Reason, Statistic};
+use crate::wire::counters::{BalloonCounters, DeviceCounters, Held, QueueCounters, Reason, Statistic};
 
 /// Everything that is known of these VMs.
 pub(super) fn text(all: &[VmStats]) -> String {
@@ -35,6 +35,11 @@ pub(super) fn text(all: &[VmStats]) -> String {
         }
     });
     memory(&mut text, all);
+    for held in Held::ALL {
+        let name = format!("ostler_vm_kvm_{}", held.name());
+        text.family(&name, Kind::Gauge, "What KVM holds for a VM: one kind of its objects.");
+        each(all, |stats, own| text.sample(&name, &own, stats.counters.held[held as usize]));
+    }
     text.family("ostler_vm_device_faults_total", Kind::Counter, "Faults of guest and host that a device has met.");
     devices(all, |own, device| {
         let labels = [own[0], own[1], ("device", &device.name)];
@@ -165,6 +170,7 @@ mod tests {
             vm: Arc::new(samples::running("acme", "web")),
             counters: Counters {
                 phases: vec![(Phase::Started, Duration::ZERO), (Phase::Console, Duration::from_millis(12))],
+                held: [2, 9, 5],
                 exits: vec![[1, 2, 3, 4, 5, 6, 7]],
                 devices: vec![DeviceCounters { name: "root".into(), faults: 1, queues: vec![queue] }],
                 balloon: Some(BalloonCounters {
@@ -178,6 +184,7 @@ mod tests {
         let text = text(&[stats.clone(), stats]);
         for line in [
             "ostler_vm_exits_total{tenant=\"acme\",vm=\"web\",vcpu=\"0\",reason=\"mmio_write\"} 4",
+            "ostler_vm_kvm_irqfds{tenant=\"acme\",vm=\"web\"} 9",
             "ostler_vm_boot_seconds{tenant=\"acme\",vm=\"web\",phase=\"console\"} 0.012",
             "ostler_vm_queue_bytes_total{tenant=\"acme\",vm=\"web\",device=\"root\",queue=\"0\"} 4096",
             "ostler_vm_queue_latency_seconds_bucket{tenant=\"acme\",vm=\"web\",device=\"root\",queue=\"0\",le=\"0.000002\"} 2",

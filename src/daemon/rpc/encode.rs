@@ -24,7 +24,7 @@ use crate::model::{
 use crate::sys::counter_page::now_ns;
 use crate::sys::devlink::EswitchMode;
 use crate::sys::rtnl::{LinkState, VfConfig};
-use crate::wire::counters::{BalloonCounters, DeviceCounters, Phase, QueueCounters, Reason, Statistic};
+use crate::wire::counters::{BalloonCounters, DeviceCounters, Held, Phase, QueueCounters, Reason, Statistic};
 
 /// A VM's name in the API.
 pub(super) fn vm_name(vm: &VmRecord) -> String {
@@ -144,7 +144,12 @@ pub(super) fn stats(stats: VmStats) -> v1::VirtualMachineStats {
         devices: counters.devices.into_iter().map(device).collect(),
         memory_use: memory.map(memory_use),
         balloon: counters.balloon.map(balloon),
+        kvm_use: Some(kvm_use(counters.held)),
     }
+}
+
+fn kvm_use([memory_slots, irqfds, ioeventfds]: [u64; Held::ALL.len()]) -> v1::virtual_machine_stats::KvmUse {
+    v1::virtual_machine_stats::KvmUse { memory_slots, irqfds, ioeventfds }
 }
 
 fn balloon(balloon: BalloonCounters) -> v1::virtual_machine_stats::Balloon {

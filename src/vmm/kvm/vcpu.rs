@@ -152,6 +152,7 @@ mod tests {
     use super::super::{Hypervisor, Vm};
     use super::*;
     use crate::model::Topology;
+    use crate::vmm::ports::Holdings;
     use std::os::fd::OwnedFd;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -167,7 +168,7 @@ mod tests {
         // mov al, 0x41; mov dx, 0x3f8; out dx, al; mov [0xd0000000], ebx; hlt
         let code = [0xb0, 0x41, 0x66, 0xba, 0xf8, 0x03, 0xee, 0x89, 0x1d, 0, 0, 0, 0xd0, 0xf4];
         memory.write_slice(&code, GuestAddress(0x1000)).unwrap();
-        let vm = Vm::new(&hypervisor, memory, 0xfffb_d000).unwrap();
+        let vm = Vm::new(&hypervisor, memory, 0xfffb_d000, Holdings::default()).unwrap();
         let mut vcpu = vm.create_vcpu(0, Topology::flat(1)).unwrap();
         vcpu.set_entry(EntryPoint { rip: 0x1000, rbx: 0x1234, rsi: 0 }).unwrap();
         assert!(matches!(vcpu.run().unwrap(), Exit::PortWrite(0x3f8, [0x41])));
@@ -184,7 +185,7 @@ mod tests {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         // mov dx, 0x3f8; out dx, al; jmp to the out
         memory.write_slice(&[0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd], GuestAddress(0x1000)).unwrap();
-        let vm = Vm::new(&hypervisor, memory, 0xfffb_d000).unwrap();
+        let vm = Vm::new(&hypervisor, memory, 0xfffb_d000, Holdings::default()).unwrap();
         let mut vcpu = vm.create_vcpu(0, Topology::flat(1)).unwrap();
         let mut kicker = vm.kicker(&vcpu).unwrap();
         vcpu.set_entry(EntryPoint { rip: 0x1000, rbx: 0, rsi: 0 }).unwrap();

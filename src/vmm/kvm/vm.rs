@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Hypervisor, Kicker, KvmError, Named, Vcpu, cpuid};
 use crate::model::Topology;
 use crate::sys::vfio::Pages;
+use crate::vmm::ports::Holdings;
 
 /// Where an interrupt of a device goes: GSI, message address, message data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +37,18 @@ pub struct Vm {
     memory: GuestMemoryMmap,
     /// Pages of devices, with their addresses, by memory slot.
     pages: BTreeMap<u32, (u64, Arc<Pages>)>,
+    holdings: Holdings,
 }
 
 impl Vm {
-    /// Creates the VM and gives it `memory`; `tss` is the first of three pages that KVM may use.
-    pub fn new(hypervisor: &Hypervisor, memory: GuestMemoryMmap, tss: u64) -> Result<Self, KvmError> {
+    /// Creates the VM and gives it `memory`; `tss` is the first of three pages that KVM may use. What KVM holds for it is
+    /// counted in `holdings`.
+    pub fn new(
+        hypervisor: &Hypervisor,
+        memory: GuestMemoryMmap,
+        tss: u64,
+        holdings: Holdings,
+    ) -> Result<Self, KvmError> {
         let kvm = &hypervisor.0;
         let fd = kvm.create_vm().named("KVM_CREATE_VM")?;
         for (slot, region) in (0u32..).zip(memory.iter()) {
@@ -54,6 +62,7 @@ impl Vm {
             // SAFETY: the region is mapped with that length and stays mapped: `memory` outlives the VM's descriptor
             // (fields drop in order), and regions of one `GuestMemoryMmap` do not overlap.
             unsafe { fd.set_user_memory_region(slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
+            holdings.memory_slots.add(1);
         }
         fd.set_tss_address(usize::try_from(tss).unwrap_or_default()).named("KVM_SET_TSS_ADDR")?;
         fd.create_irq_chip().named("KVM_CREATE_IRQCHIP")?;
@@ -62,7 +71,7 @@ impl Vm {
             kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES).named("KVM_GET_SUPPORTED_CPUID")?;
         let run_size = kvm.get_vcpu_mmap_size().named("KVM_GET_VCPU_MMAP_SIZE")?;
         let cpuid = cpuid::Supported::new(supported, has_tsc_deadline);
-        Ok(Self { fd, cpuid, run_size, memory, pages: BTreeMap::new() })
+        Ok(Self { fd, cpuid, run_size, memory, pages: BTreeMap::new(), holdings })
     }
 
     /// Shows the guest a device's pages at `address`, which nothing else of this kind and no RAM has.
@@ -80,6 +89,7 @@ impl Vm {
         // until it is deleted, and outlives the VM's descriptor. KVM refuses a slot that overlaps another one.
         unsafe { self.fd.set_user_memory_region(slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
         self.pages.insert(number, (address, pages));
+        self.holdings.memory_slots.add(1);
         Ok(())
     }
 
@@ -92,6 +102,7 @@ impl Vm {
         // SAFETY: nothing is mapped by it.
         unsafe { self.fd.set_user_memory_region(slot) }.named("KVM_SET_USER_MEMORY_REGION")?;
         self.pages.remove(&number);
+        self.holdings.memory_slots.subtract(1);
         Ok(())
     }
 
@@ -109,22 +120,30 @@ impl Vm {
 
     /// Signals `event` at each guest write to `address`, whatever its length and value.
     pub fn add_doorbell(&self, event: &EventFd, address: u64) -> Result<(), KvmError> {
-        self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch).named("KVM_IOEVENTFD")
+        self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch).named("KVM_IOEVENTFD")?;
+        self.holdings.ioeventfds.add(1);
+        Ok(())
     }
 
     /// Undoes [`Self::add_doorbell`].
     pub fn remove_doorbell(&self, event: &EventFd, address: u64) -> Result<(), KvmError> {
-        self.fd.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch).named("KVM_IOEVENTFD")
+        self.fd.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch).named("KVM_IOEVENTFD")?;
+        self.holdings.ioeventfds.subtract(1);
+        Ok(())
     }
 
     /// Raises `gsi` each time that `event` is written. One that was written before is delivered at once.
     pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
-        self.fd.register_irqfd(event, gsi).named("KVM_IRQFD")
+        self.fd.register_irqfd(event, gsi).named("KVM_IRQFD")?;
+        self.holdings.irqfds.add(1);
+        Ok(())
     }
 
     /// Undoes [`Self::connect_irq`].
     pub fn disconnect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
-        self.fd.unregister_irqfd(event, gsi).named("KVM_IRQFD")
+        self.fd.unregister_irqfd(event, gsi).named("KVM_IRQFD")?;
+        self.holdings.irqfds.subtract(1);
+        Ok(())
     }
 
     /// Replaces all routes: GSIs below `ioapic_pins` go to the I/O APIC, the others where `messages` says.
