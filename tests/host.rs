@@ -40,3 +40,4 @@ mod tenancy;
 mod tenants;
 mod trust;
 mod watch;
+mod wit_reference;
