@@ -9,19 +9,21 @@
 //! | `spread` | `balance` (default): the controller with the largest free share first; `pack`: the smallest |
 //! | `numa-node` | controllers of this node first |
 //! | `numa-strict` | `true`: controllers of other nodes are out (needs `numa-node`) |
+//! | `root-port` | `any` (default); `apart`: controllers first that share no root port, and so no bandwidth, with the tenant's namespaces; `together`: those that do |
 //! | `other-tenants` | `share` (default); `avoid`: controllers without other tenants first; `refuse`: those with any are out |
 //! | `last-tenant` | `any` (default); `avoid`: what another tenant had comes last; `refuse`: it is out |
 //! | `whole` | serial numbers of controllers that may be given whole, such as `S1,S2`; without it none |
 //!
-//! Of what is left the namespace that fits best comes first. [`rules`] decides, [`settings`] says by which rules; this
-//! file is what the host sees of it.
+//! Of what is left the namespace that fits best comes first. A tenant's namespaces on controllers without candidates are
+//! not known, and controllers without a root port count as sharing one. [`rules`] decides, [`settings`] says by which
+//! rules; this file is what the host sees of it.
 
 mod rules;
 mod settings;
 
-use ostler_policy::select_nvme::{SelectNvme, SelectNvmeRequest, Verdict};
+use ostler_policy::select_nvme::{Row, SelectNvme, SelectNvmeRequest, Verdict};
 use ostler_policy::{Error, Policy, Reader, Source};
-use rules::Rules;
+use rules::{Rules, own_roots};
 
 impl Policy for Rules {
     const NAME: &'static str = "nvme";
@@ -37,7 +39,12 @@ impl Policy for Rules {
 impl SelectNvme for Rules {
     fn select_nvme(&self, request: &SelectNvmeRequest) -> Result<Verdict, Error> {
         Ok(match self.allow(request.wish) {
-            Ok(()) => Verdict::Rank(request.rank(|row| self.judge(request.wish, row))),
+            Ok(()) => {
+                let own_roots = own_roots(&request.controllers);
+                let score =
+                    |row: Row<'_>| Ok(self.judge(request.wish, row)? + self.weigh_root(row.controller, &own_roots));
+                Verdict::Rank(request.rank(score))
+            }
             Err(refusal) => refusal.into(),
         })
     }
@@ -48,7 +55,7 @@ ostler_policy::export!(Rules: select_nvme);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ostler_policy::select_nvme::{Mark, NvmeWish};
+    use ostler_policy::select_nvme::{Controller, Mark, NvmeWish};
     use ostler_policy::testing;
 
     #[test]
@@ -63,5 +70,25 @@ mod tests {
         assert!(
             matches!(rules.select_nvme(&whole), Ok(Verdict::Deny(denial)) if denial.code == "controller.not-allowed")
         );
+    }
+
+    #[test]
+    fn a_second_namespace_is_kept_apart_from_the_first_or_beside_it() {
+        let below = |root: &str, own_namespaces| Controller {
+            root: Some(root.into()),
+            own_namespaces,
+            ..testing::controller("S1")
+        };
+        let controllers = vec![below("0000:00:01.0", 0), below("0000:00:01.0", 1), below("0000:00:02.0", 0)];
+        let rows = [0, 1, 2].map(|controller| (controller, 1, 64 << 20));
+        let request = testing::select_nvme(NvmeWish::Namespace(64 << 20), controllers, &rows);
+        let first = |root_port| {
+            let rules: Rules = testing::read([("root-port", root_port)]).unwrap();
+            let Ok(Verdict::Rank(ranking)) = rules.select_nvme(&request) else { panic!() };
+            ranking.marks.iter().map(|mark| matches!(mark, Mark::Score(10_000..))).collect::<Vec<_>>()
+        };
+        assert_eq!(first("apart"), [false, false, true]);
+        assert_eq!(first("together"), [true, true, false]);
+        assert_eq!(first("any"), [false; 3]);
     }
 }

@@ -1,6 +1,6 @@
 //! The decision itself: [`Rules`] allow what is wished for and judge each candidate.
 
-use ostler_policy::select_nvme::{LastTenant, NvmeWish, Row};
+use ostler_policy::select_nvme::{Controller, LastTenant, NvmeWish, Row};
 use ostler_policy::{Refusal, refuse};
 
 /// What is first, or out.
@@ -25,6 +25,23 @@ pub(crate) enum Spread {
     Pack,
 }
 
+/// Which root port a tenant's next namespace should be below. What shares one shares its bandwidth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum RootPort {
+    /// It makes no difference.
+    #[default]
+    Any,
+    /// One without namespaces of the tenant first.
+    Apart,
+    /// One with namespaces of the tenant first.
+    Together,
+}
+
+/// Root ports below which the tenant has namespaces.
+pub(crate) fn own_roots(controllers: &[Controller]) -> Vec<Option<&str>> {
+    controllers.iter().filter(|one| one.own_namespaces > 0).map(|one| one.root.as_deref()).collect()
+}
+
 /// Where controllers should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NumaRule {
@@ -42,6 +59,7 @@ pub(crate) struct Rules {
     pub max_wear: Option<u8>,
     pub spread: Spread,
     pub numa: Option<NumaRule>,
+    pub root_port: RootPort,
     pub other_tenants: Preference,
     pub last_tenant: Preference,
     /// Serial numbers of controllers that may be given whole.
@@ -57,6 +75,7 @@ impl Default for Rules {
             max_wear: None,
             spread: Spread::default(),
             numa: None,
+            root_port: RootPort::default(),
             other_tenants: Preference::default(),
             last_tenant: Preference::default(),
             whole: Vec::new(),
@@ -65,9 +84,10 @@ impl Default for Rules {
 }
 
 /// Each preference outweighs all below it together: fit (0 to 4,000), free share in permille, wear (twice the percent).
-const NUMA_WEIGHT: i32 = 40_000;
-const OTHERS_WEIGHT: i32 = 20_000;
-const LAST_WEIGHT: i32 = 10_000;
+const NUMA_WEIGHT: i32 = 80_000;
+const OTHERS_WEIGHT: i32 = 40_000;
+const LAST_WEIGHT: i32 = 20_000;
+const ROOT_WEIGHT: i32 = 10_000;
 /// A namespace loses one point for each permille that it is too large, until nothing is left.
 const FIT_WEIGHT: i32 = 4_000;
 const WEAR_WEIGHT: i32 = 2;
@@ -142,6 +162,17 @@ impl Rules {
         }
     }
 
+    /// What a controller's root port is worth beside that, where the tenant has namespaces below `own_roots`.
+    pub(crate) fn weigh_root(&self, controller: &Controller, own_roots: &[Option<&str>]) -> i32 {
+        let is_own = || own_roots.contains(&controller.root.as_deref());
+        let is_first = match self.root_port {
+            RootPort::Any => false,
+            RootPort::Apart => !is_own(),
+            RootPort::Together => is_own(),
+        };
+        if is_first { ROOT_WEIGHT } else { 0 }
+    }
+
     fn score(&self, wish: NvmeWish, row: Row<'_>) -> i32 {
         let Row { controller, size_bytes, last_tenant, .. } = row;
         let when = |is_good: bool, weight: i32| if is_good { weight } else { 0 };
@@ -170,7 +201,6 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ostler_policy::select_nvme::Controller;
 
     /// Half of four secondary controllers free, a medium hardly worn.
     const CONTROLLER: Controller = Controller {

@@ -1,10 +1,10 @@
 //! Settings to [`Rules`].
 
-use crate::rules::{NumaRule, Preference, Rules, Spread};
+use crate::rules::{NumaRule, Preference, RootPort, Rules, Spread};
 use ostler_policy::{Reader, Source};
 
 /// Every key.
-pub(crate) const KEYS: [&str; 10] = [
+pub(crate) const KEYS: [&str; 11] = [
     "block-bytes",
     "last-tenant",
     "max-mib",
@@ -12,6 +12,7 @@ pub(crate) const KEYS: [&str; 10] = [
     "numa-node",
     "numa-strict",
     "other-tenants",
+    "root-port",
     "size-slack",
     "spread",
     "whole",
@@ -35,6 +36,10 @@ pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Rules {
         max_wear: reader.number("max-wear", 0..=u8::MAX.into()).and_then(|wear| u8::try_from(wear).ok()),
         spread: reader.choice("spread", &[("balance", Spread::Balance), ("pack", Spread::Pack)]),
         numa,
+        root_port: reader.choice(
+            "root-port",
+            &[("any", RootPort::Any), ("apart", RootPort::Apart), ("together", RootPort::Together)],
+        ),
         other_tenants: reader.choice(
             "other-tenants",
             &[("share", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
@@ -77,6 +82,7 @@ mod tests {
             ("spread", "pack"),
             ("numa-node", "1"),
             ("numa-strict", "true"),
+            ("root-port", "together"),
             ("other-tenants", "refuse"),
             ("last-tenant", "avoid"),
             ("whole", "S1, S2"),
@@ -88,6 +94,7 @@ mod tests {
             max_wear: Some(80),
             spread: Spread::Pack,
             numa: Some(NumaRule { node: 1, is_strict: true }),
+            root_port: RootPort::Together,
             other_tenants: Preference::Refuse,
             last_tenant: Preference::Avoid,
             whole: vec!["S1".into(), "S2".into()],
@@ -106,13 +113,12 @@ mod tests {
             ("block-bytes", "1000"),
             ("max-wear", "256"),
             ("spread", "evenly"),
+            ("root-port", "0000:00:01.0"),
             ("whole", "S1,"),
         ]);
         let wrong = wrong.unwrap_err();
         let keys: Vec<_> = wrong.iter().map(|invalid| invalid.key.as_str()).collect();
-        assert_eq!(
-            keys,
-            ["slack", "numa-strict", "size-slack", "max-mib", "block-bytes", "max-wear", "spread", "whole"]
-        );
+        let expected = "slack numa-strict size-slack max-mib block-bytes max-wear spread root-port whole";
+        assert_eq!(keys.join(" "), expected);
     }
 }

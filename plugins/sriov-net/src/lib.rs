@@ -7,6 +7,7 @@
 //! | `numa-node` | PFs of this node first |
 //! | `numa-strict` | `true`: PFs of other nodes are out (needs `numa-node`) |
 //! | `spread` | `balance` (default): the PF with the largest free share first; `pack`: the smallest |
+//! | `root-port` | `any` (default); `apart`: PFs first that share no root port, and so no bandwidth, with the tenant's VFs; `together`: those that do |
 //! | `other-tenants` | `share` (default); `avoid`: PFs without other tenants first; `refuse`: PFs with any are out |
 //! | `last-tenant` | `any` (default); `avoid`: VFs that another tenant had come last; `refuse`: they are out |
 //! | `vlans` | VLANs that may be wished for, such as `100,200-210`; without it none |
@@ -15,14 +16,15 @@
 //! | `max-tx-mbps` | highest transmit rate |
 //! | `trust`, `spoof-check` | `true` or `false`; to grant (`trust` on, `spoof-check` off) is the operator's |
 //!
-//! [`rules`] decides, [`settings`] says by which rules; this file is what the host sees of it.
+//! A tenant's VFs on PFs without candidates are not known, and PFs without a root port count as sharing one. [`rules`]
+//! decides, [`settings`] says by which rules; this file is what the host sees of it.
 
 mod rules;
 mod settings;
 
 use ostler_policy::select_vf::{Ranking, SelectVf, SelectVfRequest, Verdict};
 use ostler_policy::{Error, Policy, Reader, Source};
-use rules::Rules;
+use rules::{Rules, own_roots};
 
 impl Policy for Rules {
     const NAME: &'static str = "sriov-net";
@@ -41,7 +43,9 @@ impl SelectVf for Rules {
             Ok(settings) => settings,
             Err(refusal) => return Ok(refusal.into()),
         };
-        Ok(Verdict::Rank(Ranking { settings, ..request.rank(|row| self.judge(row)) }))
+        let own_roots = own_roots(&request.pfs);
+        let ranking = request.rank(|row| Ok(self.judge(row)? + self.weigh_root(row.pf, &own_roots)));
+        Ok(Verdict::Rank(Ranking { settings, ..ranking }))
     }
 }
 
@@ -63,6 +67,21 @@ mod tests {
         let codes: Vec<_> = ranking.reasons.iter().map(|reason| reason.code.as_str()).collect();
         assert_eq!(codes, ["tenant.last-other", "link.down"]);
         assert_eq!(ranking.settings, [VfSetting::MaxTxMbps(100)]);
+    }
+
+    #[test]
+    fn a_second_vf_is_kept_apart_from_the_first_or_beside_it() {
+        let below = |root: &str, own_vfs| Pf { root: Some(root.into()), own_vfs, ..testing::pf(root) };
+        let pfs = vec![below("0000:00:01.0", 0), below("0000:00:01.0", 1), below("0000:00:02.0", 0)];
+        let request = testing::select_vf(pfs, &[0, 1, 2].map(|pf| (pf, 0, LastTenant::Nobody)));
+        let first = |root_port| {
+            let rules: Rules = testing::read([("root-port", root_port)]).unwrap();
+            let Ok(Verdict::Rank(ranking)) = rules.select_vf(&request) else { panic!() };
+            ranking.marks.iter().map(|mark| matches!(mark, Mark::Score(5_000..))).collect::<Vec<_>>()
+        };
+        assert_eq!(first("apart"), [false, false, true]);
+        assert_eq!(first("together"), [true, true, false]);
+        assert_eq!(first("any"), [false; 3]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The decision itself: [`Rules`] settle what is wished for and judge each candidate.
 
-use ostler_policy::select_vf::{LastTenant, Row, VfSetting, VfWish};
+use ostler_policy::select_vf::{LastTenant, Pf, Row, VfSetting, VfWish};
 use ostler_policy::{Refusal, refuse};
 
 /// What is first, or out.
@@ -25,6 +25,23 @@ pub(crate) enum Spread {
     Pack,
 }
 
+/// Which root port a tenant's next VF should be below. What shares one shares its bandwidth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum RootPort {
+    /// It makes no difference.
+    #[default]
+    Any,
+    /// One without VFs of the tenant first.
+    Apart,
+    /// One with VFs of the tenant first.
+    Together,
+}
+
+/// Root ports below which the tenant has VFs.
+pub(crate) fn own_roots(pfs: &[Pf]) -> Vec<Option<&str>> {
+    pfs.iter().filter(|pf| pf.own_vfs > 0).map(|pf| pf.root.as_deref()).collect()
+}
+
 /// Where VFs should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NumaRule {
@@ -40,6 +57,7 @@ pub(crate) struct Rules {
     pub min_link_mbps: Option<u32>,
     pub numa: Option<NumaRule>,
     pub spread: Spread,
+    pub root_port: RootPort,
     pub other_tenants: Preference,
     pub last_tenant: Preference,
     /// Inclusive ranges of VLANs that may be wished for.
@@ -59,6 +77,7 @@ impl Default for Rules {
             min_link_mbps: None,
             numa: None,
             spread: Spread::default(),
+            root_port: RootPort::default(),
             other_tenants: Preference::default(),
             last_tenant: Preference::default(),
             vlans: Vec::new(),
@@ -75,6 +94,7 @@ impl Default for Rules {
 const NUMA_WEIGHT: i32 = 40_000;
 const OTHERS_WEIGHT: i32 = 20_000;
 const LAST_WEIGHT: i32 = 10_000;
+const ROOT_WEIGHT: i32 = 5_000;
 /// Own VFs that count; each is worth ten permille.
 const MAX_OWN_VFS: u32 = 256;
 const OWN_WEIGHT: i32 = 10;
@@ -132,6 +152,17 @@ impl Rules {
         Ok(self.score(row))
     }
 
+    /// What a PF's root port is worth beside that, where the tenant has VFs below `own_roots`.
+    pub(crate) fn weigh_root(&self, pf: &Pf, own_roots: &[Option<&str>]) -> i32 {
+        let is_own = || own_roots.contains(&pf.root.as_deref());
+        let is_first = match self.root_port {
+            RootPort::Any => false,
+            RootPort::Apart => !is_own(),
+            RootPort::Together => is_own(),
+        };
+        if is_first { ROOT_WEIGHT } else { 0 }
+    }
+
     fn score(&self, row: Row<'_>) -> i32 {
         let pf = row.pf;
         let when = |is_good: bool, weight: i32| if is_good { weight } else { 0 };
@@ -154,7 +185,6 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ostler_policy::select_vf::Pf;
 
     /// Link 1000 Mbit/s, node 0, half of eight VFs free.
     const PF: Pf = Pf {

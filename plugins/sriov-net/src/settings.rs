@@ -1,10 +1,10 @@
 //! Settings to [`Rules`].
 
-use crate::rules::{NumaRule, Preference, Rules, Spread};
+use crate::rules::{NumaRule, Preference, RootPort, Rules, Spread};
 use ostler_policy::{Reader, Source};
 
 /// Every key.
-pub(crate) const KEYS: [&str; 13] = [
+pub(crate) const KEYS: [&str; 14] = [
     "last-tenant",
     "macs",
     "max-tx-mbps",
@@ -13,6 +13,7 @@ pub(crate) const KEYS: [&str; 13] = [
     "numa-strict",
     "other-tenants",
     "require-link",
+    "root-port",
     "spoof-check",
     "spread",
     "trust",
@@ -35,6 +36,10 @@ pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Rules {
         min_link_mbps: reader.number("min-link-mbps", 1..=u32::MAX.into()).and_then(rate),
         numa,
         spread: reader.choice("spread", &[("balance", Spread::Balance), ("pack", Spread::Pack)]),
+        root_port: reader.choice(
+            "root-port",
+            &[("any", RootPort::Any), ("apart", RootPort::Apart), ("together", RootPort::Together)],
+        ),
         other_tenants: reader.choice(
             "other-tenants",
             &[("share", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
@@ -89,6 +94,7 @@ mod tests {
             ("numa-node", "1"),
             ("numa-strict", "true"),
             ("spread", "pack"),
+            ("root-port", "apart"),
             ("other-tenants", "refuse"),
             ("last-tenant", "avoid"),
             ("vlans", "100, 200-210"),
@@ -103,6 +109,7 @@ mod tests {
             min_link_mbps: Some(10),
             numa: Some(NumaRule { node: 1, is_strict: true }),
             spread: Spread::Pack,
+            root_port: RootPort::Apart,
             other_tenants: Preference::Refuse,
             last_tenant: Preference::Avoid,
             vlans: vec![(100, 100), (200, 210)],
@@ -122,13 +129,14 @@ mod tests {
             ("min-link", "1"),
             ("numa-strict", "true"),
             ("spread", "evenly"),
+            ("root-port", "0000:00:01.0"),
             ("vlans", "1-5000"),
             ("vlan", "0"),
             ("macs", "2:a"),
         ]);
         let wrong = wrong.unwrap_err();
         let keys: Vec<_> = wrong.iter().map(|invalid| invalid.key.as_str()).collect();
-        assert_eq!(keys, ["min-link", "numa-strict", "spread", "vlans", "vlan", "macs"]);
+        assert_eq!(keys, ["min-link", "numa-strict", "spread", "root-port", "vlans", "vlan", "macs"]);
     }
 
     #[test]
