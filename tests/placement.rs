@@ -83,6 +83,28 @@ fn a_denial_refuses_the_start_and_a_tenant_s_plugin_narrows_only() {
 }
 
 #[test]
+fn an_answer_beyond_the_question_fails_closed_and_is_on_record_with_its_code() {
+    let host = Host::start();
+    let acme = host.tenant("acme");
+    acme.register("web", small()).unwrap();
+    operator_s(&host, PLACEMENT, &[]);
+    for (name, told) in [("place-long", "1025 marks for "), ("place-million", "too much data is being copied")] {
+        acme.load("tenants/acme/plugins/own", &plugin(&format!("hostile/{name}")), &[]).unwrap();
+        let refused = facts(&acme.start("web").unwrap_err());
+        assert!(refused.message.contains("(policy.bad-answer)"), "{name}: {refused:?}");
+        let record = decisions(&acme).into_iter().next().unwrap();
+        assert_eq!((record.allowed, record.code.as_str(), record.plugin.as_str()), (false, "policy.bad-answer", "own"));
+        let [good, own] = &record.links[..] else { panic!("{name}: {record:?}") };
+        assert_eq!((good.plugin.as_str(), good.verdict.as_str()), ("placement", "rank"), "{name}");
+        assert_eq!((own.plugin.as_str(), own.verdict.as_str()), ("own", "policy.bad-answer"), "{name}: {own:?}");
+        assert!(own.detail.contains(told) && own.detail.len() < 700, "{name}: {own:?}");
+        assert_eq!(decisions(&acme).len(), if name == "place-long" { 1 } else { 2 });
+    }
+    acme.unload("tenants/acme/plugins/own", false).unwrap();
+    assert!(try_start(&acme).unwrap().placement.is_some());
+}
+
+#[test]
 fn a_vm_that_names_its_node_is_not_asked_about() {
     let host = Host::start();
     let operator = host.operator();

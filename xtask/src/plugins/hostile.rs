@@ -40,7 +40,7 @@ const OBSERVES: &[&str] = &["observe-type", "memory", "lifecycle"];
 const DEVICES: &[&str] = &["attach-type", "detach-type", "select-vf-type", "memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 53] = [
+const FIXTURES: [Fixture; 58] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("attach-abstain", ATTACH, ATTACHES),
     Fixture("attach-forge", ATTACH, ATTACHES),
@@ -77,6 +77,8 @@ const FIXTURES: [Fixture; 53] = [
     Fixture("nvme-trap", SELECT_NVME, SELECTS),
     Fixture("observe-trap", OBSERVE, OBSERVES),
     Fixture("place-code", PLACE, SELECTS),
+    Fixture("place-long", PLACE, SELECTS),
+    Fixture("place-million", PLACE, SELECTS),
     Fixture("place-reason", PLACE, SELECTS),
     Fixture("place-short", PLACE, SELECTS),
     Fixture("place-trap", PLACE, SELECTS),
@@ -86,7 +88,10 @@ const FIXTURES: [Fixture; 53] = [
     Fixture("start-loop", ADMIT, ALL),
     Fixture("trap", ADMIT, LOADS),
     Fixture("undecided", ADMIT, LOADS),
+    Fixture("vf-extremes", SELECT_VF, SELECTS),
+    Fixture("vf-long", SELECT_VF, SELECTS),
     Fixture("vf-mac", SELECT_VF, SELECTS),
+    Fixture("vf-million", SELECT_VF, SELECTS),
     Fixture("vf-reason", SELECT_VF, SELECTS),
     Fixture("vf-short", SELECT_VF, SELECTS),
     Fixture("vf-trap", SELECT_VF, SELECTS),

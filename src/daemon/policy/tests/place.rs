@@ -95,6 +95,8 @@ async fn every_way_to_fail_denies_with_its_own_code() {
     for (name, expected, text) in [
         ("place-trap", "policy.trap", "unreachable"),
         ("place-short", "policy.bad-answer", "1 marks for 3 candidates"),
+        ("place-long", "policy.bad-answer", "1025 marks for 3 candidates"),
+        ("place-million", "policy.bad-answer", "too much data is being copied"),
         ("place-reason", "policy.bad-answer", "reason 5 of 0"),
         ("place-code", "policy.bad-answer", "belongs to the host"),
     ] {

@@ -119,6 +119,8 @@ async fn every_way_to_fail_denies_with_its_own_code() {
     for (name, expected, text) in [
         ("vf-trap", "policy.trap", "unreachable"),
         ("vf-short", "policy.bad-answer", "1 marks for 3 candidates"),
+        ("vf-long", "policy.bad-answer", "4 marks for 3 candidates"),
+        ("vf-million", "policy.bad-answer", "too much data is being copied"),
         ("vf-reason", "policy.bad-answer", "reason 5 of 0"),
         ("vf-trust", "policy.bad-answer", "only a plugin of the operator"),
         ("vf-vlan", "policy.bad-answer", "4095"),
@@ -132,6 +134,17 @@ async fn every_way_to_fail_denies_with_its_own_code() {
         assert!(message.contains(text) && text::is_line(message, 700), "{name}: {message}");
         assert_eq!(order(&host.select_vf(chain([&good]), question()).await.dry_run()), [1, 0], "after {name}");
     }
+}
+
+#[tokio::test]
+async fn scores_at_both_ends_add_up_without_wrapping() {
+    let host = host();
+    let (good, extreme) =
+        (sriov_net(&host, [("require-link", "false")]).await, hostile(&host, "vf-extremes").await.unwrap());
+    assert_eq!(order(&host.select_vf(chain([&good]), question()).await.dry_run()), [1, 2, 0]);
+    // Above the highest score, and below the lowest: the first candidate stays first, and the second last.
+    let chain = chain([&good, &extreme, &extreme, &extreme]);
+    assert_eq!(order(&host.select_vf(chain, question()).await.dry_run()), [0, 2, 1]);
 }
 
 #[tokio::test]
