@@ -138,6 +138,8 @@ pub enum Refusal {
     UndeclaredImports(Vec<String>),
     /// An interface that it lacks.
     MissingExport(String),
+    /// An interface that it has in another version only, with that version.
+    WrongVersion(String),
     /// The right interfaces with other types.
     WrongTypes(String),
     /// It starts with so many bytes of memory, more than allowed.

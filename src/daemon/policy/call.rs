@@ -37,6 +37,22 @@ pub(super) struct Code {
     pub observe: Option<observe_hook::GuestIndices>,
 }
 
+impl Code {
+    /// Whether each function that may be called has the types with which it is called.
+    fn check_types(&self, store: &mut Store<Call>, instance: &Instance) -> wasmtime::Result<()> {
+        macro_rules! check {
+            ($($hook:ident)*) => {$(
+                if let Some(hook) = &self.$hook {
+                    hook.load(&mut *store, instance).map_err(|error| error.context(stringify!($hook)))?;
+                }
+            )*};
+        }
+        self.lifecycle.load(&mut *store, instance).map_err(|error| error.context("lifecycle"))?;
+        check!(admit select_vf select_nvme attach detach place observe);
+        Ok(())
+    }
+}
+
 /// Where a call happens: the sandbox, the code, and the settings that the plugin sees.
 pub(super) struct Site<'a> {
     sandbox: &'a Sandbox,
@@ -80,6 +96,13 @@ impl<'a> Site<'a> {
         let (kv, inventory) = self.spoken.into_inner();
         let backtrace = self.backtrace.into_inner();
         Spoken { said, fuel: self.fuel.get(), notes: lines, dropped, kv, inventory, backtrace }
+    }
+
+    /// The first difference between the types of its functions and ours, if there is one: the engine compares them where an
+    /// instance is, and it need not be called for that. That there is no instance is for the first call to tell.
+    pub(super) fn different_types(&self) -> Option<String> {
+        let checked = self.call(|code, store, instance| Ok(code.check_types(store, instance)));
+        checked.ok()?.err().map(|error| format!("{error:#}"))
     }
 
     /// What the plugin says about itself, unchecked.

@@ -17,7 +17,7 @@ use super::limits::{
 };
 use super::notes;
 use super::plugin::About;
-use super::prepare::{HOOKS, SHOWN_IMPORT_BYTES, SHOWN_IMPORTS};
+use super::prepare::{HOOKS, SHOWN_IMPORT_BYTES, SHOWN_IMPORTS, spoken};
 use super::text::{is_line, to_line};
 
 /// First bytes of every WebAssembly file (core specification §5.5.16).
@@ -91,6 +91,16 @@ pub enum LoadError {
     /// It lacks an interface.
     #[error("component does not export {0}; build it for a world of ostler:policy@0.1.0, such as admit or select-vf")]
     MissingExport(String),
+    /// It has an interface in a version that this host does not speak.
+    #[error(
+        "component is built for {interface}, and this host speaks ostler:policy@{spoken}; build it with this host's wit/"
+    )]
+    WrongVersion {
+        /// The interface with its version.
+        interface: String,
+        /// What would do: `0.1.x`.
+        spoken: String,
+    },
     /// It has the right interfaces with other types.
     #[error("component was built against another version of the interfaces; build it with this host's wit/: {reason}")]
     WrongTypes {
@@ -142,6 +152,7 @@ impl LoadError {
             Self::UndeclaredImports(_) => "plugin.undeclared-imports",
             Self::NotGranted(_) => "plugin.not-granted",
             Self::MissingExport(_) => "plugin.missing-export",
+            Self::WrongVersion { .. } => "plugin.wrong-version",
             Self::WrongTypes { .. } => "plugin.wrong-types",
             Self::TooMuchMemory { .. } => "plugin.too-much-memory",
             Self::Faulted { .. } => "plugin.faulted",
@@ -179,6 +190,7 @@ pub(super) fn refused(refusal: Refusal, limits: &Limits) -> LoadError {
             names.iter().take(SHOWN_IMPORTS).map(|name| to_line(name, SHOWN_IMPORT_BYTES)).collect(),
         ),
         Refusal::MissingExport(name) => LoadError::MissingExport(line(name)),
+        Refusal::WrongVersion(interface) => LoadError::WrongVersion { interface: line(interface), spoken: spoken() },
         Refusal::WrongTypes(reason) => LoadError::WrongTypes { reason: line(reason) },
         Refusal::TooMuchMemory(wanted_bytes) => {
             LoadError::TooMuchMemory { wanted_bytes, limit_bytes: limits.memory_bytes }

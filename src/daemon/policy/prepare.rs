@@ -1,7 +1,7 @@
 //! From machine code to code that can be asked, in the policy host. Key function: [`prepare`].
 //!
-//! In this order: the engine; imports; exports; memory; types; what it says about itself. The daemon has looked at the
-//! component's bytes before (`load`), and looks at what is said here once more.
+//! In this order: the engine; versions; imports; exports; memory; types; what it says about itself. The daemon has looked at
+//! the component's bytes before (`load`), and looks at what is said here once more.
 
 use wasmtime::component::{Component, Linker};
 
@@ -57,6 +57,9 @@ pub(super) fn prepare(
     }
     let code = link(linker, &component, &hooks).map_err(|error| Refusal::WrongTypes(line(error)))?;
     let none = std::sync::Arc::new(Settings::new());
+    if let Some(difference) = Site::new(sandbox, &code, &none).different_types() {
+        return Err(Refusal::WrongTypes(to_line(&difference, MAX_MESSAGE_BYTES)));
+    }
     let site = Site::new(sandbox, &code, &none);
     let said = site.describe();
     let said =
@@ -86,9 +89,13 @@ fn link(linker: &Linker<Call>, component: &Component, hooks: &[&str]) -> wasmtim
 /// The hooks that the component exports and what it wants to be granted, if it imports nothing else.
 fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<(Vec<&'static str>, Vec<Grant>), Refusal> {
     let ty = component.component_type();
-    let undeclared: Vec<String> = ty
-        .imports(sandbox.engine())
-        .map(|(name, _)| name)
+    let imported: Vec<_> = ty.imports(sandbox.engine()).map(|(name, _)| name).collect();
+    let exported: Vec<_> = ty.exports(sandbox.engine()).map(|(name, _)| name).collect();
+    if let Some(name) = foreign(&exported).or_else(|| foreign(&imported)) {
+        return Err(Refusal::WrongVersion(to_line(name, SHOWN_IMPORT_BYTES)));
+    }
+    let undeclared: Vec<String> = imported
+        .iter()
         .filter(|name| !is_granted(name) && wanted(name).is_none())
         .take(SHOWN_IMPORTS)
         .map(|name| to_line(name, SHOWN_IMPORT_BYTES))
@@ -96,18 +103,32 @@ fn check_interfaces(sandbox: &Sandbox, component: &Component) -> Result<(Vec<&'s
     if !undeclared.is_empty() {
         return Err(Refusal::UndeclaredImports(undeclared));
     }
-    let exports = |wanted: &str| ty.exports(sandbox.engine()).any(|(name, _)| is_interface(name, wanted));
-    let version = format!("@{}.{}.x", VERSION.0, VERSION.1);
+    let exports = |wanted: &str| exported.iter().any(|name| is_interface(name, wanted));
     if !exports(LIFECYCLE) {
-        return Err(Refusal::MissingExport(format!("{LIFECYCLE}{version}")));
+        return Err(Refusal::MissingExport(format!("{LIFECYCLE}@{}", spoken())));
     }
     let hooks: Vec<_> = HOOKS.iter().filter(|(_, interface)| exports(interface)).map(|(hook, _)| *hook).collect();
     if hooks.is_empty() {
-        let any = HOOKS.map(|(_, interface)| format!("{interface}{version}")).join(", ");
+        let any = HOOKS.map(|(_, interface)| format!("{interface}@{}", spoken())).join(", ");
         return Err(Refusal::MissingExport(format!("any hook ({any})")));
     }
-    let wants = ty.imports(sandbox.engine()).filter_map(|(name, _)| wanted(name)).collect();
+    let wants = imported.iter().filter_map(|name| wanted(name)).collect();
     Ok((hooks, wants))
+}
+
+/// The first of these names that is an interface of the contract in versions alone that this host does not speak. What a
+/// component offers in such a one nobody would ask, and its author would not know.
+fn foreign<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let hooks = HOOKS.iter().map(|(_, interface)| *interface);
+    let imports = GRANTED.into_iter().chain(GRANTABLE.map(|(_, interface)| interface));
+    let known = std::iter::once(LIFECYCLE).chain(hooks).chain(imports);
+    let mut lacking = known.filter(|known| !names.iter().any(|name| is_interface(name, known)));
+    lacking.find_map(|known| names.iter().find(|name| name.split('@').next() == Some(known)).copied())
+}
+
+/// The versions that this host speaks, for people.
+pub(super) fn spoken() -> String {
+    format!("{}.{}.x", VERSION.0, VERSION.1)
 }
 
 /// What a binding must grant to a plugin that imports this.
@@ -139,5 +160,16 @@ mod tests {
         for name in ["ostler:policy/log", "ostler:policy/log@0.2.0", "ostler:policy/log@1.1.0", "x:y/log@0.1.0"] {
             assert!(!is_interface(name, "ostler:policy/log"), "{name}");
         }
+    }
+
+    #[test]
+    fn an_interface_in_another_version_alone_is_foreign() {
+        let (here, later, bare) =
+            ("ostler:policy/admit-hook@0.1.3", "ostler:policy/admit-hook@0.2.0", "ostler:policy/admit-hook");
+        assert_eq!(foreign(&["wasi:x/y@0.2.0", later]), Some(later));
+        assert_eq!(foreign(&["ostler:policy/place-hook@0.1.0", bare]), Some(bare));
+        // It is there for hosts of both versions; and what nobody knows in this version is another error.
+        assert_eq!(foreign(&[later, here]), None);
+        assert_eq!(foreign(&["ostler:policy/clock@0.1.0", "wasi:x/y@0.2.0"]), None);
     }
 }

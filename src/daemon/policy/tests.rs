@@ -152,12 +152,18 @@ async fn refuses_what_is_no_plugin_and_says_what_to_do() {
     let host = host_with(|limits| limits.component_bytes = 256 << 10);
     let refuse = async |name: &str| hostile(&host, name).await.expect_err(name);
     type Case = (&'static str, fn(&LoadError) -> bool, &'static str);
-    let cases: [Case; 11] = [
+    let cases: [Case; 13] = [
         ("not-wasm", |e| matches!(e, LoadError::NotWasm), "load the .wasm component"),
         ("core-module", |e| matches!(e, LoadError::CoreModule), "wrap it"),
         ("truncated", |e| matches!(e, LoadError::NotCompiled { .. }), "build and send it again"),
         ("clock", |e| matches!(e, LoadError::UndeclaredImports(_)), "wasi:clocks/monotonic-clock@0.2.0"),
         ("no-hook", |e| matches!(e, LoadError::MissingExport(_)), "any hook (ostler:policy/admit-hook"),
+        (
+            "wrong-version",
+            |e| matches!(e, LoadError::WrongVersion { .. }),
+            "admit-hook@0.2.0, and this host speaks ostler:policy@0.1.x",
+        ),
+        ("wrong-types", |e| matches!(e, LoadError::WrongTypes { .. }), "this host's wit/"),
         ("large", |e| matches!(e, LoadError::TooMuchMemory { wanted_bytes: 25_165_824, .. }), "16777216"),
         ("describe-trap", |e| matches!(e, LoadError::Faulted { fault: PolicyFault::Trap(_), .. }), "describe"),
         ("describe-loop", |e| matches!(e, LoadError::Faulted { .. }), "describe"),

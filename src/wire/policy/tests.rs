@@ -44,6 +44,7 @@ fn what_the_host_says_comes_back_whole_or_not_at_all() {
         wants: vec![Grant::Kv, Grant::Inventory],
         manifest: spoken(Ok(manifest)),
     }));
+    comes_back(&Err::<Loaded, _>(Refusal::WrongVersion("ostler:policy/x@0.2.0".into())));
     comes_back(&Err::<Loaded, _>(Refusal::UndeclaredImports(vec!["wasi:x/y".into()])));
     comes_back(&Hello::Ready(7));
 }

@@ -38,9 +38,11 @@ const DETACHES: &[&str] = &["detach-type", "memory", "lifecycle"];
 const OBSERVES: &[&str] = &["observe-type", "memory", "lifecycle"];
 /// For one that is asked about all of it.
 const DEVICES: &[&str] = &["attach-type", "detach-type", "select-vf-type", "memory", "lifecycle"];
+/// For one without a hook of this contract.
+const BARE: &[&str] = &["memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 58] = [
+const FIXTURES: [Fixture; 60] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("attach-abstain", ATTACH, ATTACHES),
     Fixture("attach-forge", ATTACH, ATTACHES),
@@ -70,7 +72,7 @@ const FIXTURES: [Fixture; 58] = [
     Fixture("log-flood", ADMIT, LOADS),
     Fixture("loop", ADMIT, LOADS),
     Fixture("memory", ADMIT, LOADS),
-    Fixture("no-hook", "test:hostile/no-hook", &["memory", "lifecycle"]),
+    Fixture("no-hook", "test:hostile/no-hook", BARE),
     Fixture("nvme-code", SELECT_NVME, SELECTS),
     Fixture("nvme-reason", SELECT_NVME, SELECTS),
     Fixture("nvme-short", SELECT_NVME, SELECTS),
@@ -98,6 +100,8 @@ const FIXTURES: [Fixture; 58] = [
     Fixture("vf-trust", SELECT_VF, SELECTS),
     Fixture("vf-vlan", SELECT_VF, SELECTS),
     Fixture("widen", ADMIT, LOADS),
+    Fixture("wrong-types", "test:hostile/wrong-types", BARE),
+    Fixture("wrong-version", "test:hostile/wrong-version", BARE),
     Fixture("zero", ADMIT, LOADS),
 ];
 
