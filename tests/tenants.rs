@@ -9,6 +9,7 @@ use crate::support::console::Console;
 use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host, facts, small};
 use ostler::api::v1;
+use ostler::api::v1::load_plugin_request::{Header, Part};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -162,6 +163,91 @@ fn quotas_are_charged_and_released_exactly() {
     let usage = acme.tenant("acme").unwrap().usage.unwrap();
     assert_eq!((usage.vms, usage.vcpus, usage.memory_mib), (1, 2, 256));
     acme.register("c", spec(2, 256)).unwrap();
+}
+
+/// The admission plugin with another content for each `at`, and the same machine code.
+fn version(at: usize) -> Vec<u8> {
+    let section = [0, 2, 1, b'a' + u8::try_from(at).unwrap()];
+    [plugin("admission").as_slice(), &section].concat()
+}
+
+/// So many bytes of machine code have versions of it.
+fn code_bytes(host: &Host) -> usize {
+    let file = host.data().join("admission.wasm");
+    fs::write(&file, version(0)).unwrap();
+    let output = host.command("tenant-acme").args(["plugin", "check", "-o", "json"]).arg(file).output().unwrap();
+    let seen: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    seen["code_bytes"].as_u64().unwrap().try_into().unwrap()
+}
+
+#[test]
+fn machine_code_of_plugins_is_charged_once_for_each_content() {
+    let mut host = Host::start();
+    write(&host, "[tenants.acme]\nplugin-memory-mib = 1\n", true);
+    let acme = host.tenant("acme");
+    let fit = (1 << 20) / code_bytes(&host);
+    assert!((3..14).contains(&fit), "{fit}");
+    let name = |at: usize| format!("tenants/acme/plugins/p{at}");
+    // One content under two names; versions that are only kept.
+    acme.load(&name(0), &version(0), &[]).unwrap();
+    acme.load("tenants/acme/plugins/twin", &version(0), &[]).unwrap();
+    let (spare, wanted) = (fit, fit + 1..fit + 5);
+    for at in spare..wanted.end {
+        let header = Header { name: name(0), alias: format!("v{at}"), ..Default::default() };
+        acme.load_as(header, &version(at)).unwrap();
+    }
+    (1..fit - 1).for_each(|at| drop(acme.load(&name(at), &version(at), &[]).unwrap()));
+    // There is room for one more, and four want it.
+    let (answers, received) = std::sync::mpsc::channel();
+    for at in wanted {
+        let (mut plugins, answers) = (acme.plugins.clone(), answers.clone());
+        let header = Part::Header(Header { name: name(at), ..Default::default() });
+        let parts = [header, Part::Chunk(version(at))].map(|part| v1::LoadPluginRequest { part: Some(part) });
+        spawn(async move { drop(answers.send(plugins.load_plugin(tokio_stream::iter(parts)).await.map(drop))) });
+    }
+    drop(answers);
+    assert_eq!(received.iter().filter(Result::is_ok).count(), 1);
+    assert_eq!(acme.tenant("acme").unwrap().usage.unwrap().plugin_memory_mib, 1);
+
+    let more = "tenants/acme/plugins/more";
+    let refused = |told: Result<v1::Plugin, Status>| {
+        let told = facts(&told.unwrap_err());
+        assert_eq!((told.code, told.reason.as_str()), (Code::ResourceExhausted, "QUOTA_EXCEEDED"), "{told:?}");
+        let figures = ["resource", "limit", "used", "asked"].map(|key| told.metadata[key].clone());
+        assert_eq!(figures, ["plugin_memory_mib", "1", "1", "1"], "{told:?}");
+        assert!(told.message.contains("unload"), "{told:?}");
+    };
+    refused(acme.load(more, &version(spare), &[]));
+    refused(acme.load_as(Header { name: more.into(), validate_only: true, ..Default::default() }, &version(spare)));
+    refused(acme.load_as(Header { name: name(1), canary_percent: 10, ..Default::default() }, &version(spare)));
+    // Its content stays, for the twin has it.
+    refused(acme.follow(&name(0), &format!("v{spare}")));
+    // In the place of one that has its content to itself.
+    acme.load(&name(1), &version(spare), &[]).unwrap();
+    host.kill_daemon();
+    host.start_daemon();
+    let acme = host.tenant("acme");
+    assert_eq!(acme.tenant("acme").unwrap().usage.unwrap().plugin_memory_mib, 1);
+    refused(acme.load(more, &version(1), &[]));
+    acme.unload(&name(1), false).unwrap();
+    acme.load(more, &version(1), &[]).unwrap();
+    host.operator().load("operator/plugins/more", &version(spare), &[]).unwrap();
+}
+
+#[test]
+fn a_tenants_components_have_the_size_that_the_operator_says() {
+    let host = Host::start();
+    let globex = host.tenant("globex");
+    // A custom section of 1 MiB and two bytes, its length in LEB128 (core specification §5.2.2).
+    let large = [plugin("admission"), vec![0, 0x82, 0x80, 0x40, 1, b'x'], vec![0; 1 << 20]].concat();
+    globex.load("tenants/globex/plugins/own", &large, &[]).unwrap();
+    write(&host, "[tenants.globex]\nplugin-size-mib = 1\n", true);
+    let told = facts(&globex.load("tenants/globex/plugins/own", &large, &[]).unwrap_err());
+    assert_eq!((told.code, told.metadata["code"].as_str()), (Code::InvalidArgument, "plugin.too-large"), "{told:?}");
+    globex.load("tenants/globex/plugins/own", &plugin("admission"), &[]).unwrap();
+    host.tenant("acme").load("tenants/acme/plugins/own", &large, &[]).unwrap();
+    let quota = globex.tenant("globex").unwrap().quota.unwrap();
+    assert_eq!((quota.plugin_memory_mib, quota.plugin_size_mib), (Some(128), Some(1)));
 }
 
 #[test]

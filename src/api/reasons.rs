@@ -288,7 +288,7 @@ pub const REASONS: &[Reason] = &[
         "QUOTA_EXCEEDED",
         "RESOURCE_EXHAUSTED",
         "the tenant may not have so much; QuotaFailure; metadata: tenant, resource, limit, used, asked",
-        "destroy what is not needed, or ask the operator for more",
+        "destroy or unload what is not needed, or ask the operator for more",
     ),
     reason(
         "RATE_LIMITED",

@@ -39,6 +39,9 @@ struct QuotaView {
     disks: Option<u64>,
     devices: Option<u64>,
     plugins: Option<u64>,
+    plugin_memory_mib: Option<u64>,
+    /// Of each; else the node's own limit.
+    plugin_size_mib: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -49,14 +52,17 @@ struct UsageView {
     disks: u64,
     devices: u64,
     plugins: u64,
+    plugin_memory_mib: u64,
 }
 
 impl From<v1::Tenant> for TenantView {
     fn from(tenant: v1::Tenant) -> Self {
-        let v1::TenantQuota { vms, vcpus, memory_mib, disks, devices, plugins } = tenant.quota.unwrap_or_default();
-        let quota = QuotaView { vms, vcpus, memory_mib, disks, devices, plugins };
-        let v1::TenantUsage { vms, vcpus, memory_mib, disks, devices, plugins } = tenant.usage.unwrap_or_default();
-        let usage = UsageView { vms, vcpus, memory_mib, disks, devices, plugins };
+        let v1::TenantQuota { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib, plugin_size_mib } =
+            tenant.quota.unwrap_or_default();
+        let quota = QuotaView { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib, plugin_size_mib };
+        let v1::TenantUsage { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib } =
+            tenant.usage.unwrap_or_default();
+        let usage = UsageView { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib };
         let required_signers = tenant.required_signers.into_iter().map(SignerView::from).collect();
         Self { name: tenant.name, quota, usage, required_signers }
     }
@@ -110,9 +116,13 @@ fn table(tenants: &[TenantView]) -> String {
                 of(usage.disks, quota.disks),
                 of(usage.devices, quota.devices),
                 of(usage.plugins, quota.plugins),
+                of(usage.plugin_memory_mib, quota.plugin_memory_mib),
                 SignerView::cell(required_signers, ""),
             ]
         })
         .collect();
-    print::table(["TENANT", "VMS", "VCPUS", "MEMORY MIB", "DISKS", "DEVICES", "PLUGINS", "SIGNERS"], &rows)
+    print::table(
+        ["TENANT", "VMS", "VCPUS", "MEMORY MIB", "DISKS", "DEVICES", "PLUGINS", "PLUGIN MIB", "SIGNERS"],
+        &rows,
+    )
 }

@@ -434,8 +434,8 @@ impl Inner {
         Ok(compiled)
     }
 
-    /// Has the policy host take the component's machine code, from the compiler's files or made now.
-    fn loaded(&self, code: u64, digest: PluginDigest, bytes: &[u8]) -> Result<(Loaded, Kept), LoadError> {
+    /// Has the policy host take the component's machine code, from the compiler's files or made now; with its size in bytes.
+    fn loaded(&self, code: u64, digest: PluginDigest, bytes: &[u8]) -> Result<(Loaded, (Kept, u64)), LoadError> {
         let limits = self.keeper.limits();
         let compatibility = self.keeper.in_background(|session| Ok(session.compatibility)).map_err(unavailable)?;
         let load = |artefact: &Artefact| {
@@ -443,7 +443,10 @@ impl Inner {
         };
         if let Some(artefact) = self.compiler.kept(compatibility, digest) {
             match load(&artefact)? {
-                Ok(loaded) => return Ok((loaded, Kept::File(Arc::clone(&self.compiler), compatibility))),
+                Ok(loaded) => {
+                    let kept = Kept::File(Arc::clone(&self.compiler), compatibility);
+                    return Ok((loaded, (kept, artefact.size() as u64)));
+                }
                 // Made anew.
                 Err(Refusal::Unusable(_)) => {}
                 Err(refusal) => return Err(load::refused(refusal, limits)),
@@ -451,9 +454,9 @@ impl Inner {
         }
         let artefact = self.compiler.compile(limits, bytes)?;
         let loaded = load(&artefact)?.map_err(|refusal| load::refused(refusal, limits))?;
-        let is_kept = self.compiler.keep_one(compatibility, digest, &artefact);
+        let (is_kept, size) = (self.compiler.keep_one(compatibility, digest, &artefact), artefact.size() as u64);
         let kept = if is_kept { Kept::File(Arc::clone(&self.compiler), compatibility) } else { Kept::Memory(artefact) };
-        Ok((loaded, kept))
+        Ok((loaded, (kept, size)))
     }
 
     /// Whether the settings are within bounds and the plugin takes them.

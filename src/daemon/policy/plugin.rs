@@ -18,6 +18,7 @@ pub(super) type Settings = Arc<BTreeMap<String, String>>;
 pub(super) struct Compiled {
     pub about: About,
     pub code: u64,
+    code_bytes: u64,
     artefact: Kept,
     released: Arc<Released>,
 }
@@ -57,8 +58,8 @@ impl Released {
 }
 
 impl Compiled {
-    pub(super) fn new(about: About, code: u64, artefact: Kept, released: Arc<Released>) -> Self {
-        Self { about, code, artefact, released }
+    pub(super) fn new(about: About, code: u64, (artefact, code_bytes): (Kept, u64), released: Arc<Released>) -> Self {
+        Self { about, code, code_bytes, artefact, released }
     }
 
     /// Has `send` pass the machine code on; `None`: it is gone.
@@ -197,11 +198,17 @@ impl LoadedPlugin {
         self.0.about.size_bytes
     }
 
-    /// Size of its machine code, in bytes; 0 when broken, or gone.
-    pub fn code_bytes(&self) -> usize {
+    /// Size of its machine code, in bytes; 0 when broken.
+    pub fn code_bytes(&self) -> u64 {
+        self.machine_code().map_or(0, |(_, bytes)| bytes)
+    }
+
+    /// The number and the size, in bytes, of the machine code that the policy host has for it; none when broken. Plugins of
+    /// one content share it.
+    pub fn machine_code(&self) -> Option<(u64, u64)> {
         match &self.0.state {
-            State::Ready(compiled) => compiled.with_artefact(Artefact::size).unwrap_or(0),
-            State::Broken(_) => 0,
+            State::Ready(compiled) => Some((compiled.code, compiled.code_bytes)),
+            State::Broken(_) => None,
         }
     }
 

@@ -76,6 +76,8 @@ fn encode(view: &TenantView) -> v1::Tenant {
             disks: quota.disks,
             devices: quota.devices,
             plugins: quota.plugins,
+            plugin_memory_mib: Some(quota.plugin_memory_mib),
+            plugin_size_mib: quota.plugin_size_mib,
         }),
         usage: Some(v1::TenantUsage {
             vms: used.vms,
@@ -84,6 +86,7 @@ fn encode(view: &TenantView) -> v1::Tenant {
             disks: used.disks,
             devices: used.devices,
             plugins: used.plugins,
+            plugin_memory_mib: used.plugin_memory_mib,
         }),
         required_signers: signers.iter().map(|(name, key)| plugin_signer(key, Some(name))).collect(),
     }

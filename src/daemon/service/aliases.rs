@@ -51,7 +51,8 @@ fn find<'a>(
 }
 
 impl Node {
-    /// `version` in the place of `bound`, ready to decide there: signed as is required now, its settings checked anew.
+    /// `version` in the place of `bound`, ready to decide there: signed as is required now, its settings checked anew, with
+    /// room for its machine code.
     pub(super) async fn rebound(&self, bound: PluginView, version: PluginVersion) -> Result<PluginView, ServiceError> {
         if version == bound.record.version() && bound.plugin.broken_cause().is_none() {
             return Ok(bound);
@@ -61,7 +62,9 @@ impl Node {
         self.require_still_signed(&scope, &version)?;
         let plugin = self.plugins.ready(&version).await?;
         let record = successor(Some(&bound), scope, name, version, mode);
-        Ok(PluginView { record, plugin, canary: None })
+        let view = PluginView { record, plugin, canary: None };
+        self.require_memory(&view)?;
+        Ok(view)
     }
 
     /// Has an alias name a version: the one that is bound, or that of `version`. If the plugin follows the alias, that
@@ -177,6 +180,7 @@ impl Node {
             view.record.aliases.name(alias.clone(), version)?;
             view
         };
+        self.require_memory(&view)?;
         if terms.validate_only {
             return Ok(view);
         }

@@ -284,6 +284,7 @@ impl Node {
         let canary = Some(CanaryRecord { version, share, state: CanaryState::Active });
         let record = PluginRecord { canary, ..bound.record };
         let view = PluginView { record, plugin: bound.plugin, canary: Some(CanaryView::new(plugin)) };
+        self.require_memory(&view)?;
         if terms.validate_only {
             return Ok(view);
         }

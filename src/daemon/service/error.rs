@@ -94,7 +94,7 @@ pub enum ServiceError {
     RoleDenied,
     /// The tenant may not have so much.
     #[error(
-        "tenant {tenant} may not have so much: {}; destroy what is not needed, or ask the operator for more",
+        "tenant {tenant} may not have so much: {}; destroy or unload what is not needed, or ask the operator for more",
         listed(exceeded)
     )]
     Quota {

@@ -23,6 +23,7 @@ mod plugins;
 mod register;
 mod replay;
 mod request;
+mod room;
 mod signatures;
 mod stats;
 mod tenants;

@@ -20,14 +20,12 @@ use super::{CanaryError, Node, ObserverStatus, Principal, ServiceError, Terms, W
 use crate::daemon::crash::{self, Point};
 use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
-use crate::daemon::tenants::{ChainSigners, Use};
+use crate::daemon::tenants::ChainSigners;
 use crate::model::{
     Counts, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, SignerId, TenantId, VersionName,
     VmName,
 };
 
-/// Plugins of one chain's owner: each is asked in each decision, and stands in its record.
-const MAX_PLUGINS: u64 = 16;
 /// Versions of a plugin that are kept for going back.
 const MAX_PREVIOUS: usize = 8;
 
@@ -171,13 +169,6 @@ impl Plugins {
         self.table().get(&(scope.clone(), name.clone())).cloned().ok_or(ServiceError::NoSuchPlugin)
     }
 
-    /// How many are bound in `scope`; a canary is one more.
-    pub(super) fn count(&self, scope: &PolicyScope) -> u64 {
-        let table = self.table();
-        let bound = table.iter().filter(|((bound, _), _)| bound == scope);
-        bound.map(|(_, view)| 1 + u64::from(view.canary.is_some())).sum()
-    }
-
     /// The first hook at which nobody of the operator's chain would decide any more without `name`.
     fn left_alone(&self, name: &PluginId) -> Option<&'static str> {
         let table = self.table();
@@ -292,7 +283,8 @@ pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHos
 }
 
 impl Node {
-    /// A version that `principal` may load into the chain of `scope`: signed as that requires, and ready to be asked.
+    /// A version that `principal` may load into the chain of `scope`: signed as that requires, not larger than its owner may
+    /// have it, and ready to be asked.
     pub(super) async fn compiled(
         &self,
         principal: &Principal,
@@ -302,6 +294,7 @@ impl Node {
         require_chain(principal, scope)?;
         let PluginUpload { component, digest, settings, grants, signatures } = upload;
         let signatures = self.require_signed(scope, *digest, signatures.clone())?;
+        self.require_size(scope, component.len())?;
         let loaded = self.policy.load_granted(component.clone(), settings.clone(), grants.clone()).await;
         let plugin = loaded.map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
         let (digest, loaded) = (plugin.digest(), SystemTime::now());
@@ -334,6 +327,7 @@ impl Node {
         let digest = version.digest;
         let record = successor(replaced.as_ref(), scope, name, version, mode);
         let view = PluginView { record, plugin, canary: None };
+        self.require_memory(&view)?;
         if terms.validate_only {
             return Ok(view);
         }
@@ -343,17 +337,6 @@ impl Node {
         let signers = signer_ids(signatures);
         tracing::info!(plugin = %name, %digest, ?mode, ?scope, ?signers, %principal, "plugin loaded");
         Ok(view)
-    }
-
-    /// That the chain, and its owner's quota, have room for one plugin more.
-    pub(super) fn require_room(&self, scope: &PolicyScope) -> Result<(), ServiceError> {
-        if self.plugins.count(scope) >= MAX_PLUGINS {
-            return Err(ServiceError::TooManyPlugins { limit: MAX_PLUGINS });
-        }
-        match scope {
-            PolicyScope::Operator => Ok(()),
-            PolicyScope::Tenant(tenant) => self.charge(tenant, &Use { plugins: 1, ..Use::default() }),
-        }
     }
 
     /// Puts a component on disk, to be bound.

@@ -59,12 +59,13 @@ impl Node {
         TenantView { quota, used: self.used_by(&tenant), signers, tenant }
     }
 
-    /// Worked out from the records each time: exact after whatever crash.
+    /// Worked out from the records, and from the plugins that are loaded, each time: exact after whatever crash.
     fn used_by(&self, tenant: &TenantId) -> Use {
         let snapshot = self.store.snapshot();
         let own = snapshot.vms.values().filter(|vm| vm.tenant == *tenant);
         let vms = own.map(|vm| Use::of_vm(&vm.spec)).fold(Use::default(), Use::plus);
-        Use { plugins: self.plugins.count(&PolicyScope::Tenant(tenant.clone())), ..vms }
+        let scope = PolicyScope::Tenant(tenant.clone());
+        Use { plugins: self.plugins.count(&scope), plugin_memory_mib: self.plugins.code_mib(&scope, None), ..vms }
     }
 
     fn known_tenants(&self) -> BTreeSet<TenantId> {

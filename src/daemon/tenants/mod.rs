@@ -24,6 +24,10 @@ use signers::{Keys, Signers};
 
 /// Longest file, in bytes.
 const MAX_FILE_LEN: usize = 4 << 20;
+/// Machine code of a tenant's plugins, in MiB, where the file says nothing: two plugins with an interpreter (46 MiB with one
+/// of JavaScript, 41 with one of Python) and a version of the latter that is tried beside them, or some hundreds in Rust. All
+/// tenants share the 2 GiB of the policy host, which a dozen can fill so, and not two.
+const DEFAULT_PLUGIN_MEMORY_MIB: u64 = 128;
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,7 +41,7 @@ pub struct Tenants {
 }
 
 /// The most that a tenant may have of each; `None`: no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     /// Registered VMs.
     pub vms: Option<u64>,
@@ -51,6 +55,25 @@ pub struct Quota {
     pub devices: Option<u64>,
     /// Policy plugins.
     pub plugins: Option<u64>,
+    /// Their machine code in MiB, added up.
+    pub plugin_memory_mib: u64,
+    /// The component of each, in MiB; `None`: the node's own limit.
+    pub plugin_size_mib: Option<u64>,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self {
+            vms: None,
+            vcpus: None,
+            memory_mib: None,
+            disks: None,
+            devices: None,
+            plugins: None,
+            plugin_memory_mib: DEFAULT_PLUGIN_MEMORY_MIB,
+            plugin_size_mib: None,
+        }
+    }
 }
 
 /// What a tenant has, or asks for.
@@ -63,6 +86,7 @@ pub struct Use {
     pub disks: u64,
     pub devices: u64,
     pub plugins: u64,
+    pub plugin_memory_mib: u64,
 }
 
 /// A quota that would not do.
@@ -131,13 +155,17 @@ struct TenantSection {
     disks: Option<u64>,
     devices: Option<u64>,
     plugins: Option<u64>,
+    plugin_memory_mib: Option<u64>,
+    plugin_size_mib: Option<u64>,
     required_signers: Option<signers::Written>,
 }
 
 impl TenantSection {
     fn split(self) -> (Quota, Option<signers::Written>) {
-        let Self { vms, vcpus, memory_mib, disks, devices, plugins, required_signers } = self;
-        (Quota { vms, vcpus, memory_mib, disks, devices, plugins }, required_signers)
+        let Self { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib, plugin_size_mib, .. } = self;
+        let plugin_memory_mib = plugin_memory_mib.unwrap_or(DEFAULT_PLUGIN_MEMORY_MIB);
+        let quota = Quota { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib, plugin_size_mib };
+        (quota, self.required_signers)
     }
 }
 
@@ -251,6 +279,7 @@ impl Use {
             disks: count(spec.disks().len()),
             devices: count(spec.nics().iter().filter(|nic| nic.vf_wish().is_some()).count() + spec.nvmes().len()),
             plugins: 0,
+            plugin_memory_mib: 0,
         }
     }
 
@@ -264,6 +293,7 @@ impl Use {
             disks: self.disks.saturating_sub(other.disks),
             devices: self.devices.saturating_sub(other.devices),
             plugins: self.plugins.saturating_sub(other.plugins),
+            plugin_memory_mib: self.plugin_memory_mib.saturating_sub(other.plugin_memory_mib),
         }
     }
 
@@ -277,6 +307,7 @@ impl Use {
             disks: self.disks.saturating_add(other.disks),
             devices: self.devices.saturating_add(other.devices),
             plugins: self.plugins.saturating_add(other.plugins),
+            plugin_memory_mib: self.plugin_memory_mib.saturating_add(other.plugin_memory_mib),
         }
     }
 }
@@ -292,6 +323,7 @@ impl Quota {
             ("disks", self.disks, used.disks, asked.disks),
             ("devices", self.devices, used.devices, asked.devices),
             ("plugins", self.plugins, used.plugins, asked.plugins),
+            ("plugin_memory_mib", Some(self.plugin_memory_mib), used.plugin_memory_mib, asked.plugin_memory_mib),
         ];
         let exceeded = rows.into_iter().filter_map(|(resource, limit, used, asked)| {
             let limit = limit.filter(|limit| asked > 0 && used.saturating_add(asked) > *limit)?;
@@ -312,6 +344,9 @@ mod tests {
         [tenants.acme]
         vms = 1
         memory-mib = 512
+        [tenants.globex]
+        plugin-memory-mib = 64
+        plugin-size-mib = 2
         [[members]]
         id = "spiffe://elsewhere.example/ci/build"
         tenant = "acme"
@@ -342,6 +377,9 @@ mod tests {
         assert!(who("spiffe://elsewhere.example/tenant/acme").is_err());
         let quota = |name: &str| tenants.quota(&name.parse().unwrap());
         assert_eq!((quota("acme").vms, quota("acme").memory_mib, quota("other").vms), (Some(1), Some(512), Some(3)));
+        // Whether or not there is a section: machine code is bounded where nothing is said of it.
+        let plugins = |name: &str| (quota(name).plugin_memory_mib, quota(name).plugin_size_mib);
+        assert_eq!((plugins("acme"), plugins("other"), plugins("globex")), ((128, None), (128, None), (64, Some(2))));
         assert_eq!((tenants.limits.burst, tenants.limits.connections), (5, 64));
         assert_eq!(Tenants::parse("").unwrap(), Tenants::default());
     }
@@ -408,8 +446,16 @@ mod tests {
     }
 
     fn any_use() -> impl Strategy<Value = Use> {
-        (0u64..3, 0u64..9, 0u64..999, 0u64..4, 0u64..3, 0u64..3).prop_map(
-            |(vms, vcpus, memory_mib, disks, devices, plugins)| Use { vms, vcpus, memory_mib, disks, devices, plugins },
+        (0u64..3, 0u64..9, 0u64..999, 0u64..4, 0u64..3, 0u64..3, 0u64..99).prop_map(
+            |(vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib)| Use {
+                vms,
+                vcpus,
+                memory_mib,
+                disks,
+                devices,
+                plugins,
+                plugin_memory_mib,
+            },
         )
     }
 
@@ -428,6 +474,8 @@ mod tests {
                 disks: Some(limit.disks * 4),
                 devices: Some(limit.devices * 4),
                 plugins: None,
+                plugin_memory_mib: limit.plugin_memory_mib * 4,
+                plugin_size_mib: None,
             };
             let mut held: Vec<Use> = Vec::new();
             for (asked, is_release, which) in steps {
@@ -442,7 +490,8 @@ mod tests {
                     && fits(|u| u.vcpus, quota.vcpus)
                     && fits(|u| u.memory_mib, quota.memory_mib)
                     && fits(|u| u.disks, quota.disks)
-                    && fits(|u| u.devices, quota.devices);
+                    && fits(|u| u.devices, quota.devices)
+                    && fits(|u| u.plugin_memory_mib, Some(quota.plugin_memory_mib));
                 let exceeded = quota.check(&used, &asked);
                 prop_assert_eq!(exceeded.is_empty(), is_wanted, "{:?}", exceeded);
                 if exceeded.is_empty() {

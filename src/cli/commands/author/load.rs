@@ -146,7 +146,7 @@ struct CheckView {
     grants: Vec<&'static str>,
     digest: String,
     size_bytes: u64,
-    code_bytes: usize,
+    code_bytes: u64,
     took_ns: u64,
 }
 

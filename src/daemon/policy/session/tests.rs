@@ -40,7 +40,7 @@ fn compiled() -> Compiled {
     };
     let engine = wasmtime::Engine::new(&super::super::engine::config(&Limits::default())).unwrap();
     let empty = Artefact::compile(&engine, b"\0asm\x0d\0\x01\0").unwrap();
-    Compiled::new(about, 7, Kept::Memory(empty), Arc::<Released>::default())
+    Compiled::new(about, 7, (Kept::Memory(empty), 0), Arc::<Released>::default())
 }
 
 fn request() -> AdmitRequest {
