@@ -4,6 +4,7 @@ use crate::support::assets::plugin;
 use crate::support::unhurried::unhurried;
 use crate::support::{Caller, ErrorFacts, Host, facts, small};
 use ostler::api::v1;
+use ostler::api::v1::load_plugin_request::Header;
 use tonic::Code;
 
 const ADMISSION: &str = "operator/plugins/admission";
@@ -203,6 +204,56 @@ fn a_chain_has_a_bounded_number_of_plugins() {
     assert_eq!(facts(&load(16).unwrap_err()).reason, "TOO_MANY_PLUGINS");
     load(3).unwrap();
     acme.register("web", small()).unwrap();
+}
+
+#[test]
+fn a_weight_is_of_the_name_until_another_is_given() {
+    let mut host = limited(&[]);
+    let load = |host: &Host, header: Header| {
+        host.operator().load_as(Header { name: ADMISSION.into(), ..header }, &plugin("admission"))
+    };
+    let weighing =
+        |host: &Host, weight| load(host, Header { weight, ..Default::default() }).map(|plugin| plugin.weight);
+    assert_eq!(weighing(&host, 0).unwrap(), 1);
+    let before = host.operator().plugins("").unwrap()[0].etag.clone();
+    assert_eq!(weighing(&host, 100).unwrap(), 100);
+    assert_ne!(host.operator().plugins("").unwrap()[0].etag, before);
+    assert_eq!(weighing(&host, 0).unwrap(), 100);
+    for header in [
+        Header { weight: 101, ..Default::default() },
+        Header { weight: 3, canary_percent: 10, ..Default::default() },
+        Header { weight: 3, alias: "next".into(), ..Default::default() },
+    ] {
+        let told = facts(&load(&host, header).unwrap_err());
+        assert_eq!((told.code, told.metadata["field"].as_str()), (Code::InvalidArgument, "weight"), "{told:?}");
+    }
+    // Another version, another mode and another daemon leave it as it is.
+    let settings = [("max-vcpus".to_owned(), "8".to_owned())].into();
+    assert_eq!(load(&host, Header { settings, ..Default::default() }).unwrap().weight, 100);
+    assert_eq!(host.operator().roll_back(ADMISSION, "").unwrap().weight, 100);
+    assert_eq!(load(&host, Header { canary_percent: 10, ..Default::default() }).unwrap().weight, 100);
+    assert_eq!(weighing(&host, 0).unwrap(), 100);
+    host.kill_daemon();
+    host.start_daemon();
+    assert_eq!(host.operator().plugins("").unwrap()[0].weight, 100);
+    let acme = host.tenant("acme");
+    acme.register("web", small()).unwrap();
+    let decisions = acme.decisions(v1::ListDecisionsRequest::default()).unwrap();
+    assert_eq!(decisions[0].links[0].weight, 100);
+    let run = |arguments: &[&str]| {
+        let output = host.command("operator-admin").arg("plugin").args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let file = host.data().join("admission.wasm");
+    std::fs::write(&file, plugin("admission")).unwrap();
+    let (code, table) = run(&["load", file.to_str().unwrap(), "--operator", "--weight", "3"]);
+    assert!(code == Some(0) && table.contains("enforced ×3"), "{table}");
+    assert!(run(&["list"]).1.contains("enforced ×3"));
+    for refused in ["0", "101", "many"] {
+        assert_eq!(run(&["load", file.to_str().unwrap(), "--operator", "--weight", refused]).0, Some(2));
+    }
+    assert_eq!(weighing(&host, 1).unwrap(), 1);
+    assert!(!run(&["list"]).1.contains('×'));
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn replaced(signal: Signal) {
     let host = PolicyHost::start(PolicyConfig { host: Some(process), ..PolicyConfig::default() }).unwrap();
     let plugin = runtime.block_on(host.load(plugin("admission"), BTreeMap::new())).unwrap();
     let (name, scope, mode) = ("admission".to_owned(), PolicyScope::Operator, PluginMode::Enforced);
-    let chain: Arc<[_]> = [Bound { name, scope, plugin, mode }].into();
+    let chain: Arc<[_]> = [Bound { name, scope, plugin, mode, weight: Default::default() }].into();
     let decide = || {
         let request = AdmitRequest {
             tenant: "acme".parse().unwrap(),

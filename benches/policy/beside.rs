@@ -58,7 +58,7 @@ pub async fn measure(program: &Path) -> Result<Vec<Value>, String> {
 async fn chain(host: &PolicyHost) -> Result<Arc<[Bound]>, String> {
     let plugin = host.load(component()?, BTreeMap::new()).await.map_err(|error| error.to_string())?;
     let (scope, mode) = (PolicyScope::Operator, PluginMode::Enforced);
-    Ok([Bound { name: "p".into(), scope, plugin, mode }].into())
+    Ok([Bound { name: "p".into(), scope, plugin, mode, weight: Default::default() }].into())
 }
 
 async fn in_turns(program: &Path, candidates: usize) -> Result<[Vec<Duration>; 5], String> {

@@ -70,7 +70,7 @@ async fn crowd(config: PolicyConfig, how: &str) -> Result<(PolicyHost, Chains, V
             let plugin = host.load(bytes, BTreeMap::new()).await.map_err(|error| error.to_string())?;
             times.push(begin.elapsed());
             let (name, scope, mode) = (format!("p{number}"), PolicyScope::Operator, PluginMode::Enforced);
-            chain.push(Bound { name, scope, plugin, mode });
+            chain.push(Bound { name, scope, plugin, mode, weight: Default::default() });
         }
         chains.push(chain.into());
     }

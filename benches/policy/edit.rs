@@ -75,7 +75,7 @@ impl Desk<'_> {
         let settings = BTreeMap::from([("max-vcpus".to_owned(), "1".to_owned())]);
         let plugin = host.load(component, settings).await.map_err(|error| error.to_string())?;
         let (scope, mode) = (PolicyScope::Operator, PluginMode::Enforced);
-        let chain = [Bound { name: "p".into(), scope, plugin, mode }].into();
+        let chain = [Bound { name: "p".into(), scope, plugin, mode, weight: Default::default() }].into();
         match host.admit(chain, request()?).await.dry_run().outcome {
             Outcome::Deny { code: said, .. } if said == code => {}
             other => return Err(format!("instead of {code} the plugin said {other:?}")),

@@ -92,6 +92,7 @@ async fn decide(kind: &Kind, candidates: usize, plugins: usize) -> Result<Durati
         scope: PolicyScope::Operator,
         plugin: kind.plugin.clone(),
         mode: PluginMode::Enforced,
+        weight: Default::default(),
     };
     let (chain, question) = ((0..plugins).map(bound).collect::<Arc<[_]>>(), question(candidates)?);
     let asked = Instant::now();

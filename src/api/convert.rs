@@ -409,6 +409,7 @@ mod tests {
             plugin: "admission".into(),
             digest: PluginDigest([7; 32]),
             scope: PolicyScope::Tenant("acme".parse().unwrap()),
+            weight: Default::default(),
             verdict,
             fuel: 0,
             took: Duration::from_micros(40),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DecisionId, PluginDigest, TenantId, VmName};
+use super::{DecisionId, PluginDigest, PluginWeight, TenantId, VmName};
 
 /// Whose chain a plugin belongs to. The operator's comes first and is mandatory; a tenant's can only narrow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -161,6 +161,8 @@ pub struct Opinion<V = Verdict> {
     pub digest: PluginDigest,
     /// Whose chain it is in.
     pub scope: PolicyScope,
+    /// How many times its scores count.
+    pub weight: PluginWeight,
     /// What it said, or why it said nothing of use.
     pub verdict: Result<V, PolicyFault>,
     /// What the call cost, in units of about one WebAssembly instruction; 0 if it was not made.

@@ -35,6 +35,7 @@ mod signature;
 mod spec;
 mod vf;
 mod vsock;
+mod weight;
 
 pub use alias::{AliasError, PluginAlias, VersionName};
 pub use attach::{AttachRequest, DetachRequest, VmFacts};
@@ -91,3 +92,4 @@ pub use vf::{
     VfVerdict, VfWish, VlanId,
 };
 pub use vsock::{MAX_VSOCK_CONNECTIONS, VsockSpec};
+pub use weight::PluginWeight;

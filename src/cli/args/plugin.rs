@@ -255,6 +255,9 @@ pub(crate) struct PluginBindingArgs {
     /// As a canary of the plugin of that name: it decides about so many of the VMs (10%), until it is promoted or taken back
     #[arg(long, value_name = "SHARE", value_parser = units::parse_percent, conflicts_with = "shadow")]
     pub(crate) canary: Option<u32>,
+    /// Where several plugins rank candidates, its scores count so many times, 1 to 100 [default: as before, 1 at first]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100), conflicts_with_all = ["canary", "alias"])]
+    pub(crate) weight: Option<u32>,
     /// Keep it under this alias, as a version of the plugin of that name, and bind it only if the plugin follows the alias
     #[arg(long, value_name = "ALIAS", default_value = "", hide_default_value = true, conflicts_with_all = ["shadow", "canary"])]
     pub(crate) alias: String,

@@ -265,6 +265,7 @@ fn header(name: &str, binding: PluginBindingArgs) -> Result<Header, Failure> {
         mode: if binding.shadow { Mode::Shadow } else { Mode::Enforced }.into(),
         canary_percent: binding.canary.unwrap_or_default(),
         alias: binding.alias,
+        weight: binding.weight.unwrap_or_default(),
         grants: binding.grants.iter().map(ToString::to_string).collect(),
         ..Default::default()
     };
@@ -304,6 +305,7 @@ mod tests {
             grants: Vec::new(),
             shadow: false,
             canary: None,
+            weight: None,
             alias: String::new(),
             change: Default::default(),
             etag: Default::default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::plugin::weighed;
 use super::{moment, nanos};
 use crate::api::v1;
 use crate::api::v1::decision_record::enforcement::State;
@@ -63,6 +64,8 @@ struct LinkView {
     inventory: serde_json::Value,
     /// Where it failed, the innermost function first; empty if it did not.
     backtrace: Vec<String>,
+    /// How many times its scores counted.
+    weight: u32,
 }
 
 /// A decision as a table.
@@ -157,6 +160,7 @@ impl From<v1::DecisionLink> for LinkView {
             kv_wrote: json(&link.kv_wrote),
             inventory: json(&link.inventory),
             backtrace: link.backtrace,
+            weight: link.weight,
         }
     }
 }
@@ -237,7 +241,7 @@ impl EnforcementView {
 
 impl LinkView {
     fn text(&self) -> String {
-        let who = format!("{} {} ({})", self.plugin, print::short_digest(&self.digest), self.scope);
+        let who = format!("{} {} ({})", self.column(), print::short_digest(&self.digest), self.scope);
         if !self.asked {
             return format!("{who} was not asked");
         }
@@ -254,6 +258,11 @@ impl LinkView {
 }
 
 impl LinkView {
+    /// Its name, with its weight if it has one: what it said is shown as it said it, and the sum as it was decided by.
+    fn column(&self) -> String {
+        weighed(self.plugin.clone(), self.weight)
+    }
+
     /// How much it looked at of what the tenant has: all of it may be long.
     fn saw(&self) -> String {
         if self.inventory.is_null() {
@@ -312,9 +321,10 @@ impl ExplanationView {
                 .collect();
             return head + &print::table(["PLUGIN", "SCOPE", "VERDICT", "DETAIL", "FUEL"], &rows);
         }
-        let header = ["#", "CANDIDATE", "SCORE"].into_iter().map(str::to_owned).chain(self.plugins.iter().cloned());
-        let shadows = self.shadows.iter().map(|plugin| format!("{plugin} (shadow)"));
-        let mut rows = vec![header.chain(shadows).collect::<Vec<_>>()];
+        let header = ["#", "CANDIDATE", "SCORE"].into_iter().map(str::to_owned);
+        let own = self.decision.links.iter().take(self.plugins.len()).map(LinkView::column);
+        let shadows = self.decision.shadows.iter().map(|shadow| format!("{} (shadow)", shadow.link.column()));
+        let mut rows = vec![header.chain(own).chain(shadows).collect::<Vec<_>>()];
         let mut reasons = BTreeMap::new();
         for row in &self.rows {
             let rank = if row.rank == 0 { "-".to_owned() } else { row.rank.to_string() };

@@ -34,6 +34,7 @@ pub(crate) struct PluginView {
     unsigned_code: String,
     aliases: Vec<AliasView>,
     follows: String,
+    weight: u32,
 }
 
 /// A name of a version.
@@ -118,6 +119,7 @@ impl From<v1::Plugin> for PluginView {
             unsigned_code: plugin.unsigned_code,
             aliases: plugin.aliases.into_iter().filter_map(AliasView::read).collect(),
             follows: plugin.follows,
+            weight: plugin.weight,
         }
     }
 }
@@ -244,6 +246,11 @@ impl AliasesView {
     }
 }
 
+/// What has a weight of one says nothing of it.
+pub(super) fn weighed(text: String, weight: u32) -> String {
+    if weight > 1 { format!("{text} ×{weight}") } else { text }
+}
+
 /// Settings in a cell.
 fn settings(settings: &BTreeMap<String, String>) -> String {
     settings.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
@@ -283,7 +290,7 @@ pub(crate) fn plugin_table(plugins: &[PluginView]) -> String {
                 plugin.name.clone(),
                 plugin.version.clone(),
                 plugin.hooks.join(","),
-                plugin.mode.to_lowercase(),
+                weighed(plugin.mode.to_lowercase(), plugin.weight),
                 print::short_digest(&plugin.digest),
                 plugin.names(),
                 SignerView::cell(&plugin.signers, &plugin.unsigned_code),

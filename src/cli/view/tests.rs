@@ -128,6 +128,36 @@ fn a_plugin_shows_who_signed_it_and_whether_that_is_enough() {
 }
 
 #[test]
+fn a_weight_is_shown_beside_the_name_and_the_score_as_it_was_given() {
+    use v1::decision_explanation::{Cell, Row, cell::Mark};
+    let link =
+        |plugin: &str, weight| v1::DecisionLink { plugin: plugin.into(), weight, asked: true, ..Default::default() };
+    let decision = v1::DecisionRecord {
+        question: r#"{"candidates":[{}]}"#.into(),
+        links: vec![link("near", 1), link("spread", 3), link("late", 5)],
+        shadows: vec![v1::DecisionShadow { link: Some(link("next", 2)), ..Default::default() }],
+        ..Default::default()
+    };
+    let cell = |score| Cell { mark: Mark::Score.into(), score, ..Default::default() };
+    let (cells, shadow_cells) = (vec![cell(5), cell(-2)], vec![cell(9)]);
+    let row = Row { candidate: "node 0".into(), cells, shadow_cells, total_score: -1, rank: 1 };
+    let plugins = vec!["near".into(), "spread".into()];
+    let (shadows, decision) = (vec!["next".into()], Some(decision));
+    let table =
+        super::decision::ExplanationView::from(v1::DecisionExplanation { decision, plugins, rows: vec![row], shadows })
+            .text();
+    let lines: Vec<Vec<_>> = table
+        .lines()
+        .skip(1)
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    assert_eq!(lines[0], ["#", "CANDIDATE", "SCORE", "near", "spread ×3", "next ×2 (shadow)"], "{table}");
+    assert_eq!(lines[1], ["1", "node 0", "-1", "5", "-2", "9"], "{table}");
+    let plugin = |weight| plugin_table(&[PluginView::from(v1::Plugin { weight, mode: 1, ..Default::default() })]);
+    assert!(plugin(3).contains("enforced ×3") && !plugin(1).contains('×'));
+}
+
+#[test]
 fn a_plugin_that_cannot_be_loaded_again_says_so_in_place_of_its_summary() {
     let plugin = v1::Plugin { summary: "admits VMs".into(), ..Default::default() };
     assert!(plugin_table(&[PluginView::from(plugin.clone())]).contains("admits VMs"));

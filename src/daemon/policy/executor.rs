@@ -169,5 +169,5 @@ fn silent<V>(fault: PolicyFault) -> Answered<V> {
 /// `verdict` as the opinion of `bound`.
 pub(super) fn opinion<V>(bound: &Bound, verdict: Result<V, PolicyFault>, fuel: u64, took: Duration) -> Opinion<V> {
     let (plugin, digest, scope) = (bound.name.clone(), bound.plugin.digest(), bound.scope.clone());
-    Opinion { plugin, digest, scope, verdict, fuel, took }
+    Opinion { plugin, digest, scope, weight: bound.weight, verdict, fuel, took }
 }

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::model::{Grant, ObserveRequest, PlaceRequest, PluginDigest, PluginMode, PolicyScope};
+use crate::model::{Grant, ObserveRequest, PlaceRequest, PluginDigest, PluginMode, PluginWeight, PolicyScope};
 use crate::sys::artefact::Artefact;
 
 use super::compiler::Compiler;
@@ -251,4 +251,6 @@ pub struct Bound {
     pub plugin: LoadedPlugin,
     /// What its answers count for.
     pub mode: PluginMode,
+    /// How many times its scores count beside those of others.
+    pub weight: PluginWeight,
 }

@@ -75,6 +75,7 @@ pub(super) fn link(bound: &Bound) -> ChainLink {
         scope: bound.scope.clone(),
         digest: bound.plugin.digest(),
         settings: bound.plugin.settings().clone(),
+        weight: bound.weight,
     }
 }
 

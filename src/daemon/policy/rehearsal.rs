@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::model::{DecisionEntry, Grant, InventoryView, KvStore, KvView, PluginMode, PolicyFault, PolicyScope};
+use crate::model::{
+    DecisionEntry, Grant, InventoryView, KvStore, KvView, PluginMode, PluginWeight, PolicyFault, PolicyScope,
+};
 use crate::wire::policy::{Note, Spoken};
 
 use super::hook::{self, AtHook, Question};
@@ -96,7 +98,8 @@ impl AtHook for Rehearse<'_> {
         let heard = hear(host, (compiled, settings, scope), view, &question);
         let Heard { verdict, fuel, took, trail, notes, dropped } = heard;
         let (name, plugin) = (plugin.name().to_owned(), plugin.clone());
-        let bound = Bound { name, scope: scope.clone(), plugin, mode: PluginMode::Enforced };
+        let (mode, weight) = (PluginMode::Enforced, PluginWeight::default());
+        let bound = Bound { name, scope: scope.clone(), plugin, mode, weight };
         let opinions = [executor::opinion(&bound, verdict, fuel, took)];
         let outcome = question.combine(&opinions);
         let asked = (&question, record::json(&question));

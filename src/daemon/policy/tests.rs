@@ -63,7 +63,8 @@ async fn hostile(host: &PolicyHost, name: &str) -> Result<LoadedPlugin, LoadErro
 }
 
 fn bound(name: &str, plugin: &LoadedPlugin) -> Bound {
-    Bound { name: name.into(), scope: PolicyScope::Operator, plugin: plugin.clone(), mode: PluginMode::Enforced }
+    let (scope, mode) = (PolicyScope::Operator, PluginMode::Enforced);
+    Bound { name: name.into(), scope, plugin: plugin.clone(), mode, weight: Default::default() }
 }
 
 fn chain<const N: usize>(plugins: [&LoadedPlugin; N]) -> Arc<[Bound]> {

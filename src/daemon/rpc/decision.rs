@@ -217,6 +217,7 @@ fn encode_link(link: &ChainLink, answer: Option<&Answer>) -> DecisionLink {
         kv_wrote: kv.map(|kv| json(&kv.wrote)).unwrap_or_default(),
         inventory: answer.and_then(|answer| answer.inventory.as_ref()).map(json).unwrap_or_default(),
         backtrace: answer.map(|answer| answer.backtrace.clone()).unwrap_or_default(),
+        weight: link.weight.get(),
     }
 }
 

@@ -250,6 +250,7 @@ pub(super) fn plugin(view: &PluginView, signers: &ChainSigners) -> v1::Plugin {
         grants: record.grants.iter().map(ToString::to_string).collect(),
         aliases: record.aliases.iter().map(|alias| plugin_alias(alias, signers)).collect(),
         follows: record.aliases.followed().map(ToString::to_string).unwrap_or_default(),
+        weight: record.weight.get(),
     }
 }
 

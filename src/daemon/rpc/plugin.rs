@@ -21,8 +21,8 @@ use crate::daemon::service::{
     SharedNode, SignatureRefused, Whose,
 };
 use crate::model::{
-    AliasError, CanaryShare, Grant, NoGrant, PluginAlias, PluginDigest, PluginMode, PluginSignature, PolicyScope,
-    SignerKey, SpecError, VersionName,
+    AliasError, CanaryShare, Grant, NoGrant, PluginAlias, PluginDigest, PluginMode, PluginSignature, PluginWeight,
+    PolicyScope, SignerKey, SpecError, VersionName,
 };
 
 /// Longest component, in bytes, as the public contract says.
@@ -307,7 +307,12 @@ fn kv_of(name: &str, tenant: &str) -> Result<KvOf, SpecError> {
 }
 
 fn place_of(header: &Header) -> Result<LoadPlace, SpecError> {
-    let place = place(&header.name, header.mode)?;
+    let weight = Some(header.weight).filter(|weight| *weight != 0).map(PluginWeight::new).transpose()?;
+    if weight.is_some() && (header.canary_percent != 0 || !header.alias.is_empty()) {
+        let why = "a canary, and what is kept under an alias, has the weight of the plugin: leave it out";
+        return Err(SpecError::new("weight", why));
+    }
+    let place = PluginPlace { weight, ..place(&header.name, header.mode)? };
     let wrong = |what: &str| Err(SpecError::new("alias", format!("{what}: leave one of the two out")));
     match (header.alias.is_empty(), header.canary_percent, place.mode) {
         (true, 0, _) => return Ok(LoadPlace::Plugin(place)),
@@ -316,7 +321,7 @@ fn place_of(header: &Header) -> Result<LoadPlace, SpecError> {
         (false, 0, PluginMode::Shadow) => return wrong("what is kept under an alias is in no mode of its own"),
         (false, ..) => return wrong("what is kept under an alias has no share; name the canary afterwards"),
     }
-    let PluginPlace { scope, name, mode } = place;
+    let PluginPlace { scope, name, mode, .. } = place;
     match mode {
         PluginMode::Enforced => {
             Ok(LoadPlace::Canary(CanaryPlace { scope, name, share: CanaryShare::new(header.canary_percent)? }))
@@ -352,7 +357,7 @@ fn place(name: &str, mode: i32) -> Result<PluginPlace, SpecError> {
         Mode::Unspecified | Mode::Enforced => PluginMode::Enforced,
         Mode::Shadow => PluginMode::Shadow,
     };
-    Ok(PluginPlace { scope, name: plugin, mode })
+    Ok(PluginPlace { scope, name: plugin, mode, weight: None })
 }
 
 /// What a filter of plugins may ask about.

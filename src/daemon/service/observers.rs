@@ -261,7 +261,8 @@ impl Observers {
             return Ok(());
         };
         let (name, scope) = (place.plugin.clone(), place.scope.clone());
-        let observer = Bound { name, scope, plugin: view.plugin.clone(), mode: view.record.mode };
+        let (mode, weight) = (view.record.mode, view.record.weight);
+        let observer = Bound { name, scope, plugin: view.plugin.clone(), mode, weight };
         let telling = self.policy.observe(observer, batch).await;
         crash::reach(Point::ObserverHeard);
         match &telling.fault {

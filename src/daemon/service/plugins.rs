@@ -22,8 +22,8 @@ use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
 use crate::daemon::tenants::ChainSigners;
 use crate::model::{
-    Counts, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope, SignerId, TenantId, VersionName,
-    VmName,
+    Counts, Grant, PluginDigest, PluginId, PluginMode, PluginSignature, PluginWeight, PolicyScope, SignerId, TenantId,
+    VersionName, VmName,
 };
 
 /// Versions of a plugin that are kept for going back.
@@ -67,6 +67,8 @@ pub struct PluginPlace {
     pub name: PluginId,
     /// What its answers count for.
     pub mode: PluginMode,
+    /// How many times its scores count; `None`: as before, once at first.
+    pub weight: Option<PluginWeight>,
 }
 
 /// What a client sends to be bound.
@@ -160,6 +162,7 @@ impl Plugins {
                 scope: scope.clone(),
                 plugin: view.asked_for(tenant, vm).clone(),
                 mode: view.record.mode,
+                weight: view.record.weight,
             })
             .collect()
     }
@@ -250,8 +253,8 @@ impl Plugins {
     }
 }
 
-/// `version` in the place of `replaced`, which it can be taken back to, and with the alias that is followed. It has no
-/// canary.
+/// `version` in the place of `replaced`, which it can be taken back to, with its weight, and with the alias that is followed.
+/// It has no canary.
 pub(super) fn successor(
     replaced: Option<&PluginView>,
     scope: PolicyScope,
@@ -269,7 +272,9 @@ pub(super) fn successor(
     let mut aliases = replaced.map(|view| view.record.aliases.clone()).unwrap_or_default();
     aliases.bound(&version);
     let PluginVersion { digest, settings, signatures, grants, loaded } = version;
-    PluginRecord { scope, name, digest, settings, signatures, grants, mode, loaded, previous, canary: None, aliases }
+    let weight = replaced.map(|view| view.record.weight).unwrap_or_default();
+    let canary = None;
+    PluginRecord { scope, name, digest, settings, signatures, grants, mode, weight, loaded, previous, canary, aliases }
 }
 
 pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHost) -> Result<LoadedPlugin, String> {
@@ -310,7 +315,7 @@ impl Node {
         upload: PluginUpload,
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
-        let PluginPlace { scope, name, mode } = place;
+        let PluginPlace { scope, name, mode, weight } = place;
         let (plugin, version) = self.compiled(principal, &scope, &upload).await?;
         let _turn = self.plugins.turn.lock().await;
         let replaced = self.plugins.view(&scope, &name).ok();
@@ -325,7 +330,8 @@ impl Node {
             self.require_room(&scope)?;
         }
         let digest = version.digest;
-        let record = successor(replaced.as_ref(), scope, name, version, mode);
+        let mut record = successor(replaced.as_ref(), scope, name, version, mode);
+        record.weight = weight.unwrap_or(record.weight);
         let view = PluginView { record, plugin, canary: None };
         self.require_memory(&view)?;
         if terms.validate_only {
@@ -398,7 +404,7 @@ impl Node {
         is_forced: bool,
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
-        let PluginPlace { scope, name, mode } = place;
+        let PluginPlace { scope, name, mode, weight } = place;
         require_chain(principal, &scope)?;
         let _turn = self.plugins.turn.lock().await;
         let bound = self.plugins.view(&scope, &name)?;
@@ -409,7 +415,8 @@ impl Node {
             PluginMode::Shadow if !is_forced => self.require_others(&scope, &name)?,
             PluginMode::Shadow => {}
         }
-        let view = PluginView { record: PluginRecord { mode, ..bound.record }, ..bound };
+        let weight = weight.unwrap_or(bound.record.weight);
+        let view = PluginView { record: PluginRecord { mode, weight, ..bound.record }, ..bound };
         if terms.validate_only {
             return Ok(view);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::format::{Unusable, parse_digest, scope_of, tenant_of};
-use crate::model::{Decision, DecisionId, Opinion, Outcome, Patch, PolicyFault, TenantId, Verdict};
+use crate::model::{Decision, DecisionId, Opinion, Outcome, Patch, PluginWeight, PolicyFault, TenantId, Verdict};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredDecision {
@@ -29,6 +29,9 @@ struct StoredOpinion {
     plugin: String,
     digest: String,
     tenant: Option<String>,
+    /// Left out if it is one, as in records from before there were weights.
+    #[serde(default, skip_serializing_if = "PluginWeight::is_one")]
+    weight: PluginWeight,
     verdict: StoredVerdict,
     #[serde(default)]
     fuel: u64,
@@ -95,6 +98,7 @@ fn store_opinion(opinion: &Opinion) -> StoredOpinion {
         plugin: opinion.plugin.clone(),
         digest: opinion.digest.to_string(),
         tenant: tenant_of(&opinion.scope),
+        weight: opinion.weight,
         verdict: match opinion.verdict.clone() {
             Ok(Verdict::Allow(patches)) => StoredVerdict::Allow(store_patches(&patches)),
             Ok(Verdict::Deny { code, message }) => StoredVerdict::Deny { code, message },
@@ -119,6 +123,7 @@ fn load_opinion(opinion: StoredOpinion) -> Result<Opinion, Unusable> {
         plugin: opinion.plugin,
         digest: parse_digest(&opinion.digest)?,
         scope: scope_of(opinion.tenant)?,
+        weight: opinion.weight,
         verdict: match opinion.verdict {
             StoredVerdict::Allow(patches) => Ok(Verdict::Allow(load_patches(patches))),
             StoredVerdict::Deny { code, message } => Ok(Verdict::Deny { code, message }),

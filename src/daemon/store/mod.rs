@@ -411,6 +411,7 @@ mod tests {
             signatures: vec![],
             grants: BTreeSet::new(),
             mode: PluginMode::Enforced,
+            weight: Default::default(),
             loaded: std::time::UNIX_EPOCH,
             previous: vec![PluginVersion {
                 digest: PluginDigest([6; 32]),

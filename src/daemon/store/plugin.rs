@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::alias::Aliases;
 use super::format::{FORMAT, Unusable, from_json, from_ms, parse_digest, scope_of, tenant_of, text, to_json, to_ms};
 use crate::model::{
-    CanaryCause, CanaryShare, Grant, PluginAlias, PluginDigest, PluginId, PluginMode, PluginSignature, PolicyScope,
-    TenantId, VmName, canary_lot,
+    CanaryCause, CanaryShare, Grant, PluginAlias, PluginDigest, PluginId, PluginMode, PluginSignature, PluginWeight,
+    PolicyScope, TenantId, VmName, canary_lot,
 };
 
 /// A plugin that is loaded at each start.
@@ -29,6 +29,8 @@ pub struct PluginRecord {
     pub grants: BTreeSet<Grant>,
     /// What its answers count for; this stays when another version is bound.
     pub mode: PluginMode,
+    /// How many times its scores count beside those of others; this stays, too.
+    pub weight: PluginWeight,
     /// When it was loaded by the client.
     pub loaded: SystemTime,
     /// What was bound here before, newest first; a few, for going back.
@@ -119,6 +121,9 @@ struct StoredPlugin {
     /// Left out if it is not: an etag is of these bytes, and those of older plugins stay.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     shadow: bool,
+    /// Left out if it is one, as `shadow`.
+    #[serde(default, skip_serializing_if = "PluginWeight::is_one")]
+    weight: PluginWeight,
     /// A line each, as in a signature's file. Left out if there is none, as `shadow`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     signatures: Vec<String>,
@@ -185,6 +190,7 @@ pub(super) fn encode_plugin(plugin: &PluginRecord) -> Vec<u8> {
         digest: plugin.digest.to_string(),
         settings: plugin.settings.clone(),
         shadow: plugin.mode == PluginMode::Shadow,
+        weight: plugin.weight,
         signatures: store_signatures(&plugin.signatures),
         grants: store_grants(&plugin.grants),
         loaded_ms: to_ms(plugin.loaded),
@@ -267,6 +273,7 @@ pub(super) fn decode_plugin(bytes: &[u8]) -> Result<PluginRecord, Unusable> {
         signatures: load_signatures(plugin.signatures)?,
         grants: load_grants(plugin.grants)?,
         mode: if plugin.shadow { PluginMode::Shadow } else { PluginMode::Enforced },
+        weight: plugin.weight,
         loaded: from_ms(plugin.loaded_ms)?,
         previous: plugin.previous.into_iter().map(load_version).collect::<Result<_, _>>()?,
         canary: plugin.canary.map(load_canary).transpose()?,
@@ -291,6 +298,18 @@ mod tests {
         let bytes = encode_plugin(&shadow);
         assert_eq!(decode_plugin(&bytes).unwrap(), shadow);
         assert_ne!(bytes, encode_plugin(&plugin), "its etag is another");
+    }
+
+    #[test]
+    fn a_weight_is_found_again_and_costs_no_byte_where_there_is_none() {
+        let plugin = decode_plugin(OLD.as_bytes()).unwrap();
+        assert!(plugin.weight.is_one());
+        let heavy = PluginRecord { weight: PluginWeight::new(100).unwrap(), ..plugin.clone() };
+        let bytes = encode_plugin(&heavy);
+        assert_eq!(decode_plugin(&bytes).unwrap(), heavy);
+        assert_ne!(bytes, encode_plugin(&plugin), "its etag is another");
+        let wrong = String::from_utf8(bytes).unwrap().replace("\"weight\":100", "\"weight\":101");
+        assert!(decode_plugin(wrong.as_bytes()).is_err());
     }
 
     #[test]

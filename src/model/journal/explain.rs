@@ -29,7 +29,7 @@ pub struct Row {
     pub cells: Vec<Cell>,
     /// One for each shadow.
     pub shadow_cells: Vec<Cell>,
-    /// Scores added up.
+    /// Scores added up, each times its plugin's weight.
     pub total: i64,
     /// Place in the order of choice, from 1; `None`: not to be had.
     pub rank: Option<usize>,
@@ -103,10 +103,14 @@ impl DecisionEntry {
             .enumerate()
             .map(|(at, candidate)| {
                 let cells: Vec<_> = answers.iter().map(|said| cell(said, at)).collect();
-                let scores = cells.iter().map(|cell| if let Mark::Score(score) = cell.mark { score } else { 0 });
+                let scores = self.chain.iter().zip(&cells).map(|(link, cell)| match cell.mark {
+                    Mark::Score(score) => score.saturating_mul(link.weight.get().into()),
+                    _ => 0,
+                });
+                let total = scores.fold(0, i64::saturating_add);
                 let rank = order.iter().position(|chosen| usize::try_from(*chosen) == Ok(at)).map(|place| place + 1);
                 let shadow_cells = others.iter().map(|said| cell(said, at)).collect();
-                Row { candidate: label(candidate, at), total: scores.sum(), cells, shadow_cells, rank }
+                Row { candidate: label(candidate, at), total, cells, shadow_cells, rank }
             })
             .collect();
         rows.sort_by_key(|row| row.rank.unwrap_or(usize::MAX));

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::canonical::{Json, NotCanonical, canonical};
-use super::{InventoryView, KvUse, PluginDigest, PolicyFault, PolicyScope, RecordHash, TenantId};
+use super::{InventoryView, KvUse, PluginDigest, PluginWeight, PolicyFault, PolicyScope, RecordHash, TenantId};
 
 pub use explain::{Cell, Explanation, Mark as CellMark, Row};
 pub use verify::{ChainEnd, ChainFault, ChainVerifier, FaultKind};
@@ -113,6 +113,9 @@ pub struct ChainLink {
     pub digest: PluginDigest,
     /// Settings.
     pub settings: BTreeMap<String, String>,
+    /// How many times its scores count. Left out if once: records from before there were weights keep their form.
+    #[serde(default, skip_serializing_if = "PluginWeight::is_one")]
+    pub weight: PluginWeight,
 }
 
 /// A plugin's answer and what it cost.

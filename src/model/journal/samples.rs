@@ -17,6 +17,7 @@ pub fn decision(vm: &str, is_allowed: bool) -> JournalEntry {
             scope: PolicyScope::Operator,
             digest: PluginDigest([9; 32]),
             settings: BTreeMap::from([("max-vcpus".into(), "2".into())]),
+            weight: Default::default(),
         }],
         answers: vec![Answer {
             said: Said::Verdict(verdict.into()),

@@ -80,6 +80,7 @@ fn a_table_shows_scores_and_reasons_of_each_candidate() {
         scope: PolicyScope::Operator,
         digest: PluginDigest([1; 32]),
         settings: BTreeMap::new(),
+        weight: PluginWeight::default(),
     };
     let answer = |said| Answer { said, fuel: 1, took_ns: 1, kv: None, inventory: None, backtrace: Vec::new() };
     let entry = DecisionEntry {
@@ -110,6 +111,26 @@ fn a_table_shows_scores_and_reasons_of_each_candidate() {
     assert_eq!((table.shadows, table.rows[0].shadow_cells[0].mark), (vec!["next".into()], CellMark::Reject));
     assert_eq!(entry.answers[0].summary(), ("rank".into(), "2 scored, 1 rejected".into()));
     assert!(entry.is_allowed() && entry.denial().is_none());
+    // What a plugin said is shown as it said it; the sum is what was decided by.
+    let mut weighed = entry.clone();
+    weighed.chain[1].weight = PluginWeight::new(3).unwrap();
+    let table = weighed.explain(&[]);
+    assert_eq!(table.rows.iter().map(|row| row.total).collect::<Vec<_>>(), [10, 2, 3]);
+    assert_eq!(table.rows[0].cells[1].mark, CellMark::Score(1));
+}
+
+#[test]
+fn a_weight_of_one_is_not_written_and_another_is_found_again() {
+    let JournalEntry::Decision(decision) = decision("web", true) else { unreachable!() };
+    let text = |link: &ChainLink| serde_json::to_string(link).unwrap();
+    let mut link = decision.chain[0].clone();
+    let plain = text(&link);
+    assert!(!plain.contains("weight"), "{plain}");
+    assert_eq!(serde_json::from_str::<ChainLink>(&plain).unwrap(), link);
+    link.weight = PluginWeight::new(7).unwrap();
+    assert!(text(&link).contains("\"weight\":7"), "{}", text(&link));
+    assert_eq!(serde_json::from_str::<ChainLink>(&text(&link)).unwrap(), link);
+    assert!(serde_json::from_str::<ChainLink>(&text(&link).replace(":7", ":101")).is_err());
 }
 
 #[test]

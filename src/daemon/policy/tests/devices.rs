@@ -53,12 +53,7 @@ async fn a_device_comes_only_when_the_operator_allows_and_goes_unless_somebody_o
     assert_eq!(code(&host.attach(chain([&abstains]), attach(1)).await.dry_run()), "policy.no-opinion");
     let plugin = admission(&host, []).await;
     let tenant: TenantId = "blue".parse().unwrap();
-    let own = Bound {
-        name: "own".into(),
-        scope: PolicyScope::Tenant(tenant),
-        plugin: plugin.clone(),
-        mode: PluginMode::Enforced,
-    };
+    let own = Bound { scope: PolicyScope::Tenant(tenant), ..bound("own", &plugin) };
     assert_eq!(
         code(&host.attach(Arc::new([own]), attach(1)).await.dry_run()),
         "policy.no-opinion",

@@ -1,7 +1,7 @@
 //! The hook `place` with the real plugin, and with hostile ones.
 
 use super::*;
-use crate::model::{PageSize, PlaceCandidate, PlaceOutcome, PlaceVerdict};
+use crate::model::{DecisionId, PageSize, PlaceCandidate, PlaceOutcome, PlaceVerdict};
 
 fn node(node: u32, placed_mib: u64, own_devices: u32) -> PlaceCandidate {
     PlaceCandidate {
@@ -73,6 +73,42 @@ async fn ranks_by_devices_then_packs_or_spreads_within_what_is_kept() {
 }
 
 #[tokio::test]
+async fn the_heavier_of_two_that_disagree_has_its_way() {
+    let host = host();
+    let (spread, pack) = (placement(&host, []).await, placement(&host, [("mode", "pack")]).await);
+    let weighed = async |spread_weight: u32, pack_weight: u32| {
+        let of = |plugin, weight: u32| Bound { weight: weight.try_into().unwrap(), ..bound("p", plugin) };
+        let decided = host.place(Arc::from([of(&spread, spread_weight), of(&pack, pack_weight)]), question()).await;
+        let weights: Vec<_> = decided.entry().chain.iter().map(|link| link.weight.get()).collect();
+        assert_eq!(weights, [spread_weight, pack_weight]);
+        let explained: Vec<_> = decided.entry().explain(&[]).rows.iter().map(|row| row.total).collect();
+        assert!(explained.is_sorted_by(|more, less| more >= less), "{explained:?}");
+        order(&decided.dry_run())
+    };
+    // As large as each other they come to nothing, and the table's order holds.
+    assert_eq!(weighed(1, 1).await, [2, 0, 1]);
+    assert_eq!(weighed(2, 1).await, [2, 1, 0]);
+    assert_eq!(weighed(100, 99).await, [2, 1, 0]);
+    assert_eq!(weighed(99, 100).await, [2, 0, 1]);
+}
+
+#[tokio::test]
+async fn a_shadow_would_have_counted_with_its_own_weight() {
+    let host = host();
+    let (spread, pack) = (placement(&host, []).await, placement(&host, [("mode", "pack")]).await);
+    for (weight, would_differ) in [(1, false), (3, true)] {
+        let decides = Bound { weight: 2.try_into().unwrap(), ..bound("p", &pack) };
+        let shadow = Bound { weight: weight.try_into().unwrap(), mode: PluginMode::Shadow, ..bound("q", &spread) };
+        let decided = host.place(Arc::from([decides, shadow]), question()).await;
+        let write = |tenant, _, _| async move { Ok::<_, ()>(DecisionId { tenant, sequence: 0 }) };
+        let (_, decision, shadows) = decided.record(write).await.unwrap();
+        assert_eq!(order(&decision), [2, 0, 1]);
+        let answers = shadows.unwrap().ask().await;
+        assert_eq!((answers[0].instead.is_some(), answers[0].link.weight.get()), (would_differ, weight));
+    }
+}
+
+#[tokio::test]
 async fn who_has_no_say_is_not_asked_and_where_nobody_has_it_is_no_denial() {
     let host = host();
     let (admits, places) = (admission(&host, []).await, placement(&host, []).await);
@@ -81,7 +117,7 @@ async fn who_has_no_say_is_not_asked_and_where_nobody_has_it_is_no_denial() {
     assert!(!admits.places());
     assert_eq!(host.place(chain([&admits]), question()).await.dry_run().outcome, PlaceOutcome::Anywhere {});
     let scope = PolicyScope::Tenant("blue".parse().unwrap());
-    let own = Bound { name: "own".into(), scope, plugin: places.clone(), mode: PluginMode::Enforced };
+    let own = Bound { scope, ..bound("own", &places) };
     assert_eq!(denial(&host.place(Arc::from([own]), question()).await.dry_run()).0, "policy.no-opinion");
     let broken = LoadedPlugin::broken("lost", admits.digest(), "its file is gone");
     assert!(broken.places(), "nobody knows what it would have said");
@@ -102,7 +138,7 @@ async fn every_way_to_fail_denies_with_its_own_code() {
     ] {
         let plugin = hostile(&host, name).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         let scope = PolicyScope::Tenant("blue".parse().unwrap());
-        let behind = Bound { name: "own".into(), scope, plugin, mode: PluginMode::Enforced };
+        let behind = Bound { scope, ..bound("own", &plugin) };
         let decision = host.place(Arc::from([bound("good", &good), behind]), question()).await.dry_run();
         let (code, message) = denial(&decision);
         assert_eq!(code, expected, "{name}: {decision:?}");

@@ -123,7 +123,7 @@ async fn every_way_to_fail_denies_with_its_own_code() {
     ] {
         let plugin = hostile(&host, name).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         let scope = PolicyScope::Tenant("blue".parse().unwrap());
-        let behind = Bound { name: "own".into(), scope, plugin, mode: PluginMode::Enforced };
+        let behind = Bound { scope, ..bound("own", &plugin) };
         let decision = host.select_nvme(Arc::from([bound("good", &good), behind]), question()).await.dry_run();
         let (code, message) = denial(&decision);
         assert_eq!(code, expected, "{name}: {decision:?}");

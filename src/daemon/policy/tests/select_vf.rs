@@ -127,7 +127,7 @@ async fn every_way_to_fail_denies_with_its_own_code() {
         ("vf-mac", "policy.bad-answer", "01:00:5e:00:00:01"),
     ] {
         let plugin = hostile(&host, name).await.unwrap_or_else(|e| panic!("{name}: {e}"));
-        let behind = Bound { name: "own".into(), scope: tenant.clone(), plugin, mode: PluginMode::Enforced };
+        let behind = Bound { scope: tenant.clone(), ..bound("own", &plugin) };
         let decision = host.select_vf(Arc::from([bound("good", &good), behind]), question()).await.dry_run();
         let (code, message) = denial(&decision);
         assert_eq!(code, expected, "{name}: {decision:?}");

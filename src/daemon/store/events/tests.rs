@@ -25,6 +25,7 @@ fn plugin(name: &str) -> PluginRecord {
         signatures: vec![],
         grants: [].into(),
         mode: PluginMode::Enforced,
+        weight: Default::default(),
         loaded: UNIX_EPOCH,
         previous: vec![],
         canary: None,

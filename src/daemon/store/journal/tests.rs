@@ -49,6 +49,7 @@ fn shadow(decision: u64, instead: Option<serde_json::Value>) -> JournalEntry {
         scope: crate::model::PolicyScope::Operator,
         digest: crate::model::PluginDigest([5; 32]),
         settings: std::collections::BTreeMap::new(),
+        weight: Default::default(),
     };
     let answer = crate::model::Answer {
         said: Said::Verdict(serde_json::json!("abstain").into()),

@@ -21,6 +21,7 @@ fn plugin(name: &str) -> PluginRecord {
         signatures: vec![],
         grants: [Grant::Kv].into(),
         mode: PluginMode::Enforced,
+        weight: Default::default(),
         loaded: std::time::UNIX_EPOCH,
         previous: vec![],
         canary: None,

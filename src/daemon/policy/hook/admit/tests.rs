@@ -28,7 +28,8 @@ fn check(verdict: Verdict, request: &AdmitRequest) -> Result<Verdict, PolicyFaul
 }
 
 fn opinion(plugin: &str, scope: PolicyScope, verdict: Result<Verdict, PolicyFault>) -> Opinion {
-    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, fuel: 0, took: Duration::ZERO }
+    let (digest, weight, took) = (PluginDigest([0; 32]), Default::default(), Duration::ZERO);
+    Opinion { plugin: plugin.into(), digest, scope, weight, verdict, fuel: 0, took }
 }
 
 fn operator(verdict: Verdict) -> Opinion {

@@ -37,7 +37,8 @@ fn request() -> PlaceRequest {
 
 fn opinion(scope: PolicyScope, verdict: Result<PlaceVerdict, PolicyFault>) -> Opinion<PlaceVerdict> {
     let plugin = if scope == PolicyScope::Operator { "op" } else { "own" };
-    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, fuel: 0, took: Duration::ZERO }
+    let (digest, weight, took) = (PluginDigest([0; 32]), Default::default(), Duration::ZERO);
+    Opinion { plugin: plugin.into(), digest, scope, weight, verdict, fuel: 0, took }
 }
 
 fn operator(verdict: PlaceVerdict) -> Opinion<PlaceVerdict> {

@@ -31,7 +31,8 @@ fn request() -> SelectNvmeRequest {
 
 fn opinion(scope: PolicyScope, verdict: Result<NvmeVerdict, PolicyFault>) -> Opinion<NvmeVerdict> {
     let plugin = if scope == PolicyScope::Operator { "op" } else { "own" };
-    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, fuel: 0, took: Duration::ZERO }
+    let (digest, weight, took) = (PluginDigest([0; 32]), Default::default(), Duration::ZERO);
+    Opinion { plugin: plugin.into(), digest, scope, weight, verdict, fuel: 0, took }
 }
 
 fn operator(verdict: NvmeVerdict) -> Opinion<NvmeVerdict> {

@@ -49,7 +49,8 @@ fn request() -> SelectVfRequest {
 }
 
 fn opinion(plugin: &str, scope: PolicyScope, verdict: Result<VfVerdict, PolicyFault>) -> Opinion<VfVerdict> {
-    Opinion { plugin: plugin.into(), digest: PluginDigest([0; 32]), scope, verdict, fuel: 0, took: Duration::ZERO }
+    let (digest, weight, took) = (PluginDigest([0; 32]), Default::default(), Duration::ZERO);
+    Opinion { plugin: plugin.into(), digest, scope, weight, verdict, fuel: 0, took }
 }
 
 fn operator(verdict: VfVerdict) -> Opinion<VfVerdict> {

@@ -52,6 +52,7 @@ impl Bench {
             signatures: vec![],
             grants: Default::default(),
             mode,
+            weight: Default::default(),
             loaded: SystemTime::UNIX_EPOCH,
             previous: vec![],
             canary: None,
