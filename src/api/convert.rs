@@ -10,9 +10,9 @@ pub use crate::api::times::{
 };
 use crate::api::{decision_name, resources, scope_name, v1};
 use crate::model::{
-    BootSpec, ConsoleSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, MacAddr, MacError, NicBackend,
-    NicSpec, NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, ServedBy, SpecError, TapSpec, Verdict,
-    VfWish, VlanId, VmSpec, VmState, VsockSpec,
+    BootSpec, ConsoleSpec, Decision, DeviceId, DeviceSpec, DiskSpec, IdError, ImagePath, Labels, MacAddr, MacError,
+    NicBackend, NicSpec, NvmeSpec, NvmeWish, Opinion, Outcome, Patch, Rate, RateLimits, ServedBy, SpecError, TapSpec,
+    Verdict, VfWish, VlanId, VmSpec, VmState, VsockSpec,
 };
 
 /// A validated VM from a request's spec. Everything is checked that does not depend on the host.
@@ -29,7 +29,9 @@ pub fn spec_from_proto(spec: v1::VirtualMachineSpec) -> Result<VmSpec, SpecError
     let nvmes = nvmes.collect::<Result<_, _>>()?;
     let whole = VmSpec::new(spec.vcpus, spec.memory_mib, boot, disks, nics)?.with_nvmes(nvmes)?;
     let whole = whole.with_vsock(spec.vsock.map(vsock_from_proto).transpose()?)?;
-    resources::from_proto(whole, spec.memory, spec.cpus)?.with_console(console_from_proto(spec.console)?)
+    let whole =
+        resources::from_proto(whole, spec.memory, spec.cpus)?.with_console(console_from_proto(spec.console)?)?;
+    Ok(whole.with_labels(Labels::new(spec.labels)?))
 }
 
 /// A spec as the API shows it; [`spec_from_proto`] gives the same spec back.
@@ -61,6 +63,7 @@ pub fn spec_to_proto(spec: &VmSpec) -> v1::VirtualMachineSpec {
         nvme: spec.nvmes().iter().map(nvme_to_proto).collect(),
         vsock: spec.vsock().map(|vsock| v1::VsockSpec { cid: vsock.cid() }),
         console: console_to_proto(spec.console()).into(),
+        labels: spec.labels().as_map().clone(),
     }
 }
 
@@ -317,6 +320,7 @@ mod tests {
                 limits: limits(10 << 20, 0),
             }],
             nics: vec![v1::NicSpec { id: "eth0".into(), queues: 2, ..Default::default() }],
+            labels: [("team".to_owned(), "web".to_owned())].into(),
             ..Default::default()
         }
     }
@@ -381,6 +385,7 @@ mod tests {
         let kindless = v1::NvmeSpec { id: "a".into(), kind: None };
         assert_eq!(refused_field(|s| s.nvme.push(kindless)), "spec.nvme[0].kind");
         assert_eq!(refused_field(|s| s.console = 2), "spec.console");
+        assert_eq!(refused_field(|s| drop(s.labels.insert("Team".into(), String::new()))), "spec.labels");
     }
 
     #[test]

@@ -295,6 +295,14 @@ pub(crate) fn parse_setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// `team=web`. What keys and values may be is the node's to say.
+pub(crate) fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("{text:?} is not a label: write KEY=VALUE")),
+    }
+}
+
 /// `10%` or `10`, of 1 to 99.
 pub(crate) fn parse_percent(text: &str) -> Result<u32, String> {
     let percent = text.strip_suffix('%').unwrap_or(text).parse().ok();
@@ -426,6 +434,8 @@ mod tests {
         assert!(parse_nic("id=a,vlan=3").unwrap_err().starts_with("mac and vlan go with sriov"));
         assert_eq!(parse_setting("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(parse_setting("a="), Ok(("a".into(), String::new())));
+        assert_eq!(parse_label("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(parse_label("a").is_err() && parse_label("=b").is_err());
         assert!(parse_setting("=b").is_err() && parse_setting("a").is_err());
         assert_eq!((parse_percent("10%"), parse_percent("99")), (Ok(10), Ok(99)));
         assert!(["", "%", "0%", "100%", "-1%", "1.5%", "10 %"].iter().all(|text| parse_percent(text).is_err()));

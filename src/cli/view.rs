@@ -12,6 +12,7 @@ pub(crate) mod plugin;
 pub(crate) mod stats;
 pub(crate) mod top;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -65,6 +66,7 @@ struct SpecView {
     console: String,
     memory: MemoryView,
     cpus: CpusView,
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -233,6 +235,7 @@ impl From<v1::VirtualMachineSpec> for SpecView {
             nvme: spec.nvme.into_iter().map(nvme::NvmeSpecView::from).collect(),
             vsock: spec.vsock.map(|vsock| VsockView { cid: vsock.cid }),
             console,
+            labels: spec.labels,
         }
     }
 }
@@ -384,6 +387,7 @@ impl VmView {
         add("nvme", lines(self.spec.nvme.iter().map(|nvme| nvme.text(status(&nvme.id)))));
         add("vsock", self.spec.vsock.as_ref().map(|vsock| format!("context id {}", vsock.cid)).unwrap_or_default());
         add("console", if self.spec.console == "VIRTIO" { "virtio, hvc0".to_owned() } else { String::new() });
+        add("labels", lines(self.spec.labels.iter().map(|(key, value)| format!("{key}={value}"))));
         add("devices", lines(self.devices.iter().map(DeviceView::text)));
         add("vmm pid", if self.vmm_pid == 0 { String::new() } else { self.vmm_pid.to_string() });
         add("takes", self.memory_use.map(stats::MemoryUseView::text).unwrap_or_default());

@@ -22,6 +22,7 @@ mod inventory;
 mod jail;
 mod journal;
 mod kv;
+mod labels;
 mod launch;
 mod lifecycle;
 mod limits;
@@ -68,6 +69,7 @@ pub use kv::{
     KvChange, KvPlace, KvRefusal, KvRest, KvStore, KvUse, KvValue, KvView, KvWrites, MAX_KV_BYTES, MAX_KV_CALLS,
     MAX_KV_KEY_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, is_kv_key,
 };
+pub use labels::Labels;
 pub use launch::{
     DeviceChange, DeviceKind, DeviceLaunch, FIRST_WORDS, Launch, MacAddr, MacError, PciSlot, SPARE_DEVICES,
 };

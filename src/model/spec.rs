@@ -6,8 +6,8 @@ use std::collections::HashSet;
 
 use super::resources::check_memory as check_pages;
 use super::{
-    BalloonSpec, ConsoleSpec, CpuSpec, DeviceId, DeviceSpec, DiskSpec, ImagePath, MAX_DISK_QUEUES, MAX_NIC_QUEUES,
-    MemorySpec, NicBackend, NicSpec, NvmeSpec, RateLimits, ServedBy, TapSpec, Topology, VsockSpec,
+    BalloonSpec, ConsoleSpec, CpuSpec, DeviceId, DeviceSpec, DiskSpec, ImagePath, Labels, MAX_DISK_QUEUES,
+    MAX_NIC_QUEUES, MemorySpec, NicBackend, NicSpec, NvmeSpec, RateLimits, ServedBy, TapSpec, Topology, VsockSpec,
 };
 
 /// vCPUs that one VM may have. Bounded by xAPIC ids (8 bits, 255 is broadcast) with room to spare.
@@ -67,6 +67,7 @@ pub struct VmSpec {
     vsock: Option<VsockSpec>,
     balloon: Option<BalloonSpec>,
     console: ConsoleSpec,
+    labels: Labels,
 }
 
 impl VmSpec {
@@ -130,6 +131,7 @@ impl VmSpec {
             vsock: None,
             balloon: None,
             console: ConsoleSpec::default(),
+            labels: Labels::default(),
         })
     }
 
@@ -222,6 +224,11 @@ impl VmSpec {
         Ok(self)
     }
 
+    /// The same VM with these labels, in the place of those it has.
+    pub fn with_labels(self, labels: Labels) -> Self {
+        Self { labels, ..self }
+    }
+
     /// The same VM whose balloon leaves the guest so much; `None`: all. One without a balloon stays as it is.
     pub fn with_kept(self, keep_mib: Option<u64>) -> Result<Self, SpecError> {
         if self.balloon.is_none() {
@@ -291,9 +298,10 @@ impl VmSpec {
             DeviceSpec::Nic(nic) => self.nics.push(nic),
             DeviceSpec::Nvme(nvme) => self.nvmes.push(nvme),
         }
-        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock, balloon, console } = self;
+        let Self { vcpus, memory_mib, boot, disks, nics, memory, cpus, nvmes, vsock, balloon, console, labels } = self;
         let spec = Self::new(vcpus, memory_mib, boot, disks, nics)?.with_memory(memory)?.with_cpus(cpus)?;
-        spec.with_nvmes(nvmes)?.with_vsock(vsock)?.with_balloon(balloon)?.with_console(console)
+        let spec = spec.with_nvmes(nvmes)?.with_vsock(vsock)?.with_balloon(balloon)?.with_console(console)?;
+        Ok(spec.with_labels(labels))
     }
 
     /// Takes a device out, if the VM has it.
@@ -330,6 +338,11 @@ impl VmSpec {
     /// Its console.
     pub fn console(&self) -> ConsoleSpec {
         self.console
+    }
+
+    /// What its owner says about it.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// Whether that device is the VM's from its registration to its end.
@@ -470,8 +483,10 @@ mod tests {
         let id = spec.console().id().unwrap().clone();
         assert!(spec.is_fixed(&id) && spec.device_ids().any(|other| *other == id));
         assert_eq!(spec.console().kernel_word(), "console=hvc0");
+        let labels = Labels::new([("team".to_owned(), "web".to_owned())].into()).unwrap();
+        let spec = spec.with_labels(labels);
         let more = spec.clone().with_device(DeviceSpec::Nic(nic("eth1"))).unwrap();
-        assert_eq!(more.console(), spec.console());
+        assert_eq!((more.console(), more.labels()), (spec.console(), spec.labels()));
         let second = DeviceSpec::Nic(nic("console"));
         assert_eq!(spec.with_device(second.clone()).unwrap_err().field, "spec.console");
         // With COM1 the name is free.

@@ -56,6 +56,9 @@ pub(crate) struct SpecArgs {
     /// The guest's console: COM1 (ttyS0), or a virtio console (hvc0), whose driver the guest must bring
     #[arg(long, value_name = "CONSOLE", value_enum, default_value_t = ConsoleArg::Serial)]
     pub(crate) console: ConsoleArg,
+    /// A label, for people, filters and policy: team=web (may be repeated)
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = units::parse_label)]
+    pub(crate) labels: Vec<(String, String)>,
 }
 
 /// Devices that a console may be.

@@ -61,7 +61,7 @@ pub(crate) async fn run(mut client: Client, arguments: RunArgs) -> Result<(), Fa
     let shown = short(&name);
     let mut signals = Signals::take()?;
     let changes = Changes::open(&client, parent, String::new()).await?;
-    let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments.spec)), ..Default::default() };
+    let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments.spec)?), ..Default::default() };
     let request_id = Uuid::new_v4().to_string();
     let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), request_id, validate_only: false };
     let call = client.vms.register_virtual_machine(within(QUICK, request));

@@ -1,11 +1,14 @@
 //! What was asked for of a VM and its devices, as the API says it.
 
+use std::collections::BTreeMap;
+
 use crate::api::v1;
 
 use super::super::args::{ConsoleArg, Hugepages, SpecArgs};
+use super::super::failure::{Exit, Failure};
 use super::super::units::{DiskArg, MemoryMib, NicArg, NvmeArg, Rates, TopologyArg};
 
-pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
+pub(super) fn spec(arguments: SpecArgs) -> Result<v1::VirtualMachineSpec, Failure> {
     use v1::memory_spec::Hugepages as Pages;
     use v1::virtual_machine_spec::Console;
     let disks = arguments.disks.into_iter();
@@ -23,7 +26,7 @@ pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
     let memory = v1::MemorySpec { hugepages: hugepages.into(), prefault, numa_node, balloon };
     let topology =
         arguments.topology.map(|TopologyArg { sockets, cores, threads }| v1::CpuTopology { sockets, cores, threads });
-    v1::VirtualMachineSpec {
+    Ok(v1::VirtualMachineSpec {
         vcpus: arguments.vcpus,
         memory_mib: arguments.memory.0,
         boot: Some(v1::BootSpec {
@@ -38,7 +41,18 @@ pub(super) fn spec(arguments: SpecArgs) -> v1::VirtualMachineSpec {
         nvme: arguments.nvmes.into_iter().map(nvme).collect(),
         vsock: arguments.vsock.map(|cid| v1::VsockSpec { cid }),
         console: console.into(),
+        labels: labels(arguments.labels)?,
+    })
+}
+
+fn labels(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Failure> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in given {
+        if labels.insert(key.clone(), value).is_some() {
+            return Err(Failure::new(Exit::Usage, format!("label {key:?} is given twice")));
+        }
     }
+    Ok(labels)
 }
 
 pub(super) fn disk(disk: DiskArg) -> v1::DiskSpec {

@@ -33,7 +33,7 @@ pub(crate) async fn register(mut client: Client, arguments: RegisterArgs) -> Res
     let name = client.caller.vm(&arguments.name.name)?.to_string();
     let asked = (arguments.spec.vcpus, arguments.spec.memory.0);
     let ChangeArgs { request_id, validate_only } = arguments.change.clone();
-    let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments.spec)), ..Default::default() };
+    let vm = v1::VirtualMachine { name: name.clone(), spec: Some(spec(arguments.spec)?), ..Default::default() };
     let request = v1::RegisterVirtualMachineRequest { virtual_machine: Some(vm), request_id, validate_only };
     let call = client.vms.register_virtual_machine(within(QUICK, request));
     let vm = patiently(format_args!("registering {}", short(&name)), call).await?;

@@ -50,6 +50,7 @@ fn vm() -> v1::VirtualMachine {
                 id: "data".into(),
                 kind: Some(v1::nvme_spec::Kind::Namespace(v1::NvmeNamespace { min_bytes: 64 << 20 })),
             }],
+            labels: [("team".into(), "web".into())].into(),
             ..Default::default()
         }),
         nvme: vec![v1::NvmeStatus { id: "data".into(), namespace_id: 2, size_bytes: 64 << 20, ..Default::default() }],
@@ -65,6 +66,7 @@ fn json_keys_mirror_the_proto() {
     let json: serde_json::Value = serde_json::from_str(&json(&VmView::from(vm()), true).unwrap()).unwrap();
     assert_eq!(json["state"], "FAILED");
     assert_eq!(json["spec"]["memory_mib"], 1024);
+    assert_eq!(json["spec"]["labels"]["team"], "web");
     assert_eq!(json["spec"]["disks"][0]["read_only"], true);
     assert_eq!(json["create_time"], "1970-01-01T00:00:00Z");
     assert_eq!(json["update_time"], serde_json::Value::Null);
@@ -97,6 +99,7 @@ fn people_see_the_decision_with_plugin_digest_time_and_patch() {
     assert!(text.contains("admitted by: admission sha256:abababababab in 41.3 µs, allow: cap vCPUs at 2\n"), "{text}");
     assert!(text.contains("state:       FAILED (guest triple-faulted)\n"), "{text}");
     assert!(text.contains("memory:      1GiB\n"), "{text}");
+    assert!(text.contains("labels:      team=web\n"), "{text}");
 }
 
 #[test]

@@ -430,6 +430,9 @@ fn decode_registration(vm: Option<v1::VirtualMachine>) -> Result<(VmRef, crate::
     Ok((name, spec_from_proto(spec)?))
 }
 
+/// In filters.
+const LABELS: &str = "labels";
+
 /// What a filter of VMs may ask about.
 const FIELDS: &[Field] = &[
     Field { name: "name", kind: Kind::Text },
@@ -440,6 +443,7 @@ const FIELDS: &[Field] = &[
     Field { name: "kernel", kind: Kind::Text },
     Field { name: "vcpus", kind: Kind::Number },
     Field { name: "memory_mib", kind: Kind::Number },
+    Field { name: LABELS, kind: Kind::Map },
 ];
 
 fn field(vm: &VmRecord, name: &str) -> Option<Value> {
@@ -452,7 +456,10 @@ fn field(vm: &VmRecord, name: &str) -> Option<Value> {
         "kernel" => Value::Text(vm.spec.boot().kernel.to_string()),
         "vcpus" => Value::Number(vm.spec.vcpus().into()),
         "memory_mib" => Value::Number(vm.spec.memory_mib()),
-        _ => return None,
+        _ => {
+            let key = name.strip_prefix(LABELS)?.strip_prefix('.')?;
+            Value::Text(vm.spec.labels().get(key)?.to_owned())
+        }
     })
 }
 

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::format::{Unusable, text};
 use super::nvme;
 use crate::model::{
-    BalloonSpec, BootSpec, ConsoleSpec, CpuSpec, DiskSpec, ImagePath, MemorySpec, NicBackend, NicSpec, PageSize, Rate,
-    RateLimits, ServedBy, TapSpec, Topology, VfWish, VlanId, VmSpec, VsockSpec,
+    BalloonSpec, BootSpec, ConsoleSpec, CpuSpec, DiskSpec, ImagePath, Labels, MemorySpec, NicBackend, NicSpec,
+    PageSize, Rate, RateLimits, ServedBy, TapSpec, Topology, VfWish, VlanId, VmSpec, VsockSpec,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -38,6 +38,8 @@ pub(super) struct StoredSpec {
     /// A virtio console in place of COM1.
     #[serde(default)]
     hvc: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,6 +135,7 @@ pub(super) fn store_spec(spec: &VmSpec) -> StoredSpec {
         vsock: spec.vsock().map(VsockSpec::cid),
         balloon: spec.balloon().map(|balloon| StoredBalloon { keep_mib: balloon.keep_mib() }),
         hvc: spec.console() != ConsoleSpec::Serial,
+        labels: spec.labels().as_map().clone(),
     }
 }
 
@@ -229,5 +232,6 @@ pub(super) fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
     let balloon = balloon.transpose().map_err(text)?;
     let console = if spec.hvc { ConsoleSpec::Virtio } else { ConsoleSpec::Serial };
     let whole = load_resources(whole, spec.resources)?.with_balloon(balloon);
-    whole.and_then(|whole| whole.with_console(console)).map_err(text)
+    let labels = Labels::new(spec.labels).map_err(text)?;
+    Ok(whole.and_then(|whole| whole.with_console(console)).map_err(text)?.with_labels(labels))
 }

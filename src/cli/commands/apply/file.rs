@@ -87,7 +87,8 @@ fn read_spec(table: toml::Table) -> Result<v1::VirtualMachineSpec, String> {
     }
     let matches = command.try_get_matches_from(line).map_err(|error| first_words(&error))?;
     let arguments = SpecArgs::from_arg_matches(&matches).map_err(|error| first_words(&error))?;
-    let checked = spec_from_proto(spec(arguments)).map_err(|error| format!("{}: {}", error.field, error.reason))?;
+    let spec = spec(arguments).map_err(|failure| failure.message)?;
+    let checked = spec_from_proto(spec).map_err(|error| format!("{}: {}", error.field, error.reason))?;
     Ok(spec_to_proto(&checked))
 }
 
@@ -139,6 +140,7 @@ mod tests {
             prefault = true
             disk = ["id=root,volume=hello.img,ro,iops=500", "id=data,volume=data.img"]
             nic = "id=eth0"
+            label = ["team=web", "tier="]
 
             [[vm]]
             name = "globex/db"
@@ -149,6 +151,7 @@ mod tests {
         assert_eq!((web.spec.vcpus, web.spec.memory_mib, web.spec.disks.len(), web.spec.nics.len()), (2, 1024, 2, 1));
         assert_eq!(web.spec.boot.as_ref().unwrap().cmdline, "--quiet");
         assert!(web.spec.memory.unwrap().prefault);
+        assert_eq!(web.spec.labels, [("team".into(), "web".into()), ("tier".into(), String::new())].into());
         // Bursts are named, as the API names them.
         assert_eq!(web.spec.disks[0].limits.unwrap().operations_burst, 50);
         assert_eq!((db.name.as_str(), db.goal, db.spec.vcpus), ("tenants/globex/vms/db", None, 1));
@@ -169,6 +172,9 @@ mod tests {
             (vm("memory = 256"), "unit is missing"),
             (vm("prefault = 1"), "web: prefault: write true or false"),
             (vm("nic = [true]"), "web: nic: write a text"),
+            (vm("label = \"team\""), "is not a label: write KEY=VALUE"),
+            (vm("label = [\"a=1\", \"a=2\"]"), "web: label \"a\" is given twice"),
+            (vm("label = \"A=1\""), "web: spec.labels: \"A\" is no key"),
             (vm("state = \"failed\""), "web: state: write"),
             (vm("name = \"b\""), "duplicate key"),
             (format!("{}\n{}", vm(""), vm("")), "web occurs twice"),

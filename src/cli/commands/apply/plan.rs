@@ -1,5 +1,7 @@
 //! What has to be done so that a VM is as the file says. Pure. Key types: [`Plan`], [`Step`]; key function: [`plan`].
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::api::v1;
 use crate::api::v1::attach_device_request::Device;
 use crate::api::v1::virtual_machine::State;
@@ -65,6 +67,7 @@ impl Step {
                 words.extend(spec.disks.iter().map(|disk| format!("disk {} ({})", disk.id, disk.volume)));
                 words.extend(spec.nics.iter().map(|nic| format!("nic {}", nic.id)));
                 words.extend(spec.nvme.iter().map(|nvme| format!("nvme {}", nvme.id)));
+                words.extend(spec.labels.iter().map(|(key, value)| format!("label {key}={value}")));
                 words.join(", ")
             }
             Self::Start | Self::Pause | Self::Resume | Self::Stop | Self::Destroy => String::new(),
@@ -162,6 +165,14 @@ fn compare_fixed(wanted: &v1::VirtualMachineSpec, has: &v1::VirtualMachineSpec, 
             plan.obstacles.push(format!("{what} {has:?} -> {wanted:?}"));
         }
     }
+    let keys: BTreeSet<_> = wanted.labels.keys().chain(has.labels.keys()).collect();
+    for key in keys {
+        let (wants, had) = (wanted.labels.get(key), has.labels.get(key));
+        if wants != had {
+            let shown = |value: Option<&String>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:?}"));
+            plan.obstacles.push(format!("label {key} {} -> {}", shown(had), shown(wants)));
+        }
+    }
     for (what, is_same) in [
         ("pages, NUMA node or balloon", shape(wanted) == shape(has)),
         ("host CPUs or topology", wanted.cpus == has.cpus),
@@ -200,6 +211,7 @@ fn rest(spec: &v1::VirtualMachineSpec) -> v1::VirtualMachineSpec {
         nvme: Vec::new(),
         memory: None,
         cpus: None,
+        labels: BTreeMap::new(),
         ..spec.clone()
     }
 }

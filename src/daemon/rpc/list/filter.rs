@@ -3,6 +3,7 @@
 //! ```text
 //!   filter  = term { "AND" term }
 //!   term    = field ( "=" | "!=" | ":" | "<" | "<=" | ">" | ">=" ) value        ":" is "contains"
+//!   field   = one of the resource's, or one that is a map, a dot and a key of it: labels.team
 //!   value   = bare word, or "text in quotes" with \" and \\ inside
 //! ```
 
@@ -30,6 +31,8 @@ pub(in crate::daemon::rpc) enum Kind {
     Number,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// A text for each key, which follows the name and a dot.
+    Map,
 }
 
 /// What a field of one resource holds.
@@ -45,7 +48,8 @@ pub(in crate::daemon::rpc) struct Filter(Vec<Term>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Term {
-    field: &'static str,
+    /// With its key, if it is a map.
+    field: String,
     is: Comparison,
     value: Value,
 }
@@ -77,11 +81,12 @@ impl Filter {
         let mut tokens = tokens(text)?.into_iter();
         let mut terms = Vec::new();
         while let Some(token) = tokens.next() {
-            let field = field_of(token, fields)?;
+            let (field, name) = field_of(token, fields)?;
             let Some(Token::Comparison(is)) = tokens.next() else {
-                return Err(refuse(format!("{} must be followed by one of = != : < <= > >=", field.name)));
+                return Err(refuse(format!("{name} must be followed by one of = != : < <= > >=")));
             };
-            terms.push(Term { field: field.name, is, value: value_of(field, is, tokens.next())? });
+            let value = value_of(field, is, tokens.next())?;
+            terms.push(Term { field: name, is, value });
             match tokens.next() {
                 None => break,
                 Some(Token::Word(word)) if word == "AND" && tokens.len() > 0 => {}
@@ -96,7 +101,7 @@ impl Filter {
 
     /// Whether a resource whose fields `value` gives is listed.
     pub(in crate::daemon::rpc) fn matches(&self, value: impl Fn(&str) -> Option<Value>) -> bool {
-        self.0.iter().all(|term| value(term.field).is_some_and(|found| term.holds(&found)))
+        self.0.iter().all(|term| value(&term.field).is_some_and(|found| term.holds(&found)))
     }
 }
 
@@ -124,13 +129,34 @@ impl Term {
     }
 }
 
-fn field_of(token: Token, fields: &'static [Field]) -> Result<&'static Field, SpecError> {
-    let known = || fields.iter().map(|field| field.name).collect::<Vec<_>>().join(", ");
+impl Field {
+    fn is_named(&self, word: &str) -> bool {
+        match self.kind {
+            Kind::Map => self.key(word).is_some_and(|key| !key.is_empty()),
+            Kind::Text | Kind::Number | Kind::Choice(_) => self.name == word,
+        }
+    }
+
+    /// What follows the name and a dot.
+    fn key<'a>(&self, word: &'a str) -> Option<&'a str> {
+        word.strip_prefix(self.name)?.strip_prefix('.')
+    }
+
+    /// How it is written.
+    fn form(&self) -> String {
+        let key = if self.kind == Kind::Map { ".KEY" } else { "" };
+        format!("{}{key}", self.name)
+    }
+}
+
+/// The field, and its name as it was written.
+fn field_of(token: Token, fields: &'static [Field]) -> Result<(&'static Field, String), SpecError> {
+    let known = || fields.iter().map(Field::form).collect::<Vec<_>>().join(", ");
     match token {
-        Token::Word(word) => fields
-            .iter()
-            .find(|field| field.name == word)
-            .ok_or_else(|| refuse(format!("there is no field {:?}; there are {}", shorten(&word), known()))),
+        Token::Word(word) => match fields.iter().find(|field| field.is_named(&word)) {
+            Some(field) => Ok((field, word)),
+            None => Err(refuse(format!("there is no field {:?}; there are {}", shorten(&word), known()))),
+        },
         Token::Quoted(_) | Token::Comparison(_) => Err(refuse(format!("a term begins with a field: {}", known()))),
     }
 }
@@ -148,11 +174,13 @@ fn value_of(field: &Field, is: Comparison, token: Option<Token>) -> Result<Value
             .parse()
             .map(Value::Number)
             .map_err(|_| refuse(format!("{} is compared with a number, not {:?}", field.name, shorten(&text)))),
-        Kind::Text | Kind::Choice(_) if is_order => Err(refuse(format!("{} is no number: use =, != or :", field.name))),
+        Kind::Text | Kind::Choice(_) | Kind::Map if is_order => {
+            Err(refuse(format!("{} is no number: use =, != or :", field.name)))
+        }
         Kind::Choice(choices) if is != Comparison::Contains && !choices.contains(&text.as_str()) => {
             Err(refuse(format!("{} is never {:?}; it is one of {}", field.name, shorten(&text), choices.join(", "))))
         }
-        Kind::Text | Kind::Choice(_) => Ok(Value::Text(text)),
+        Kind::Text | Kind::Choice(_) | Kind::Map => Ok(Value::Text(text)),
     }
 }
 
@@ -220,6 +248,7 @@ mod tests {
         Field { name: "name", kind: Kind::Text },
         Field { name: "vcpus", kind: Kind::Number },
         Field { name: "state", kind: Kind::Choice(&["RUNNING", "STOPPED"]) },
+        Field { name: "labels", kind: Kind::Map },
     ];
 
     fn is_listed(filter: &str) -> bool {
@@ -227,6 +256,7 @@ mod tests {
             "name" => Some(Value::Text("web-\"1\"".into())),
             "vcpus" => Some(Value::Number(4)),
             "state" => Some(Value::Text("RUNNING".into())),
+            "labels.team" => Some(Value::Text("web".into())),
             _ => None,
         })
     }
@@ -242,10 +272,20 @@ mod tests {
             r#"name = "web-\"1\"""#,
             "vcpus > 3 AND vcpus < 5 AND vcpus <= 4 AND vcpus = 4 AND vcpus != 5",
             "state : RUN",
+            "labels.team = web AND labels.team != db",
         ] {
             assert!(is_listed(filter), "{filter}");
         }
-        for filter in ["state = STOPPED", "name = web", "vcpus > 4", "state = RUNNING AND vcpus < 4", "name : WEB"] {
+        for filter in [
+            "state = STOPPED",
+            "name = web",
+            "vcpus > 4",
+            "state = RUNNING AND vcpus < 4",
+            "name : WEB",
+            "labels.team = db",
+            "labels.tier = web",
+            "labels.tier != web",
+        ] {
             assert!(!is_listed(filter), "{filter}");
         }
     }
@@ -253,7 +293,10 @@ mod tests {
     #[test]
     fn says_what_is_wrong_with_a_filter() {
         for (filter, part) in [
-            ("colour = red", "there are name, vcpus, state"),
+            ("colour = red", "there are name, vcpus, state, labels.KEY"),
+            ("labels = web", "there is no field"),
+            ("labels. = web", "there is no field"),
+            ("labels.team > web", "is no number"),
             ("name", "must be followed by"),
             ("name =", "compared with nothing"),
             ("name = a OR name = b", "joined by AND"),

@@ -7,8 +7,8 @@ use crate::daemon::record::{NvmeDevice, samples};
 use crate::daemon::store::format::parse_digest;
 use crate::daemon::store::plugin::decode_plugin;
 use crate::model::{
-    ConsoleSpec, CpuSpec, MemorySpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, PageSize, RateLimits, ServedBy, TapSpec,
-    Topology, VfWish, VlanId,
+    ConsoleSpec, CpuSpec, Labels, MemorySpec, NicBackend, NicSpec, NvmeSpec, NvmeWish, PageSize, RateLimits, ServedBy,
+    TapSpec, Topology, VfWish, VlanId,
 };
 
 #[test]
@@ -76,6 +76,11 @@ fn every_state_round_trips() {
     vm.spec = vm.spec.with_console(ConsoleSpec::Virtio).unwrap();
     vm.devices = attachments_of(&vm.spec);
     assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
+    let labels = Labels::new([("team".to_owned(), "web".to_owned()), ("empty".to_owned(), String::new())].into());
+    vm.spec = vm.spec.with_labels(labels.unwrap());
+    assert_eq!(decode_vm(&encode_vm(&vm)).as_ref(), Ok(&vm));
+    let edited = String::from_utf8(encode_vm(&vm)).unwrap().replace("\"team\"", "\"Team\"");
+    assert!(decode_vm(edited.as_bytes()).unwrap_err().contains("spec.labels"));
 }
 
 #[test]

@@ -80,13 +80,18 @@ fn what_is_fixed_says_so() {
         boot: Some(v1::BootSpec { kernel: "k2".into(), ..Default::default() }),
         memory: Some(v1::MemorySpec { prefault: true, ..Default::default() }),
         disks: vec![disk("root", "b.img", 0)],
+        labels: [("team".into(), "db".into()), ("tier".into(), "1".into())].into(),
         ..has.clone()
     };
+    let has = v1::VirtualMachineSpec { labels: [("team".into(), "web".into())].into(), ..has };
     let plan = plan(&wanted(other, None), Some(&vm(has, State::Running)));
-    assert_eq!(plan.obstacles.len(), 4, "{plan:?}");
+    assert_eq!(plan.obstacles.len(), 6, "{plan:?}");
     assert!(plan.obstacles.iter().all(|obstacle| obstacle.contains("cannot be changed in place")), "{plan:?}");
     assert!(plan.obstacles[0].starts_with("vcpus 2 -> 4"), "{plan:?}");
     assert!(plan.obstacles.iter().any(|obstacle| obstacle.starts_with("kernel \"k\" -> \"k2\"")), "{plan:?}");
+    for label in ["label team \"web\" -> \"db\": cannot", "label tier none -> \"1\": cannot"] {
+        assert!(plan.obstacles.iter().any(|obstacle| obstacle.starts_with(label)), "{plan:?}");
+    }
 }
 
 #[test]
