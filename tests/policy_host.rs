@@ -213,6 +213,8 @@ fn replaced(signal: Signal) {
             disks: 0,
             nics: 0,
             in_use: LimitUse::default(),
+            labels: None,
+            images: None,
         };
         runtime.block_on(host.admit(Arc::clone(&chain), request)).dry_run().outcome
     };

@@ -102,6 +102,8 @@ fn request() -> Result<AdmitRequest, String> {
         disks: 0,
         nics: 0,
         in_use: LimitUse::default(),
+        labels: None,
+        images: None,
     })
 }
 

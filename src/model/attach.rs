@@ -2,12 +2,14 @@
 //!
 //! `daemon/service` asks; the answers are [`Verdict`](super::Verdict)s without patches.
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::{DeviceId, DeviceSpec, LimitUse, TenantId, VmName};
+use super::subject::serialize_said;
+use super::{DeviceId, DeviceSpec, Labels, LimitUse, SubjectVm, TenantId, VmImage, VmName};
 
 /// A VM as policy sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct VmFacts {
     /// Its name.
     pub name: VmName,
@@ -21,6 +23,37 @@ pub struct VmFacts {
     pub nics: u32,
     /// Its guest runs.
     pub is_running: bool,
+    /// Its labels. `None`: the question does not say, as those from before there were any.
+    #[serde(default)]
+    pub labels: Option<Labels>,
+    /// What it boots, and what its disks are. `None` as above.
+    #[serde(default)]
+    pub images: Option<Vec<VmImage>>,
+}
+
+impl VmFacts {
+    /// Takes labels and images out.
+    pub fn take_subject(&mut self) -> SubjectVm {
+        SubjectVm { labels: self.labels.take(), images: self.images.take() }
+    }
+}
+
+impl Serialize for VmFacts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { name, vcpus, memory_mib, disks, nics, is_running, labels, images } = self;
+        let is_text = serializer.is_human_readable();
+        // In the order of the struct: the policy host's messages have no names.
+        let mut fields = serializer.serialize_struct("VmFacts", 8)?;
+        fields.serialize_field("name", name)?;
+        fields.serialize_field("vcpus", vcpus)?;
+        fields.serialize_field("memory_mib", memory_mib)?;
+        fields.serialize_field("disks", disks)?;
+        fields.serialize_field("nics", nics)?;
+        fields.serialize_field("is_running", is_running)?;
+        serialize_said(&mut fields, is_text, "labels", labels.as_ref())?;
+        serialize_said(&mut fields, is_text, "images", images.as_ref())?;
+        fields.end()
+    }
 }
 
 /// The question of the `attach` hook.

@@ -5,9 +5,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::{DecisionId, PluginDigest, PluginWeight, TenantId, VmName};
+use super::subject::serialize_said;
+use super::{DecisionId, Labels, PluginDigest, PluginWeight, TenantId, VmImage, VmName};
 
 /// Whose chain a plugin belongs to. The operator's comes first and is mandatory; a tenant's can only narrow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,7 +44,7 @@ pub struct LimitUse {
 }
 
 /// The question of the `admit` hook.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct AdmitRequest {
     /// Who asks.
     pub tenant: TenantId,
@@ -58,6 +60,31 @@ pub struct AdmitRequest {
     pub nics: u32,
     /// What the tenant has registered already, without this VM.
     pub in_use: LimitUse,
+    /// Its labels. `None`: the question does not say, as those from before there were any.
+    #[serde(default)]
+    pub labels: Option<Labels>,
+    /// What it boots, and what its disks are. `None` as above.
+    #[serde(default)]
+    pub images: Option<Vec<VmImage>>,
+}
+
+impl Serialize for AdmitRequest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { tenant, vm, vcpus, memory_mib, disks, nics, in_use, labels, images } = self;
+        let is_text = serializer.is_human_readable();
+        // In the order of the struct: the policy host's messages have no names.
+        let mut fields = serializer.serialize_struct("AdmitRequest", 9)?;
+        fields.serialize_field("tenant", tenant)?;
+        fields.serialize_field("vm", vm)?;
+        fields.serialize_field("vcpus", vcpus)?;
+        fields.serialize_field("memory_mib", memory_mib)?;
+        fields.serialize_field("disks", disks)?;
+        fields.serialize_field("nics", nics)?;
+        fields.serialize_field("in_use", in_use)?;
+        serialize_said(&mut fields, is_text, "labels", labels.as_ref())?;
+        serialize_said(&mut fields, is_text, "images", images.as_ref())?;
+        fields.end()
+    }
 }
 
 /// A change to the VM that a plugin asks for; the core checks that it only narrows.

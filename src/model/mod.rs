@@ -34,6 +34,7 @@ mod resources;
 #[cfg(feature = "signatures")]
 mod signature;
 mod spec;
+mod subject;
 mod vf;
 mod vsock;
 mod weight;
@@ -89,6 +90,7 @@ pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topolo
 #[cfg(feature = "signatures")]
 pub use signature::{MAX_SIGNATURES, PluginSignature, SignatureError, SignerKey, signed_message};
 pub use spec::{BootSpec, SpecError, VmSpec};
+pub use subject::{SubjectVm, VmImage};
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

@@ -48,6 +48,17 @@ pub mod inventory {
     });
 }
 
+/// What a plugin may import that sees labels and images of the VM.
+pub mod subject {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "package ostler:sdk; world sdk-subject { import ostler:policy/subject@0.1.0; }",
+        world: "ostler:sdk/sdk-subject",
+        additional_derives: [PartialEq],
+        generate_all,
+    });
+}
+
 /// The hook `admit`.
 pub mod admit {
     wit_bindgen::generate!({

@@ -48,6 +48,7 @@ mod reasons;
 pub mod select_nvme;
 pub mod select_vf;
 mod settings;
+pub mod subject;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 

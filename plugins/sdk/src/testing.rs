@@ -20,6 +20,7 @@ use crate::{Invalid, Policy, Usage, Vm};
 
 pub use crate::inventory::import::has;
 pub use crate::memory::{remember, remembered};
+pub use crate::subject::import::{labelled, with_images};
 
 /// The policy with these settings, or everything that is wrong with them.
 pub fn read<P: Policy>(settings: impl IntoIterator<Item = (&'static str, &'static str)>) -> Result<P, Vec<Invalid>> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{FrameInfo, PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
 
-use crate::model::{InventoryView, KvView, PolicyFault};
+use crate::model::{InventoryView, KvView, PolicyFault, SubjectVm};
 use crate::wire::policy::{InventorySpoken, KvSpoken, Spoken};
 
 use super::engine::Sandbox;
@@ -18,7 +18,7 @@ use super::imports::bindings::exports::ostler::policy::{
     admit_hook, attach_hook, detach_hook, observe_hook, place_hook, select_nvme_hook, select_vf_hook,
 };
 use super::imports::bindings::ostler::policy::types;
-use super::imports::{Call, Memory, NoMemory, NoSight, Notes, Sight, TooManyHostCalls};
+use super::imports::{Call, Memory, NoMemory, NoSight, NoSubject, Notes, Sight, TooManyHostCalls};
 use super::limits::{Limits, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES};
 use super::plugin::Settings;
 use super::text::to_line;
@@ -66,6 +66,8 @@ pub(super) struct Site<'a> {
     views: RefCell<(Option<KvView>, Option<InventoryView>)>,
     /// What that did with them.
     spoken: RefCell<(Option<KvSpoken>, Option<InventorySpoken>)>,
+    /// The VM that it decides about, if its hook says.
+    subject: RefCell<Option<SubjectVm>>,
     /// Where the last of its calls failed, if it did.
     backtrace: RefCell<Vec<String>>,
 }
@@ -80,6 +82,7 @@ impl<'a> Site<'a> {
             notes: RefCell::default(),
             views: RefCell::default(),
             spoken: RefCell::default(),
+            subject: RefCell::default(),
             backtrace: RefCell::default(),
         }
     }
@@ -87,6 +90,12 @@ impl<'a> Site<'a> {
     /// The same with what the plugin remembers, and sees of the inventory.
     pub(super) fn seeing(self, kv: Option<KvView>, inventory: Option<InventoryView>) -> Self {
         self.views.replace((kv, inventory));
+        self
+    }
+
+    /// The same about this VM.
+    pub(super) fn about(self, subject: Option<SubjectVm>) -> Self {
+        self.subject.replace(subject);
         self
     }
 
@@ -125,7 +134,7 @@ impl<'a> Site<'a> {
         let limits = self.sandbox.limits();
         let (kv, inventory) = self.views.take();
         let call = Call::new(Arc::clone(self.settings), limits.memory_bytes);
-        let call = call.seeing(kv.map(Memory::new), inventory.map(Sight::new));
+        let call = call.seeing(kv.map(Memory::new), inventory.map(Sight::new)).about(self.subject.take());
         let (mut store, _running) = self
             .sandbox
             .store(call)
@@ -174,6 +183,11 @@ fn fault(error: &wasmtime::Error, call: &Call, limits: &Limits) -> PolicyFault {
     }
     match error.downcast_ref::<NoSight>() {
         Some(hidden @ NoSight::NotShown(_)) => return PolicyFault::Unavailable(hidden.to_string()),
+        Some(none) => return PolicyFault::Trap(none.to_string()),
+        None => {}
+    }
+    match error.downcast_ref::<NoSubject>() {
+        Some(unsaid @ NoSubject::NotSaid(_)) => return PolicyFault::Unavailable(unsaid.to_string()),
         Some(none) => return PolicyFault::Trap(none.to_string()),
         None => {}
     }

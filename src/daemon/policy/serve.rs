@@ -177,7 +177,8 @@ fn ask_at(hook: &str, site: Site<'_>, question: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn ask<Q: Question>(site: Site<'_>, question: &[u8]) -> Option<Vec<u8>> {
-    let question: Q = wire::decode(question).ok()?;
+    let mut question: Q = wire::decode(question).ok()?;
+    let site = site.about(question.take_vm());
     let said = question.ask(&site);
     Some(wire::encode(&site.spoken(said)))
 }

@@ -80,6 +80,8 @@ fn request() -> AdmitRequest {
         disks: 1,
         nics: 1,
         in_use: LimitUse { vms: 2, vcpus: 6, memory_mib: 3000 },
+        labels: None,
+        images: None,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::daemon::supervisor::DevicesError;
 use crate::daemon::tenants::Use;
 use crate::model::{
     AttachRequest, Decision, DecisionId, DetachRequest, DeviceId, DeviceSpec, Enforcement, Outcome, TenantId, VmFacts,
-    VmName, VmState,
+    VmImage, VmName, VmState,
 };
 
 /// How a device is taken from a running guest.
@@ -222,5 +222,7 @@ fn facts(vm: &VmRecord) -> VmFacts {
         disks: count(vm.spec.disks().len()),
         nics: count(vm.spec.nics().len()),
         is_running: vm.state == VmState::Running,
+        labels: Some(vm.spec.labels().clone()),
+        images: Some(VmImage::all_of(&vm.spec)),
     }
 }

@@ -12,7 +12,7 @@ use crate::daemon::record::{NicLease, VmRecord, attachments_of, mac_of};
 use crate::daemon::tenants::Use;
 use crate::model::{
     AdmitRequest, Decision, Enforcement, LimitUse, NicSpec, Outcome, Patch, PolicyFault, SpecError, TenantId, VmId,
-    VmName, VmSpec, VmState,
+    VmImage, VmName, VmSpec, VmState,
 };
 
 impl Node {
@@ -126,6 +126,8 @@ impl Node {
             disks: u32::try_from(spec.disks().len()).unwrap_or(u32::MAX),
             nics: u32::try_from(spec.nics().len()).unwrap_or(u32::MAX),
             in_use: self.in_use(tenant),
+            labels: Some(spec.labels().clone()),
+            images: Some(VmImage::all_of(spec)),
         };
         self.policy.admit(self.plugins.chain(tenant, name), request).await
     }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::{
-    AdmitRequest, KvRest, KvValue, LastTenant, LimitUse, Mark, NvmeVerdict, Patch, SelectVfRequest, Verdict,
-    VfCandidate, VfRanking, VfSetting, VfVerdict, VfWish, VlanId,
+    AdmitRequest, ImagePath, KvRest, KvValue, Labels, LastTenant, LimitUse, Mark, NvmeVerdict, Patch, SelectVfRequest,
+    Verdict, VfCandidate, VfRanking, VfSetting, VfVerdict, VfWish, VlanId, VmImage,
 };
 use proptest::prelude::*;
 use std::time::Duration;
@@ -66,10 +66,22 @@ fn a_question_follows_its_request() {
         disks: 1,
         nics: 1,
         in_use: LimitUse::default(),
+        labels: None,
+        images: None,
     };
-    let bytes = encode_question(&request, &question);
-    let (decoded, rest) = decode_request(&bytes).unwrap();
-    assert_eq!((decoded, decode(rest)), (request, Ok(question)));
+    // What a question does not say has its place all the same: nothing is named here.
+    let path = ImagePath::new("path", "linux/vmlinux").unwrap();
+    let labels = Labels::new([("team".to_owned(), "web".to_owned())].into()).unwrap();
+    let says = AdmitRequest {
+        labels: Some(labels),
+        images: Some(vec![VmImage::Kernel(path.clone()), VmImage::Disk { id: "root".parse().unwrap(), volume: path }]),
+        ..question.clone()
+    };
+    for question in [question, says] {
+        let bytes = encode_question(&request, &question);
+        let (decoded, rest) = decode_request(&bytes).unwrap();
+        assert_eq!((&decoded, decode(rest)), (&request, Ok(question)));
+    }
 }
 
 #[test]

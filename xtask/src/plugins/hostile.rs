@@ -42,7 +42,7 @@ const DEVICES: &[&str] = &["attach-type", "detach-type", "select-vf-type", "memo
 const BARE: &[&str] = &["memory", "lifecycle"];
 const ALL: &[&str] = &["admit-type", "memory", "lifecycle", "abstains"];
 
-const FIXTURES: [Fixture; 60] = [
+const FIXTURES: [Fixture; 61] = [
     Fixture("abstain", ADMIT, ALL),
     Fixture("attach-abstain", ATTACH, ATTACHES),
     Fixture("attach-forge", ATTACH, ATTACHES),
@@ -88,6 +88,7 @@ const FIXTURES: [Fixture; 60] = [
     Fixture("recursion", ADMIT, LOADS),
     Fixture("shout", ADMIT, LOADS),
     Fixture("start-loop", ADMIT, ALL),
+    Fixture("subject-early", ADMIT, DECIDES),
     Fixture("trap", ADMIT, LOADS),
     Fixture("undecided", ADMIT, LOADS),
     Fixture("vf-extremes", SELECT_VF, SELECTS),

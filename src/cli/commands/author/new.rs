@@ -22,7 +22,7 @@ macro_rules! copied {
 }
 
 /// What the crate is made with: this version's interfaces and SDK. The SDK finds `wit` two directories above itself.
-const COPIED: [(&str, &str); 33] = copied![
+const COPIED: [(&str, &str); 35] = copied![
     "plugins/sdk/src/admit.rs" => "ostler/sdk/src/admit.rs",
     "plugins/sdk/src/arena.rs" => "ostler/sdk/src/arena.rs",
     "plugins/sdk/src/attach.rs" => "ostler/sdk/src/attach.rs",
@@ -41,6 +41,7 @@ const COPIED: [(&str, &str); 33] = copied![
     "plugins/sdk/src/select_nvme.rs" => "ostler/sdk/src/select_nvme.rs",
     "plugins/sdk/src/select_vf.rs" => "ostler/sdk/src/select_vf.rs",
     "plugins/sdk/src/settings.rs" => "ostler/sdk/src/settings.rs",
+    "plugins/sdk/src/subject.rs" => "ostler/sdk/src/subject.rs",
     "plugins/sdk/src/testing.rs" => "ostler/sdk/src/testing.rs",
     "LICENSE" => "ostler/LICENSE",
     "wit/admit.wit" => "wit/admit.wit",
@@ -55,6 +56,7 @@ const COPIED: [(&str, &str); 33] = copied![
     "wit/select-nvme.wit" => "wit/select-nvme.wit",
     "wit/select-vf.wit" => "wit/select-vf.wit",
     "wit/settings.wit" => "wit/settings.wit",
+    "wit/subject.wit" => "wit/subject.wit",
     "wit/types.wit" => "wit/types.wit",
 ];
 

@@ -8,7 +8,7 @@ use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::imports::bindings::exports::ostler::policy::admit_hook;
 use crate::daemon::policy::imports::bindings::ostler::policy::types;
 use crate::daemon::policy::limits::MAX_PATCHES;
-use crate::model::{AdmitRequest, Opinion, Outcome, Patch, PolicyFault, PolicyScope, TenantId, Verdict};
+use crate::model::{AdmitRequest, Opinion, Outcome, Patch, PolicyFault, PolicyScope, SubjectVm, TenantId, Verdict};
 
 use super::{NO_OPINION, Question, check_denial, deny};
 
@@ -23,6 +23,10 @@ impl Question for AdmitRequest {
 
     fn subject(&self) -> String {
         format!("vms/{}", self.vm)
+    }
+
+    fn take_vm(&mut self) -> Option<SubjectVm> {
+        Some(SubjectVm { labels: self.labels.take(), images: self.images.take() })
     }
 
     fn ask(&self, site: &Site<'_>) -> Result<Verdict, PolicyFault> {

@@ -7,7 +7,8 @@ use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::imports::bindings::exports::ostler::policy::attach_hook as wit;
 use crate::daemon::policy::imports::bindings::ostler::policy::types;
 use crate::model::{
-    AttachRequest, DeviceSpec, NvmeWish, Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict, VmFacts,
+    AttachRequest, DeviceSpec, NvmeWish, Opinion, Outcome, PolicyFault, PolicyScope, SubjectVm, TenantId, Verdict,
+    VmFacts,
 };
 
 impl Question for AttachRequest {
@@ -21,6 +22,10 @@ impl Question for AttachRequest {
 
     fn subject(&self) -> String {
         format!("vms/{}/devices/{}", self.vm.name, self.device.id())
+    }
+
+    fn take_vm(&mut self) -> Option<SubjectVm> {
+        Some(self.vm.take_subject())
     }
 
     fn ask(&self, site: &Site<'_>) -> Result<Verdict, PolicyFault> {
@@ -99,6 +104,6 @@ fn question(request: &AttachRequest) -> wit::AttachRequest {
 }
 
 pub(super) fn vm(facts: &VmFacts) -> types::Vm {
-    let VmFacts { name, vcpus, memory_mib, disks, nics, is_running: _ } = facts;
+    let VmFacts { name, vcpus, memory_mib, disks, nics, is_running: _, labels: _, images: _ } = facts;
     types::Vm { name: name.to_string(), vcpus: *vcpus, memory_mib: *memory_mib, disks: *disks, nics: *nics }
 }

@@ -6,7 +6,7 @@ use super::attach::vm;
 use super::{Question, check_denial, first_denial};
 use crate::daemon::policy::call::{Site, refusal};
 use crate::daemon::policy::imports::bindings::exports::ostler::policy::detach_hook as wit;
-use crate::model::{DetachRequest, Opinion, Outcome, PolicyFault, PolicyScope, TenantId, Verdict};
+use crate::model::{DetachRequest, Opinion, Outcome, PolicyFault, PolicyScope, SubjectVm, TenantId, Verdict};
 
 impl Question for DetachRequest {
     type Verdict = Verdict;
@@ -19,6 +19,10 @@ impl Question for DetachRequest {
 
     fn subject(&self) -> String {
         format!("vms/{}/devices/{}", self.vm.name, self.device)
+    }
+
+    fn take_vm(&mut self) -> Option<SubjectVm> {
+        Some(self.vm.take_subject())
     }
 
     fn ask(&self, site: &Site<'_>) -> Result<Verdict, PolicyFault> {

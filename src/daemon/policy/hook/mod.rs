@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use crate::model::{
     AdmitRequest, AttachRequest, DetachRequest, ObserveRequest, Opinion, Outcome, PlaceRequest, PluginMode,
-    PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, TenantId, Verdict,
+    PolicyFault, PolicyScope, SelectNvmeRequest, SelectVfRequest, SubjectVm, TenantId, Verdict,
 };
 
 use super::call::Site;
@@ -47,6 +47,11 @@ pub(super) trait Question: Serialize + DeserializeOwned + Send + Sync + 'static 
 
     /// What it is about, within the tenant, as a path: `vms/web`.
     fn subject(&self) -> String;
+
+    /// Takes out what the import `subject` shows of the VM. `None`: this hook says nothing of it.
+    fn take_vm(&mut self) -> Option<SubjectVm> {
+        None
+    }
 
     /// Asks one plugin that exports the hook, in the policy host. The answer is not checked yet.
     fn ask(&self, site: &Site<'_>) -> Result<Self::Verdict, PolicyFault>;

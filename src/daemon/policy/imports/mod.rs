@@ -4,11 +4,12 @@ mod inventory;
 mod kv;
 mod log;
 mod settings;
+mod subject;
 
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Engine, ResourceLimiter};
 
-use crate::model::Grant;
+use crate::model::{Grant, SubjectVm};
 
 use super::limits::MAX_HOST_CALLS;
 use super::plugin::Settings;
@@ -16,6 +17,7 @@ use super::plugin::Settings;
 pub(super) use inventory::{NoSight, Sight};
 pub(super) use kv::{Memory, NoMemory};
 pub(super) use log::Notes;
+pub(super) use subject::NoSubject;
 
 /// Bindings of the world `full`, generated from `wit/`, which carries the documentation.
 #[allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "generated")]
@@ -24,7 +26,8 @@ pub(super) mod bindings {
 }
 
 /// Interfaces that every plugin may import, without their version.
-pub(super) const GRANTED: [&str; 3] = ["ostler:policy/log", "ostler:policy/settings", "ostler:policy/types"];
+pub(super) const GRANTED: [&str; 4] =
+    ["ostler:policy/log", "ostler:policy/settings", "ostler:policy/subject", "ostler:policy/types"];
 /// Those that a binding grants.
 pub(super) const GRANTABLE: [(Grant, &str); 2] =
     [(Grant::Kv, "ostler:policy/kv"), (Grant::Inventory, "ostler:policy/inventory")];
@@ -44,6 +47,8 @@ pub(super) struct Call {
     pub(super) memory: Option<Memory>,
     /// What it sees of the tenant's inventory, if it decides and may.
     pub(super) sight: Option<Sight>,
+    /// The VM that it is asked about, if its hook says.
+    subject: Option<SubjectVm>,
     memory_limit_bytes: usize,
     host_calls: u32,
     /// The plugin asked for more than the cap.
@@ -52,8 +57,21 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(settings: Settings, memory_limit_bytes: usize) -> Self {
-        let notes = Notes::default();
-        Self { settings, notes, memory: None, sight: None, memory_limit_bytes, host_calls: 0, is_memory_refused: false }
+        Self {
+            settings,
+            notes: Notes::default(),
+            memory: None,
+            sight: None,
+            subject: None,
+            memory_limit_bytes,
+            host_calls: 0,
+            is_memory_refused: false,
+        }
+    }
+
+    /// The same about this VM.
+    pub(super) fn about(self, subject: Option<SubjectVm>) -> Self {
+        Self { subject, ..self }
     }
 
     /// The same with what the plugin remembers, and sees of the inventory.

@@ -52,6 +52,8 @@ fn request() -> AdmitRequest {
         disks: 0,
         nics: 0,
         in_use: LimitUse::default(),
+        labels: None,
+        images: None,
     }
 }
 

@@ -6,7 +6,16 @@ use crate::model::{
 };
 
 fn facts(disks: u32) -> VmFacts {
-    VmFacts { name: "web".parse().unwrap(), vcpus: 4, memory_mib: 1024, disks, nics: 1, is_running: true }
+    VmFacts {
+        name: "web".parse().unwrap(),
+        vcpus: 4,
+        memory_mib: 1024,
+        disks,
+        nics: 1,
+        is_running: true,
+        labels: None,
+        images: None,
+    }
 }
 
 fn attach(disks: u32) -> AttachRequest {

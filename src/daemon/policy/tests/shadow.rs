@@ -109,7 +109,16 @@ async fn shadows_alone_are_an_empty_chain() {
     assert_eq!(said[0].instead, Some(serde_json::json!({"allow": []}).into()));
     // A veto that nobody has.
     let keeps = hostile(&host, "detach-keep").await.unwrap();
-    let vm = VmFacts { name: "web".parse().unwrap(), vcpus: 1, memory_mib: 64, disks: 1, nics: 0, is_running: true };
+    let vm = VmFacts {
+        name: "web".parse().unwrap(),
+        vcpus: 1,
+        memory_mib: 64,
+        disks: 1,
+        nics: 0,
+        is_running: true,
+        labels: None,
+        images: None,
+    };
     let (tenant, device) = ("blue".parse().unwrap(), "data".parse().unwrap());
     let request = DetachRequest { tenant, vm, device, is_forced: false };
     let (decision, _, said) = recorded(host.detach(mixed(&[("a", &keeps, Shadow)]), request).await).await;

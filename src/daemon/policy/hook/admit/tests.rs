@@ -18,6 +18,8 @@ fn request() -> AdmitRequest {
         disks: 1,
         nics: 1,
         in_use: LimitUse::default(),
+        labels: None,
+        images: None,
     }
 }
 
