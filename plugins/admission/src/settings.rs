@@ -1,14 +1,28 @@
-//! Settings to [`Limits`].
+//! Settings to [`Admission`].
 
+use crate::Admission;
+use crate::files::{Files, Paths};
+use crate::labels::Required;
 use crate::limits::{Limits, Mode};
 use ostler_policy::{Reader, Source};
 
 /// Every key.
-pub(crate) const KEYS: [&str; 8] =
-    ["max-disks", "max-memory-mib", "max-nics", "max-vcpus", "max-vms", "mode", "total-memory-mib", "total-vcpus"];
+pub(crate) const KEYS: [&str; 11] = [
+    "allowed-images",
+    "allowed-volumes",
+    "max-disks",
+    "max-memory-mib",
+    "max-nics",
+    "max-vcpus",
+    "max-vms",
+    "mode",
+    "required-labels",
+    "total-memory-mib",
+    "total-vcpus",
+];
 
-pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Limits {
-    Limits {
+pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Admission {
+    let limits = Limits {
         max_vms: reader.number("max-vms", 0..=u64::MAX),
         // A VM of no size cannot be capped to: such a limit is a mistake in either mode.
         max_vcpus: reader.number("max-vcpus", 1..=u64::MAX),
@@ -18,7 +32,13 @@ pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Limits {
         total_vcpus: reader.number("total-vcpus", 0..=u64::MAX),
         total_memory_mib: reader.number("total-memory-mib", 0..=u64::MAX),
         mode: reader.choice("mode", &[("deny", Mode::Deny), ("cap", Mode::Cap)]),
-    }
+    };
+    let files = Files {
+        images: reader.parsed("allowed-images", Paths::parse),
+        volumes: reader.parsed("allowed-volumes", Paths::parse),
+    };
+    let labels = reader.parsed("required-labels", Required::parse).unwrap_or_default();
+    Admission { limits, files, labels }
 }
 
 #[cfg(test)]
@@ -28,7 +48,7 @@ mod tests {
 
     #[test]
     fn reads_every_setting() {
-        let limits = read([
+        let all = read([
             ("max-vms", "1"),
             ("max-vcpus", "2"),
             ("max-memory-mib", "3"),
@@ -37,8 +57,11 @@ mod tests {
             ("total-vcpus", "4"),
             ("total-memory-mib", "5"),
             ("mode", "cap"),
+            ("allowed-images", "linux/"),
+            ("allowed-volumes", "a.img,b/"),
+            ("required-labels", "owner"),
         ]);
-        let expected = Limits {
+        let limits = Limits {
             max_vms: Some(1),
             max_vcpus: Some(2),
             max_memory_mib: Some(3),
@@ -48,16 +71,28 @@ mod tests {
             total_memory_mib: Some(5),
             mode: Mode::Cap,
         };
-        assert_eq!(limits, Ok(expected));
-        assert_eq!(read([]), Ok(Limits::default()));
+        let files = Files { images: Paths::parse("linux/").ok(), volumes: Paths::parse("a.img,b/").ok() };
+        let labels = Required::parse("owner").unwrap();
+        assert_eq!(all, Ok(Admission { limits, files, labels }));
+        assert_eq!(read([]), Ok(Admission::default()));
     }
 
     #[test]
     fn names_every_setting_that_is_wrong() {
-        let wrong =
-            read::<Limits>([("max-vm", "1"), ("max-vms", "many"), ("max-vcpus", "0"), ("mode", "warn")]).unwrap_err();
+        let wrong = read::<Admission>([
+            ("max-vm", "1"),
+            ("max-vms", "many"),
+            ("max-vcpus", "0"),
+            ("mode", "warn"),
+            ("allowed-images", "/boot/"),
+            ("allowed-volumes", ""),
+            ("required-labels", "Owner"),
+        ])
+        .unwrap_err();
         let keys: Vec<_> = wrong.iter().map(|invalid| invalid.key.as_str()).collect();
-        assert_eq!(keys, ["max-vm", "max-vms", "max-vcpus", "mode"]);
+        let expected =
+            ["max-vm", "max-vms", "max-vcpus", "mode", "allowed-images", "allowed-volumes", "required-labels"];
+        assert_eq!(keys, expected);
         assert!(wrong[0].message.contains("max-vms"), "{}", wrong[0].message);
     }
 }

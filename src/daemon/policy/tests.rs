@@ -16,6 +16,7 @@ mod replay;
 mod select_nvme;
 mod select_vf;
 mod shadow;
+mod subject;
 
 /// A built component, or the advice to build it.
 fn component(name: &str) -> Vec<u8> {
