@@ -19,6 +19,7 @@ mod decisions;
 mod doctor;
 mod following;
 mod hostile_clients;
+mod labels;
 mod languages;
 mod lists;
 mod matrix;
