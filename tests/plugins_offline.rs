@@ -129,7 +129,7 @@ fn a_run_shows_the_answer_its_cost_and_what_was_logged() {
         (&[0, 0x0b][..], 1)
     );
     let text = desk.ostler(&[&"run", &trap, &"--fixture", &fixture]).out;
-    assert!(function.starts_with("function ") && text.contains(&format!("failed in  {function} at")), "{text}");
+    assert!(function.starts_with("function ") && text.contains(&format!("failed in: {function} at")), "{text}");
 }
 
 /// Where the fixtures of a shipped plugin are.
