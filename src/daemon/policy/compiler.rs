@@ -52,6 +52,8 @@ pub(super) const NOBODY: u32 = 65534;
 const SIGXCPU: i32 = 24;
 const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
+/// How far it stands back behind others (nice(2)).
+const NICENESS: i32 = 10;
 /// Threads that compile functions of one component, at most: beyond these the linker of what they made is what takes long.
 const MAX_THREADS: usize = 4;
 /// Of each, in bytes: what the first thread of a process has by default.
@@ -269,6 +271,7 @@ fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
     confine::limit(Resource::Core, 0)?;
     confine::limit(Resource::Fsize, 0)?;
     confine::limit(Resource::Nofile, 16)?;
+    stand_back();
     // Made before rights and calls are given up: it looks at the processor.
     let engine = Engine::new(&engine::config(limits)).map_err(io::Error::other)?;
     match confine::leave(NOBODY) {
@@ -283,6 +286,13 @@ fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
     let filter = confine::filter(Vec::new(), refused)?;
     seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other)?;
     Ok(engine)
+}
+
+/// Whoever decides, or runs a guest, goes first. Without either a compiler is as quick as everybody, which is no error.
+fn stand_back() {
+    let _ = rustix::process::nice(NICENESS);
+    // Where sessions are groups of the scheduler, a process' niceness counts within its own only (sched(7)).
+    let _ = std::fs::write("/proc/self/autogroup", NICENESS.to_string());
 }
 
 /// Those that wasmtime compiles on, one for each processor that this process may use; returns when all have begun.
