@@ -161,9 +161,12 @@ struct TenantSection {
 }
 
 impl TenantSection {
-    fn split(self) -> (Quota, Option<signers::Written>) {
+    /// The quota, and whose signatures. What protects the node from a tenant's plugins is that of `defaults` where the section
+    /// says nothing of it.
+    fn split(self, defaults: &Quota) -> (Quota, Option<signers::Written>) {
         let Self { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib, plugin_size_mib, .. } = self;
-        let plugin_memory_mib = plugin_memory_mib.unwrap_or(DEFAULT_PLUGIN_MEMORY_MIB);
+        let plugin_memory_mib = plugin_memory_mib.unwrap_or(defaults.plugin_memory_mib);
+        let plugin_size_mib = plugin_size_mib.or(defaults.plugin_size_mib);
         let quota = Quota { vms, vcpus, memory_mib, disks, devices, plugins, plugin_memory_mib, plugin_size_mib };
         (quota, self.required_signers)
     }
@@ -196,11 +199,11 @@ impl Tenants {
         if limits.requests_per_second == 0 || limits.burst == 0 || limits.connections == 0 {
             return Err("[limits]: requests-per-second, burst and connections are at least 1".to_owned());
         }
-        let (defaults, signers_of_all) = defaults.split();
+        let (defaults, signers_of_all) = defaults.split(&Quota::default());
         let (mut quotas, mut signers_of) = (BTreeMap::new(), Vec::new());
         for (name, section) in tenants {
             let tenant: TenantId = name.parse().map_err(|error| format!("[tenants.{name:?}]: {error}"))?;
-            let (quota, signers) = section.split();
+            let (quota, signers) = section.split(&defaults);
             signers_of.extend(signers.map(|signers| (tenant.clone(), signers)));
             quotas.insert(tenant, quota);
         }
@@ -380,6 +383,10 @@ mod tests {
         // Whether or not there is a section: machine code is bounded where nothing is said of it.
         let plugins = |name: &str| (quota(name).plugin_memory_mib, quota(name).plugin_size_mib);
         assert_eq!((plugins("acme"), plugins("other"), plugins("globex")), ((128, None), (128, None), (64, Some(2))));
+        let low = Tenants::parse("[defaults]\nplugin-memory-mib = 32\nplugin-size-mib = 1\n[tenants.acme]\nvms = 1\n")
+            .unwrap();
+        let acme = low.quota(&"acme".parse().unwrap());
+        assert_eq!((acme.vms, acme.plugin_memory_mib, acme.plugin_size_mib), (Some(1), 32, Some(1)));
         assert_eq!((tenants.limits.burst, tenants.limits.connections), (5, 64));
         assert_eq!(Tenants::parse("").unwrap(), Tenants::default());
     }
