@@ -192,14 +192,16 @@ fn a_jail_that_cannot_be_built_is_a_failed_start_that_says_why() {
     assert!(refused.message().contains("cannot enter a user namespace"), "{refused:?}");
     assert!(refused.message().contains("user.max_user_namespaces"), "{refused:?}");
     assert!(host.cgroups().is_empty(), "{:?}", host.cgroups());
-    start("night-shift-2").unwrap();
-    // What each of them has done about a call is found by the call's id.
+    // What jail, process and daemon have done about a call is found by the call's id.
     let read = |name: &str| std::fs::read_to_string(host.data().join(name)).unwrap();
-    let process = read(&format!("vms/{uid}/vmm.log"));
-    for log in [&process, &read("audit.log"), &host.daemon_log()] {
+    let of_process = || read(&format!("vms/{uid}/vmm.log"));
+    let jail = of_process();
+    assert!(jail.lines().any(|line| line.starts_with("jail: ") && line.contains("night-shift-1")), "{jail}");
+    start("night-shift-2").unwrap();
+    until("the process' word", SOON, || of_process().contains("night-shift-2").then_some(()));
+    for log in [read("audit.log"), host.daemon_log()] {
         assert!(["night-shift-1", "night-shift-2"].iter().all(|id| log.contains(id)), "{log}");
     }
-    assert!(process.lines().any(|line| line.starts_with("jail: ") && line.contains("night-shift-1")), "{process}");
 }
 
 #[test]

@@ -138,6 +138,7 @@ mod tests {
         counting.vcpu(1).count(Reason::PortWrite);
         let device = counting.device(2, "root", 1);
         device.faults.add(1);
+        counting.holdings().memory_slots.add(1);
         counting.holdings().irqfds.add(3);
         device.queues[0].operations.add(4);
         device.queues[0].latency[3].add(4);
@@ -145,7 +146,7 @@ mod tests {
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
         let read = counters::decode(&bytes).unwrap();
         assert_eq!(read.phases.last().unwrap().1.as_nanos(), 2_000);
-        assert_eq!(read.held, [0, 3, 0]);
+        assert_eq!(read.held, Some([1, 3, 0]));
         assert_eq!((read.exits.len(), read.exits[1][Reason::PortWrite as usize]), (2, 1));
         assert_eq!((read.devices[0].name.as_str(), read.devices[0].faults), ("root", 1));
         assert_eq!((read.devices[0].queues[0].operations, read.devices[0].queues[0].latency[3]), (4, 4));

@@ -272,8 +272,8 @@ pub fn queue_at(slot: u8, queue: usize) -> Option<usize> {
 pub struct Counters {
     /// Moments that were reached, in the order of [`Phase::ALL`], from the first one on.
     pub phases: Vec<(Phase, Duration)>,
-    /// What it has of KVM, or had last, in the order of [`Held::ALL`].
-    pub held: [u64; Held::ALL.len()],
+    /// What it has of KVM, or had last, in the order of [`Held::ALL`]. `None`: its vmm does not count that.
+    pub held: Option<[u64; Held::ALL.len()]>,
     /// Exits of each vCPU, in the order of [`Reason::ALL`].
     pub exits: Vec<[u64; Reason::ALL.len()]>,
     /// Devices, by slot.
@@ -342,7 +342,8 @@ pub fn decode(file: &[u8]) -> Option<Counters> {
     let exits = |index| Reason::ALL.map(|reason| exit_at(index, reason).map_or(0, word));
     Some(Counters {
         phases: reached.map(|(phase, ns)| (phase, Duration::from_nanos(ns.saturating_sub(first)))).collect(),
-        held: Held::ALL.map(|held| word(held.at())),
+        // A VM has memory.
+        held: Some(Held::ALL.map(|held| word(held.at()))).filter(|[slots, ..]| *slots > 0),
         exits: (0..count).map(exits).collect(),
         devices: (0..DEVICES as u8).filter_map(|slot| device(file, slot, &word)).collect(),
         balloon: balloon(&word),

@@ -34,9 +34,13 @@ impl Label {
             None => (text.trim(), Vec::new()),
         };
         // What the host takes: anything else is a label that no VM can have.
-        let is_key_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/".contains(&b);
+        let is_end = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let is_inner = |b: &u8| is_end(b) || b"._-/".contains(b);
+        let bytes = key.as_bytes();
+        let is_key =
+            bytes.first().is_some_and(is_end) && bytes.last().is_some_and(is_end) && bytes.iter().all(is_inner);
         let is_value = |value: &String| value.len() <= 253 && !value.chars().any(char::is_control);
-        if !(1..=63).contains(&key.len()) || !key.bytes().all(is_key_byte) || !values.iter().all(is_value) {
+        if key.len() > 63 || !is_key || !values.iter().all(is_value) {
             return Err(format!(
                 "{text:?} is no label: write keys, and values with | between them, such as owner,tier=prod|test"
             ));

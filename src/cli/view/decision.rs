@@ -315,7 +315,7 @@ impl ExplanationView {
                 .chain(shadows.map(|shadow| (&shadow.link, " (shadow)")))
                 .map(|(link, mark)| {
                     let verdict = if link.asked { link.verdict.clone() } else { "not asked".to_owned() };
-                    let plugin = format!("{}{mark}", link.plugin);
+                    let plugin = format!("{}{mark}", link.column());
                     [plugin, link.scope.clone(), verdict, link.detail.clone(), link.fuel.to_string()]
                 })
                 .collect();

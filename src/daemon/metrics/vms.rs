@@ -38,7 +38,11 @@ pub(super) fn text(all: &[VmStats]) -> String {
     for held in Held::ALL {
         let name = format!("ostler_vm_kvm_{}", held.name());
         text.family(&name, Kind::Gauge, "What KVM holds for a VM: one kind of its objects.");
-        each(all, |stats, own| text.sample(&name, &own, stats.counters.held[held as usize]));
+        each(all, |stats, own| {
+            if let Some(counts) = stats.counters.held {
+                text.sample(&name, &own, counts[held as usize]);
+            }
+        });
     }
     text.family("ostler_vm_device_faults_total", Kind::Counter, "Faults of guest and host that a device has met.");
     devices(all, |own, device| {
@@ -170,7 +174,7 @@ mod tests {
             vm: Arc::new(samples::running("acme", "web")),
             counters: Counters {
                 phases: vec![(Phase::Started, Duration::ZERO), (Phase::Console, Duration::from_millis(12))],
-                held: [2, 9, 5],
+                held: Some([2, 9, 5]),
                 exits: vec![[1, 2, 3, 4, 5, 6, 7]],
                 devices: vec![DeviceCounters { name: "root".into(), faults: 1, queues: vec![queue] }],
                 balloon: Some(BalloonCounters {

@@ -135,7 +135,7 @@ impl Asker {
         voices
     }
 
-    /// The answer, what it cost and what was trail; `None` while there is no policy host.
+    /// The answer, what it cost and what it left; `None` while there is no policy host.
     fn ask<Q: Question>(&self, bound: &Bound, view: View<'_>, question: &Q) -> Option<Answered<Q::Verdict>> {
         let (compiled, settings) = match bound.plugin.code() {
             Ok(code) => code,
@@ -158,7 +158,7 @@ impl Asker {
     }
 }
 
-/// An answer, its cost, and what was done with what was trail.
+/// An answer, its cost, and what the call left.
 type Answered<V> = (Result<V, PolicyFault>, u64, Trail);
 
 /// Of somebody who was not asked, or not heard.

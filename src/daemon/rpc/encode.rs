@@ -144,7 +144,7 @@ pub(super) fn stats(stats: VmStats) -> v1::VirtualMachineStats {
         devices: counters.devices.into_iter().map(device).collect(),
         memory_use: memory.map(memory_use),
         balloon: counters.balloon.map(balloon),
-        kvm_use: Some(kvm_use(counters.held)),
+        kvm_use: counters.held.map(kvm_use),
     }
 }
 

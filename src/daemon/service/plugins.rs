@@ -404,7 +404,7 @@ impl Node {
         is_forced: bool,
         terms: &Terms<PluginView>,
     ) -> Result<PluginView, ServiceError> {
-        let PluginPlace { scope, name, mode, weight } = place;
+        let PluginPlace { scope, name, mode, .. } = place;
         require_chain(principal, &scope)?;
         let _turn = self.plugins.turn.lock().await;
         let bound = self.plugins.view(&scope, &name)?;
@@ -415,8 +415,7 @@ impl Node {
             PluginMode::Shadow if !is_forced => self.require_others(&scope, &name)?,
             PluginMode::Shadow => {}
         }
-        let weight = weight.unwrap_or(bound.record.weight);
-        let view = PluginView { record: PluginRecord { mode, weight, ..bound.record }, ..bound };
+        let view = PluginView { record: PluginRecord { mode, ..bound.record }, ..bound };
         if terms.validate_only {
             return Ok(view);
         }
