@@ -18,8 +18,19 @@ pub struct ComponentNames<'a> {
 
 /// Bytes that are no component: damaged, cut off, or in a form that is not known here.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct NotAComponent(#[from] BinaryReaderError);
+pub enum NotAComponent {
+    /// What no component has at that place.
+    #[error("{0}")]
+    Malformed(#[from] BinaryReaderError),
+    /// A module or component within that goes on after the last byte: lengths in bytes.
+    #[error("it is cut off: what lies within it ends at byte {expected}, and there are {actual}")]
+    CutOff {
+        /// Where the last byte would have to be.
+        expected: usize,
+        /// How many there are.
+        actual: usize,
+    },
+}
 
 impl<'a> ComponentNames<'a> {
     /// Reads sections in their order (component model, `design/mvp/Binary.md`), without going into what is nested.
@@ -27,7 +38,13 @@ impl<'a> ComponentNames<'a> {
         let (mut names, mut depth) = (Self::default(), 0_usize);
         for payload in Parser::new(0).parse_all(bytes) {
             match payload? {
-                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::ModuleSection { unchecked_range, .. } | Payload::ComponentSection { unchecked_range, .. } => {
+                    // The parser takes the end of the bytes for the end of all that is open.
+                    if unchecked_range.end > bytes.len() {
+                        return Err(NotAComponent::CutOff { expected: unchecked_range.end, actual: bytes.len() });
+                    }
+                    depth += 1;
+                }
                 Payload::End(_) => depth = depth.saturating_sub(1),
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
@@ -75,5 +92,17 @@ mod tests {
             let is_between = at == HEADER.len() + 7;
             assert_eq!(ComponentNames::read(&import[..at]).is_ok(), is_between, "cut at {at}");
         }
+    }
+
+    #[test]
+    fn a_component_that_ends_within_another_is_cut_off() {
+        let whole = within(&within(&HEADER));
+        assert_eq!(ComponentNames::read(&whole).unwrap(), ComponentNames::default());
+        for at in HEADER.len() + 1..whole.len() {
+            assert!(ComponentNames::read(&whole[..at]).is_err(), "cut at {at}");
+        }
+        // Between the sections of what lies within, the parser sees nothing amiss.
+        let error = ComponentNames::read(&whole[..18]).unwrap_err();
+        assert!(matches!(error, NotAComponent::CutOff { expected: 28, actual: 18 }), "{error}");
     }
 }
