@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::policy::corpus;
 use crate::support::assets::plugin;
+use crate::support::corpus::corpus;
 use crate::support::desk::{Desk, run};
 use crate::support::unhurried::unhurried;
 use crate::support::{Host, facts, small};

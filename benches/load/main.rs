@@ -1,4 +1,5 @@
-//! Load on a daemon over mutual TLS: how long calls take, how many are done, and that none leaves anything behind.
+//! Load on a daemon over mutual TLS: how long calls take, how many are done, that decisions come out the same when they are
+//! made again, and that no call leaves anything behind.
 //!
 //! The generator is a process of its own, beside the daemon on the same machine: what it costs is in the figures too. No
 //! guest is booted, so it runs anywhere (see `cargo xtask bench --only load`).
@@ -11,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the tests' harness fails by panicking")]
 
 mod figures;
+mod replay;
 mod storm;
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -207,6 +209,7 @@ fn run() -> Result<bool, String> {
         println!("{figures}");
         all.push(figures);
     }
+    println!("{}", replay::measure()?);
     let [before, after] = growth(&mut host, &callers)?;
     println!(
         "over {GROWTH_CALLS} calls: {} KiB to {} KiB resident, {} descriptors to {}",

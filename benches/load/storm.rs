@@ -1,5 +1,6 @@
 //! A tenant's decisions at a steady rate: first beside a neighbour that behaves, then while their plugin is swapped and the
-//! neighbour's loops, takes memory, traps and floods its log. One that fails, or is made by a mixture of versions, ends it.
+//! neighbour's loops, takes memory, traps and floods its log, then beside one that attacks the loader. One that fails, or is
+//! made by a mixture of versions, ends it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,18 +24,25 @@ const QUESTIONS: usize = 750;
 /// Between them.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The same without and with.
+/// The same without and with each.
 pub fn measure(host: &Host) -> Result<Vec<Figures>, String> {
     let operator = host.operator();
     let callers: Vec<_> = (0..CLIENTS).map(|_| host.tenant("acme")).collect();
     let versions = Arc::new(Versions::load(&operator));
     let mut all = Vec::new();
-    for (name, manner) in
-        [("Decisions, quiet", Manner::Quiet), ("Decisions, swaps, hostile neighbour", Manner::Hostile)]
-    {
-        let neighbour = Neighbour::start(host.tenant("globex"), manner, QUESTIONS, PAUSE);
+    let globex = || host.tenant("globex");
+    let quiet = || Neighbour::start(globex(), Manner::Quiet, QUESTIONS, PAUSE);
+    let hostile = || Neighbour::start(globex(), Manner::Hostile, QUESTIONS, PAUSE);
+    let attacking = || Neighbour::attacking(globex(), PAUSE);
+    let parts: [(&str, &dyn Fn() -> Neighbour, bool); 3] = [
+        ("Decisions, quiet", &quiet, false),
+        ("Decisions, swaps, hostile neighbour", &hostile, true),
+        ("Decisions, attacks on the loader", &attacking, false),
+    ];
+    for (name, neighbour, has_swaps) in parts {
+        let neighbour = neighbour();
         let begun = Instant::now();
-        let swaps = (manner == Manner::Hostile).then(|| {
+        let swaps = has_swaps.then(|| {
             let (operator, versions) = (operator.clone(), Arc::clone(&versions));
             std::thread::spawn(move || {
                 for count in 0..SWAPS {

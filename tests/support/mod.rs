@@ -18,6 +18,7 @@ pub mod card;
 pub mod certs;
 pub mod client;
 pub mod console;
+pub mod corpus;
 pub mod crash;
 pub mod desk;
 pub mod drives;

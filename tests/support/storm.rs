@@ -1,5 +1,5 @@
-//! Decisions of one tenant while the plugin that makes them is replaced, and while another tenant's plugin misbehaves. A
-//! test looks at each answer, a bench at the time that it took. Key types: [`Versions`], [`Neighbour`].
+//! Decisions of one tenant while the plugin that makes them is replaced, and while another tenant's plugin misbehaves or is
+//! none. A test looks at each answer, a bench at the time that it took. Key types: [`Versions`], [`Neighbour`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,9 +10,12 @@ use std::time::Duration;
 use ostler::api::v1;
 
 use super::client::{facts, wait};
+use super::corpus::corpus;
 use super::{Caller, assets, small};
 
 const PLUGIN: &str = "operator/plugins/admission";
+/// The neighbour's.
+const OWN: &str = "tenants/globex/plugins/own";
 /// vCPUs that are asked for …
 const ASKED: u32 = 4;
 /// … and what each version allows: an answer tells by whose settings it was given.
@@ -79,6 +82,14 @@ async fn is_allowed(caller: &Caller) -> Result<(), tonic::Status> {
     caller.vms.clone().register_virtual_machine(request).await.map(drop)
 }
 
+/// The code of a denial or a refusal; `done` if there was none.
+fn code<T>(outcome: Result<T, tonic::Status>, done: &str) -> String {
+    match outcome.map_err(|status| facts(&status)) {
+        Ok(_) => done.to_owned(),
+        Err(facts) => facts.metadata.get("code").cloned().unwrap_or(facts.reason),
+    }
+}
+
 /// How a neighbour's plugin is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
@@ -95,26 +106,42 @@ pub struct Neighbour {
 impl Neighbour {
     /// Asks each plugin so many `questions`, with a `pause` behind each, until it is stopped.
     pub fn start(caller: Caller, manner: Manner, questions: usize, pause: Duration) -> Self {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let is_stopped = Arc::clone(&is_over);
-        let thread = std::thread::spawn(move || {
+        Self::busy(move |is_stopped| {
             let mut came = BTreeMap::new();
             for name in MISBEHAVIOUR.iter().cycle() {
                 let name = if manner == Manner::Quiet { BEHAVIOUR } else { name };
-                caller.load("tenants/globex/plugins/own", &assets::plugin(name), &[]).unwrap();
+                caller.load(OWN, &assets::plugin(name), &[]).unwrap();
                 for _ in 0..questions {
                     if is_stopped.load(Ordering::Relaxed) {
                         return came;
                     }
-                    let outcome = wait(is_allowed(&caller)).map_err(|status| facts(&status));
-                    let code = outcome.map_or_else(|facts| facts.metadata["code"].clone(), |()| "allowed".to_owned());
-                    *came.entry(code).or_default() += 1;
+                    *came.entry(code(wait(is_allowed(&caller)), "allowed")).or_default() += 1;
                     wait(async { tokio::time::sleep(pause).await });
                 }
             }
             came
-        });
-        Self { is_over, thread }
+        })
+    }
+
+    /// Loads components that attack the loader, with a `pause` behind each, until it is stopped.
+    pub fn attacking(caller: Caller, pause: Duration) -> Self {
+        Self::busy(move |is_stopped| {
+            let mut came = BTreeMap::new();
+            for (_, component, _) in corpus().iter().cycle() {
+                if is_stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                *came.entry(code(caller.load(OWN, component, &[]), "loaded")).or_default() += 1;
+                wait(async { tokio::time::sleep(pause).await });
+            }
+            came
+        })
+    }
+
+    fn busy(work: impl FnOnce(&AtomicBool) -> BTreeMap<String, usize> + Send + 'static) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let is_stopped = Arc::clone(&is_over);
+        Self { is_over, thread: std::thread::spawn(move || work(&is_stopped)) }
     }
 
     /// How often what came of its requests.
