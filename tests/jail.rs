@@ -1,7 +1,7 @@
 //! What a VM's process has and can do: the jail as the kernel shows it, and as a hostile program finds it. Boots guests
 //! (feature `lab`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::support::client::wait;
@@ -11,6 +11,7 @@ use crate::support::{Host, facts};
 use ostler::api::v1;
 use ostler::api::v1::virtual_machine::State;
 use ostler::sys::confinement;
+use ostler::vmm::confine::{Args, Kind};
 use tonic::Code;
 
 mod payload;
@@ -28,6 +29,21 @@ fn limit<'a>(jail: &'a v1::VirtualMachineJail, name: &str) -> &'a str {
     let limit = jail.limits.iter().find(|limit| limit.name == name).unwrap_or_else(|| panic!("no limit {name}"));
     assert_eq!(limit.soft, limit.hard, "{name} could be raised");
     &limit.soft
+}
+
+/// What each thread may call, as the kernel has it, is what its kind's table says, and nothing else.
+fn may_call_what_its_table_says(jail: &v1::VirtualMachineJail) {
+    let of_table = |kind: Kind, is_any: bool| -> BTreeSet<_> {
+        let rows = kind.rows().filter(|row| matches!(row.args, Args::Any) == is_any);
+        rows.map(|row| row.name.to_owned()).collect()
+    };
+    let named = |name: &str| jail.threads.iter().find(|thread| thread.name == name).unwrap();
+    let first = jail.threads.iter().find(|thread| thread.id == jail.pid).unwrap();
+    for (thread, kind) in [(named("vcpu0"), Kind::Vcpu), (named("vio-root"), Kind::Io), (first, Kind::Control)] {
+        let [any, some] =
+            [&thread.calls, &thread.calls_with_some_arguments].map(|calls| calls.iter().cloned().collect());
+        assert_eq!((any, some), (of_table(kind, true), of_table(kind, false)), "{thread:?}");
+    }
 }
 
 #[test]
@@ -56,6 +72,7 @@ fn a_running_guest_s_process_has_only_what_it_needs() {
         assert!(names.contains(&name), "{names:?}");
     }
     assert!(jail.threads.iter().all(|thread| thread.seccomp_mode == 2), "{:?}", jail.threads);
+    may_call_what_its_table_says(&jail);
 
     assert!(jail.root.is_empty(), "{:?}", jail.root);
     let [root] = jail.mounts.as_slice() else { panic!("more than a root: {:?}", jail.mounts) };
@@ -199,6 +216,11 @@ fn a_jail_that_cannot_be_built_is_a_failed_start_that_says_why() {
     assert!(jail.lines().any(|line| line.starts_with("jail: ") && line.contains("night-shift-1")), "{jail}");
     start("night-shift-2").unwrap();
     until("the process' word", SOON, || of_process().contains("night-shift-2").then_some(()));
+    let mut call = tonic::Request::new(v1::PauseVirtualMachineRequest { name: acme.name("web"), ..Default::default() });
+    call.metadata_mut().insert("x-request-id", "night-shift-3".parse().unwrap());
+    wait(acme.vms.clone().pause_virtual_machine(call)).unwrap();
+    let log = of_process();
+    assert!(log.lines().any(|line| line.contains("stand still") && line.contains("night-shift-3")), "{log}");
     for log in [read("audit.log"), host.daemon_log()] {
         assert!(["night-shift-1", "night-shift-2"].iter().all(|id| log.contains(id)), "{log}");
     }

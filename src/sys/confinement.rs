@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::filters::{self, Calls};
+
 /// Namespaces that a process can have of its own.
 const NAMESPACES: [&str; 7] = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
 /// What is shown of a cgroup, where it is there.
@@ -74,8 +76,21 @@ pub struct Thread {
     pub seccomp_mode: u32,
     /// Filters that each call passes through.
     pub filters: u32,
-    /// Whether it makes system calls at all: the kernel's own workers do not.
-    pub is_kernels: bool,
+    /// What these let it call.
+    pub calls: ThreadCalls,
+}
+
+/// What a thread may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ThreadCalls {
+    /// Nothing: it is the kernel's own worker.
+    None,
+    /// Anything.
+    Unfiltered,
+    /// What its filters let pass.
+    Filtered(Calls),
+    /// Its filters could not be read: why.
+    Unread(String),
 }
 
 /// A namespace.
@@ -120,7 +135,7 @@ pub struct Descriptor {
     pub target: String,
 }
 
-/// Reads everything about `pid`. Needs root for another user's process.
+/// Reads everything about `pid`. Needs root for another user's process, whose threads with filters stand still for a moment.
 pub fn read(pid: u32) -> io::Result<Confinement> {
     let dir = PathBuf::from(format!("/proc/{pid}"));
     let text = |name: &str| fs::read_to_string(dir.join(name));
@@ -181,15 +196,24 @@ fn threads(dir: &Path) -> io::Result<Vec<Thread>> {
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let name = field(&status, "Name").to_owned();
         let is_kernels = fs::read_to_string(entry.path().join("stat")).is_ok_and(|stat| has_kernel_flag(&stat));
-        threads.push(Thread {
-            id,
-            name,
-            seccomp_mode: numbers(&status, "Seccomp").first().copied().unwrap_or_default(),
-            filters: numbers(&status, "Seccomp_filters").first().copied().unwrap_or_default(),
-            is_kernels,
-        });
+        let seccomp_mode = numbers(&status, "Seccomp").first().copied().unwrap_or_default();
+        let calls = match seccomp_mode {
+            _ if is_kernels => ThreadCalls::None,
+            0 => ThreadCalls::Unfiltered,
+            // Filled in below.
+            _ => ThreadCalls::Filtered(Calls::default()),
+        };
+        let filters = numbers(&status, "Seccomp_filters").first().copied().unwrap_or_default();
+        threads.push(Thread { id, name, seccomp_mode, filters, calls });
     }
     threads.sort_by_key(|thread| thread.id);
+    let mut filtered: Vec<_> =
+        threads.iter_mut().filter(|thread| matches!(thread.calls, ThreadCalls::Filtered(_))).collect();
+    let read = filters::read(&filtered.iter().map(|thread| thread.id).collect::<Vec<_>>())?;
+    for (thread, calls) in filtered.iter_mut().zip(read) {
+        let unread = |error: io::Error| ThreadCalls::Unread(error.to_string());
+        thread.calls = calls.map_or_else(unread, ThreadCalls::Filtered);
+    }
     Ok(threads)
 }
 
@@ -274,7 +298,7 @@ mod tests {
         assert_eq!(own.uids, [rustix::process::geteuid().as_raw(); 4]);
         assert!(own.namespaces.len() == NAMESPACES.len() && own.namespaces.iter().all(|namespace| !namespace.is_own));
         assert!(own.root.iter().any(|name| name == "proc"));
-        assert!(own.threads.iter().any(|thread| thread.id == own.pid && thread.seccomp_mode == 0));
+        assert!(own.threads.iter().any(|thread| thread.id == own.pid && thread.calls == ThreadCalls::Unfiltered));
         assert!(own.limits.iter().any(|limit| limit.name == "Max open files"));
         assert!(own.descriptors.iter().any(|descriptor| descriptor.number == 1));
         assert!(own.mounts.iter().any(|mount| mount.path == "/proc" && mount.kind == "proc"));

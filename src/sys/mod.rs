@@ -8,10 +8,13 @@ pub mod absence;
 pub mod artefact;
 pub mod beneath;
 pub mod cgroup;
+#[cfg(feature = "node")]
 pub mod confinement;
 pub mod counter_page;
 pub mod devlink;
 pub mod disk_ring;
+#[cfg(feature = "node")]
+pub mod filters;
 pub mod guest_buffers;
 pub mod guest_ram;
 pub mod heap;

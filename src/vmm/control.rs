@@ -239,8 +239,13 @@ impl Control {
                 return None;
             }
         };
-        match ToVmm::decode(&packet) {
-            Ok(message) => self.obey(message, descriptors),
+        match ToVmm::decode_asked(&packet) {
+            Ok((message, call)) => {
+                if let Some(what) = wish(&message).filter(|_| !call.is_empty()) {
+                    tracing::info!(call, "asked to {what}");
+                }
+                self.obey(message, descriptors)
+            }
             Err(error) => {
                 tracing::warn!(%error, "ignoring a malformed packet");
                 None
@@ -424,6 +429,20 @@ impl Control {
     fn watch_raw(&self, descriptor: i32, token: Token) -> io::Result<()> {
         self.parts.epoll.ctl(ControlOperation::Add, descriptor, EpollEvent::new(EventSet::IN, token.data()))
     }
+}
+
+/// What a message wants, in words. Of changes of a device there may be as many as a terminal's window has sizes: no word.
+fn wish(message: &ToVmm) -> Option<String> {
+    Some(match message {
+        ToVmm::PowerButton => "press the power button".to_owned(),
+        ToVmm::Kill => "end at once".to_owned(),
+        ToVmm::Pause => "stand still".to_owned(),
+        ToVmm::Resume => "go on".to_owned(),
+        ToVmm::Nmi => "interrupt the vCPUs".to_owned(),
+        ToVmm::Attach(device) => format!("take device {}", device.id),
+        ToVmm::Detach { id, .. } => format!("give device {id} up"),
+        ToVmm::Launch { .. } | ToVmm::DeviceChange { .. } => return None,
+    })
 }
 
 #[cfg(test)]

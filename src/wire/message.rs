@@ -154,6 +154,11 @@ pub enum FromVmm {
 impl ToVmm {
     /// The packet's bytes.
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_for(String::new())
+    }
+
+    /// The same on behalf of the call with this id.
+    pub fn encode_for(&self, request_id: String) -> Vec<u8> {
         use proto::to_vmm::Body;
         let body = match self {
             Self::Launch { roles } => Body::Launch(proto::LaunchHeader {
@@ -169,14 +174,24 @@ impl ToVmm {
             Self::Attach(device) => Body::Attach(proto::Attach { device: Some(encode_device(device)) }),
             Self::Detach { id, is_forced } => Body::Detach(proto::Detach { id: id.to_string(), forced: *is_forced }),
         };
-        proto::ToVmm { body: Some(body) }.encode_to_vec()
+        proto::ToVmm { body: Some(body), request_id }.encode_to_vec()
+    }
+
+    /// Reads a packet, and on behalf of which call it was sent; of none: an empty text.
+    pub fn decode_asked(packet: &[u8]) -> Result<(Self, String), WireError> {
+        check_len(packet)?;
+        let proto::ToVmm { body, request_id } = proto::ToVmm::decode(packet)?;
+        Ok((Self::of_body(body.ok_or(WireError::Malformed("empty"))?)?, request_id))
     }
 
     /// Reads a packet.
     pub fn decode(packet: &[u8]) -> Result<Self, WireError> {
+        Self::decode_asked(packet).map(|(message, _)| message)
+    }
+
+    fn of_body(body: proto::to_vmm::Body) -> Result<Self, WireError> {
         use proto::to_vmm::Body;
-        check_len(packet)?;
-        match proto::ToVmm::decode(packet)?.body.ok_or(WireError::Malformed("empty"))? {
+        match body {
             Body::Launch(header) => {
                 check_version(header.version)?;
                 if header.descriptors.len() > MAX_DESCRIPTORS {
@@ -408,6 +423,7 @@ mod tests {
             [ToVmm::Launch { roles }, ToVmm::PowerButton, ToVmm::Kill, ToVmm::Pause, ToVmm::Resume, ToVmm::Nmi];
         for message in messages.into_iter().chain(changes).chain(hotplug) {
             assert_eq!(ToVmm::decode(&message.encode()).unwrap(), message);
+            assert_eq!(ToVmm::decode_asked(&message.encode_for("one".into())).unwrap(), (message, "one".into()));
         }
         let exits = [
             VmExit::PowerOff,
@@ -447,7 +463,8 @@ mod tests {
     #[test]
     fn refuses_another_version() {
         let header = proto::LaunchHeader { version: VERSION + 1, descriptors: vec![] };
-        let packet = proto::ToVmm { body: Some(proto::to_vmm::Body::Launch(header)) }.encode_to_vec();
+        let packet =
+            proto::ToVmm { body: Some(proto::to_vmm::Body::Launch(header)), ..proto::ToVmm::default() }.encode_to_vec();
         assert!(matches!(ToVmm::decode(&packet), Err(WireError::Version { theirs }) if theirs == VERSION + 1));
     }
 

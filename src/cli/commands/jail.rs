@@ -67,6 +67,9 @@ struct ThreadView {
     seccomp_mode: u32,
     filters: u32,
     kernel_worker: bool,
+    calls: Vec<String>,
+    calls_with_some_arguments: Vec<String>,
+    calls_unread: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -141,8 +144,17 @@ impl From<v1::VirtualMachineJail> for JailView {
 
 impl From<v1::virtual_machine_jail::Thread> for ThreadView {
     fn from(thread: v1::virtual_machine_jail::Thread) -> Self {
-        let v1::virtual_machine_jail::Thread { id, name, seccomp_mode, filters, kernel_worker } = thread;
-        Self { id, name, seccomp_mode, filters, kernel_worker }
+        let v1::virtual_machine_jail::Thread {
+            id,
+            name,
+            seccomp_mode,
+            filters,
+            kernel_worker,
+            calls,
+            calls_with_some_arguments,
+            calls_unread,
+        } = thread;
+        Self { id, name, seccomp_mode, filters, kernel_worker, calls, calls_with_some_arguments, calls_unread }
     }
 }
 
@@ -188,12 +200,15 @@ impl SetView {
 impl ThreadView {
     fn text(&self) -> String {
         let calls = match self.seccomp_mode {
-            0 => "ANY SYSTEM CALL",
-            2 => "filtered system calls",
-            _ => "strict system calls",
+            _ if self.kernel_worker => "none: the kernel's worker".to_owned(),
+            0 => "ANY SYSTEM CALL".to_owned(),
+            _ if !self.calls_unread.is_empty() => format!("filtered, by what could not be read: {}", self.calls_unread),
+            _ => {
+                let some: Vec<_> = self.calls_with_some_arguments.iter().map(|call| format!("{call}(…)")).collect();
+                [self.calls.as_slice(), some.as_slice()].concat().join(" ")
+            }
         };
-        let whose = if self.kernel_worker { " (the kernel's worker)" } else { "" };
-        format!("{} {}: {calls}{whose}", self.id, self.name)
+        format!("{} {}: {calls}", self.id, self.name)
     }
 }
 

@@ -4,6 +4,8 @@ use crate::api::VmRef;
 use crate::api::v1::virtual_machine_jail::{CapabilitySet, CgroupFile, Descriptor, Limit, Mount, Namespace, Thread};
 use crate::api::v1::{self};
 use crate::daemon::service::{Confinement, VmRecord};
+use crate::sys::confinement::{self, ThreadCalls};
+use crate::sys::filters;
 
 /// Names of the sets, in the order of `Confinement::capabilities`.
 const SETS: [&str; 5] = ["inheritable", "permitted", "effective", "bounding", "ambient"];
@@ -27,17 +29,7 @@ pub(super) fn encode(vm: &VmRecord, jail: Confinement) -> v1::VirtualMachineJail
             .into_iter()
             .map(|namespace| Namespace { kind: namespace.kind.to_owned(), id: namespace.id, own: namespace.is_own })
             .collect(),
-        threads: jail
-            .threads
-            .into_iter()
-            .map(|thread| Thread {
-                id: thread.id,
-                name: thread.name,
-                seccomp_mode: thread.seccomp_mode,
-                filters: thread.filters,
-                kernel_worker: thread.is_kernels,
-            })
-            .collect(),
+        threads: jail.threads.into_iter().map(encode_thread).collect(),
         limits: jail
             .limits
             .into_iter()
@@ -56,5 +48,23 @@ pub(super) fn encode(vm: &VmRecord, jail: Confinement) -> v1::VirtualMachineJail
             .collect(),
         cgroup: jail.cgroup.to_string_lossy().into_owned(),
         cgroup_files: jail.cgroup_files.into_iter().map(|(name, value)| CgroupFile { name, value }).collect(),
+    }
+}
+
+fn encode_thread(thread: confinement::Thread) -> Thread {
+    let names = |numbers: &[u32]| numbers.iter().map(|number| filters::name(*number)).collect();
+    let (calls, calls_with_some_arguments) = match &thread.calls {
+        ThreadCalls::Filtered(calls) => (names(&calls.any), names(&calls.some)),
+        ThreadCalls::None | ThreadCalls::Unfiltered | ThreadCalls::Unread(_) => (Vec::new(), Vec::new()),
+    };
+    Thread {
+        id: thread.id,
+        name: thread.name,
+        seccomp_mode: thread.seccomp_mode,
+        filters: thread.filters,
+        kernel_worker: thread.calls == ThreadCalls::None,
+        calls,
+        calls_with_some_arguments,
+        calls_unread: if let ThreadCalls::Unread(why) = thread.calls { why } else { String::new() },
     }
 }

@@ -114,12 +114,7 @@ impl Node {
         crash::reach(Point::BootDevices);
         let taken = found.vms.iter().flat_map(|vm| vm.nics.iter().map(|nic| nic.subnet));
         let addresses = AddressPool::new(network, taken);
-        let users = UserPool::new(first_user, found.vms.iter().map(|vm| vm.user).filter(|user| *user != 0));
-        for vm in found.vms.iter_mut().filter(|vm| vm.user == 0) {
-            let lease = users.lease()?;
-            vm.user = lease.id();
-            lease.commit();
-        }
+        let users = restore_users(first_user, &mut found.vms)?;
         let handles = Handles::default();
         let ledger = Ledger {
             store: store.clone(),
@@ -157,6 +152,7 @@ impl Node {
             addresses,
             users,
             turns: Turns::default(),
+            inspections: Turns::default(),
             replays: Arc::new(Semaphore::new(1)),
             repairs: Mutex::default(),
             data: places.data.clone(),
@@ -170,6 +166,17 @@ impl Node {
     pub async fn close(&self) {
         self.store.close().await;
     }
+}
+
+/// The users of `vms`; those that were registered before a VM had one get theirs.
+fn restore_users(first_user: u32, vms: &mut [VmRecord]) -> Result<UserPool, BootError> {
+    let users = UserPool::new(first_user, vms.iter().map(|vm| vm.user).filter(|user| *user != 0));
+    for vm in vms.iter_mut().filter(|vm| vm.user == 0) {
+        let lease = users.lease()?;
+        vm.user = lease.id();
+        lease.commit();
+    }
+    Ok(users)
 }
 
 /// Begins what is done beside requests: old decisions go, and observers are told.

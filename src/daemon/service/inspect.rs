@@ -19,7 +19,9 @@ impl Node {
         let vm = self.get(principal, tenant, name)?;
         let no_process = || CallError::Refused(Refused { state: vm.state.name(), verb: "inspect the jail of" });
         let process = vm.run.as_ref().and_then(|run| run.process).ok_or_else(no_process)?;
-        match self.supervisor.confinement(process).await {
+        // A thread of ours waits until those of the VM stand still: one for each tenant.
+        let turn = self.inspections.take(tenant).await;
+        match self.supervisor.confinement(process, turn).await {
             Ok(Some(confinement)) => Ok((vm, confinement)),
             // It ended, and its task is about to learn of it.
             Ok(None) => Err(no_process().into()),

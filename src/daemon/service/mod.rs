@@ -99,6 +99,8 @@ pub struct Node {
     users: UserPool,
     /// Registrations, one at a time per tenant.
     turns: Turns<TenantId>,
+    /// Looks at processes of VMs, one at a time per tenant.
+    inspections: Turns<TenantId>,
     requests: Requests,
     operations: Operations,
     tenants: Followed,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::daemon::trace::CallId;
 use crate::model::{DeviceId, InstanceId, VmId};
 use crate::sys::packet::{Connection, Received};
 use crate::wire::{FromVmm, MAX_PACKET_LEN, ToVmm, WireError};
@@ -61,7 +62,11 @@ impl Link {
     /// Sends a message; a full socket, which a healthy vmm never leaves, is an error.
     pub(super) fn send(&self, message: &ToVmm, descriptors: &[OwnedFd]) -> Result<(), LinkError> {
         let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-        Ok(self.0.get_ref().0.send(&message.encode(), &descriptors)?)
+        Ok(self
+            .0
+            .get_ref()
+            .0
+            .send(&message.encode_for(CallId::current().map(|id| id.to_string()).unwrap_or_default()), &descriptors)?)
     }
 
     /// The next message. Safe to cancel: a message is taken whole or not at all.

@@ -259,9 +259,11 @@ impl Supervisor {
         self.shared.paths(uid)
     }
 
-    /// What `process` has and may do, as the kernel shows it; `None` when it is gone.
-    pub async fn confinement(&self, process: Identity) -> io::Result<Option<Confinement>> {
+    /// What `process` has and may do, as the kernel shows it; `None` when it is gone. `turn` ends when all is read, even if
+    /// nobody waits for it any more.
+    pub async fn confinement(&self, process: Identity, turn: impl Send + 'static) -> io::Result<Option<Confinement>> {
         let read = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             if Process::find(process)?.is_none() {
                 return Ok(None);
             }
