@@ -1,53 +1,12 @@
 //! The decision itself: [`Rules`] allow what is wished for and judge each candidate.
 
+use ostler_policy::preferences::{NumaRule, Preference, RootPort, Spread};
 use ostler_policy::select_nvme::{Controller, LastTenant, NvmeWish, Row};
 use ostler_policy::{Refusal, refuse};
-
-/// What is first, or out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Preference {
-    /// It makes no difference.
-    #[default]
-    Any,
-    /// Others first.
-    Avoid,
-    /// Out.
-    Refuse,
-}
-
-/// How namespaces are dealt out over controllers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Spread {
-    /// The controller with the largest free share first.
-    #[default]
-    Balance,
-    /// The controller with the smallest free share first, so that others stay whole.
-    Pack,
-}
-
-/// Which root port a tenant's next namespace should be below. What shares one shares its bandwidth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum RootPort {
-    /// It makes no difference.
-    #[default]
-    Any,
-    /// One without namespaces of the tenant first.
-    Apart,
-    /// One with namespaces of the tenant first.
-    Together,
-}
 
 /// Root ports below which the tenant has namespaces.
 pub(crate) fn own_roots(controllers: &[Controller]) -> Vec<Option<&str>> {
     controllers.iter().filter(|one| one.own_namespaces > 0).map(|one| one.root.as_deref()).collect()
-}
-
-/// Where controllers should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NumaRule {
-    pub node: u32,
-    /// Other nodes are out.
-    pub is_strict: bool,
 }
 
 /// The settings.
@@ -120,7 +79,7 @@ impl Rules {
             let wear = controller.wear_percent.map_or_else(|| "an unknown part".to_owned(), |wear| format!("{wear} %"));
             return Err(refuse("wear.worn", format!("{address} is worn by {wear}, at most {most} % are allowed")));
         }
-        if let Some(rule) = self.numa.filter(|rule| rule.is_strict && controller.numa_node != Some(rule.node)) {
+        if let Some(rule) = self.numa.filter(|rule| rule.forbids(controller.numa_node)) {
             return Err(refuse("numa.remote", format!("{address} is not on NUMA node {}", rule.node)));
         }
         if self.other_tenants == Preference::Refuse && controller.other_tenants > 0 {
@@ -164,19 +123,13 @@ impl Rules {
 
     /// What a controller's root port is worth beside that, where the tenant has namespaces below `own_roots`.
     pub(crate) fn weigh_root(&self, controller: &Controller, own_roots: &[Option<&str>]) -> i32 {
-        let is_own = || own_roots.contains(&controller.root.as_deref());
-        let is_first = match self.root_port {
-            RootPort::Any => false,
-            RootPort::Apart => !is_own(),
-            RootPort::Together => is_own(),
-        };
-        if is_first { ROOT_WEIGHT } else { 0 }
+        if self.root_port.prefers(controller.root.as_deref(), own_roots) { ROOT_WEIGHT } else { 0 }
     }
 
     fn score(&self, wish: NvmeWish, row: Row<'_>) -> i32 {
         let Row { controller, size_bytes, last_tenant, .. } = row;
         let when = |is_good: bool, weight: i32| if is_good { weight } else { 0 };
-        let is_near = self.numa.is_some_and(|rule| controller.numa_node == Some(rule.node));
+        let is_near = self.numa.is_some_and(|rule| rule.is_near(controller.numa_node));
         let is_alone = self.other_tenants == Preference::Avoid && controller.other_tenants == 0;
         let is_clean = self.last_tenant == Preference::Avoid && last_tenant != LastTenant::Other;
         let fit = match wish {

@@ -1,6 +1,7 @@
 //! Settings to [`Rules`].
 
-use crate::rules::{NumaRule, Preference, RootPort, Rules, Spread};
+use crate::rules::Rules;
+use ostler_policy::preferences::{NumaRule, Preference, RootPort, Spread};
 use ostler_policy::{Reader, Source};
 
 /// Every key.
@@ -23,31 +24,16 @@ const MAX_SLACK: u64 = 10_000;
 const MAX_SERIAL_LEN: usize = 20;
 
 pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Rules {
-    let node = reader.number("numa-node", 0..=u32::MAX.into()).and_then(|node| u32::try_from(node).ok());
-    let is_strict = reader.flag("numa-strict").unwrap_or(false);
-    let numa = node.map(|node| NumaRule { node, is_strict });
-    if is_strict && numa.is_none() {
-        reader.refuse("numa-strict", "it needs numa-node: which node is meant?".into());
-    }
     Rules {
         slack_percent: reader.number("size-slack", 0..=MAX_SLACK).unwrap_or(Rules::default().slack_percent),
         max_mib: reader.number("max-mib", 1..=u64::MAX >> 20),
         block_bytes: reader.parsed("block-bytes", block_size),
         max_wear: reader.number("max-wear", 0..=u8::MAX.into()).and_then(|wear| u8::try_from(wear).ok()),
-        spread: reader.choice("spread", &[("balance", Spread::Balance), ("pack", Spread::Pack)]),
-        numa,
-        root_port: reader.choice(
-            "root-port",
-            &[("any", RootPort::Any), ("apart", RootPort::Apart), ("together", RootPort::Together)],
-        ),
-        other_tenants: reader.choice(
-            "other-tenants",
-            &[("share", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
-        ),
-        last_tenant: reader.choice(
-            "last-tenant",
-            &[("any", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
-        ),
+        spread: Spread::read(reader),
+        numa: NumaRule::read(reader),
+        root_port: RootPort::read(reader),
+        other_tenants: Preference::of_other_tenants(reader),
+        last_tenant: Preference::of_last_tenant(reader),
         whole: reader.parsed("whole", serials).unwrap_or_default(),
     }
 }
@@ -118,7 +104,7 @@ mod tests {
         ]);
         let wrong = wrong.unwrap_err();
         let keys: Vec<_> = wrong.iter().map(|invalid| invalid.key.as_str()).collect();
-        let expected = "slack numa-strict size-slack max-mib block-bytes max-wear spread root-port whole";
+        let expected = "slack size-slack max-mib block-bytes max-wear spread numa-strict root-port whole";
         assert_eq!(keys.join(" "), expected);
     }
 }

@@ -44,6 +44,7 @@ mod memory;
 pub mod observe;
 pub mod place;
 mod policy;
+pub mod preferences;
 mod reasons;
 pub mod select_nvme;
 pub mod select_vf;

@@ -1,53 +1,12 @@
 //! The decision itself: [`Rules`] settle what is wished for and judge each candidate.
 
+use ostler_policy::preferences::{NumaRule, Preference, RootPort, Spread};
 use ostler_policy::select_vf::{LastTenant, Pf, Row, VfSetting, VfWish};
 use ostler_policy::{Refusal, refuse};
-
-/// What is first, or out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Preference {
-    /// It makes no difference.
-    #[default]
-    Any,
-    /// Others first.
-    Avoid,
-    /// Out.
-    Refuse,
-}
-
-/// How VFs are dealt out over PFs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Spread {
-    /// The PF with the largest free share first.
-    #[default]
-    Balance,
-    /// The PF with the smallest free share first, so that others stay whole.
-    Pack,
-}
-
-/// Which root port a tenant's next VF should be below. What shares one shares its bandwidth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum RootPort {
-    /// It makes no difference.
-    #[default]
-    Any,
-    /// One without VFs of the tenant first.
-    Apart,
-    /// One with VFs of the tenant first.
-    Together,
-}
 
 /// Root ports below which the tenant has VFs.
 pub(crate) fn own_roots(pfs: &[Pf]) -> Vec<Option<&str>> {
     pfs.iter().filter(|pf| pf.own_vfs > 0).map(|pf| pf.root.as_deref()).collect()
-}
-
-/// Where VFs should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NumaRule {
-    pub node: u32,
-    /// Other nodes are out.
-    pub is_strict: bool,
 }
 
 /// The settings.
@@ -140,7 +99,7 @@ impl Rules {
             let message = format!("PF {name} has a link of {speed} Mbit/s, at least {least} are required");
             return Err(refuse("link.slow", message));
         }
-        if let Some(rule) = self.numa.filter(|rule| rule.is_strict && pf.numa_node != Some(rule.node)) {
+        if let Some(rule) = self.numa.filter(|rule| rule.forbids(pf.numa_node)) {
             return Err(refuse("numa.remote", format!("PF {name} is not on NUMA node {}", rule.node)));
         }
         if self.other_tenants == Preference::Refuse && pf.other_tenants > 0 {
@@ -154,19 +113,13 @@ impl Rules {
 
     /// What a PF's root port is worth beside that, where the tenant has VFs below `own_roots`.
     pub(crate) fn weigh_root(&self, pf: &Pf, own_roots: &[Option<&str>]) -> i32 {
-        let is_own = || own_roots.contains(&pf.root.as_deref());
-        let is_first = match self.root_port {
-            RootPort::Any => false,
-            RootPort::Apart => !is_own(),
-            RootPort::Together => is_own(),
-        };
-        if is_first { ROOT_WEIGHT } else { 0 }
+        if self.root_port.prefers(pf.root.as_deref(), own_roots) { ROOT_WEIGHT } else { 0 }
     }
 
     fn score(&self, row: Row<'_>) -> i32 {
         let pf = row.pf;
         let when = |is_good: bool, weight: i32| if is_good { weight } else { 0 };
-        let is_near = self.numa.is_some_and(|rule| pf.numa_node == Some(rule.node));
+        let is_near = self.numa.is_some_and(|rule| rule.is_near(pf.numa_node));
         let is_alone = self.other_tenants == Preference::Avoid && pf.other_tenants == 0;
         let is_clean = self.last_tenant == Preference::Avoid && row.last_tenant != LastTenant::Other;
         let free = u64::from(pf.free_vfs.min(pf.total_vfs)) * 1000 / u64::from(pf.total_vfs.max(1));

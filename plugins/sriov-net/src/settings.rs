@@ -1,6 +1,7 @@
 //! Settings to [`Rules`].
 
-use crate::rules::{NumaRule, Preference, RootPort, Rules, Spread};
+use crate::rules::Rules;
+use ostler_policy::preferences::{NumaRule, Preference, RootPort, Spread};
 use ostler_policy::{Reader, Source};
 
 /// Every key.
@@ -24,30 +25,15 @@ pub(crate) const KEYS: [&str; 14] = [
 const MAX_VLAN: u16 = 4094;
 
 pub(crate) fn read(reader: &mut Reader<'_, impl Source>) -> Rules {
-    let node = reader.number("numa-node", 0..=u32::MAX.into()).and_then(|node| u32::try_from(node).ok());
-    let is_strict = reader.flag("numa-strict").unwrap_or(false);
-    let numa = node.map(|node| NumaRule { node, is_strict });
-    if is_strict && numa.is_none() {
-        reader.refuse("numa-strict", "it needs numa-node: which node is meant?".into());
-    }
     let rate = |value: u64| u32::try_from(value).ok();
     Rules {
         requires_link: reader.flag("require-link").unwrap_or(true),
         min_link_mbps: reader.number("min-link-mbps", 1..=u32::MAX.into()).and_then(rate),
-        numa,
-        spread: reader.choice("spread", &[("balance", Spread::Balance), ("pack", Spread::Pack)]),
-        root_port: reader.choice(
-            "root-port",
-            &[("any", RootPort::Any), ("apart", RootPort::Apart), ("together", RootPort::Together)],
-        ),
-        other_tenants: reader.choice(
-            "other-tenants",
-            &[("share", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
-        ),
-        last_tenant: reader.choice(
-            "last-tenant",
-            &[("any", Preference::Any), ("avoid", Preference::Avoid), ("refuse", Preference::Refuse)],
-        ),
+        numa: NumaRule::read(reader),
+        spread: Spread::read(reader),
+        root_port: RootPort::read(reader),
+        other_tenants: Preference::of_other_tenants(reader),
+        last_tenant: Preference::of_last_tenant(reader),
         vlans: reader.parsed("vlans", ranges).unwrap_or_default(),
         vlan: reader.number("vlan", 1..=MAX_VLAN.into()).and_then(|vlan| u16::try_from(vlan).ok()),
         macs: reader.parsed("macs", mac_prefix),

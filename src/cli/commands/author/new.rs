@@ -22,7 +22,7 @@ macro_rules! copied {
 }
 
 /// What the crate is made with: this version's interfaces and SDK. The SDK finds `wit` two directories above itself.
-const COPIED: [(&str, &str); 35] = copied![
+const COPIED: [(&str, &str); 36] = copied![
     "plugins/sdk/src/admit.rs" => "ostler/sdk/src/admit.rs",
     "plugins/sdk/src/arena.rs" => "ostler/sdk/src/arena.rs",
     "plugins/sdk/src/attach.rs" => "ostler/sdk/src/attach.rs",
@@ -37,6 +37,7 @@ const COPIED: [(&str, &str); 35] = copied![
     "plugins/sdk/src/observe.rs" => "ostler/sdk/src/observe.rs",
     "plugins/sdk/src/place.rs" => "ostler/sdk/src/place.rs",
     "plugins/sdk/src/policy.rs" => "ostler/sdk/src/policy.rs",
+    "plugins/sdk/src/preferences.rs" => "ostler/sdk/src/preferences.rs",
     "plugins/sdk/src/reasons.rs" => "ostler/sdk/src/reasons.rs",
     "plugins/sdk/src/select_nvme.rs" => "ostler/sdk/src/select_nvme.rs",
     "plugins/sdk/src/select_vf.rs" => "ostler/sdk/src/select_vf.rs",
