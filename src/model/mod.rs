@@ -35,6 +35,7 @@ mod resources;
 mod signature;
 mod spec;
 mod subject;
+mod text;
 mod vf;
 mod vsock;
 mod weight;
@@ -91,6 +92,7 @@ pub use resources::{CpuList, CpuListError, CpuSpec, MemorySpec, PageSize, Topolo
 pub use signature::{MAX_SIGNATURES, PluginSignature, SignatureError, SignerKey, signed_message};
 pub use spec::{BootSpec, SpecError, VmSpec};
 pub use subject::{SubjectVm, VmImage};
+pub use text::is_control;
 pub use vf::{
     LastTenant, Mark, PfView, SelectVfRequest, VfCandidate, VfDecision, VfOutcome, VfRanking, VfSetting, VfSettings,
     VfVerdict, VfWish, VlanId,

@@ -232,6 +232,6 @@ pub(super) fn load_spec(spec: StoredSpec) -> Result<VmSpec, Unusable> {
     let balloon = balloon.transpose().map_err(text)?;
     let console = if spec.hvc { ConsoleSpec::Virtio } else { ConsoleSpec::Serial };
     let whole = load_resources(whole, spec.resources)?.with_balloon(balloon);
-    let labels = Labels::new(spec.labels).map_err(text)?;
+    let labels = Labels::restored(spec.labels).map_err(text)?;
     Ok(whole.and_then(|whole| whole.with_console(console)).map_err(text)?.with_labels(labels))
 }
