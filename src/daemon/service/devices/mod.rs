@@ -11,6 +11,8 @@
 
 mod choose;
 mod claim;
+#[cfg(test)]
+mod lending_model;
 mod nvme;
 mod place;
 mod rehearse;

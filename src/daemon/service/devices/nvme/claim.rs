@@ -238,3 +238,6 @@ fn device(nvme: &NvmeSpec, data: &NvmeLease, nsid: Option<u32>, function: Bdf, s
         size_bytes,
     }
 }
+
+#[cfg(test)]
+mod tests;
