@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::support::assets::{binary, plugin, skip};
+use crate::support::client::wait;
+use crate::support::corpus::laborious;
 use crate::support::wait::{SOON, until};
 use crate::support::{Caller, Host, facts, small};
-use ostler::daemon::policy::{Bound, HostProgram, PolicyConfig, PolicyHost};
+use ostler::daemon::policy::{Bound, HostProgram, Limits, LoadError, PolicyConfig, PolicyHost};
 use ostler::model::{AdmitRequest, LimitUse, Outcome, PluginMode, PolicyScope};
 use ostler::sys::confinement::{self, Confinement};
 use rustix::process::{Pid, Signal, kill_process};
@@ -251,4 +253,24 @@ fn loads_and_replays_survive_the_loss_of_a_host_and_it_ends_with_the_daemon() {
     let pid = present(&host);
     host.kill_daemon();
     until("the end of the policy host", SOON, || (!fs::exists(format!("/proc/{pid}")).unwrap()).then_some(()));
+}
+
+/// What becomes of a component when its compiler has other limits.
+fn compiled(component: &[u8], change: impl FnOnce(&mut Limits)) -> Result<(), LoadError> {
+    let mut config = PolicyConfig::for_author(&binary());
+    change(&mut config.limits);
+    let host = PolicyHost::start(config).unwrap();
+    wait(host.load(component.to_vec(), BTreeMap::new())).map(drop)
+}
+
+#[test]
+fn a_compiler_at_its_limit_says_at_which() {
+    // More than a second of work, and more than what is left of the address space.
+    let component = laborious(2_000);
+    let late = compiled(&component, |limits| limits.compiler_seconds = 1).unwrap_err();
+    assert!(matches!(late, LoadError::CompilerTime { seconds: 1 }), "{late:?}");
+    let limit = 480 << 20;
+    let large = compiled(&component, |limits| limits.compiler_bytes = limit).unwrap_err();
+    assert!(matches!(large, LoadError::CompilerMemory { limit_bytes } if limit_bytes == limit), "{large:?}");
+    compiled(&component, |_| ()).unwrap();
 }

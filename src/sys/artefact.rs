@@ -28,7 +28,9 @@ use super::spawn::{self, Isolation};
 /// Length of an authentication code, in bytes (HMAC-SHA256: RFC 2104, FIPS 180-4).
 const TAG_LEN: usize = 32;
 /// First byte of a child's answer: the artefact follows.
-pub const MADE: u8 = 0;
+const MADE: u8 = 0;
+/// What stands before an artefact in the answer, in bytes: that, and its length.
+const FRAME_LEN: u64 = 9;
 /// First byte of a child's answer: why there is none follows, as text.
 pub const REFUSED: u8 = 1;
 /// Longest text of a refusal that is read, in bytes.
@@ -80,13 +82,18 @@ pub enum CompilerEnd {
     Io(#[from] io::Error),
 }
 
+/// The answer of a compiler that has made this: with its length, for one that ends in the middle of it has made nothing.
+pub fn made(artefact: &[u8]) -> Vec<u8> {
+    [&[MADE], &(artefact.len() as u64).to_le_bytes()[..], artefact].concat()
+}
+
 impl Artefact {
     /// Compiles `component` in this process.
     pub fn compile(engine: &Engine, component: &[u8]) -> wasmtime::Result<Self> {
         engine.precompile_component(component).map(Self)
     }
 
-    /// Has a new process compile `component`, which must answer with [`MADE`] or [`REFUSED`]. It has no descriptor but
+    /// Has a new process compile `component`, which must answer with [`made`] or [`REFUSED`]. It has no descriptor but
     /// its socket, and nothing of it is left when this returns. Blocks for as long as that takes, at most the deadline.
     pub fn by_child(compiler: CompilerProcess<'_>, component: &[u8]) -> Result<Self, CompilerEnd> {
         let ends_at = Instant::now() + compiler.deadline;
@@ -104,8 +111,14 @@ impl Artefact {
         let end = child.try_reap()?;
         match answer {
             Ok(answer) => match answer.split_first() {
-                Some((&MADE, artefact)) if artefact.len() as u64 > compiler.max_len => Err(CompilerEnd::TooLarge),
-                Some((&MADE, artefact)) => Ok(Self(artefact.to_vec())),
+                Some((&MADE, framed)) => match framed.split_first_chunk() {
+                    Some((_, artefact)) if artefact.len() as u64 > compiler.max_len => Err(CompilerEnd::TooLarge),
+                    Some((len, artefact)) if artefact.len() as u64 == u64::from_le_bytes(*len) => {
+                        Ok(Self(artefact.to_vec()))
+                    }
+                    // It ended in the middle of its answer, or after more than that.
+                    Some(_) | None => Err(CompilerEnd::Ended(end.unwrap_or(End::Unknown))),
+                },
                 Some((&REFUSED, text)) => {
                     let text = text.get(..text.len().min(MAX_REFUSAL_LEN)).unwrap_or_default();
                     Err(CompilerEnd::Refused(String::from_utf8_lossy(text).into_owned()))
@@ -114,10 +127,6 @@ impl Artefact {
             },
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 Err(CompilerEnd::Late)
-            }
-            // It ended before it had read everything.
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
-                Err(CompilerEnd::Ended(end.unwrap_or(End::Unknown)))
             }
             Err(error) => Err(CompilerEnd::Io(error)),
         }
@@ -215,9 +224,15 @@ fn exchange(stream: &mut UnixStream, component: &[u8], ends_at: Instant, max_len
     };
     for piece in component.chunks(64 << 10) {
         stream.set_write_timeout(Some(left()?))?;
-        stream.write_all(piece)?;
+        match stream.write_all(piece) {
+            Ok(()) => {}
+            // It reads no more: perhaps it has said why.
+            Err(error) if is_end(&error) => break,
+            Err(error) => return Err(error),
+        }
     }
-    stream.shutdown(Shutdown::Write)?;
+    // Of no use where nobody reads.
+    let _ = stream.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
     let mut piece = vec![0; 64 << 10];
     loop {
@@ -226,13 +241,19 @@ fn exchange(stream: &mut UnixStream, component: &[u8], ends_at: Instant, max_len
             Ok(0) => return Ok(answer),
             Ok(len) => answer.extend_from_slice(piece.get(..len).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_end(&error) => return Ok(answer),
             Err(error) => return Err(error),
         }
-        // One byte more than is allowed, and the first byte: enough to see that it is too long.
-        if answer.len() as u64 > max_len.saturating_add(1) {
+        // One byte more than is allowed, and what stands before it: enough to see that it is too long.
+        if answer.len() as u64 > max_len.saturating_add(FRAME_LEN) {
             return Ok(answer);
         }
     }
+}
+
+/// Of a stream whose other end is gone, with or without what it had been sent.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn timespec(duration: Duration) -> Timespec {
@@ -252,10 +273,21 @@ mod tests {
     #[test]
     fn a_child_answers_refuses_dies_floods_or_hangs() {
         let long = Duration::from_secs(60);
-        let made = shell("cat <&3 | wc -c | tr -d ' \\n' > /dev/null; printf '\\000code' >&3", long, 100).unwrap();
-        assert_eq!(made, b"code");
-        let refused = shell("cat <&3 >/dev/null; printf '\\001no good' >&3", long, 100).unwrap_err();
-        assert!(matches!(&refused, CompilerEnd::Refused(text) if text == "no good"), "{refused:?}");
+        let made = shell(
+            "cat <&3 | wc -c | tr -d ' \\n' > /dev/null; printf '\\000\\004\\0\\0\\0\\0\\0\\0\\0code' >&3",
+            long,
+            100,
+        );
+        assert_eq!(made.unwrap(), b"code");
+        for wrong in ["", "\\004\\0\\0\\0\\0\\0\\0\\0cod", "\\004\\0\\0\\0\\0\\0\\0\\0codes", "\\004"] {
+            let ended = shell(&format!("cat <&3 >/dev/null; printf '\\000{wrong}' >&3"), long, 100).unwrap_err();
+            assert!(matches!(ended, CompilerEnd::Ended(_)), "{wrong}: {ended:?}");
+        }
+        // After all of the component, or before any.
+        for script in ["cat <&3 >/dev/null; printf '\\001no good' >&3", "printf '\\001no good' >&3"] {
+            let refused = shell(script, long, 100).unwrap_err();
+            assert!(matches!(&refused, CompilerEnd::Refused(text) if text == "no good"), "{refused:?}");
+        }
         for script in ["cat <&3 >/dev/null; exit 3", "exit 3"] {
             let ended = shell(script, long, 100).unwrap_err();
             assert!(matches!(ended, CompilerEnd::Ended(_)), "{ended:?}");

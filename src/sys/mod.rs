@@ -14,6 +14,8 @@ pub mod counter_page;
 pub mod devlink;
 pub mod disk_ring;
 #[cfg(feature = "node")]
+pub mod end_code;
+#[cfg(feature = "node")]
 pub mod filters;
 pub mod guest_buffers;
 pub mod guest_ram;

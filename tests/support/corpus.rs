@@ -46,14 +46,14 @@ fn functions(count: usize, body: &[u8]) -> Vec<(u8, Vec<u8>)> {
 /// What is no plugin: what it is, its bytes, the code with which it is refused.
 pub fn corpus() -> [(&'static str, Vec<u8>, &'static str); 9] {
     let admission = plugin("admission");
-    // A million blocks within each other overflow the compiler's stack.
+    // A million blocks within each other take more memory than a compiler has.
     let deepest = [[0x02, 0x40].repeat(1_000_000), vec![0x0b; 1_000_001]].concat();
     let table = vec![(4, [vec![1, 0x70, 0], leb(100_000_000)].concat())];
     [
         ("precompiled", [b"\x7fELF\x02\x01\x01".as_slice(), &[0; 4096]].concat(), "plugin.precompiled"),
         ("cut", admission[..admission.len() / 2].to_vec(), "plugin.not-compiled"),
         ("core module", plugin("hostile/core-module"), "plugin.core-module"),
-        ("deepest", plugin_with(&functions(1, &deepest)), "plugin.compiler-died"),
+        ("deepest", plugin_with(&functions(1, &deepest)), "plugin.compiler-memory"),
         ("huge table", plugin_with(&table), "plugin.too-demanding"),
         ("noise", [b"\0asm\x0d\0\x01\0".as_slice(), &[0xa5; 1 << 20]].concat(), "plugin.not-compiled"),
         ("imports", plugin("hostile/clock"), "plugin.undeclared-imports"),
@@ -71,4 +71,13 @@ pub fn heavy() -> [(&'static str, Vec<u8>); 3] {
         ("deep", plugin_with(&functions(1, &deep))),
         ("wide", plugin_with(&functions(4, &wide))),
     ]
+}
+
+/// `count` functions whose work cannot be left out, of some 6 KB and 1,000 operations each.
+pub fn laborious(count: usize) -> Vec<u8> {
+    // Of the global, which anybody may read afterwards: g = (g * 1_000_003) ^ g.
+    let step = [0x23, 0, 0x41, 0xc3, 0x84, 0x3d, 0x6c, 0x23, 0, 0x73, 0x24, 0];
+    let [types, declared, code] = functions(count, &[step.repeat(500), vec![0x0b]].concat()).try_into().unwrap();
+    let globals = (6, vec![1, 0x7f, 1, 0x41, 1, 0x0b]);
+    plugin_with(&[types, declared, globals, code])
 }

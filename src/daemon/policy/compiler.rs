@@ -24,9 +24,9 @@ use seccompiler::SeccompAction;
 use wasmtime::Engine;
 
 use crate::model::PluginDigest;
-use crate::sys::artefact::{Artefact, ArtefactKey, CompilerEnd, CompilerProcess, MADE, REFUSED};
+use crate::sys::artefact::{self, Artefact, ArtefactKey, CompilerEnd, CompilerProcess, REFUSED};
 use crate::sys::process::End;
-use crate::sys::{inherit, namespaces, spawn};
+use crate::sys::{end_code, inherit, namespaces, spawn};
 
 use super::confine;
 use super::engine;
@@ -38,20 +38,16 @@ use super::text::to_line;
 pub const ROLE: &str = "policy-compile";
 /// Says that missing rights to leave the host are no error: for a daemon that jails nothing.
 const LENIENT: &str = "lenient";
-/// Address space of the compiler, in bytes; the engine's own reservations are some 350 MiB of it.
-const MEMORY_BYTES: u64 = 2 << 30;
-/// Processor time of the compiler, in seconds. A component with an engine of JavaScript takes some sixteen.
-const CPU_SECONDS: u64 = 60;
 /// Longest by the clock: the processor is shared.
 const DEADLINE: Duration = Duration::from_secs(180);
 /// Longest artefact, in bytes.
 pub(super) const MAX_ARTEFACT_LEN: u64 = 256 << 20;
 /// `nobody`: owns nothing.
 pub(super) const NOBODY: u32 = 65534;
-/// Number of the signal for too much processor time (signal(7)).
-const SIGXCPU: i32 = 24;
-const SIGABRT: i32 = 6;
-const SIGKILL: i32 = 9;
+/// How it ends after all of its processor time.
+const OUT_OF_TIME: i32 = end_code::of_signal(libc::SIGXCPU);
+/// How it ends when there is no more memory (`std::alloc::handle_alloc_error`), for which alone it aborts: panics unwind.
+const ABORTED: i32 = end_code::of_signal(libc::SIGABRT);
 /// How far it stands back behind others (nice(2)).
 const NICENESS: i32 = 10;
 /// Threads that compile functions of one component, at most: beyond these the linker of what they made is what takes long.
@@ -163,8 +159,9 @@ impl Compiler {
 }
 
 fn compile(config: &CompilerConfig, limits: &Limits, bytes: &[u8]) -> Result<Artefact, LoadError> {
-    let memory = limits.memory_bytes.to_string();
-    let mut arguments = vec![OsStr::new(ROLE), OsStr::new(&memory)];
+    let numbers = [limits.memory_bytes as u64, limits.compiler_bytes, limits.compiler_seconds].map(|n| n.to_string());
+    let mut arguments = vec![OsStr::new(ROLE)];
+    arguments.extend(numbers.iter().map(OsStr::new));
     if config.is_lenient {
         arguments.push(OsStr::new(LENIENT));
     }
@@ -172,13 +169,13 @@ fn compile(config: &CompilerConfig, limits: &Limits, bytes: &[u8]) -> Result<Art
     let child = CompilerProcess { program, arguments: &arguments, deadline: DEADLINE, max_len };
     Artefact::by_child(child, bytes).map_err(|end| match end {
         CompilerEnd::Refused(reason) => not_compiled(&reason),
-        CompilerEnd::Late | CompilerEnd::Ended(End::Signal(SIGXCPU)) => {
-            LoadError::CompilerTime { seconds: CPU_SECONDS }
+        CompilerEnd::Late | CompilerEnd::Ended(End::Exited(OUT_OF_TIME)) => {
+            LoadError::CompilerTime { seconds: limits.compiler_seconds }
         }
-        CompilerEnd::Ended(End::Signal(SIGABRT)) => LoadError::CompilerMemory { limit_bytes: MEMORY_BYTES },
+        CompilerEnd::Ended(End::Exited(ABORTED)) => LoadError::CompilerMemory { limit_bytes: limits.compiler_bytes },
         CompilerEnd::TooLarge => LoadError::CompilerMemory { limit_bytes: MAX_ARTEFACT_LEN },
         // Our own kill found it alive but silent: it has closed its socket without a word.
-        CompilerEnd::Ended(End::Signal(SIGKILL)) => LoadError::CompilerDied { how: "without an answer".into() },
+        CompilerEnd::Ended(End::Signal(libc::SIGKILL)) => LoadError::CompilerDied { how: "without an answer".into() },
         CompilerEnd::Ended(end) => LoadError::CompilerDied { how: format!("{end:?}") },
         CompilerEnd::Io(error) => LoadError::Unavailable(format!("the compiler cannot be run: {error}")),
     })
@@ -227,13 +224,14 @@ fn hex(digest: PluginDigest) -> String {
 /// The compiler process, from its arguments behind the role's name to its end: confines itself, reads a component from
 /// descriptor 3 to its end, and answers there.
 pub fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
-    let memory_bytes = arguments.next().and_then(|text| text.parse().ok());
+    let mut number = || arguments.next().and_then(|text| text.parse::<u64>().ok());
+    let numbers = (number(), number(), number());
     let is_lenient = arguments.next().as_deref() == Some(LENIENT);
-    let (Some(socket), Some(memory_bytes)) = (inherit::descriptor(spawn::INHERITED_FD), memory_bytes) else {
-        return ExitCode::from(2);
-    };
+    let (Some(memory_bytes), Some(compiler_bytes), Some(compiler_seconds)) = numbers else { return ExitCode::from(2) };
+    let Some(socket) = inherit::descriptor(spawn::INHERITED_FD) else { return ExitCode::from(2) };
     let mut socket = UnixStream::from(socket);
-    let limits = Limits { memory_bytes, ..Limits::default() };
+    let memory_bytes = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
+    let limits = Limits { memory_bytes, compiler_bytes, compiler_seconds, ..Limits::default() };
     let answer = match confined_engine(&limits, is_lenient) {
         Ok(engine) => answer(&engine, &mut socket),
         Err(error) => refusal(&format!("the compiler cannot be confined: {error}")),
@@ -248,13 +246,13 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 fn answer(engine: &Engine, socket: &mut UnixStream) -> Vec<u8> {
     let mut component = Vec::new();
     if let Err(error) = socket.read_to_end(&mut component) {
+        if error.kind() == io::ErrorKind::OutOfMemory {
+            std::process::abort();
+        }
         return refusal(&format!("cannot read the component: {error}"));
     }
     match engine.precompile_component(&component) {
-        Ok(mut artefact) => {
-            artefact.insert(0, MADE);
-            artefact
-        }
+        Ok(artefact) => artefact::made(&artefact),
         Err(error) => refusal(&format!("{error:#}")),
     }
 }
@@ -265,15 +263,19 @@ fn refusal(text: &str) -> Vec<u8> {
 
 /// The engine that artefacts are for, in a process that has given everything else up.
 fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
+    end_code::end_with_codes(&[libc::SIGXCPU, libc::SIGABRT])?;
     // A second more for the hard limit, which kills without a word: the soft one says why.
-    setrlimit(Resource::Cpu, Rlimit { current: Some(CPU_SECONDS), maximum: Some(CPU_SECONDS + 1) })?;
-    confine::limit(Resource::As, MEMORY_BYTES)?;
+    let seconds = limits.compiler_seconds;
+    setrlimit(Resource::Cpu, Rlimit { current: Some(seconds), maximum: Some(seconds.saturating_add(1)) })?;
+    confine::limit(Resource::As, limits.compiler_bytes)?;
     confine::limit(Resource::Core, 0)?;
     confine::limit(Resource::Fsize, 0)?;
     confine::limit(Resource::Nofile, 16)?;
     stand_back();
     // Made before rights and calls are given up: it looks at the processor.
     let engine = Engine::new(&engine::config(limits)).map_err(io::Error::other)?;
+    // The handlers of the engine and of Rust's own runtime would abort, which is how it ends without memory.
+    end_code::end_with_codes(&[libc::SIGSEGV])?;
     match confine::leave(NOBODY) {
         Err(error) if !is_lenient => return Err(error),
         Ok(()) | Err(_) => {}

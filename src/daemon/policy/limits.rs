@@ -55,6 +55,11 @@ pub struct Limits {
     pub component_bytes: usize,
     /// Components compiled at the same time; further loads wait. Default 1.
     pub compilers: usize,
+    /// Address space of a process that compiles, in bytes; the engine's own reservations are some 350 MiB of it. Default
+    /// 2 GiB: a component in Python takes 0.9.
+    pub compiler_bytes: u64,
+    /// Processor time of one, in seconds. Default 60: a component with an engine of JavaScript takes some sixteen.
+    pub compiler_seconds: u64,
     /// Decisions of one tenant that may wait for the executor; one more is denied at once. Default 64.
     pub queue_depth: usize,
     /// Decisions of all tenants that may wait. Default 1024.
@@ -72,6 +77,8 @@ impl Default for Limits {
             host_call_bytes: 256 << 10,
             component_bytes: 24 << 20,
             compilers: 1,
+            compiler_bytes: 2 << 30,
+            compiler_seconds: 60,
             queue_depth: 64,
             queue_whole: 1024,
             patience: Duration::from_secs(2),
