@@ -281,7 +281,7 @@ pub const REASONS: &[Reason] = &[
     reason(
         "POLICY_UNAVAILABLE",
         "UNAVAILABLE",
-        "a plugin could not be asked, so it was not allowed; nothing was done; metadata: code, message, plugin, digest, took_us",
+        "a plugin could not be asked, so it was not allowed, or could not be loaded just now; nothing was done; metadata: code, message, plugin, digest, took_us",
         "try again; if it stays so, an operator loads the plugin again",
     ),
     reason(

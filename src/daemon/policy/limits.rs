@@ -55,7 +55,7 @@ pub struct Limits {
     pub component_bytes: usize,
     /// Components compiled at the same time; further loads wait. Default 1.
     pub compilers: usize,
-    /// Address space of a process that compiles, in bytes; the engine's own reservations are some 350 MiB of it. Default
+    /// Address space of a process that compiles, in bytes; what is there before it begins is some 450 MiB of it. Default
     /// 2 GiB: a component in Python takes 0.9.
     pub compiler_bytes: u64,
     /// Processor time of one, in seconds. Default 60: a component with an engine of JavaScript takes some sixteen.
@@ -64,8 +64,10 @@ pub struct Limits {
     pub queue_depth: usize,
     /// Decisions of all tenants that may wait. Default 1024.
     pub queue_whole: usize,
-    /// Longest that a decision may take, waiting included, and that a load waits for its turn. Default 2 s.
+    /// Longest that a decision may take, waiting included. Default 2 s.
     pub patience: Duration,
+    /// Longest that a load waits for its turn. Default 90 s: a compiler's longest, where it has a processor of its own.
+    pub load_patience: Duration,
 }
 
 impl Default for Limits {
@@ -82,6 +84,7 @@ impl Default for Limits {
             queue_depth: 64,
             queue_whole: 1024,
             patience: Duration::from_secs(2),
+            load_patience: Duration::from_secs(90),
         }
     }
 }

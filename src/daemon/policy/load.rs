@@ -137,6 +137,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether the same load may succeed a little later: nothing is wrong with the plugin.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
     /// A stable, machine-readable code.
     pub fn code(&self) -> &'static str {
         match self {

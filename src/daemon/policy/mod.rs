@@ -30,6 +30,7 @@ mod keeper;
 mod kv;
 mod limits;
 mod load;
+mod load_queue;
 mod notes;
 mod observe;
 mod plugin;
@@ -49,7 +50,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::model::{
@@ -67,6 +67,7 @@ use executor::{Asker, Job, Jobs, Part, Voice};
 use hook::Question;
 use keeper::Keeper;
 use kv::Memories;
+use load_queue::LoadQueue;
 use plugin::{Compiled, Kept, Released};
 use queue::Full;
 use view::{Trail, Views, sees};
@@ -158,7 +159,7 @@ struct Inner {
     /// Of shadows: nothing that they do or keep busy is a decision's.
     shadow_queue: Arc<Jobs>,
     shadow_breakers: Arc<Breakers>,
-    compilers: Arc<Semaphore>,
+    loads: LoadQueue,
     compiler: Arc<Compiler>,
     memories: Memories,
     inventory: Option<Arc<dyn InventorySource>>,
@@ -183,7 +184,7 @@ impl PolicyHost {
         };
         let (queue, breakers) = start(Part::Chain)?;
         let (shadow_queue, shadow_breakers) = start(Part::Shadows)?;
-        let compilers = Arc::new(Semaphore::new(config.limits.compilers.max(1)));
+        let loads = LoadQueue::new(&config.limits);
         let compiler = Arc::new(Compiler::new(config.compiler));
         let memories = Memories::new(config.shelf, &config.limits);
         let (released, compiled) = (Arc::default(), Mutex::default());
@@ -193,7 +194,7 @@ impl PolicyHost {
             breakers,
             shadow_queue,
             shadow_breakers,
-            compilers,
+            loads,
             compiler,
             memories,
             inventory: config.inventory,
@@ -212,37 +213,50 @@ impl PolicyHost {
     /// Takes tens of milliseconds of a blocking thread for a component of some 30 KiB; decisions go on meanwhile. Needs
     /// a tokio runtime.
     pub async fn load(&self, bytes: Vec<u8>, settings: BTreeMap<String, String>) -> Result<LoadedPlugin, LoadError> {
-        self.load_with(bytes, Some(settings), BTreeSet::new()).await
+        let patience = self.0.keeper.limits().load_patience;
+        self.load_with((&PolicyScope::Operator, patience), bytes, Some(settings), BTreeSet::new()).await
     }
 
-    /// The same for a binding that grants it more than every plugin has.
+    /// The same for a chain of `owner`, and for a binding that grants it more than every plugin has.
     pub async fn load_granted(
         &self,
+        owner: &PolicyScope,
         bytes: Vec<u8>,
         settings: BTreeMap<String, String>,
         grants: BTreeSet<Grant>,
     ) -> Result<LoadedPlugin, LoadError> {
-        self.load_with(bytes, Some(settings), grants).await
+        let patience = self.0.keeper.limits().load_patience;
+        self.load_with((owner, patience), bytes, Some(settings), grants).await
+    }
+
+    /// The same for one that was loaded before, whose machine code is kept, by somebody for whom others wait: it is not waited
+    /// for longer than for a decision.
+    pub async fn load_again(
+        &self,
+        owner: &PolicyScope,
+        bytes: Vec<u8>,
+        settings: BTreeMap<String, String>,
+        grants: BTreeSet<Grant>,
+    ) -> Result<LoadedPlugin, LoadError> {
+        self.load_with((owner, self.0.keeper.limits().patience), bytes, Some(settings), grants).await
     }
 
     /// The same for a replay with recorded settings, which it has yet to see. Nothing follows from what it says, so that all
     /// is granted.
-    pub async fn load_without_settings(&self, bytes: Vec<u8>) -> Result<LoadedPlugin, LoadError> {
-        self.load_with(bytes, None, Grant::ALL.into()).await
+    pub async fn load_without_settings(&self, owner: &PolicyScope, bytes: Vec<u8>) -> Result<LoadedPlugin, LoadError> {
+        let patience = self.0.keeper.limits().load_patience;
+        self.load_with((owner, patience), bytes, None, Grant::ALL.into()).await
     }
 
     async fn load_with(
         &self,
+        (owner, patience): (&PolicyScope, Duration),
         bytes: Vec<u8>,
         settings: Option<BTreeMap<String, String>>,
         grants: BTreeSet<Grant>,
     ) -> Result<LoadedPlugin, LoadError> {
-        let limits = *self.0.keeper.limits();
-        load::check_size(bytes.len(), limits.component_bytes)?;
-        let turn = timeout(limits.patience, Arc::clone(&self.0.compilers).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else {
-            return Err(LoadError::Unavailable("another plugin is still being compiled".into()));
-        };
+        load::check_size(bytes.len(), self.0.keeper.limits().component_bytes)?;
+        let turn = self.0.loads.take(owner, patience).await?;
         let inner = Arc::clone(&self.0);
         let loading = tokio::task::spawn_blocking(move || {
             // Held until the compiler is done, even if nobody waits for it any more.

@@ -338,9 +338,9 @@ async fn a_tenant_that_floods_waits_behind_itself() {
 
 #[tokio::test]
 async fn decisions_go_on_while_a_plugin_is_being_loaded() {
-    let host = host_with(|limits| limits.patience = Duration::from_secs(1));
+    let host = host_with(|limits| limits.load_patience = Duration::from_secs(1));
     let good = admission(&host, []).await;
-    let compiling = Arc::clone(&host.0.compilers).acquire_owned().await.unwrap();
+    let compiling = host.0.loads.take(&PolicyScope::Tenant("green".parse().unwrap()), CUT).await.unwrap();
     let waiting = tokio::spawn({
         let host = host.clone();
         async move { hostile(&host, "abstain").await }

@@ -266,8 +266,8 @@ fn limit_of(method: &str) -> Duration {
         "StopVirtualMachine" => 720,
         // And three to come up again.
         "RebootVirtualMachine" => 900,
-        // Compilation included.
-        "LoadPlugin" | "RollBackPlugin" => 300,
+        // Compilation included, and waiting for it.
+        "LoadPlugin" | "RollBackPlugin" | "SetPluginAlias" | "FollowPluginAlias" => 300,
         // Each device that is reset may take a minute and a half.
         "RepairHost" => 3600,
         // A namespace is erased.

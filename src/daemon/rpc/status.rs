@@ -96,7 +96,12 @@ pub(super) fn of(error: &ServiceError) -> Status {
         ServiceError::Store(_) => status(Code::Internal, text, "STORE_FAILED", []),
         ServiceError::Plugin { source, .. } => {
             let metadata = [("cause", source.to_string()), ("code", source.code().to_owned())];
-            status(Code::InvalidArgument, text, "PLUGIN_REFUSED", metadata)
+            let (code, reason) = if source.is_passing() {
+                (Code::Unavailable, "POLICY_UNAVAILABLE")
+            } else {
+                (Code::InvalidArgument, "PLUGIN_REFUSED")
+            };
+            status(code, text, reason, metadata)
         }
         ServiceError::Host { .. } => status(Code::Internal, text, "HOST_FAILED", []),
         ServiceError::Compacted(Compacted { wanted, oldest }) => {

@@ -60,7 +60,7 @@ impl Node {
         bound.require_no_canary()?;
         let PluginRecord { scope, name, mode, .. } = bound.record.clone();
         self.require_still_signed(&scope, &version)?;
-        let plugin = self.plugins.ready(&version).await?;
+        let plugin = self.plugins.ready(&scope, &version).await?;
         let record = successor(Some(&bound), scope, name, version, mode);
         let view = PluginView { record, plugin, canary: None };
         self.require_memory(&view)?;

@@ -108,10 +108,10 @@ impl CanaryView {
 
     /// As `canary` of `record` says. One that does not load fails closed until it is rolled back.
     pub(super) async fn restore(dir: &Path, record: &PluginRecord, canary: &CanaryRecord, policy: &PolicyHost) -> Self {
-        let loaded = reload(dir, &canary.version, policy).await;
-        Self::new(
-            loaded.unwrap_or_else(|cause| LoadedPlugin::broken(record.name.as_str(), canary.version.digest, cause)),
-        )
+        let loaded = reload(dir, &record.scope, &canary.version, policy).await;
+        Self::new(loaded.unwrap_or_else(|error| {
+            LoadedPlugin::broken(record.name.as_str(), canary.version.digest, error.to_string())
+        }))
     }
 
     /// Whether it could not be loaded again.

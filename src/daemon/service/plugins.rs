@@ -18,7 +18,7 @@ use super::aliases::earlier;
 use super::canary::CanaryView;
 use super::{CanaryError, Node, ObserverStatus, Principal, ServiceError, Terms, Whose};
 use crate::daemon::crash::{self, Point};
-use crate::daemon::policy::{Bound, BreakerState, LoadedPlugin, PolicyHost};
+use crate::daemon::policy::{Bound, BreakerState, LoadError, LoadedPlugin, PolicyHost};
 use crate::daemon::store::{PluginRecord, PluginVersion, Store, plugin_etag};
 use crate::daemon::tenants::ChainSigners;
 use crate::model::{
@@ -123,9 +123,10 @@ impl Plugins {
         let mut table = Table::new();
         let mut lost = Vec::new();
         for record in records {
-            let plugin = match reload(dir, &record.version(), &policy).await {
+            let plugin = match reload(dir, &record.scope, &record.version(), &policy).await {
                 Ok(plugin) => plugin,
-                Err(cause) => {
+                Err(error) => {
+                    let cause = error.to_string();
                     tracing::error!(plugin = %record.name, digest = %record.digest, mode = ?record.mode, cause, "plugin does not load; where it is enforced its chain denies");
                     LoadedPlugin::broken(record.name.as_str(), record.digest, cause)
                 }
@@ -223,9 +224,17 @@ impl Plugins {
     }
 
     /// A version that is kept, ready to be asked.
-    pub(super) async fn ready(&self, version: &PluginVersion) -> Result<LoadedPlugin, ServiceError> {
-        let reloaded = reload(&self.dir, version, &self.policy).await;
-        reloaded.map_err(|cause| ServiceError::VersionLost { cause })
+    pub(super) async fn ready(
+        &self,
+        owner: &PolicyScope,
+        version: &PluginVersion,
+    ) -> Result<LoadedPlugin, ServiceError> {
+        reload(&self.dir, owner, version, &self.policy).await.map_err(|error| match error {
+            ReloadError::Load(source @ LoadError::Unavailable(_)) => {
+                ServiceError::Plugin { scope: owner.clone(), source }
+            }
+            lost => ServiceError::VersionLost { cause: lost.to_string() },
+        })
     }
 
     pub(super) fn table(&self) -> Arc<Table> {
@@ -277,14 +286,34 @@ pub(super) fn successor(
     PluginRecord { scope, name, digest, settings, signatures, grants, mode, weight, loaded, previous, canary, aliases }
 }
 
-pub(super) async fn reload(dir: &Path, version: &PluginVersion, host: &PolicyHost) -> Result<LoadedPlugin, String> {
+/// Why a version that is kept cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReloadError {
+    /// Its file.
+    #[error("cannot read {}: {source}", .path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    /// What is in it.
+    #[error("{} is not what was loaded", .0.display())]
+    Altered(PathBuf),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+pub(super) async fn reload(
+    dir: &Path,
+    owner: &PolicyScope,
+    version: &PluginVersion,
+    host: &PolicyHost,
+) -> Result<LoadedPlugin, ReloadError> {
     let path = dir.join(file_name(version.digest));
-    let bytes = tokio::fs::read(&path).await.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let bytes = match tokio::fs::read(&path).await {
+        Ok(bytes) => bytes,
+        Err(source) => return Err(ReloadError::Unreadable { path, source }),
+    };
     if PluginDigest(Sha256::digest(&bytes).into()) != version.digest {
-        return Err(format!("{} is not what was loaded", path.display()));
+        return Err(ReloadError::Altered(path));
     }
-    let loaded = host.load_granted(bytes, version.settings.clone(), version.grants.clone()).await;
-    loaded.map_err(|error| error.to_string())
+    Ok(host.load_again(owner, bytes, version.settings.clone(), version.grants.clone()).await?)
 }
 
 impl Node {
@@ -300,7 +329,7 @@ impl Node {
         let PluginUpload { component, digest, settings, grants, signatures } = upload;
         let signatures = self.require_signed(scope, *digest, signatures.clone())?;
         self.require_size(scope, component.len())?;
-        let loaded = self.policy.load_granted(component.clone(), settings.clone(), grants.clone()).await;
+        let loaded = self.policy.load_granted(scope, component.clone(), settings.clone(), grants.clone()).await;
         let plugin = loaded.map_err(|source| ServiceError::Plugin { scope: scope.clone(), source })?;
         let (digest, loaded) = (plugin.digest(), SystemTime::now());
         let (settings, grants) = (settings.clone(), grants.clone());

@@ -108,8 +108,9 @@ impl Node {
                 Whose::Tenant(tenant.clone())
             }
         };
-        let Ok(turn) = self.replays.clone().try_acquire_owned() else { return Err(ServiceError::ReplayUnderWay) };
+        // What may wait for others' loads is done before others wait for this.
         let (plugin, canary, settings) = self.replayed_plugin(&replay).await?;
+        let Ok(turn) = self.replays.clone().try_acquire_owned() else { return Err(ServiceError::ReplayUnderWay) };
         let tenant = whose.resolve(principal)?;
         let name = replay.name.to_string();
         let replayer = Replayer::new(self.policy.clone(), plugin, name, replay.scope.clone(), settings).beside(canary);
@@ -142,11 +143,12 @@ impl Node {
         let settings = replay.settings.clone();
         match &replay.asked {
             Asked::Component(component) => {
+                let (owner, component) = (&replay.scope, component.clone());
                 let loaded = match &settings {
                     Some(settings) => {
-                        self.policy.load_granted(component.clone(), settings.clone(), Grant::ALL.into()).await
+                        self.policy.load_granted(owner, component, settings.clone(), Grant::ALL.into()).await
                     }
-                    None => self.policy.load_without_settings(component.clone()).await,
+                    None => self.policy.load_without_settings(owner, component).await,
                 };
                 let refused = |source| ServiceError::Plugin { scope: replay.scope.clone(), source };
                 Ok((loaded.map_err(refused)?, None, settings))
@@ -156,7 +158,7 @@ impl Node {
                 let version = kept(&view.record, version)?;
                 let settings = settings.unwrap_or_else(|| version.settings.clone());
                 let version = PluginVersion { settings: settings.clone(), ..version };
-                Ok((self.plugins.ready(&version).await?, None, Some(settings)))
+                Ok((self.plugins.ready(&replay.scope, &version).await?, None, Some(settings)))
             }
             Asked::Bound => {
                 let view = self.plugins.view(&replay.scope, &replay.name)?;

@@ -12,7 +12,7 @@ use crate::cli::failure::{Exit, Failure};
 use crate::cli::view::json;
 use crate::cli::{print, show};
 use crate::daemon::policy::{self, LoadError, LoadedPlugin, PolicyConfig, PolicyHost};
-use crate::model::Grant;
+use crate::model::{Grant, PolicyScope};
 
 /// This program, in whose other roles plugins are compiled and run.
 const PROGRAM: &str = "/proc/self/exe";
@@ -43,12 +43,12 @@ impl Workbench {
         settings: BTreeMap<String, String>,
         grants: BTreeSet<Grant>,
     ) -> Result<LoadedPlugin, LoadError> {
-        self.host.load_granted(self.bytes.clone(), settings, grants).await
+        self.host.load_granted(&PolicyScope::Operator, self.bytes.clone(), settings, grants).await
     }
 
     /// The same before any settings are known.
     pub(super) async fn load_without_settings(&self) -> Result<LoadedPlugin, LoadError> {
-        self.host.load_without_settings(self.bytes.clone()).await
+        self.host.load_without_settings(&PolicyScope::Operator, self.bytes.clone()).await
     }
 }
 

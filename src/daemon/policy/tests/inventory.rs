@@ -66,11 +66,17 @@ impl Bench {
 
 async fn family(host: &PolicyHost, max_vms: &str) -> LoadedPlugin {
     let settings = settings([("max-vms", max_vms)]);
-    host.load_granted(component("family"), settings, [Grant::Inventory].into()).await.unwrap()
+    host.load_granted(&PolicyScope::Operator, component("family"), settings, [Grant::Inventory].into()).await.unwrap()
 }
 
 async fn granted(host: &PolicyHost, name: &str) -> Result<LoadedPlugin, LoadError> {
-    host.load_granted(component(&format!("hostile/{name}")), BTreeMap::new(), [Grant::Inventory].into()).await
+    host.load_granted(
+        &PolicyScope::Operator,
+        component(&format!("hostile/{name}")),
+        BTreeMap::new(),
+        [Grant::Inventory].into(),
+    )
+    .await
 }
 
 fn of(tenant: &str, vm: &str) -> AdmitRequest {
@@ -86,14 +92,19 @@ async fn what_is_not_granted_is_refused_and_nobody_else_pays_for_it() {
     let bench = Bench::new().await;
     for grants in [BTreeSet::new(), [Grant::Kv].into()] {
         let settings = BTreeMap::new();
-        let refused = bench.host.load_granted(component("family"), settings, grants).await.unwrap_err();
+        let refused =
+            bench.host.load_granted(&PolicyScope::Operator, component("family"), settings, grants).await.unwrap_err();
         assert!(matches!(refused, LoadError::NotGranted(Grant::Inventory)), "{refused}");
         assert!(refused.to_string().contains("--grant inventory"), "{refused}");
     }
     let early = granted(&bench.host, "inventory-early").await.unwrap_err();
     assert!(matches!(early, LoadError::Faulted { fault: PolicyFault::Trap(_), .. }), "{early}");
     // A grant alone shows nothing: what counts is what the plugin wants.
-    let all = bench.host.load_granted(component("admission"), BTreeMap::new(), Grant::ALL.into()).await.unwrap();
+    let all = bench
+        .host
+        .load_granted(&PolicyScope::Operator, component("admission"), BTreeMap::new(), Grant::ALL.into())
+        .await
+        .unwrap();
     let (_, entry) = bench.decide([bound("all", &all)].into(), request()).await;
     assert_eq!((&entry.answers[0].inventory, bench.tenants.looks()), (&None, 0));
 }

@@ -75,11 +75,17 @@ impl Bench {
 
 async fn rate(host: &PolicyHost, max_requests: &str) -> LoadedPlugin {
     let settings = settings([("max-requests", max_requests), ("window-s", "31536000")]);
-    host.load_granted(component("rate"), settings, [Grant::Kv].into()).await.unwrap()
+    host.load_granted(&PolicyScope::Operator, component("rate"), settings, [Grant::Kv].into()).await.unwrap()
 }
 
 async fn granted(host: &PolicyHost, name: &str) -> Result<LoadedPlugin, LoadError> {
-    host.load_granted(component(&format!("hostile/{name}")), BTreeMap::new(), [Grant::Kv].into()).await
+    host.load_granted(
+        &PolicyScope::Operator,
+        component(&format!("hostile/{name}")),
+        BTreeMap::new(),
+        [Grant::Kv].into(),
+    )
+    .await
 }
 
 fn of(tenant: &str) -> AdmitRequest {
@@ -99,7 +105,10 @@ async fn what_is_not_granted_is_refused_and_nothing_is_remembered_outside_of_dec
     let early = granted(&host, "kv-early").await.unwrap_err();
     assert!(matches!(early, LoadError::Faulted { fault: PolicyFault::Trap(_), .. }), "{early}");
     // Who imports nothing of it needs no grant, wants none, and has nothing of it on record.
-    let open = host.load_granted(component("admission"), BTreeMap::new(), BTreeSet::new()).await.unwrap();
+    let open = host
+        .load_granted(&PolicyScope::Operator, component("admission"), BTreeMap::new(), BTreeSet::new())
+        .await
+        .unwrap();
     assert!(open.wants().is_empty());
     let entry = host.admit(chain([&open]), request()).await.entry().clone();
     assert_eq!(entry.answers[0].kv, None);

@@ -22,7 +22,7 @@ fn life() -> [Happening; 3] {
 }
 
 async fn tally(host: &PolicyHost) -> LoadedPlugin {
-    host.load_granted(component("tally"), BTreeMap::new(), [Grant::Kv].into()).await.unwrap()
+    host.load_granted(&PolicyScope::Operator, component("tally"), BTreeMap::new(), [Grant::Kv].into()).await.unwrap()
 }
 
 #[tokio::test]
