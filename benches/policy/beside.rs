@@ -23,8 +23,11 @@ const SIZES: [usize; 2] = [64, 1024];
 /// Turns, and questions of each way in one.
 const ROUNDS: usize = 20;
 const TURN: usize = 50;
-/// Ways, in the order of the table.
-const WAYS: [&str; 5] = ["native", "warm instance", "fresh instance", "daemon", "gRPC"];
+/// Ways, in the order of the table. Of the two that decide there is also the plugin's call alone, sandbox included: what is left
+/// is the way there, and the question spelled for the record.
+const WAYS: [&str; 7] =
+    ["native", "warm instance", "fresh instance", "daemon", "gRPC", "fresh instance, call alone", "daemon, call alone"];
+const ASKED: usize = 5;
 /// Who asks at once, and how many questions each has.
 const ASKERS: [usize; 2] = [1, 2];
 const QUESTIONS: usize = 5_000;
@@ -61,7 +64,7 @@ async fn chain(host: &PolicyHost) -> Result<Arc<[Bound]>, String> {
     Ok([Bound { name: "p".into(), scope, plugin, mode, weight: Default::default() }].into())
 }
 
-async fn in_turns(program: &Path, candidates: usize) -> Result<[Vec<Duration>; 5], String> {
+async fn in_turns(program: &Path, candidates: usize) -> Result<[Vec<Duration>; WAYS.len()], String> {
     let started = |config| PolicyHost::start(config).map_err(|error| error.to_string());
     let (threads, process) = (started(PolicyConfig::default())?, started(PolicyConfig::for_author(program))?);
     let chains = [chain(&threads).await?, chain(&process).await?];
@@ -70,17 +73,22 @@ async fn in_turns(program: &Path, candidates: usize) -> Result<[Vec<Duration>; 5
     let plain = plain(candidates);
     // As many bytes as columns of small numbers have.
     let mut sidecar = Sidecar::start(plain.clone(), 256 + 5 * candidates).await?;
-    let mut times: [Vec<Duration>; 5] = Default::default();
+    let mut times: [Vec<Duration>; WAYS.len()] = Default::default();
     for round in 0..=ROUNDS {
-        for (way, times) in times.iter_mut().enumerate() {
+        for way in 0..ASKED {
             for _ in 0..TURN {
+                let mut alone = None;
                 let (took, marks) = match way {
                     0 => timed(|| Ok(native(&plain)))?,
                     1 => {
                         warm.prepare().map_err(|error| error.to_string())?;
                         timed(|| warm.ask().map_err(|error| error.to_string()))?
                     }
-                    2 | 3 => decide(hosts[way - 2], &chains[way - 2], candidates).await?,
+                    2 | 3 => {
+                        let (took, call, marks) = decide(hosts[way - 2], &chains[way - 2], candidates).await?;
+                        alone = Some((way - 2 + ASKED, call));
+                        (took, marks)
+                    }
                     _ => {
                         let asked = Instant::now();
                         let marks = sidecar.ask().await?;
@@ -92,7 +100,8 @@ async fn in_turns(program: &Path, candidates: usize) -> Result<[Vec<Duration>; 5
                 }
                 // The first round warms slots and caches.
                 if round > 0 {
-                    times.push(took);
+                    times[way].push(took);
+                    alone.into_iter().for_each(|(way, call)| times[way].push(call));
                 }
             }
         }
@@ -106,13 +115,20 @@ fn timed(work: impl FnOnce() -> Result<usize, String>) -> Result<(Duration, usiz
     Ok((asked.elapsed(), marks))
 }
 
-async fn decide(host: &PolicyHost, chain: &Arc<[Bound]>, candidates: usize) -> Result<(Duration, usize), String> {
+/// How long it took, how long the plugin's call, and the number of marks.
+async fn decide(
+    host: &PolicyHost,
+    chain: &Arc<[Bound]>,
+    candidates: usize,
+) -> Result<(Duration, Duration, usize), String> {
     let (chain, question) = (Arc::clone(chain), question(candidates)?);
     let asked = Instant::now();
     let decision = host.select_vf(chain, question).await;
     let took = asked.elapsed();
-    match decision.dry_run().outcome {
-        VfOutcome::Select { order, .. } => Ok((took, order.len())),
+    let decision = decision.dry_run();
+    let call = decision.opinions.iter().map(|opinion| opinion.took).sum();
+    match decision.outcome {
+        VfOutcome::Select { order, .. } => Ok((took, call, order.len())),
         denied => Err(format!("{denied:?}")),
     }
 }
