@@ -37,6 +37,11 @@ impl<D> Unrecorded<D> {
         Ok((id, self.decision, self.shadows))
     }
 
+    /// What will be decided, for those who need to know early; nobody may act on it before it is on record.
+    pub fn foreseen(&self) -> &D {
+        &self.decision
+    }
+
     /// For a dry run only: what would have been decided, if nobody acts on it. No shadow is asked, and
     /// nothing remembered.
     pub fn dry_run(self) -> D {

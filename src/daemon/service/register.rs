@@ -30,7 +30,7 @@ impl Node {
         require_operator_for_placement(principal, &spec)?;
         spec.nics().iter().try_for_each(|nic| require_operator_for_kernel(principal, nic))?;
         // So that two cannot both see the last free place.
-        let _turn = self.turns.take(&tenant).await;
+        let turn = self.turns.take(&tenant).await;
         if self.find(&tenant, &name).is_some() {
             return Err(ServiceError::AlreadyRegistered { tenant, name });
         }
@@ -39,6 +39,8 @@ impl Node {
         if terms.validate_only {
             return self.admitted(tenant, name, spec, decided.dry_run(), files, terms).await;
         }
+        // A denial changes nothing that others would have to see: they need not wait until it is on disk.
+        let _turn = matches!(decided.foreseen().outcome, Outcome::Allow { .. }).then_some(turn);
         let (id, mut decision) = record(&self.store, &self.plugins, decided).await?;
         decision.id = Some(id.clone());
         crash::reach(Point::RegisterDecided);
