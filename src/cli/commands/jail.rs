@@ -203,6 +203,10 @@ impl ThreadView {
             _ if self.kernel_worker => "none: the kernel's worker".to_owned(),
             0 => "ANY SYSTEM CALL".to_owned(),
             _ if !self.calls_unread.is_empty() => format!("filtered, by what could not be read: {}", self.calls_unread),
+            // A daemon from before they were read.
+            _ if self.calls.is_empty() && self.calls_with_some_arguments.is_empty() => {
+                "filtered system calls".to_owned()
+            }
             _ => {
                 let some: Vec<_> = self.calls_with_some_arguments.iter().map(|call| format!("{call}(…)")).collect();
                 [self.calls.as_slice(), some.as_slice()].concat().join(" ")

@@ -17,8 +17,8 @@ use crate::model::PolicyScope;
 
 /// Loads of one owner, under way and waiting. Each holds its component in memory.
 const MAX_OF_OWNER: usize = 4;
-/// Owners with loads under way or waiting.
-const MAX_OWNERS: usize = 16;
+/// Owners with loads under way or waiting: with all of theirs, components and copies of them, some 1.5 GiB at worst.
+const MAX_OWNERS: usize = 8;
 
 /// Who loads, and who waits for that.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ mod tests {
         let others: Vec<_> =
             (1..MAX_OWNERS).map(|number| queue.join(&tenant(&format!("t{number}"))).unwrap()).collect();
         let refused = queue.take(&PolicyScope::Operator, short).await.unwrap_err();
-        assert!(refused.to_string().contains("16 owners"), "{refused}");
+        assert!(refused.to_string().contains("8 owners"), "{refused}");
         drop((turn, waiting, others));
         drop(queue.take(&PolicyScope::Operator, short).await.unwrap());
         assert_eq!(queue.owners.lock().unwrap().len(), 1);

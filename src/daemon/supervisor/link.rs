@@ -62,11 +62,8 @@ impl Link {
     /// Sends a message; a full socket, which a healthy vmm never leaves, is an error.
     pub(super) fn send(&self, message: &ToVmm, descriptors: &[OwnedFd]) -> Result<(), LinkError> {
         let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-        Ok(self
-            .0
-            .get_ref()
-            .0
-            .send(&message.encode_for(CallId::current().map(|id| id.to_string()).unwrap_or_default()), &descriptors)?)
+        let call = CallId::current().map(|id| id.to_string()).unwrap_or_default();
+        Ok(self.0.get_ref().0.send(&message.encode_for(call), &descriptors)?)
     }
 
     /// The next message. Safe to cancel: a message is taken whole or not at all.
