@@ -157,14 +157,21 @@ fn link<const N: usize>(assets: &Path, targets: [(&str, PathBuf); N]) -> Result<
     Ok(())
 }
 
-/// Builds the `ostler` program and the test programs that hold the suites in question (all, if none is named), in one call
-/// of cargo: two would choose different features for a few shared crates, and compile all that stands on those twice.
+/// Builds the `ostler` program and the test programs that hold the suites in question (all, if none is named). Every call
+/// of cargo is for the same packages: else a few shared crates would get other features, and all that stands on those be
+/// compiled once more.
 fn build_tests(workspace: &Workspace, wanted: &[String], guests: &[String]) -> Result<(PathBuf, Vec<Program>)> {
-    let mut command = vec!["test", "--release", "--workspace", "--no-run", "--features", "ostler/lab"];
     let is_file = |name: &str| workspace.root().join("tests").join(format!("{name}.rs")).is_file();
-    command.extend(targets(wanted, guests, is_file));
-    let messages = step("building ostler and its tests", || cargo::build(workspace, &command))?;
+    let Targets { shipped, units } = Targets::of(wanted, guests, is_file);
+    let build = |targets: &[&str]| {
+        let command = ["test", "--release", "--workspace", "--no-run", "--features", "ostler/lab"];
+        cargo::build(workspace, &[&command[..], targets].concat())
+    };
+    let mut messages = step("building ostler and its tests", || build(&shipped))?;
     let ostler = cargo::ostler_of(&messages)?;
+    if units {
+        messages.extend(step("building the unit tests of libraries", || build(&["--lib", "--config", UNITS_PROFILE]))?);
+    }
     let program = |message: Message| {
         let package_directory = message.manifest_path.parent()?.to_path_buf();
         let name = match message.target.kind.first().map(String::as_str) {
@@ -176,24 +183,40 @@ fn build_tests(workspace: &Workspace, wanted: &[String], guests: &[String]) -> R
     Ok((ostler, messages.into_iter().filter(|message| message.profile.test).filter_map(program).collect()))
 }
 
-/// What cargo is to build for the suites in question. A test program brings the `ostler` program with it.
-fn targets(wanted: &[String], guests: &[String], is_file: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let mut targets = vec!["--test", "tidy"];
-    for name in wanted {
-        let more = match name.as_str() {
-            "tidy" => continue,
-            LIB => &["--lib"][..],
-            name if guests.iter().any(|guest| guest == name) => &["--test", GUESTS],
-            name if is_file(name) => &["--test", HOST],
-            // A program's own unit tests, or nothing that there is.
-            _ => return ALL_TARGETS.to_vec(),
-        };
-        targets.extend(more);
-    }
-    if wanted.is_empty() { ALL_TARGETS.to_vec() } else { targets }
+/// The library's unit tests are as much code again as the library, run for seconds, and took the compiler longer to
+/// optimise than all else of ours. What they stand on, and what is shipped, is optimised.
+const UNITS_PROFILE: &str = "profile.release.package.ostler.opt-level=0";
+
+/// What cargo is to build for some suites.
+#[derive(Debug, PartialEq, Eq)]
+struct Targets {
+    /// As what is shipped; a test program brings the `ostler` program with it.
+    shipped: Vec<&'static str>,
+    /// Unit tests of libraries.
+    units: bool,
 }
 
-const ALL_TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
+impl Targets {
+    fn of(wanted: &[String], guests: &[String], is_file: impl Fn(&str) -> bool) -> Self {
+        // Not `--tests`: unit tests of libraries are among those.
+        let all = Self { shipped: vec!["--bins", "--test", "*"], units: true };
+        if wanted.is_empty() {
+            return all;
+        }
+        let mut targets = Self { shipped: vec!["--test", "tidy"], units: false };
+        for name in wanted {
+            match name.as_str() {
+                "tidy" => (),
+                LIB => targets.units = true,
+                name if guests.iter().any(|guest| guest == name) => targets.shipped.extend(["--test", GUESTS]),
+                name if is_file(name) => targets.shipped.extend(["--test", HOST]),
+                // A program's own unit tests, or nothing that there is.
+                _ => return all,
+            }
+        }
+        targets
+    }
+}
 
 /// What the root package says of the suites of `guests`.
 #[derive(Deserialize)]
@@ -445,13 +468,16 @@ mod tests {
     #[test]
     fn builds_no_more_than_was_asked_for() {
         let targets = |wanted: &[&str]| {
-            let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-            targets(&wanted, &["create_vm".to_owned()], |name| name != "xtask").join(" ")
+            let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+            let Targets { shipped, units } =
+                Targets::of(&wanted, &["create_vm".to_owned()], |name| name != "xtask");
+            (shipped.join(" "), units)
         };
-        assert_eq!(targets(&[]), "--lib --bins --tests");
-        assert_eq!(targets(&["create_vm", "lib"]), "--test tidy --test guests --lib");
-        assert_eq!(targets(&["tidy", "policy"]), "--test tidy --test host");
-        assert_eq!(targets(&["create_vm", "xtask"]), "--lib --bins --tests", "a program's own unit tests");
+        let all = || ("--bins --test *".to_owned(), true);
+        assert_eq!(targets(&[]), all());
+        assert_eq!(targets(&["create_vm", "lib"]), ("--test tidy --test guests".to_owned(), true));
+        assert_eq!(targets(&["tidy", "policy"]), ("--test tidy --test host".to_owned(), false));
+        assert_eq!(targets(&["create_vm", "xtask"]), all(), "a program's own unit tests");
     }
 
     #[test]
