@@ -44,17 +44,15 @@ impl Contender for Peer {
 
     fn has_disk(&self, cache: Cache) -> bool {
         match self.kind {
-            Kind::Qemu => true,
+            Kind::Qemu | Kind::CloudHypervisor => true,
             Kind::Firecracker => cache == Cache::Used,
-            Kind::CloudHypervisor => false,
         }
     }
 
     fn has_nic(&self, server: Server) -> bool {
         match self.kind {
             Kind::Qemu => true,
-            Kind::Firecracker => server == Server::Process,
-            Kind::CloudHypervisor => false,
+            Kind::Firecracker | Kind::CloudHypervisor => server == Server::Process,
         }
     }
 
@@ -168,5 +166,16 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
         .args(["--serial", "tty", "--console", "off", "--rng", "src=/dev/urandom"]);
     if let Some(initrd) = &guest.initrd {
         command.arg("--initramfs").arg(initrd);
+    }
+    for disk in &guest.disks {
+        let direct = match disk.cache {
+            Cache::Used => "off",
+            Cache::Bypassed => "on",
+        };
+        // Without its type the first sector of an image is read-only.
+        command.arg("--disk").arg(format!("path={},image_type=raw,direct={direct}", disk.path.display()));
+    }
+    for nic in &guest.nics {
+        command.arg("--net").arg(format!("tap={},mac={}", nic.tap, nic.mac()));
     }
 }
