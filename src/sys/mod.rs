@@ -6,6 +6,8 @@
 pub mod absence;
 #[cfg(feature = "node")]
 pub mod artefact;
+#[cfg(feature = "node")]
+pub mod background;
 pub mod beneath;
 pub mod cgroup;
 #[cfg(feature = "node")]

@@ -469,8 +469,7 @@ mod tests {
     fn builds_no_more_than_was_asked_for() {
         let targets = |wanted: &[&str]| {
             let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
-            let Targets { shipped, units } =
-                Targets::of(&wanted, &["create_vm".to_owned()], |name| name != "xtask");
+            let Targets { shipped, units } = Targets::of(&wanted, &["create_vm".to_owned()], |name| name != "xtask");
             (shipped.join(" "), units)
         };
         let all = || ("--bins --test *".to_owned(), true);

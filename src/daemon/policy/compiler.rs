@@ -26,7 +26,7 @@ use wasmtime::Engine;
 use crate::model::PluginDigest;
 use crate::sys::artefact::{self, Artefact, ArtefactKey, CompilerEnd, CompilerProcess, REFUSED};
 use crate::sys::process::End;
-use crate::sys::{end_code, inherit, namespaces, spawn};
+use crate::sys::{background, end_code, inherit, namespaces, spawn};
 
 use super::confine;
 use super::engine;
@@ -48,8 +48,6 @@ pub(super) const NOBODY: u32 = 65534;
 const OUT_OF_TIME: i32 = end_code::of_signal(libc::SIGXCPU);
 /// How it ends when there is no more memory (`std::alloc::handle_alloc_error`), for which alone it aborts: panics unwind.
 const ABORTED: i32 = end_code::of_signal(libc::SIGABRT);
-/// How far it stands back behind others (nice(2)).
-const NICENESS: i32 = 10;
 /// Threads that compile functions of one component, at most: beyond these the linker of what they made is what takes long.
 const MAX_THREADS: usize = 4;
 /// Of each, in bytes: what the first thread of a process has by default.
@@ -271,7 +269,8 @@ fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
     confine::limit(Resource::Core, 0)?;
     confine::limit(Resource::Fsize, 0)?;
     confine::limit(Resource::Nofile, 16)?;
-    stand_back();
+    // Whoever decides, or runs a guest, goes first.
+    background::stand_back();
     // Made before rights and calls are given up: it looks at the processor.
     let engine = Engine::new(&engine::config(limits)).map_err(io::Error::other)?;
     // The handlers of the engine and of Rust's own runtime would abort, which is how it ends without memory.
@@ -288,13 +287,6 @@ fn confined_engine(limits: &Limits, is_lenient: bool) -> io::Result<Engine> {
     let filter = confine::filter(Vec::new(), refused)?;
     seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other)?;
     Ok(engine)
-}
-
-/// Whoever decides, or runs a guest, goes first. Without either a compiler is as quick as everybody, which is no error.
-fn stand_back() {
-    let _ = rustix::process::nice(NICENESS);
-    // Where sessions are groups of the scheduler, a process' niceness counts within its own only (sched(7)).
-    let _ = std::fs::write("/proc/self/autogroup", NICENESS.to_string());
 }
 
 /// Those that wasmtime compiles on, one for each processor that this process may use; returns when all have begun.
